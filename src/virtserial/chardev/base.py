@@ -1,0 +1,100 @@
+"""The keeper's half of a host back end: what a chardev is, and what it hands to the worker.
+
+A Chardev does the system calls that need names and rights (open, bind, listen, accept, connect) and yields
+Connections: descriptors and a few words.  The worker makes the moving half of each (virtserial.chardev.host_end).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtserial.loop import EventLoop
+
+
+class Connection(NamedTuple):
+    """One host end that can be moved into another process.
+
+    Attributes:
+        flavour: which kind of HostEnd the worker makes of it: "stream", "pty", "file", "pipe", "stdio", "ringbuf",
+            "null" or "handler".
+        fds: its descriptors; whoever receives the Connection owns them.
+        params: what else the worker has to know, as JSON can carry it.
+    """
+
+    flavour: str
+    fds: tuple[int, ...]
+    params: dict[str, object]
+
+
+class ConnectionSink(Protocol):
+    """Who takes the connections: the keeper."""
+
+    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+        """Take a connection and the ownership of its descriptors."""
+
+
+def report_to_stderr(line: str) -> None:
+    """Say one line to the operator."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Chardev:
+    """A named host back end, as QEMU's -chardev makes one.
+
+    Attributes:
+        id: the name that `chardev=` of a port refers to.
+        kind: QEMU's backend name ("socket", "pty", ...).
+        host_connected_at_start: a port that uses it begins with its host side connected; else it is connected when
+            a connection's HostEnd says so.
+        filename: what QEMU's query-chardev shows, e.g. "disconnected:unix:/tmp/foo,server=on".
+        wait: the operator wants to begin only when a client has come (`wait_connected`).
+        announcement: a line to print once it is open, or None.
+        report: takes lines for the operator that come up later; standard error unless the keeper sets it.
+    """
+
+    kind = ""
+    host_connected_at_start = False
+    wait = False
+    announcement: str | None = None
+
+    def __init__(self, chardev_id: str) -> None:
+        self.id = chardev_id
+        self.report: Callable[[str], None] = report_to_stderr
+
+    @property
+    def filename(self) -> str:
+        return self.kind
+
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        """Do what needs names and rights; hand connections to `sink` now or later.
+
+        Raises:
+            ConfigError: it cannot be had, in QEMU's words; nothing is left behind.
+        """
+        raise NotImplementedError
+
+    def wait_connected(self) -> None:
+        """Serve the loop until a connection is there; returns at once where nothing is to be waited for.
+
+        Raises:
+            StateError: it is not open.
+        """
+
+    def connection_ended(self) -> None:
+        """The present connection is over and its descriptors are closed: listen or connect again, or stay closed."""
+
+    def guest_opened(self) -> None:
+        """The guest has opened the port that uses this chardev (a handler process that has ended starts again)."""
+
+    def close(self) -> None:
+        """Give back everything: descriptors, timers, names in the file system.  Closing twice is harmless."""
+
+
+def could_not_open(path: str, error: OSError) -> str:
+    """QEMU's text for a path that cannot be opened."""
+    return f"Could not open '{path}': {os.strerror(error.errno or 0)}"

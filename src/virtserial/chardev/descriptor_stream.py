@@ -1,0 +1,231 @@
+"""Bytes through descriptors: sockets, FIFOs, files and standard input and output as a host end.
+
+Every descriptor is watched edge-triggered and what is known about it is kept, so that no system call is repeated that
+has just said "would block".  Whether a stream is drained is learnt from EAGAIN and not from a short read: a short read
+also comes where a client passed descriptors (SCM_RIGHTS) or urgent data, and counting the bytes of 128 buffers costs
+as much as the call it would save.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import termios
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.host_end import HostEnd
+from virtserial.errors import BackendError
+from virtserial.loop import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from virtserial.loop import EventLoop
+
+IOV_MAX = 1024
+"""UIO_MAXIOV: how many buffers one readv or writev takes."""
+
+INPUT_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
+HANG_UP = EPOLLHUP | EPOLLERR
+
+PEER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EIO)
+"""What a socket, FIFO or pty says when the other side has left.  EIO of a regular file is a failure instead."""
+
+
+class DescriptorStream(HostEnd):
+    """Reads from one descriptor and writes to another or the same; either may be None.
+
+    The peer of a descriptor used both ways can hang up: then what it sent is still read (if the port wants it) before
+    `host_closed`, and what the guest writes meanwhile is discarded and counted, so that a guest that writes before it
+    reads does not wait for ever.
+    """
+
+    def __init__(self, loop: EventLoop, name: str, read_fd: int | None, write_fd: int | None) -> None:
+        super().__init__(name)
+        self._loop = loop
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._both_ways = read_fd is not None and read_fd == write_fd
+        self._watched: set[int] = set()
+        self._blocked = False
+        self._hung_up = False
+        self._finishing = False
+        self._closed = False
+
+    # Starting and ending
+
+    def start(self) -> None:
+        self.connected = True
+        self.listener.host_opened()
+        if self._closed:
+            return
+        self._watch_descriptors()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.connected = False
+        self.readable = False
+        self._unwatch_all()
+        for fd in {self._read_fd, self._write_fd} - {None}:
+            os.close(fd)  # type: ignore[arg-type]
+
+    @property
+    def wants_input(self) -> bool:
+        return self._wants_input
+
+    @wants_input.setter
+    def wants_input(self, wanted: bool) -> None:
+        self._wants_input = wanted
+        if not wanted and self._hung_up:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Nothing more will come: let the loop say so."""
+        if self._finishing or self._closed:
+            return
+        self._finishing = True
+        self.readable = False
+        self._loop.add_turn(self._deliver_closed)
+
+    def _deliver_closed(self) -> None:
+        if self._closed:
+            return
+        self.input_discarded += self._unread_bytes()
+        self.connected = False
+        self.ended = True
+        self._unwatch_all()
+        self.listener.host_closed()
+
+    def _unread_bytes(self) -> int:
+        """How much the peer sent that nobody will read (FIONREAD)."""
+        if not self._both_ways or self._read_fd is None:
+            return 0
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(self._read_fd, termios.FIONREAD, bytes(4)))[0])
+        except OSError:
+            return 0
+
+    def _fail(self, what: str, error: OSError) -> BackendError:
+        self.connected = False
+        self.ended = True
+        self.readable = False
+        self._finishing = True
+        self._unwatch_all()
+        return BackendError(f"{self.name}: {what}: {error.strerror}")
+
+    # Watching
+
+    def _watch_descriptors(self) -> None:
+        if self._read_fd is not None and not self._watch(self._read_fd, INPUT_EVENTS, self._input_event):
+            self.readable = True
+            self._loop.add_turn(self._announce_readable)
+        if self._write_fd is not None and not self._both_ways:
+            self._watch(self._write_fd, EPOLLET, self._output_event)
+
+    def _watch(self, fd: int, events: int, callback: Callable[[int], None]) -> bool:
+        """False: a regular file or /dev/null, which is always ready."""
+        try:
+            self._loop.watch(fd, events, callback)
+        except PermissionError:
+            return False
+        self._watched.add(fd)
+        return True
+
+    def _unwatch_all(self) -> None:
+        for fd in self._watched:
+            self._loop.unwatch(fd)
+        self._watched.clear()
+
+    def _announce_readable(self) -> None:
+        if self.readable:
+            self.listener.host_readable()
+
+    def _input_event(self, events: int) -> None:
+        if self._both_ways:
+            if events & HANG_UP:
+                self._hang_up()
+            elif events & EPOLLOUT:
+                self._unblock()
+        if events & (EPOLLIN | EPOLLRDHUP | HANG_UP) and not self._finishing and not self._closed:
+            self.readable = True
+            self.listener.host_readable()
+
+    def _output_event(self, events: int) -> None:
+        if events & HANG_UP:
+            self._finish()
+        elif events & EPOLLOUT:
+            self._unblock()
+
+    def _hang_up(self) -> None:
+        self._hung_up = True
+        if self._wants_input:
+            self._unblock()
+        else:
+            self._finish()
+
+    def _block(self) -> None:
+        if self._write_fd in self._watched:
+            self._blocked = True
+            self._loop.rewatch(self._write_fd, self._output_events() | EPOLLOUT)
+
+    def _unblock(self) -> None:
+        if self._blocked:
+            self._blocked = False
+            if self._write_fd in self._watched:
+                self._loop.rewatch(self._write_fd, self._output_events())
+            self.listener.host_writable()
+
+    def _output_events(self) -> int:
+        return INPUT_EVENTS if self._both_ways else EPOLLET
+
+    # Moving
+
+    def readv(self, buffers: Sequence[memoryview]) -> int:
+        if not self.readable or self._read_fd is None or not buffers:
+            return 0
+        if len(buffers) > IOV_MAX:
+            buffers = buffers[:IOV_MAX]
+        try:
+            count = os.readv(self._read_fd, buffers)
+        except BlockingIOError:
+            self.readable = False
+            return 0
+        except OSError as error:
+            if error.errno not in PEER_GONE or self._read_fd not in self._watched:
+                raise self._fail("cannot read", error) from error
+            count = 0
+        if count == 0:
+            self._finish()
+        return count
+
+    def writev(self, buffers: Sequence[memoryview]) -> int:
+        if self._blocked or not buffers:
+            return 0
+        if self._hung_up or self._finishing or self._write_fd is None:
+            return self._discard(buffers)
+        if len(buffers) > IOV_MAX:
+            buffers = buffers[:IOV_MAX]
+        try:
+            return os.writev(self._write_fd, buffers)
+        except BlockingIOError:
+            self._block()
+            return 0
+        except OSError as error:
+            if error.errno not in PEER_GONE or self._write_fd not in self._watched:
+                raise self._fail("cannot write", error) from error
+        self._hung_up = self._both_ways
+        if self._both_ways and self._wants_input:
+            self.readable = True
+            self._loop.add_turn(self._announce_readable)
+        else:
+            self._finish()
+        return self._discard(buffers)
+
+    def _discard(self, buffers: Sequence[memoryview]) -> int:
+        count = sum(buffer.nbytes for buffer in buffers)
+        self.output_discarded += count
+        return count

@@ -1,0 +1,58 @@
+"""chardev file: what the guest writes goes to `path`; what it reads comes from `input-path`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.base import Chardev, Connection, could_not_open
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from virtserial.chardev.base import ConnectionSink
+    from virtserial.loop import EventLoop
+
+
+class FileChardev(Chardev):
+    """Truncates `path` unless `append`.  The end of the input file is the host's hang-up, as with QEMU: a guest that
+    reads to the end of the port comes to an end."""
+
+    kind = "file"
+    host_connected_at_start = True
+
+    def __init__(
+        self, chardev_id: str, path: str, *, input_path: str | None = None, append: bool = False
+    ) -> None:
+        super().__init__(chardev_id)
+        self.path = path
+        self.input_path = input_path
+        self.append = append
+
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        # The input first: a wrong input-path must not have emptied the output file.
+        fds = []
+        params: dict[str, object] = {"name": f"chardev '{self.id}' (file '{self.path}')", "write": 0}
+        if self.input_path is not None:
+            fds.append(_open(self.input_path, os.O_RDONLY))
+            params.update(read=0, write=1)
+        try:
+            mode = os.O_APPEND if self.append else os.O_TRUNC
+            fds.append(_open(self.path, os.O_WRONLY | os.O_CREAT | mode))
+        except ConfigError:
+            with contextlib.suppress(IndexError):
+                os.close(fds[0])
+            raise
+        sink.connection_opened(self, Connection("file", tuple(fds), params))
+
+
+def _open(path: str, flags: int) -> int:
+    """Open without ever waiting: a FIFO without a reader is refused instead of stopping the start."""
+    try:
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(path).st_mode):
+            raise ConfigError(f"Could not open '{path}': it is a FIFO that nobody reads") from error
+        raise ConfigError(could_not_open(path, error)) from error

@@ -1,0 +1,229 @@
+"""chardev handler: a port served by Python code (virtserial.chardev.handler says how it is written).
+
+The keeper never runs the code: it finds the source and looks at its syntax tree, to tell a coroutine from a class and
+to refuse a wrong name before anything has started.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.base import Chardev, Connection
+from virtserial.chardev.socket_address import prepare_stream
+from virtserial.errors import ConfigError
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    import ast
+    import subprocess
+
+    from virtserial.chardev.base import ConnectionSink
+    from virtserial.loop import EventLoop
+
+END_SECONDS = 2.0
+"""How long a handler process may take to end when its chardev is closed; then it is killed."""
+
+
+class HandlerChardev(Chardev):
+    """A PortHandler subclass runs in the worker; a coroutine in a process that this starts, over a socket pair.
+
+    A handler that has ended, by returning or by a fault, is a disconnected host; it begins again when the guest next
+    opens the port.
+    """
+
+    kind = "handler"
+
+    def __init__(self, chardev_id: str, *, class_name: str | None = None, path: str | None = None) -> None:
+        super().__init__(chardev_id)
+        self.module, _, self.attribute = (class_name or "").rpartition(":")
+        self.path = os.path.abspath(path) if path else ""
+        self._loop: EventLoop | None = None
+        self._sink: ConnectionSink | None = None
+        self._is_coroutine = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._process_fd = -1
+        self._running = False
+
+    @property
+    def filename(self) -> str:
+        return f"handler:{self.path or self.module}:{self.attribute}"
+
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        if not self.path and not (self.module and self.attribute):
+            raise ConfigError("chardev: handler: 'class' must be package.module:Name, or 'path' be given")
+        self._is_coroutine = self._look_at_the_code()
+        self._loop, self._sink = loop, sink
+        self._begin()
+
+    def guest_opened(self) -> None:
+        if self._loop is not None and not self._running:
+            self._begin()
+
+    def connection_ended(self) -> None:
+        self._running = False
+
+    def close(self) -> None:
+        self._end_process()
+        self._loop = None
+        self._running = False
+
+    def _begin(self) -> None:
+        self._running = True
+        params: dict[str, object] = {
+            "name": f"chardev '{self.id}' ({self.filename})",
+            "module": self.module,
+            "path": self.path,
+            "attribute": self.attribute,
+        }
+        if self._sink is None:
+            return
+        if self._is_coroutine:
+            params.update(read=0, write=0)
+            self._sink.connection_opened(self, Connection("stream", (self._start_process(),), params))
+        else:
+            self._sink.connection_opened(self, Connection("handler", (), params))
+
+    # The code
+
+    def _look_at_the_code(self) -> bool:
+        """True: a coroutine function; False: a class, or what only running it can tell.
+
+        Raises:
+            ConfigError: no such file, module or name, or not Python.
+        """
+        import ast
+
+        source = self.path or _find_module(self.module)
+        try:
+            with open(source, "rb") as file:
+                tree = ast.parse(file.read(), source)
+        except OSError as error:
+            raise ConfigError(f"Could not open '{source}': {error.strerror}") from error
+        except (SyntaxError, ValueError) as error:
+            raise ConfigError(f"chardev: handler: {source} is not Python: {error}") from error
+        names = _names_at_top_level(tree)
+        if not self.attribute:
+            self.attribute = self._only_handler(names, source)
+        if self.attribute not in names:
+            raise ConfigError(f"chardev: handler: {source} has no '{self.attribute}'")
+        return isinstance(names[self.attribute], ast.AsyncFunctionDef)
+
+    @staticmethod
+    def _only_handler(names: dict[str, ast.stmt], source: str) -> str:
+        import ast
+
+        if "serve" in names:
+            return "serve"
+        found = [
+            name
+            for name, node in names.items()
+            if isinstance(node, ast.ClassDef) and any("PortHandler" in ast.unparse(base) for base in node.bases)
+        ]
+        if len(found) != 1:
+            raise ConfigError(
+                f"chardev: handler: {source} has neither 'serve' nor just one PortHandler: say 'class'"
+            )
+        return found[0]
+
+    # The process
+
+    def _start_process(self) -> int:
+        """Start the coroutine's process; returns our end of its socket pair."""
+        import subprocess
+
+        self._end_process()
+        ours, theirs = socket.socketpair()
+        prepare_stream(ours, nodelay=False)
+        prepare_stream(theirs, nodelay=False)
+        search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "virtserial.chardev.handler_process",
+                str(theirs.fileno()),
+                self.module,
+                self.path,
+                self.attribute,
+            ],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            env={**os.environ, "PYTHONPATH": search_path},
+        )
+        theirs.close()
+        self._process_fd = os.pidfd_open(self._process.pid)
+        if self._loop is not None:
+            self._loop.watch(self._process_fd, EPOLLIN, self._process_ended)
+        return ours.detach()
+
+    def _process_ended(self, _events: int) -> None:
+        if self._process is None:
+            return
+        status = self._process.wait()
+        self._forget_process()
+        if status:
+            self.report(f"warning: chardev '{self.id}': the handler's process ended with status {status}")
+
+    def _forget_process(self) -> None:
+        if self._loop is not None:
+            self._loop.unwatch(self._process_fd)
+        os.close(self._process_fd)
+        self._process = None
+
+    def _end_process(self) -> None:
+        """Ask it to end, and make it."""
+        process = self._process
+        if process is None:
+            return
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + END_SECONDS
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                process.kill()
+                process.wait()
+                break
+            time.sleep(0.005)
+        self._forget_process()
+
+
+def _find_module(name: str) -> str:
+    """The source file of a module, found without importing its packages.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from importlib.machinery import PathFinder
+
+    search: list[str] | None = None
+    origin = None
+    parts = name.split(".")
+    for index in range(len(parts)):
+        spec = PathFinder.find_spec(".".join(parts[: index + 1]), search)
+        if spec is None:
+            raise ConfigError(f"chardev: handler: there is no module '{name}'")
+        search = list(spec.submodule_search_locations or [])
+        origin = spec.origin
+    if origin is None or not origin.endswith(".py"):
+        raise ConfigError(f"chardev: handler: module '{name}' has no Python source")
+    return origin
+
+
+def _names_at_top_level(tree: ast.Module) -> dict[str, ast.stmt]:
+    """What a module defines, assigns or imports, by name."""
+    import ast
+
+    names: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            names[node.name] = node
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names.update({(alias.asname or alias.name).split(".")[0]: node for alias in node.names})
+        elif isinstance(node, ast.Assign):
+            names.update({target.id: node for target in node.targets if isinstance(target, ast.Name)})
+    return names

@@ -1,0 +1,54 @@
+"""chardev pipe: a pair of FIFOs, `path`.in (towards the guest) and `path`.out, or one FIFO for both."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.base import Chardev, Connection, could_not_open
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from virtserial.chardev.base import ConnectionSink
+    from virtserial.loop import EventLoop
+
+
+class PipeChardev(Chardev):
+    """Opens each FIFO for reading and writing, as QEMU: it never waits for the other side, and the other side's leaving
+    is not noticed."""
+
+    kind = "pipe"
+    host_connected_at_start = True
+
+    def __init__(self, chardev_id: str, path: str) -> None:
+        super().__init__(chardev_id)
+        self.path = path
+
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        name = f"chardev '{self.id}' (pipe '{self.path}')"
+        fds = _open_pair(f"{self.path}.in", f"{self.path}.out")
+        if not fds:
+            try:
+                fds = (_open(self.path),)
+            except OSError as error:
+                raise ConfigError(could_not_open(self.path, error)) from error
+        sink.connection_opened(
+            self, Connection("pipe", fds, {"name": name, "read": 0, "write": len(fds) - 1})
+        )
+
+
+def _open_pair(input_path: str, output_path: str) -> tuple[int, ...]:
+    """Both or none: one of a pair counts for nothing."""
+    try:
+        input_fd = _open(input_path)
+    except OSError:
+        return ()
+    try:
+        return input_fd, _open(output_path)
+    except OSError:
+        os.close(input_fd)
+        return ()
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

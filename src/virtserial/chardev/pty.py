@@ -1,0 +1,91 @@
+"""chardev pty: a new pseudo-terminal in raw mode, with a symbolic link to it if `path=` is given (QEMU 9.2)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.base import Chardev, Connection
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from virtserial.chardev.base import ConnectionSink
+    from virtserial.loop import EventLoop
+
+IN_OPEN = 0x20
+"""linux/inotify.h"""
+
+
+class PtyChardev(Chardev):
+    """Its terminal is held by the master descriptor alone: it is "connected" while somebody has the terminal open."""
+
+    kind = "pty"
+
+    def __init__(self, chardev_id: str, path: str | None = None) -> None:
+        super().__init__(chardev_id)
+        self.path = path
+        self.terminal = ""
+
+    @property
+    def filename(self) -> str:
+        return f"pty:{self.terminal}" if self.terminal else "pty"
+
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        try:
+            master_fd, slave_fd = os.openpty()
+        except OSError as error:
+            raise ConfigError(f"Failed to create PTY: {error.strerror}") from error
+        try:
+            self.terminal = os.ttyname(slave_fd)
+            _set_raw(slave_fd)
+            if self.path is not None:
+                self._link(self.path)
+        except BaseException:
+            os.close(master_fd)
+            raise
+        finally:
+            os.close(slave_fd)
+        os.set_blocking(master_fd, False)
+        self.announcement = f"char device redirected to {self.terminal} (label {self.id})"
+        open_watch_fd = _watch_opens(self.terminal)
+        fds = (master_fd,) if open_watch_fd is None else (master_fd, open_watch_fd)
+        sink.connection_opened(self, Connection("pty", fds, {"name": f"chardev '{self.id}'"}))
+
+    def _link(self, path: str) -> None:
+        # What a killed server has left is a link to a terminal that is no more: replaced, as a stale socket is.
+        with contextlib.suppress(OSError):
+            if os.readlink(path).startswith("/dev/pts/") and not os.path.exists(path):
+                os.unlink(path)
+        try:
+            os.symlink(self.terminal, path)
+        except OSError as error:
+            raise ConfigError(f"Failed to create PTY symlink: {error.strerror}") from error
+
+    def close(self) -> None:
+        if self.path is not None and self.terminal:
+            with contextlib.suppress(OSError):
+                if os.readlink(self.path) == self.terminal:
+                    os.unlink(self.path)
+        self.terminal = ""
+
+
+def _set_raw(fd: int) -> None:
+    """cfmakeraw: all bytes pass as they are, both ways."""
+    import tty
+
+    tty.setraw(fd)
+
+
+def _watch_opens(path: str) -> int | None:
+    """An inotify descriptor that becomes readable when `path` is opened; None where there is none left."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    fd: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    if fd < 0:
+        return None
+    if libc.inotify_add_watch(fd, os.fsencode(path), IN_OPEN) < 0:
+        os.close(fd)
+        return None
+    return fd

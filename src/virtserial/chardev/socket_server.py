@@ -1,0 +1,197 @@
+"""chardev socket with server=on: listens, and serves one client at a time; others wait in the backlog."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.base import Chardev, Connection
+from virtserial.chardev.socket_address import (
+    FdAddress,
+    InetAddress,
+    UnixAddress,
+    bound_text,
+    connected_text,
+    prepare_stream,
+)
+from virtserial.errors import ConfigError, StateError
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.socket_address import Address
+    from virtserial.chardev.unix_listener import UnixListener
+    from virtserial.loop import EventLoop
+
+BACKLOG = 1
+"""QEMU's (chardev/char-socket.c): the kernel lets one or two clients wait."""
+
+ACCEPT_AGAIN_SECONDS = 1.0
+"""After accept has failed for want of descriptors or memory."""
+
+
+class SocketServerChardev(Chardev):
+    """The socket file has the mode the umask gives, as QEMU's, and is removed at close if it is still ours."""
+
+    kind = "socket"
+
+    def __init__(
+        self, chardev_id: str, address: Address, *, wait: bool = True, nodelay: bool = True
+    ) -> None:
+        super().__init__(chardev_id)
+        self.address = address
+        self.wait = wait
+        self.connected = False
+        self._nodelay = nodelay
+        self._loop: EventLoop | None = None
+        self._sink: ConnectionSink | None = None
+        self._unix_listener: UnixListener | None = None
+        self._listeners: list[socket.socket] = []
+        self._bound_text = address.text()
+        self._connected_text = ""
+
+    @property
+    def filename(self) -> str:
+        return self._connected_text if self.connected else f"disconnected:{self._bound_text},server=on"
+
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        if isinstance(self.address, UnixAddress):
+            self._listen_unix(self.address)
+        elif isinstance(self.address, InetAddress):
+            self._listeners = _listen_inet(self.address)
+        else:
+            self._adopt(self.address)
+        self._loop, self._sink = loop, sink
+        self._bound_text = bound_text(self._listeners[0], self.address)
+        self._watch()
+
+    def _listen_unix(self, address: UnixAddress) -> None:
+        from virtserial.chardev.unix_listener import UnixListener
+
+        binary = address.binary()
+        if address.abstract:
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                listener.bind(binary)
+                listener.listen(BACKLOG)
+            except OSError as error:
+                listener.close()
+                raise ConfigError(f"Failed to bind socket to {address.path}: {error.strerror}") from error
+            self._listeners = [listener]
+        else:
+            self._unix_listener = UnixListener(address.path, binary, BACKLOG)
+            self._listeners = [self._unix_listener.socket]
+
+    def _adopt(self, address: FdAddress) -> None:
+        listener = address.adopt()
+        if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            try:
+                listener.listen(BACKLOG)
+            except OSError as error:
+                listener.close()
+                raise ConfigError(f"Failed to listen on fd {address.fd}: {error.strerror}") from error
+        self._listeners = [listener]
+
+    def wait_connected(self) -> None:
+        if self._loop is None:
+            raise StateError(f"chardev '{self.id}' is not open")
+        if not self.connected:
+            self.report(f"info: waiting for connection on: {self.filename}")
+        while not self.connected and self._listeners:
+            self._loop.run_once()
+
+    def connection_ended(self) -> None:
+        if self.connected:
+            self.connected = False
+            self._watch()
+
+    def close(self) -> None:
+        self._unwatch()
+        self.connected = False
+        if self._unix_listener is not None:
+            self._unix_listener.close()
+            self._unix_listener = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+
+    def _watch(self) -> None:
+        if self._loop is not None and not self.connected:
+            for listener in self._listeners:
+                listener.setblocking(False)
+                self._loop.watch(listener.fileno(), EPOLLIN, self._client_came)
+
+    def _unwatch(self) -> None:
+        if self._loop is not None:
+            for listener in self._listeners:
+                self._loop.unwatch(listener.fileno())
+
+    def _client_came(self, _events: int) -> None:
+        if self.connected:
+            return  # Two listeners (IPv4 and IPv6) had one each.
+        for listener in self._listeners:
+            try:
+                client = listener.accept()[0]
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                self._accept_failed(error)
+                return
+            self._serve(client)
+            return
+
+    def _accept_failed(self, error: OSError) -> None:
+        self.report(f"warning: chardev '{self.id}': cannot accept a client: {error.strerror}")
+        self._unwatch()
+        if self._loop is not None:
+            self._loop.call_later(ACCEPT_AGAIN_SECONDS, self._watch)
+
+    def _serve(self, client: socket.socket) -> None:
+        prepare_stream(client, nodelay=self._nodelay)
+        self._unwatch()
+        self.connected = True
+        self._connected_text = connected_text(client, self.address, server=True)
+        if self._sink is not None:
+            params: dict[str, object] = {
+                "name": f"chardev '{self.id}' ({self._connected_text})",
+                "read": 0,
+                "write": 0,
+            }
+            self._sink.connection_opened(self, Connection("stream", (client.detach(),), params))
+
+
+def _listen_inet(address: InetAddress) -> list[socket.socket]:
+    """Listen on every address of the host, at the first port from `port` to `to` that all of them can have."""
+    found = address.resolve(passive=True)
+    first_port = int(str(found[0][1][1]))
+    last_port = max(first_port, address.to if address.to is not None else first_port)
+    failure: OSError | None = None
+    for port in range(first_port, last_port + 1):
+        listeners: list[socket.socket] = []
+        try:
+            for family, place in found:
+                # `port=0`: what the kernel gave the first, the others take as well.
+                chosen = listeners[0].getsockname()[1] if listeners and port == 0 else port
+                listeners.append(_listen_at(family, (place[0], chosen, *place[2:])))
+        except OSError as error:
+            failure = error
+            for listener in listeners:
+                listener.close()
+        else:
+            return listeners
+    reason = failure.strerror if failure else "no port"
+    raise ConfigError(f"Failed to bind socket to {address.peer_text()}: {reason}")
+
+
+def _listen_at(family: int, place: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(place)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,115 @@
+"""chardev stdio: this process's standard input and output, the terminal in raw mode (QEMU's chardev/char-stdio.c)."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.base import Chardev, Connection
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
+    from virtserial.chardev.base import ConnectionSink
+    from virtserial.loop import EventLoop
+
+STDIN, STDOUT = 0, 1
+
+
+class StdioChardev(Chardev):
+    """One at a time in a process.  `signal` off hands Ctrl-C and its like to the guest.  The end of the input is the
+    host's hang-up, as with QEMU."""
+
+    kind = "stdio"
+    host_connected_at_start = True
+    _in_use = False
+
+    def __init__(self, chardev_id: str, *, signal: bool = True) -> None:
+        super().__init__(chardev_id)
+        self.signal = signal
+        self._open = False
+        self._blocking: list[tuple[int, bool]] = []
+        self._terminal_attributes: list[Any] | None = None
+        self._raw_attributes: list[Any] | None = None
+        self._previous_sigcont: Any = None
+
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        if StdioChardev._in_use:
+            raise ConfigError("cannot use stdio by multiple character devices")
+        try:
+            self._blocking = [(fd, os.get_blocking(fd)) for fd in (STDIN, STDOUT)]
+        except OSError as error:
+            raise ConfigError(
+                f"cannot use stdio: standard input or output is not open: {error.strerror}"
+            ) from error
+        StdioChardev._in_use = self._open = True
+        atexit.register(self.close)
+        for fd, _ in self._blocking:
+            os.set_blocking(fd, False)
+        if os.isatty(STDIN):
+            self._set_raw_terminal()
+        fds = (os.dup(STDIN), os.dup(STDOUT))
+        params: dict[str, object] = {"name": f"chardev '{self.id}' (stdio)", "read": 0, "write": 1}
+        sink.connection_opened(self, Connection("stdio", fds, params))
+
+    def _set_raw_terminal(self) -> None:
+        """Character by character, 8 bits, without echo; newlines are still made CR LF on the way out."""
+        import termios
+
+        self._terminal_attributes = termios.tcgetattr(STDIN)
+        raw = termios.tcgetattr(STDIN)
+        raw[0] &= ~(
+            termios.IGNBRK
+            | termios.BRKINT
+            | termios.PARMRK
+            | termios.ISTRIP
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.ICRNL
+            | termios.IXON
+        )
+        raw[1] |= termios.OPOST
+        raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+        raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
+        if not self.signal:
+            raw[3] &= ~termios.ISIG
+        raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+        self._raw_attributes = raw
+        termios.tcsetattr(STDIN, termios.TCSANOW, raw)
+        self._follow_sigcont()
+
+    def _follow_sigcont(self) -> None:
+        """The shell has put its own modes on the terminal while this process was suspended."""
+        import signal
+        import termios
+
+        def resumed(_signal: int, _frame: FrameType | None) -> None:
+            if self._raw_attributes is not None:
+                for fd, _ in self._blocking:
+                    os.set_blocking(fd, False)
+                termios.tcsetattr(STDIN, termios.TCSANOW, self._raw_attributes)
+
+        with contextlib.suppress(ValueError):  # Only the main thread may; elsewhere the embedding program's matter.
+            self._previous_sigcont = signal.signal(signal.SIGCONT, resumed)
+
+    def close(self) -> None:
+        if not self._open:
+            return
+        self._open = StdioChardev._in_use = False
+        atexit.unregister(self.close)
+        self._raw_attributes = None
+        if self._terminal_attributes is not None:
+            import signal
+            import termios
+
+            with contextlib.suppress(termios.error):  # The terminal may be gone.
+                termios.tcsetattr(STDIN, termios.TCSANOW, self._terminal_attributes)
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGCONT, self._previous_sigcont or signal.SIG_DFL)
+        for fd, blocking in self._blocking:
+            with contextlib.suppress(OSError):
+                os.set_blocking(fd, blocking)

@@ -1,0 +1,93 @@
+"""A listening UNIX socket in the file system: never taken from a live server, replaced when its server is dead, and
+removed only if it is still ours."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+
+from virtserial.errors import ConfigError
+
+SO_ACCEPTCON = 0x10000
+"""linux/net.h __SO_ACCEPTCON, in the flags of /proc/net/unix."""
+
+
+class UnixListener:
+    """Binds and listens; `socket` is the listening socket."""
+
+    def __init__(self, path: str, address: str | bytes, backlog: int, mode: int | None = None) -> None:
+        """
+        Args:
+            path: where in the file system.
+            address: what to bind: the path.
+            backlog: clients that may wait.
+            mode: the file's permissions less the umask; None for those that a socket gets by itself.
+
+        Raises:
+            ConfigError: the path is in use, is no socket, or cannot be bound; in QEMU's words where QEMU has some.
+        """
+        self._path = path
+        _make_room(path)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if mode is not None:
+                os.fchmod(self.socket.fileno(), mode)  # before bind: the name never exists with other permissions
+            self.socket.bind(address)
+            status = os.lstat(path)
+            self.socket.listen(backlog)
+        except OSError as error:
+            self.socket.close()
+            raise ConfigError(f"Failed to bind socket to {path}: {error.strerror}") from error
+        self._inode = (status.st_dev, status.st_ino)
+
+    def close(self) -> None:
+        """Remove the path, unless somebody else's socket stands there by now, then close."""
+        with contextlib.suppress(OSError):
+            status = os.lstat(self._path)
+            if (status.st_dev, status.st_ino) == self._inode:
+                os.unlink(self._path)
+        self.socket.close()
+
+
+def _make_room(path: str) -> None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return  # Nothing there, or bind will say what is wrong.
+    if stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"Failed to unlink socket {path}: Is a directory")
+    if not stat.S_ISSOCK(status.st_mode):
+        # QEMU removes whatever file it finds here.
+        raise ConfigError(f"Failed to bind socket to {path}: it exists and is not a socket")
+    if _is_served(path):
+        raise ConfigError(f"Failed to bind socket to {path}: it is in use by a live server")
+    try:
+        os.unlink(path)
+    except OSError as error:
+        raise ConfigError(f"Failed to unlink socket {path}: {error.strerror}") from error
+
+
+def _is_served(path: str) -> bool:
+    """Somebody listens at `path`.
+
+    The kernel's list is asked first, because connecting to find out would be a client to a server that takes one at a
+    time.  It shows this network namespace only and paths as they were bound, so a connection has the last word.
+    """
+    with contextlib.suppress(OSError), open("/proc/net/unix", "rb") as table:
+        wanted = os.fsencode(path)
+        for line in table:
+            fields = line.split(None, 7)
+            if len(fields) == 8 and fields[7].rstrip(b"\n") == wanted and int(fields[3], 16) & SO_ACCEPTCON:
+                return True
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            # EAGAIN: its backlog is full.  Anything but a refusal (no rights, another socket type) is no proof of
+            # death.
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    return True

@@ -1,0 +1,47 @@
+"""The `virtserial` program: which subcommand, and how errors end it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from virtserial import __version__
+from virtserial.errors import VirtserialError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+COMMANDS = {
+    "serve": "serve devices to VMMs over vfio-user",
+    "demo": "move files over ports and use consoles, on an embedded guest",
+}
+
+USAGE = """usage: virtserial COMMAND [OPTION...]
+
+{commands}
+
+`virtserial COMMAND --help` tells more; `virtserial --version` tells which this is.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; return its exit status: 0 done, 1 it could not be done, 2 the words were wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "-help", "help"):
+        commands = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+        print(USAGE.format(commands=commands), end="")
+        return 0 if words else 2
+    if words[0] in ("-V", "--version", "-version"):
+        print(f"virtserial {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"virtserial: {words[0]!r} is not a command; `virtserial --help` lists them", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"virtserial.cli.{words[0]}")
+    run: Callable[[list[str]], int] = module.run
+    try:
+        return run(words[1:])
+    except VirtserialError as error:
+        print(f"virtserial: {error}", file=sys.stderr)
+        return 1

@@ -1,0 +1,195 @@
+"""`virtserial serve`: the device process, told in QEMU's own words."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from virtserial.errors import ConfigError
+from virtserial.loop import EPOLLIN, EventLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.chardev.base import Chardev
+    from virtserial.machine.model import Controller, Machine
+
+USAGE = """usage: virtserial serve OPTION...
+
+  -device virtio-serial[,id=ID][,socket=PATH][,max_ports=N][,vectors=N]...
+                        a controller; it listens at PATH for one VMM at a time
+  -device virtserialport[,bus=ID.0][,nr=N][,name=NAME][,chardev=ID]
+                        a port
+  -device virtconsole[,bus=ID.0][,nr=N][,name=NAME][,chardev=ID]
+                        a console
+  -chardev KIND,id=ID,...
+                        a port's host end
+  -device DRIVER,help   what a driver takes; -chardev help lists the kinds
+  --ready-fd N          close descriptor N when everything listens
+  --trust-vmm           map guest memory even if the VMM may shrink its file
+  -v, --verbose         say more (twice: what the guest's driver says)
+
+Options are QEMU's: key=value with ,, for a comma, or JSON.  When ready it prints, for each controller, the argument
+that QEMU (10.1 or newer) takes.  SIGTERM ends it.
+"""
+
+
+class Options:
+    """The command line, in order."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.devices: list[str] = []
+        self.chardevs: list[str] = []
+        self.ready_fd: int | None = None
+        self.trust_vmm = False
+        self.verbosity = 0
+        self.help = False
+        remaining = iter(words)
+        for word in remaining:
+            option = "-" + word.lstrip("-")
+            if option in ("-device", "-chardev", "-ready-fd"):
+                value = next(remaining, None)
+                if value is None:
+                    raise ConfigError(f"{word}: requires an argument")
+                if option == "-device":
+                    self.devices.append(value)
+                elif option == "-chardev":
+                    self.chardevs.append(value)
+                else:
+                    self.ready_fd = _descriptor(word, value)
+            elif option == "-trust-vmm":
+                self.trust_vmm = True
+            elif option in ("-v", "-verbose"):
+                self.verbosity += 1
+            elif option in ("-h", "-help"):
+                self.help = True
+            else:
+                raise ConfigError(f"{word}: invalid option")
+
+
+def _descriptor(word: str, value: str) -> int:
+    try:
+        fd = int(value)
+        os.fstat(fd)
+    except (ValueError, OSError):
+        raise ConfigError(f"{word} {value}: not an open descriptor") from None
+    return fd
+
+
+def run(words: list[str]) -> int:
+    """Serve until SIGTERM, SIGINT or SIGHUP.
+
+    Raises:
+        ConfigError: an option is wrong or something cannot be opened; nothing is left behind.
+    """
+    options = Options(words)
+    if options.help or not words:
+        print(USAGE, end="")
+        return 0 if options.help else 2
+    if _helped(options):
+        return 0
+    logging.basicConfig(
+        level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbosity, 2)],
+        format="virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s",
+    )
+    machine, chardevs = build(options)
+    if not machine.controllers:
+        raise ConfigError("no controller: say -device virtio-serial,socket=PATH")
+    _serve(options, machine, chardevs)
+    return 0
+
+
+def _helped(options: Options) -> bool:
+    """Whether an option asked for help, which was given."""
+    if any(text in ("help", "?") for text in options.chardevs):
+        from virtserial.options.chardev_options import chardev_help
+
+        print(chardev_help(), end="")
+        return True
+    for text in options.devices:
+        driver, _, rest = text.partition(",")
+        if rest in ("help", "?"):
+            from virtserial.options.device_options import device_help
+
+            print(device_help(driver), end="")
+            return True
+    return False
+
+
+def build(options: Options) -> tuple[Machine, dict[str, Chardev]]:
+    """Return the machine and the chardevs that the options describe; nothing is opened.
+
+    Raises:
+        ConfigError: as QEMU says it, after the option it is about.
+    """
+    from virtserial.daemon.run_directory import run_directory
+    from virtserial.machine.build import plug
+    from virtserial.machine.model import Machine
+    from virtserial.options.chardev_options import parse_chardev
+    from virtserial.options.device_options import parse_device
+
+    machine = Machine()
+    chardevs: dict[str, Chardev] = {}
+    text = ""
+    try:
+        option = "-chardev"
+        for text in options.chardevs:
+            chardev = parse_chardev(text, chardevs)
+            chardevs[chardev.id] = chardev
+        option = "-device"
+        for text in options.devices:
+            plug(machine, parse_device(text), chardevs, run_directory())
+    except ConfigError as error:
+        raise ConfigError(f"{option} {text}: {error}") from None
+    return machine, chardevs
+
+
+def _serve(options: Options, machine: Machine, chardevs: dict[str, Chardev]) -> None:
+    from virtserial.daemon.keeper import Keeper
+
+    loop = EventLoop()
+    stop_on_signals(loop)
+    keeper = Keeper(loop, machine, chardevs, options.trust_vmm)
+    try:
+        keeper.start()
+        for controller in machine.controllers:
+            print(qemu_argument(controller))
+        sys.stdout.flush()
+        if options.ready_fd is not None:
+            os.close(options.ready_fd)
+        loop.run()
+    finally:
+        keeper.close()
+        loop.close()
+
+
+def qemu_argument(controller: Controller) -> str:
+    """What to put on QEMU's command line, quoted for a shell."""
+    device: dict[str, object] = {"driver": "vfio-user-pci"}
+    if controller.id is not None:
+        device["id"] = controller.id
+    device["socket"] = {"path": os.path.abspath(controller.socket), "type": "unix"}
+    text = json.dumps(device, separators=(",", ":"))
+    return "-device '" + text.replace("'", "'\\''") + "'"
+
+
+def stop_on_signals(loop: EventLoop) -> None:
+    """Let SIGTERM, SIGINT and SIGHUP stop the loop."""
+    wakeup, writer = socket.socketpair()
+    wakeup.setblocking(False)
+    writer.setblocking(False)
+    stopping = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    for number in stopping:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+
+    def signalled(_: int) -> None:
+        if stopping.intersection(wakeup.recv(64)):
+            loop.stop()
+
+    loop.watch(wakeup.fileno(), EPOLLIN, signalled)

@@ -1,0 +1,250 @@
+"""The control protocol, device side (virtio 1.3, section 5.3.6.2).
+
+What the driver still has to be told is state of each port, not a queue of messages: one bit per kind of message, sent
+in a fixed order when the driver has posted a buffer.  So none is ever lost, however many ports there are and however
+few buffers; memory is bounded however often the driver asks; and of several changes that it could not be told in time
+it hears the last.  (QEMU drops a message when no buffer is posted.)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from virtserial.console.wire import (
+    CONTROL,
+    CONTROL_RECEIVEQ,
+    CONTROL_TRANSMITQ,
+    RESIZE,
+    VIRTIO_CONSOLE_CONSOLE_PORT,
+    VIRTIO_CONSOLE_DEVICE_READY,
+    VIRTIO_CONSOLE_F_SIZE,
+    VIRTIO_CONSOLE_PORT_ADD,
+    VIRTIO_CONSOLE_PORT_NAME,
+    VIRTIO_CONSOLE_PORT_OPEN,
+    VIRTIO_CONSOLE_PORT_READY,
+    VIRTIO_CONSOLE_PORT_REMOVE,
+    VIRTIO_CONSOLE_RESIZE,
+    ControlMessage,
+    pack_control,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from virtserial.console.device import ConsoleDevice
+    from virtserial.console.port import Port, PortSlot
+
+log = logging.getLogger("virtserial.console")
+
+# Pending messages of a port number, as bits; a lower bit is sent before a higher one.
+REMOVE: Final = 1
+ADD: Final = 2
+CONSOLE: Final = 4
+NAME: Final = 8
+OPEN: Final = 16
+SIZE: Final = 32
+
+MESSAGES_PER_TURN: Final = 64
+
+
+class ControlChannel:
+    """The two control queues of a device and what is still to be said on them."""
+
+    def __init__(self, device: ConsoleDevice) -> None:
+        self._device = device
+        self._waiting: deque[PortSlot] = deque()
+        self.ignored = 0
+        """Messages of the driver that made no sense: unknown port, unknown event, too short."""
+
+    # What the device has to say
+
+    def reset(self) -> None:
+        """Forget everything: a reset driver knows of no port and asks again."""
+        self._waiting.clear()
+        for each in self._device.slots:
+            record = each.record
+            record.pending = record.known = record.ready = record.told_open = 0
+
+    def resume(self) -> None:
+        """Pick up what a predecessor had not said, in plug order."""
+        pending = [slot for slot in self._device.slots if slot.record.pending]
+        self._waiting.extend(sorted(pending, key=lambda slot: slot.record.order))
+        self._pump_later()
+
+    def port_added(self, port: Port) -> None:
+        """A port was plugged in; a driver that is there hears of it."""
+        if self._device.driver_listens:
+            self._set_pending(port.slot, ADD)
+
+    def port_removed(self, slot: PortSlot) -> None:
+        """A port was unplugged: nothing else of it is said any more, and nothing at all if it was never mentioned."""
+        record = slot.record
+        record.pending &= REMOVE
+        record.ready = record.told_open = 0
+        if record.known:
+            record.known = 0
+            self._set_pending(slot, REMOVE)
+
+    def open_changed(self, port: Port) -> None:
+        """The host's end was opened or closed."""
+        if port.record.ready:
+            self._set_pending(port.slot, OPEN)
+
+    def size_changed(self, port: Port) -> None:
+        """The console's size changed."""
+        if port.record.ready and self._device.has_feature(VIRTIO_CONSOLE_F_SIZE):
+            self._set_pending(port.slot, SIZE)
+
+    def _set_pending(self, slot: PortSlot, bits: int) -> None:
+        if not slot.record.pending:
+            self._waiting.append(slot)
+        slot.record.pending |= bits
+        self._pump_later()
+
+    def _pump_later(self) -> None:
+        if self._waiting:
+            self._device.schedule_control()
+
+    def _next_message(self, slot: PortSlot) -> tuple[int, bytes] | None:
+        """Return the bit and the bytes of the next message about a port number."""
+        record, port = slot.record, slot.port
+        while bits := record.pending:
+            bit = bits & -bits
+            if bit == REMOVE:
+                return bit, pack_control(slot.number, VIRTIO_CONSOLE_PORT_REMOVE, 1)
+            if port is not None:
+                if bit == ADD:
+                    return bit, pack_control(slot.number, VIRTIO_CONSOLE_PORT_ADD, 1)
+                if bit == CONSOLE:
+                    return bit, pack_control(slot.number, VIRTIO_CONSOLE_CONSOLE_PORT, 1)
+                if bit == NAME and port.name is not None:
+                    # QEMU ends the name with a NUL, which the specification does not ask for; drivers expect either.
+                    return bit, pack_control(slot.number, VIRTIO_CONSOLE_PORT_NAME, 1, port.name.encode() + b"\0")
+                if bit == OPEN and port.host_open != bool(record.told_open):
+                    return bit, pack_control(slot.number, VIRTIO_CONSOLE_PORT_OPEN, int(port.host_open))
+                if bit == SIZE and (port.cols or port.rows):
+                    size = (port.rows, port.cols) if self._device.resize_rows_first else (port.cols, port.rows)
+                    return bit, pack_control(slot.number, VIRTIO_CONSOLE_RESIZE, 0, RESIZE.pack(*size))
+            record.pending = bits & ~bit
+        return None
+
+    def _sent(self, slot: PortSlot, bit: int) -> None:
+        record, port = slot.record, slot.port
+        record.pending &= ~bit
+        if bit == ADD:
+            record.known = 1
+        elif bit == OPEN:
+            record.told_open = 1 - record.told_open
+        elif bit == REMOVE and port is None:
+            record.known = 0
+
+    def pump(self) -> bool:
+        """Send what is pending into the buffers that the driver has posted.
+
+        Returns whether there is more to do now.
+
+        Raises:
+            DriverError: the driver broke a rule of the virtqueue.
+        """
+        queue = self._device.queues[CONTROL_RECEIVEQ]
+        waiting = self._waiting
+        budget = MESSAGES_PER_TURN
+        while waiting and budget:
+            slot = waiting[0]
+            message = self._next_message(slot)
+            if message is None:
+                waiting.popleft()
+                continue
+            batch = queue.writable_chains(1, len(message[1]))
+            if not batch.heads:
+                if queue.enable_notifications():
+                    continue
+                break
+            budget -= 1
+            bit, data = message
+            if batch.ends[0] < len(data):
+                # Too short for the message: it goes back empty, the message waits for a better one.
+                queue.push_used(batch.heads, [0])
+                self.ignored += 1
+                continue
+            _scatter(batch.views, data)
+            queue.write_back(batch, len(data))
+            # First the driver's ring, then our own memory of it: a successor may repeat a message, never omit one.
+            queue.push_used(batch.heads, [len(data)])
+            self._sent(slot, bit)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("virtio_serial_send_control_event port %d, event %d, value %d", *CONTROL.unpack_from(data))
+        self._device.signal(queue)
+        return bool(waiting) and not budget
+
+    # What the driver has to say
+
+    def receive(self) -> bool:
+        """Take messages from the control transmitq.  Returns whether there is more to do now.
+
+        Raises:
+            DriverError: the driver broke a rule of the virtqueue.
+        """
+        queue = self._device.queues[CONTROL_TRANSMITQ]
+        batch = queue.readable_chains(1, 1)
+        for _ in range(MESSAGES_PER_TURN):
+            if not batch.heads:
+                self._device.signal(queue)
+                if not queue.enable_notifications():
+                    return False
+            else:
+                message = _gather(batch.views)
+                queue.push_used(batch.heads)
+                if message is None:
+                    self.ignored += 1
+                else:
+                    self._handle(message)
+                    if not self._device.live:
+                        return False
+            batch = queue.readable_chains(1, 1)
+        self._device.signal(queue)
+        return True
+
+    def _handle(self, message: ControlMessage) -> None:
+        log.debug("virtio_serial_handle_control_message event %d, value %d", message.event, message.value)
+        if message.event == VIRTIO_CONSOLE_DEVICE_READY:
+            if not message.value:
+                log.warning("%s: the guest's driver failed to set the device up", self._device.name)
+                return
+            for plugged in self._device.slots_in_plug_order():
+                self._set_pending(plugged, ADD)
+            return
+        slot = self._device.slot(message.port)
+        port = slot.port if slot else None
+        if slot is None or port is None or message.event not in (VIRTIO_CONSOLE_PORT_READY, VIRTIO_CONSOLE_PORT_OPEN):
+            self.ignored += 1
+            return
+        if message.event == VIRTIO_CONSOLE_PORT_OPEN:
+            port.set_guest_open(bool(message.value))
+        elif not message.value:
+            log.warning("%s: the guest's driver failed to add port %d", self._device.name, message.port)
+        else:
+            port.driver_ready()
+            sized = self._device.has_feature(VIRTIO_CONSOLE_F_SIZE)
+            self._set_pending(slot, (CONSOLE | (SIZE if sized else 0) if port.is_console else 0) | NAME | OPEN)
+
+
+def _scatter(views: Iterable[memoryview], data: bytes) -> None:
+    """Spread a message over buffers; a driver may split them as it likes (2.7.4)."""
+    for view in views:
+        view[: len(data)] = data[: len(view)]
+        data = data[len(view) :]
+        if not data:
+            return
+
+
+def _gather(views: Iterable[memoryview]) -> ControlMessage | None:
+    """Return the fixed part of a message, copied once, or None if it is shorter; what follows is never read."""
+    head = b""
+    for view in views:
+        head += bytes(view[: CONTROL.size - len(head)])
+        if len(head) == CONTROL.size:
+            return ControlMessage(*CONTROL.unpack(head))
+    return None

@@ -1,0 +1,371 @@
+"""One port of the device: the way of a byte between its two queues and its host end.
+
+Guest to host: as many waiting chains as the budget allows become one list of views and one write; what was taken is
+returned to the driver.  A chain that was taken in part stays first, with an offset.  Host to guest: as many posted
+buffers as the budget allows are filled by one read.  Back-pressure is the absence of reading, on both ways.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol
+
+from virtserial.errors import BackendError
+from virtserial.memory.state import U16, U32, U64, Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.console.device import ConsoleDevice
+    from virtserial.memory.state import StateMemory
+
+TURN_CHAINS = 256
+"""Chains a port may use in one turn and direction."""
+TURN_BYTES = 1 << 20
+"""Bytes a port may move in one turn and direction: larger batches are no faster and keep others waiting."""
+CONSOLE_BUFFER = 64 << 10
+"""Bytes of console output kept while its host end cannot take them; then they are dropped and counted."""
+
+# Work a port is scheduled for.
+TRANSMIT = 1
+RECEIVE = 2
+
+
+class HostEnd(Protocol):
+    """The host's end of a port; never blocks (chardev/ implements it)."""
+
+    connected: bool
+    """Somebody is on the other side."""
+    ended: bool
+    """It will never be connected again."""
+    readable: bool
+    """`readv` is worth a try; once False, `host_readable` says when that changes."""
+    output_discarded: int
+    """Bytes it took although nobody was there any more."""
+    listener: HostListener
+
+    @property
+    def wants_input(self) -> bool:
+        """The guest has the port open, so bytes that wait at a hang-up are still to be read."""
+        ...
+
+    @wants_input.setter
+    def wants_input(self, wanted: bool) -> None: ...
+    def start(self) -> None: ...
+    def writev(self, buffers: Sequence[memoryview]) -> int: ...
+    def readv(self, buffers: Sequence[memoryview]) -> int: ...
+    def guest_opened(self) -> None: ...
+    def guest_closed(self) -> None: ...
+    def guest_ready(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class HostListener(Protocol):
+    """What a host end tells its port."""
+
+    def host_opened(self) -> None: ...
+    def host_closed(self) -> None: ...
+    def host_readable(self) -> None: ...
+    def host_writable(self) -> None: ...
+
+
+class PortRecord(Record):
+    """What a port keeps in state memory; it belongs to the number, whichever port has it."""
+
+    SIZE = 48
+    pending = U16(0)
+    """Control messages the driver still has to get (console/control.py)."""
+    known = U16(2)
+    """The driver was told of a port of this number."""
+    ready = U16(4)
+    """The driver has said PORT_READY."""
+    guest_open = U16(6)
+    """The driver has said PORT_OPEN 1."""
+    told_open = U16(8)
+    """The last PORT_OPEN the driver was told."""
+    order = U32(12)
+    """Grows with every plug: the order in which the driver hears of ports."""
+    transmitted = U64(16)
+    received = U64(24)
+    discarded = U64(32)
+    dropped = U64(40)
+
+
+class PortSlot:
+    """The place of a port number in a device: its record, and the port that is plugged there, if any."""
+
+    __slots__ = ("number", "port", "record")
+
+    def __init__(self, number: int, state: StateMemory) -> None:
+        self.number = number
+        self.record = PortRecord(state)
+        self.port: Port | None = None
+
+
+class Port:
+    """A port that is plugged in.
+
+    Args:
+        slot: its number's place in the device.
+        name: what the guest sees in sysfs; None for no name.
+        is_console: a console (hvc) port; it never makes the guest wait.
+        has_backend: a chardev belongs to it, whether connected or not.
+    """
+
+    def __init__(
+        self,
+        device: ConsoleDevice,
+        slot: PortSlot,
+        name: str | None = None,
+        is_console: bool = False,
+        has_backend: bool = False,
+    ) -> None:
+        self.device = device
+        self.slot = slot
+        self.number = slot.number
+        self.record = slot.record
+        self.name = name
+        self.is_console = is_console
+        self.has_backend = has_backend
+        self.chardev: str | None = None
+        self.cols = self.rows = 0
+        self.host: HostEnd | None = None
+        self.work = 0
+        self.throttled = False
+        self._backlog = bytearray()
+        self._window = 8
+        self._returned = 0
+        self.receiveq, self.transmitq = device.queues_of(slot.number)
+
+    # State
+
+    @property
+    def guest_open(self) -> bool:
+        """Whether the guest has the port open."""
+        return bool(self.record.guest_open)
+
+    @property
+    def host_open(self) -> bool:
+        """Whether the driver is to believe that the host's end is open.  A console's is, if it has a back end."""
+        return self.has_backend if self.is_console else self.host is not None and self.host.connected
+
+    def set_guest_open(self, is_open: bool) -> None:
+        """The driver opened or closed its side."""
+        if bool(self.record.guest_open) == is_open:
+            return
+        self.record.guest_open = is_open
+        host = self.host
+        if host is not None:
+            host.wants_input = is_open
+            if is_open:
+                host.guest_opened()
+            else:
+                host.guest_closed()
+        if is_open:
+            self.schedule(RECEIVE)
+        self.device.port_events.guest_open_changed(self, is_open)
+
+    def stop(self) -> None:
+        """The device was reset or failed: what the driver said is void, what it queued is not ours any more."""
+        self.throttled = False
+        self._returned = 0
+        self.work = 0
+        self.set_guest_open(False)
+
+    # The host's end
+
+    def attach(self, host: HostEnd) -> None:
+        """Join a host end."""
+        self.host = host
+        host.listener = self
+        host.wants_input = self.guest_open
+        host.start()
+        if self.guest_open:
+            host.guest_opened()
+
+    def detach(self) -> None:
+        """Let go of the host end without closing it; the driver is told that nobody is there."""
+        if self.host is not None:
+            was_open = self.host.connected
+            self.host = None
+            if was_open:
+                self._host_gone()
+
+    def host_opened(self) -> None:
+        """The host's end was opened: tell the driver, move what waits."""
+        if not self.is_console:
+            self.device.control.open_changed(self)
+        self.schedule(TRANSMIT | RECEIVE)
+
+    def host_closed(self) -> None:
+        """The host's end was closed (by the other side, or because it failed)."""
+        host = self.host
+        if host is None:
+            return
+        self.record.discarded += host.output_discarded
+        if host.ended:
+            self.host = None
+            host.close()
+        self._host_gone()
+        if host.ended:
+            self.device.port_events.host_end_closed(self)
+
+    def _host_gone(self) -> None:
+        self.throttled = False
+        self.record.dropped += len(self._backlog)
+        self._backlog.clear()
+        if not self.is_console:
+            self.device.control.open_changed(self)
+        # What was half sent and what the transmitq holds has no reader any more; every chain goes back to the driver.
+        self.schedule(TRANSMIT)
+
+    def host_readable(self) -> None:
+        """The host end has bytes."""
+        self.schedule(RECEIVE)
+
+    def host_writable(self) -> None:
+        """The host end takes bytes again."""
+        self.throttled = False
+        self.schedule(TRANSMIT)
+
+    # Work
+
+    def driver_ready(self) -> None:
+        """The driver has said PORT_READY."""
+        self.record.ready = 1
+        # It knows nothing yet of the host's end of this port.
+        self.record.told_open = 0
+        if self.host is not None:
+            self.host.guest_ready()
+
+    def schedule(self, work: int) -> None:
+        """Ask for a turn."""
+        if not self.work:
+            self.device.schedule(self)
+        self.work |= work
+
+    def turn(self) -> None:
+        """Do a bounded amount of what there is to do; what remains is scheduled again.
+
+        Raises:
+            DriverError: the driver broke a rule of the virtqueue.
+        """
+        work, self.work = self.work, 0
+        if work & TRANSMIT and self._transmit():
+            self.schedule(TRANSMIT)
+        if work & RECEIVE and self._receive():
+            self.schedule(RECEIVE)
+
+    def _transmit(self) -> bool:
+        """Guest to host.  Returns whether there is more to do now."""
+        if self.throttled:
+            return False
+        queue = self.transmitq
+        batch = queue.readable_chains(TURN_CHAINS, TURN_BYTES)
+        heads = batch.heads
+        if not heads:
+            if self._backlog:
+                self._write(())
+            return queue.enable_notifications()
+        ends = batch.ends
+        offset = queue.offset
+        host = self.host
+        if host is None or not host.connected:
+            self.record.discarded += ends[-1] - offset
+            count = len(heads)
+            queue.offset = 0
+        else:
+            done = offset + self._write(batch.views)
+            if done >= ends[-1]:
+                count = len(heads)
+                queue.offset = 0
+            else:
+                count = bisect_right(ends, done)
+                queue.offset = done - ends[count - 1] if count else done
+                heads = heads[:count]
+            self.record.transmitted += done - offset
+        queue.push_used(heads)
+        self.device.signal_transmitted(queue)
+        if self.throttled:
+            queue.disable_notifications()
+            return False
+        return True
+
+    def _write(self, views: Sequence[memoryview]) -> int:
+        """Give bytes to the host end; return how many are off the guest's hands."""
+        host = self.host
+        assert host is not None
+        try:
+            if self.is_console:
+                return self._write_console(host, views)
+            if not views:
+                return 0
+            taken = host.writev(views)
+        except BackendError as error:
+            self.device.port_events.host_end_failed(self, error)
+            self.host_closed()
+            return 0
+        self.throttled = not taken and host.connected
+        return taken
+
+    def _write_console(self, host: HostEnd, views: Sequence[memoryview]) -> int:
+        """A console takes everything at once: a guest kernel that prints must not hang."""
+        backlog = self._backlog
+        if backlog:
+            with memoryview(bytes(backlog)) as waiting:
+                del backlog[: host.writev([waiting])]
+        size = sum(map(len, views))
+        taken = 0 if backlog or not size else host.writev(views)
+        if taken < size:
+            room = CONSOLE_BUFFER - len(backlog)
+            rest = b"".join(views)[taken : taken + room] if size <= TURN_BYTES else b""
+            backlog += rest
+            self.record.dropped += size - taken - len(rest)
+        return size
+
+    def write_emergency(self, byte: bytes) -> None:
+        """Give one byte of an emergency write to the host end, at once or not at all."""
+        self._write((memoryview(byte),))
+
+    def _receive(self) -> bool:
+        """Host to guest.  Returns whether there is more to do now."""
+        host = self.host
+        if host is None or not host.connected or not self.record.guest_open:
+            return False
+        queue = self.receiveq
+        # Looking at a buffer costs time even if nothing is read into it: look at as many as were last needed.
+        batch = queue.writable_chains(self._window, TURN_BYTES)
+        heads, ends = batch.heads, batch.ends
+        if not heads:
+            # Starved.  The buffers returned last come back one by one; half of them make a batch worth a doorbell.
+            ahead, self._returned = self._returned >> 1, 0
+            return queue.enable_notifications(ahead)
+        size = ends[-1]
+        try:
+            count = host.readv(batch.views) if size else 0
+        except BackendError as error:
+            self.device.port_events.host_end_failed(self, error)
+            self.host_closed()
+            return False
+        if not count:
+            if not ends[0]:
+                # No room in it at all: not a receive buffer; it goes back as it came.
+                queue.push_used(heads[:1], [0])
+                self.device.signal(queue)
+                return True
+            return False
+        queue.write_back(batch, count)
+        used = bisect_left(ends, count) + 1
+        lengths = [ends[0]]
+        lengths += [end - start for start, end in pairwise(ends[:used])]
+        lengths[-1] -= ends[used - 1] - count
+        queue.push_used(heads[:used], lengths)
+        self._returned += used
+        self.record.received += count
+        self.device.signal(queue)
+        if count == size:
+            self._window = min(self._window * 4, TURN_CHAINS)
+        elif used < self._window >> 2:
+            self._window = max(self._window >> 1, 8)
+        return host.readable

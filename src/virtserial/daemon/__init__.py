@@ -1,0 +1,1 @@
+"""The device process: the keeper, which opens and keeps, and the worker, which moves bytes."""

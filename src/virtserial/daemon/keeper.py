@@ -1,0 +1,348 @@
+"""The keeper: opens, binds, listens and accepts; holds a copy of every descriptor that must outlive a crash; starts the
+worker, and starts it again.
+
+QEMU aborts its VM when a vfio-user socket closes with unread bytes in it, so the sockets are held here, in a process
+that handles no guest's bytes.  When the worker dies, a new one gets the same descriptors and the same state memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, cast
+
+from virtserial.daemon.channel import Channel, Message
+from virtserial.daemon.held import HeldDescriptors
+from virtserial.daemon.vmm_listener import VmmListener
+from virtserial.errors import StateError
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.chardev.base import Chardev, Connection
+    from virtserial.loop import EventLoop, Timer
+    from virtserial.machine.model import Controller, Machine, Port
+
+log = logging.getLogger("virtserial.keeper")
+
+RESTART_DELAYS = (0.0, 0.05, 0.2, 0.5, 1.0)
+"""Seconds before a worker that died young is started again: the n-th time in a row.  QEMU waits 5 s for an answer."""
+YOUNG = 2.0
+SEND_TIMEOUT = 4
+"""Seconds the keeper waits for a worker that does not read its channel; then it counts as hung and is replaced."""
+DRAIN_TIME = 0.2
+"""Seconds a closing VMM socket is still read, so that nothing is unread in it when it closes."""
+
+
+class Keeper:
+    """Keeps one machine running.
+
+    Args:
+        loop: the keeper's event loop.
+        machine: the controllers and ports to begin with.
+        chardevs: every back end by id.
+        trust_vmm: map guest memory even if its file may shrink.
+    """
+
+    def __init__(
+        self, loop: EventLoop, machine: Machine, chardevs: dict[str, Chardev], trust_vmm: bool = False
+    ) -> None:
+        self.loop = loop
+        self.machine = machine
+        self.chardevs = chardevs
+        self.restarts = 0
+        self._trust_vmm = trust_vmm
+        self._held = HeldDescriptors()
+        self._listeners: list[VmmListener] = []
+        self._states: list[int] = []
+        self._channel: Channel | None = None
+        self._worker = 0
+        self._worker_pidfd = -1
+        self._worker_started = 0.0
+        self._young_deaths = 0
+        self._restart_timer: Timer | None = None
+        self._closing = False
+
+    # Start and end
+
+    def start(self) -> None:
+        """Open everything and start the worker.
+
+        Raises:
+            ConfigError: something cannot be opened; `close` removes what was.
+        """
+        for index, controller in enumerate(self.machine.controllers):
+            self._open_controller(index, controller)
+        for chardev in self.chardevs.values():
+            chardev.open(self.loop, self)
+            if chardev.announcement:
+                print(chardev.announcement, flush=True)
+        self._start_worker()
+        for chardev in self.chardevs.values():
+            if chardev.wait:
+                chardev.wait_connected()
+
+    def _open_controller(self, index: int, controller: Controller) -> None:
+        from virtserial.daemon.guest_device import state_size
+
+        size = state_size(controller.max_ports)
+        memory = os.memfd_create(f"virtserial {controller.name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(memory, size)
+        self._states.append(memory)
+        if self._default_directory(controller.socket):
+            os.makedirs(os.path.dirname(controller.socket), mode=0o700, exist_ok=True)
+
+        def accepted(client: socket.socket) -> None:
+            fd = client.detach()
+            self._hold_and_send(f"vmm/{index}", {"type": "vmm", "controller": index}, [fd])
+
+        self._listeners.append(VmmListener(self.loop, controller.name, controller.socket, accepted))
+
+    @staticmethod
+    def _default_directory(path: str) -> bool:
+        from virtserial.daemon.run_directory import run_directory
+
+        return os.path.dirname(path) == run_directory()
+
+    def close(self) -> None:
+        """End the worker and every connection, and remove what was bound."""
+        self._closing = True
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
+        for listener in self._listeners:
+            listener.close()
+        if self._worker:
+            self._end_worker()
+        vmms = [fd for _, _, fds in self._held.entries("vmm/") for fd in fds]
+        for fd in vmms:
+            _shut_down(fd)
+        deadline = time.monotonic() + DRAIN_TIME
+        while vmms and time.monotonic() < deadline:
+            vmms = [fd for fd in vmms if not _drain(fd)]
+            time.sleep(0.005)
+        self._held.drop_all("")
+        for chardev in self.chardevs.values():
+            chardev.close()
+        for memory in self._states:
+            os.close(memory)
+        self._states.clear()
+
+    # The worker
+
+    def _start_worker(self) -> None:
+        ours, theirs = Channel.pair()
+        pid = os.fork()
+        if pid == 0:
+            from virtserial.daemon.worker import run_forked
+
+            run_forked(self, theirs)  # does not return
+        theirs.close()
+        self._worker, self._channel = pid, ours
+        self._worker_started = time.monotonic()
+        self._worker_pidfd = os.pidfd_open(pid)
+        ours.set_send_timeout(SEND_TIMEOUT)
+        self.loop.watch(ours.fileno(), EPOLLIN, self._worker_spoke)
+        self.loop.watch(self._worker_pidfd, EPOLLIN, self._worker_exited)
+        self._configure_worker()
+
+    def _configure_worker(self) -> None:
+        """Tell a new worker everything; the order is that of building: controllers, ports, maps, connections."""
+        for index, controller in enumerate(self.machine.controllers):
+            self._send(self._controller_message(index, controller), [self._states[index]])
+            for port in controller.ports.values():
+                self._send(self._port_message(port))
+        for prefix in ("dma/", "irq/", "chardev/", "vmm/"):
+            for _, message, fds in self._held.entries(prefix):
+                self._send(message, fds)
+        self._send({"type": "go"})
+
+    def _controller_message(self, index: int, controller: Controller) -> Message:
+        return {
+            "type": "controller",
+            "controller": index,
+            "name": controller.name,
+            "max_ports": controller.max_ports,
+            "vectors": controller.vectors,
+            "iommu_platform": controller.iommu_platform,
+            "event_idx": controller.event_idx,
+            "indirect_desc": controller.indirect_desc,
+            "queue_reset": controller.queue_reset,
+            "emergency_write": controller.emergency_write,
+            "resize_rows_first": controller.resize_rows_first,
+            "trust_vmm": self._trust_vmm,
+        }
+
+    def _port_message(self, port: Port) -> Message:
+        return {
+            "type": "port",
+            "controller": self.machine.controllers.index(port.controller),
+            "number": port.number,
+            "name": port.name,
+            "is_console": port.is_console,
+            "chardev": port.chardev,
+            "cols": port.cols,
+            "rows": port.rows,
+        }
+
+    def _send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send to the worker.  One that is gone or hung is replaced, and its successor told everything anew."""
+        if self._channel is None:
+            return
+        try:
+            self._channel.send(message, fds)
+        except BlockingIOError:
+            log.error("worker %d has not read its channel for %d s: it is replaced", self._worker, SEND_TIMEOUT)
+            os.kill(self._worker, signal.SIGKILL)
+        except OSError:
+            pass  # its end is on its way to us
+
+    def _hold_and_send(self, key: str, message: Message, fds: Sequence[int]) -> None:
+        self._held.hold(key, message, fds)
+        self._send(message, fds)
+
+    def _worker_exited(self, _: int) -> None:
+        channel, self._channel = self._channel, None
+        assert channel is not None
+        self.loop.unwatch(channel.fileno())
+        self.loop.unwatch(self._worker_pidfd)
+        os.close(self._worker_pidfd)
+        self._drain_channel(channel)
+        channel.close()
+        _, status = os.waitpid(self._worker, 0)
+        pid, self._worker = self._worker, 0
+        if self._closing:
+            return
+        self.restarts += 1
+        young = time.monotonic() - self._worker_started < YOUNG
+        self._young_deaths = self._young_deaths + 1 if young else 0
+        delay = RESTART_DELAYS[min(self._young_deaths, len(RESTART_DELAYS) - 1)]
+        code = os.waitstatus_to_exitcode(status)
+        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        log.error("worker %d %s; a new one takes over", pid, cause)
+        self._restart_timer = self.loop.call_later(delay, self._start_worker)
+
+    def _end_worker(self) -> None:
+        """End the worker for good: a word first, then by force."""
+        channel, self._channel = self._channel, None
+        assert channel is not None
+        self.loop.unwatch(channel.fileno())
+        self.loop.unwatch(self._worker_pidfd)
+        channel.close()
+        deadline = time.monotonic() + 1.0
+        while os.waitpid(self._worker, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(self._worker, signal.SIGKILL)
+                os.waitpid(self._worker, 0)
+                break
+            time.sleep(0.002)
+        os.close(self._worker_pidfd)
+        self._worker = 0
+
+    # What the worker says
+
+    def _worker_spoke(self, _: int) -> None:
+        if self._channel is not None and not self._drain_channel(self._channel):
+            # End of file without an exit: it has closed its end, so it is useless.
+            self.loop.unwatch(self._channel.fileno())
+            os.kill(self._worker, signal.SIGKILL)
+
+    def _drain_channel(self, channel: Channel) -> bool:
+        """Handle everything that has arrived; False at end of file."""
+        while True:
+            try:
+                received = channel.receive()
+            except EOFError:
+                return False
+            except StateError as error:
+                log.error("worker %d: %s", self._worker, error)
+                continue
+            if received is None:
+                return True
+            message, fds = received
+            try:
+                self._handle(message, fds)
+            except (KeyError, IndexError, TypeError, ValueError, StateError) as error:
+                log.error("worker %d: message %s makes no sense: %r", self._worker, message.get("type"), error)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _handle(self, message: Message, fds: list[int]) -> None:
+        kind = message["type"]
+        if kind == "hold":
+            index = int(cast(int, message["controller"]))
+            key = f"{message['kind']}/{index}/{message['key']}/"
+            if message["kind"] not in ("dma", "irq"):
+                raise ValueError(f"kind {message['kind']!r} is not a worker's to hold")
+            taken, fds[:] = fds[:], []
+            self._held.hold(key, message | {"type": message["kind"]}, taken)
+        elif kind == "drop":
+            key = f"{message['kind']}/{int(cast(int, message['controller']))}/"
+            self._held.drop_all(key if message["key"] is None else f"{key}{message['key']}/")
+        elif kind == "vmm gone":
+            self._vmm_gone(int(cast(int, message["controller"])))
+        elif kind == "connection ended":
+            chardev = self.chardevs[str(message["chardev"])]
+            self._held.drop(f"chardev/{chardev.id}")
+            chardev.connection_ended()
+        elif kind == "guest open":
+            self._guest_open_changed(message)
+        else:
+            raise ValueError(f"type {kind!r}")
+
+    def _guest_open_changed(self, message: Message) -> None:
+        controller = self.machine.controllers[int(cast(int, message["controller"]))]
+        port = controller.ports.get(int(cast(int, message["number"])))
+        if port is not None and message["open"] and port.chardev is not None:
+            self.chardevs[port.chardev].guest_opened()
+
+    def _vmm_gone(self, index: int) -> None:
+        """The worker has let go of a VMM: free what was its, and close its socket without leaving bytes in it."""
+        self._held.drop_all(f"dma/{index}/")
+        self._held.drop_all(f"irq/{index}/")
+        for fd in self._held.take(f"vmm/{index}"):
+            _shut_down(fd)
+            self._close_when_drained(fd, self.loop.now() + DRAIN_TIME)
+        self._listeners[index].client_gone()
+
+    def _close_when_drained(self, fd: int, deadline: float) -> None:
+        if _drain(fd) or self.loop.now() >= deadline:
+            os.close(fd)
+        else:
+            self.loop.call_later(0.005, lambda: self._close_when_drained(fd, deadline))
+
+    # chardev.base.ConnectionSink
+
+    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+        """A back end has a connection: hold it, hand it to the worker."""
+        message: Message = {
+            "type": "chardev",
+            "chardev": chardev.id,
+            "flavour": connection.flavour,
+            "params": connection.params,
+        }
+        self._hold_and_send(f"chardev/{chardev.id}", message, connection.fds)
+
+
+def _shut_down(fd: int) -> None:
+    """Announce the end to the peer: QEMU then stops sending."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+
+
+def _drain(fd: int) -> bool:
+    """Read what is there; True when the peer has closed its end."""
+    while True:
+        try:
+            if not os.read(fd, 65536):
+                return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True

@@ -1,0 +1,85 @@
+"""Where a controller waits for its VMM: a UNIX socket, one client at a time."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.unix_listener import UnixListener
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from virtserial.loop import EventLoop, Timer
+
+log = logging.getLogger("virtserial.keeper")
+
+BACKLOG = 8
+HANDOVER = 1.0
+"""Seconds a second client waits for the first to be gone: a VMM that is started anew may be faster than the news of
+the old one's end.  Then it is refused: QEMU would wait for ever."""
+
+
+class VmmListener:
+    """Listens for one controller's VMM.
+
+    Args:
+        accepted: called with each client's socket, one at a time: the next only after `client_gone`.
+
+    Raises:
+        ConfigError: a live server listens at `path`, or it cannot be used.
+    """
+
+    def __init__(self, loop: EventLoop, name: str, path: str, accepted: Callable[[socket.socket], None]) -> None:
+        self.path = path
+        self._loop = loop
+        self._name = name
+        self._accepted = accepted
+        self._listener = UnixListener(path, path, BACKLOG, mode=0o600)
+        self._socket = self._listener.socket
+        self._socket.setblocking(False)
+        self._busy = False
+        self._waiting: list[tuple[socket.socket, Timer]] = []
+        loop.watch(self._socket.fileno(), EPOLLIN, self._accept)
+
+    def _accept(self, _: int) -> None:
+        try:
+            client, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # Out of descriptors or memory: the client waits in the backlog, we look again in a while.
+            log.error("%s: cannot accept a VMM: %s", self._name, error)
+            self._loop.unwatch(self._socket.fileno())
+            self._loop.call_later(1.0, lambda: self._loop.watch(self._socket.fileno(), EPOLLIN, self._accept))
+            return
+        if not self._busy:
+            self._busy = True
+            self._accepted(client)
+        else:
+            self._waiting.append((client, self._loop.call_later(HANDOVER, self._refuse)))
+
+    def _refuse(self) -> None:
+        client, _ = self._waiting.pop(0)
+        log.warning("%s: a second VMM was refused: the first is still connected to %s", self._name, self.path)
+        client.close()
+
+    def client_gone(self) -> None:
+        """The client that was accepted is gone: the next one may come."""
+        self._busy = False
+        if self._waiting:
+            client, timer = self._waiting.pop(0)
+            timer.cancel()
+            self._busy = True
+            self._accepted(client)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket file, if it is still ours."""
+        self._loop.unwatch(self._socket.fileno())
+        self._listener.close()
+        for client, timer in self._waiting:
+            timer.cancel()
+            client.close()
+        self._waiting.clear()

@@ -1,0 +1,139 @@
+"""The worker: moves bytes between guests and host ends.  It opens nothing; the keeper hands it every descriptor.
+
+What the keeper says comes as messages of a "type": "controller" and "port" build what there is, "dma", "irq", "chardev"
+and "vmm" bring descriptors (of now, or of a predecessor), "go" starts it all.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING, NoReturn, cast
+
+from virtserial.chardev.host_end import open_host_end
+from virtserial.daemon.guest_device import GuestDevice
+from virtserial.errors import StateError, VirtserialError
+from virtserial.loop import EPOLLIN, EventLoop
+
+if TYPE_CHECKING:
+    from virtserial.console.port import Port
+    from virtserial.daemon.channel import Channel, Message
+
+log = logging.getLogger("virtserial.worker")
+
+_parents: list[object] = []
+"""What a forked worker inherits and must not finalize: its descriptors are closed, their numbers are used anew."""
+
+
+class Worker:
+    """The devices of one machine.
+
+    Args:
+        channel: to the keeper.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.loop = EventLoop()
+        self._channel = channel
+        self._devices: dict[int, GuestDevice] = {}
+        self._ports: dict[str, tuple[GuestDevice, Port]] = {}
+        self._going = False
+        self.loop.watch(channel.fileno(), EPOLLIN, self._keeper_spoke)
+
+    def run(self) -> None:
+        """Serve until the keeper is gone."""
+        self.loop.run()
+
+    def _keeper_spoke(self, _: int) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                self._handle(*received)
+        except EOFError:
+            self.loop.stop()
+
+    def _handle(self, message: Message, fds: list[int]) -> None:
+        kind = message["type"]
+        if kind == "go":
+            self._going = True
+            for device in self._devices.values():
+                device.resume()
+        elif kind == "chardev":
+            self._join(message, fds)
+        elif kind == "controller":
+            device = GuestDevice(message, fds[0], self.loop, self._channel)
+            self._devices[device.index] = device
+        else:
+            device = self._devices[cast(int, message["controller"])]
+            if kind == "vmm":
+                device.connect(fds[0])
+                if self._going:
+                    device.resume()
+            elif kind == "port":
+                self._add_port(device, message)
+            elif kind == "dma":
+                device.restore_dma(message, fds)
+            elif kind == "irq":
+                device.restore_irq(message, fds)
+            else:
+                raise StateError(f"the keeper said {kind!r}")
+
+    def _add_port(self, device: GuestDevice, message: Message) -> None:
+        chardev = cast("str | None", message["chardev"])
+        port = device.console.add_port(
+            cast(int, message["number"]),
+            cast("str | None", message["name"]),
+            is_console=bool(message["is_console"]),
+            has_backend=chardev is not None,
+        )
+        cols, rows = cast(int, message["cols"]), cast(int, message["rows"])
+        if cols or rows:
+            device.console.set_size(port, cols, rows)
+        port.chardev = chardev
+        if chardev is not None:
+            self._ports[chardev] = device, port
+
+    def _join(self, message: Message, fds: list[int]) -> None:
+        """A back end has a connection: join it to the port that uses the chardev."""
+        chardev = cast(str, message["chardev"])
+        device, port = self._ports.get(chardev, (None, None))
+        if device is None or port is None:
+            for fd in fds:
+                os.close(fd)
+            return
+        try:
+            host = open_host_end(
+                cast(str, message["flavour"]), fds, cast("dict[str, object]", message["params"]), self.loop
+            )
+        except VirtserialError as error:
+            log.error("chardev %s: %s", chardev, error)
+            self._channel.send({"type": "connection ended", "chardev": chardev})
+            return
+        port.attach(host)
+
+
+def run_forked(keeper: object, channel: Channel) -> NoReturn:
+    """Be the worker, in a process that was just forked from the keeper; does not return.
+
+    The keeper's descriptors are closed here, except standard input, output and error and the channel.
+    """
+    status = 1
+    try:
+        _parents.append(keeper)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        fd = channel.fileno()
+        os.closerange(3, fd)
+        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        # What came with the fork never dies: the collector need not look at it, nor touch (and so copy) its pages.
+        gc.collect()
+        gc.freeze()
+        Worker(channel).run()
+        status = 0
+    except BaseException:
+        log.exception("internal error; the keeper starts a new worker")
+    finally:
+        os._exit(status)

@@ -1,0 +1,108 @@
+"""The control queues from the driver's side: messages in, messages out (virtio 1.3, section 5.3.6.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtserial.console.wire import CONTROL, ControlMessage, pack_control
+from virtserial.driver.port_queues import allocate_buffers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from virtserial.driver.dma import DmaBuffer, DmaMemory
+    from virtserial.virtio.driver_queue import DriverQueue
+
+RECEIVE_SIZE = 4096
+"""Bytes of a control receive buffer, as Linux's: the longest port name that can be heard is a little shorter."""
+TRANSMIT_SIZE = 64
+"""A message of ours is 8 bytes long; the rest keeps two messages out of one cache line."""
+
+
+class ControlQueues:
+    """Sends and receives control messages.
+
+    What waits to be sent is coalesced: of two equal events of a port the later value is sent, in the place of the
+    earlier, so it is bounded by the number of ports whatever the device does.
+
+    Args:
+        notify_receive, notify_transmit: ring the doorbell of the queue.
+    """
+
+    def __init__(
+        self,
+        memory: DmaMemory,
+        receiveq: DriverQueue[DmaBuffer],
+        transmitq: DriverQueue[DmaBuffer],
+        notify_receive: Callable[[], None],
+        notify_transmit: Callable[[], None],
+    ) -> None:
+        self._receiveq = receiveq
+        self._transmitq = transmitq
+        self._notify_receive = notify_receive
+        self._notify_transmit = notify_transmit
+        self._receive_buffers = allocate_buffers(memory, receiveq.size, RECEIVE_SIZE)
+        self._free = allocate_buffers(memory, transmitq.size, TRANSMIT_SIZE)
+        self._pending: dict[tuple[int, int], int] = {}
+        self.malformed = 0
+
+    def start(self) -> None:
+        """Post the receive buffers."""
+        self._post(self._receive_buffers)
+
+    def send(self, port: int, event: int, value: int) -> None:
+        """Send a message as soon as the device has room for it."""
+        self._pending[port, event] = value
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits and has room; called when the transmit queue interrupts too.
+
+        Raises:
+            PeerError: the device lies about its used ring.
+        """
+        self._free += [buffer for buffer, _ in self._transmitq.harvest()]
+        while self._pending:
+            if not self._free:
+                if not self._transmitq.request_interrupt():
+                    break
+                self._free += [buffer for buffer, _ in self._transmitq.harvest()]
+                continue
+            (port, event), value = next(iter(self._pending.items()))
+            del self._pending[port, event]
+            buffer = self._free.pop()
+            message = pack_control(port, event, value)
+            buffer.view[: len(message)] = message
+            self._transmitq.add(((buffer.address, len(message)),), (), buffer)
+        if not self._pending:
+            self._transmitq.suppress_interrupts()
+        if self._transmitq.publish():
+            self._notify_transmit()
+
+    def receive(self) -> Iterator[tuple[ControlMessage, bytes]]:
+        """Yield (message, what follows it) until there is none; then an interrupt will come for the next.
+
+        Each buffer goes back to the device before its message is yielded.
+
+        Raises:
+            PeerError: the device lies about its used ring.
+        """
+        while True:
+            done = self._receiveq.harvest()
+            if not done:
+                if self._receiveq.request_interrupt():
+                    continue
+                return
+            received = [bytes(buffer.view[:length]) for buffer, length in done]
+            self._post([buffer for buffer, _ in done])
+            for data in received:
+                if len(data) < CONTROL.size:
+                    self.malformed += 1
+                    continue
+                yield ControlMessage._make(CONTROL.unpack_from(data)), data[CONTROL.size :]
+
+    def _post(self, buffers: list[DmaBuffer]) -> None:
+        for buffer in buffers:
+            self._receiveq.add((), ((buffer.address, len(buffer.view)),), buffer)
+        if self._receiveq.publish():
+            self._notify_receive()

@@ -1,0 +1,133 @@
+"""Finding what a virtio PCI function offers, in its configuration space (virtio 1.3, section 4.1.4).
+
+What the function says is checked: the capability list may be a loop, a structure may lie outside its BAR.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from virtserial.console.wire import VIRTIO_ID_CONSOLE
+from virtserial.errors import PeerError
+from virtserial.vfio_user.wire import VFIO_PCI_CONFIG_REGION_INDEX
+
+if TYPE_CHECKING:
+    from virtserial.driver.access import DeviceAccess
+
+VIRTIO_PCI_VENDOR_ID: Final = 0x1AF4
+VIRTIO_PCI_MODERN_DEVICE_ID_BASE: Final = 0x1040
+VIRTIO_PCI_TRANSITIONAL_DEVICE_IDS: Final = {VIRTIO_ID_CONSOLE: 0x1003}
+"""Transitional functions carry an id of their own and the same capabilities (4.1.2.1)."""
+
+VIRTIO_PCI_CAP_COMMON_CFG: Final = 1
+VIRTIO_PCI_CAP_NOTIFY_CFG: Final = 2
+VIRTIO_PCI_CAP_ISR_CFG: Final = 3
+VIRTIO_PCI_CAP_DEVICE_CFG: Final = 4
+
+PCI_COMMAND: Final = 0x04
+PCI_COMMAND_MEMORY_AND_MASTER: Final = 0x06
+PCI_STATUS: Final = 0x06
+PCI_STATUS_CAPABILITY_LIST: Final = 0x10
+PCI_CAPABILITY_POINTER: Final = 0x34
+PCI_CAP_ID_VENDOR: Final = 0x09
+PCI_CAP_ID_MSIX: Final = 0x11
+MSIX_TABLE_SIZE: Final = 0x07FF
+MSIX_ENABLE: Final = 0x8000
+
+_PCI_CAP: Final = Struct("<BBBBBBxxII")
+"""struct virtio_pci_cap: cap_vndr, cap_next, cap_len, cfg_type, bar, id, padding, offset, length."""
+_LEAST_LENGTH: Final = {
+    VIRTIO_PCI_CAP_COMMON_CFG: 56,
+    VIRTIO_PCI_CAP_NOTIFY_CFG: 2,
+    VIRTIO_PCI_CAP_ISR_CFG: 1,
+    VIRTIO_PCI_CAP_DEVICE_CFG: 1,
+}
+
+
+class Structure(NamedTuple):
+    """A virtio structure: `length` bytes at `offset` of region `bar`."""
+
+    bar: int
+    offset: int
+    length: int
+
+
+class Capabilities(NamedTuple):
+    """What a driver needs to know of a function's capability list.
+
+    Attributes:
+        notify_multiplier: bytes between the doorbells of queues with consecutive queue_notify_off.
+        msix: offset of the MSI-X capability, 0 for none.
+        msix_vectors: entries of the MSI-X table.
+    """
+
+    common: Structure
+    notify: Structure
+    isr: Structure
+    device: Structure
+    notify_multiplier: int
+    msix: int
+    msix_vectors: int
+
+
+def find_capabilities(access: DeviceAccess, device_id: int) -> Capabilities:
+    """Walk the capability list of a virtio function of device type `device_id` (section 5).
+
+    Raises:
+        PeerError: it is another device, or breaks a rule of 4.1.4.
+    """
+
+    def config(offset: int, length: int) -> int:
+        return int.from_bytes(access.region_read(VFIO_PCI_CONFIG_REGION_INDEX, offset, length), "little")
+
+    vendor, device = config(0, 2), config(2, 2)
+    known = (VIRTIO_PCI_MODERN_DEVICE_ID_BASE + device_id, VIRTIO_PCI_TRANSITIONAL_DEVICE_IDS.get(device_id))
+    if vendor != VIRTIO_PCI_VENDOR_ID or device not in known:
+        raise PeerError(f"device: PCI id {vendor:04x}:{device:04x} is not virtio device type {device_id}")
+    structures: dict[int, Structure] = {}
+    multiplier = msix = msix_vectors = 0
+    seen: set[int] = set()
+    pointer = config(PCI_CAPABILITY_POINTER, 1) & 0xFC if config(PCI_STATUS, 2) & PCI_STATUS_CAPABILITY_LIST else 0
+    while pointer:
+        if pointer < 0x40 or pointer in seen:
+            raise PeerError(f"device: capability list comes to {pointer:#x}, inside the header or seen before")
+        seen.add(pointer)
+        kind, following = config(pointer, 1), config(pointer + 1, 1)
+        if kind == PCI_CAP_ID_MSIX and not msix:
+            msix, msix_vectors = pointer, (config(pointer + 2, 2) & MSIX_TABLE_SIZE) + 1
+        elif kind == PCI_CAP_ID_VENDOR and pointer + _PCI_CAP.size <= 256:
+            data = access.region_read(VFIO_PCI_CONFIG_REGION_INDEX, pointer, _PCI_CAP.size)
+            _, _, cap_length, cfg_type, bar, _, offset, length = _PCI_CAP.unpack(data)
+            # 4.1.4.1: the first structure of a type that the driver can use; reserved types and BARs are skipped.
+            if cfg_type in _LEAST_LENGTH and cfg_type not in structures and bar <= 5:
+                structures[cfg_type] = _checked(access, cfg_type, Structure(bar, offset, length))
+                if cfg_type == VIRTIO_PCI_CAP_NOTIFY_CFG:
+                    if cap_length < _PCI_CAP.size + 4:
+                        raise PeerError(f"device: notify capability of {cap_length} bytes, it takes 20")
+                    multiplier = config(pointer + _PCI_CAP.size, 4)
+        pointer = following & 0xFC
+    if multiplier & (multiplier - 1) or multiplier == 1:
+        raise PeerError(f"device: notify_off_multiplier {multiplier} is neither 0 nor an even power of 2 (4.1.4.4.1)")
+    missing = sorted(set(_LEAST_LENGTH) - set(structures))
+    if missing:
+        raise PeerError(f"device: no virtio structure of type {missing[0]}: not a modern virtio function")
+    return Capabilities(
+        structures[VIRTIO_PCI_CAP_COMMON_CFG],
+        structures[VIRTIO_PCI_CAP_NOTIFY_CFG],
+        structures[VIRTIO_PCI_CAP_ISR_CFG],
+        structures[VIRTIO_PCI_CAP_DEVICE_CFG],
+        multiplier,
+        msix,
+        msix_vectors,
+    )
+
+
+def _checked(access: DeviceAccess, cfg_type: int, structure: Structure) -> Structure:
+    size = access.region_info(structure.bar).size
+    if structure.length < _LEAST_LENGTH[cfg_type] or structure.offset + structure.length > size:
+        raise PeerError(
+            f"device: virtio structure of type {cfg_type} has {structure.length} bytes at {structure.offset:#x} "
+            f"of BAR {structure.bar}, which has {size}"
+        )
+    return structure

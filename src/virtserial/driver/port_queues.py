@@ -1,0 +1,192 @@
+"""The two queues of a port, with their buffers: bytes between DMA memory and whoever holds the views.
+
+No byte is copied here.  Received bytes are lent out as views of the buffers the device filled, and a buffer goes
+back to the device when all of it was consumed; bytes to transmit are put into lent views by their producer
+(os.readv, recv_into) and committed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtserial.driver.dma import DmaBuffer
+from virtserial.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtserial.driver.dma import DmaMemory
+    from virtserial.virtio.driver_queue import DriverQueue
+
+MAX_VIEWS = 1024
+"""As many buffers as one readv or writev takes (IOV_MAX)."""
+
+
+class BufferPlan(NamedTuple):
+    """How many buffers a port has, and their size in bytes.
+
+    Large receive buffers let the device fill them with one system call; memory that nobody fills is never there.
+    """
+
+    receive_count: int = 32
+    receive_size: int = 65536
+    transmit_count: int = 32
+    transmit_size: int = 65536
+
+
+def allocate_buffers(memory: DmaMemory, count: int, size: int) -> list[DmaBuffer]:
+    """Return `count` buffers of `size` bytes, one behind the other."""
+    address, view = memory.allocate(count * size)
+    return [DmaBuffer(address + start, view[start : start + size]) for start in range(0, count * size, size)]
+
+
+class ReceiveQueue:
+    """A receiveq whose buffers are posted, filled by the device, read here, and posted again.
+
+    Attributes:
+        waiting: bytes received and not yet consumed, as of the last look at the ring.
+    """
+
+    def __init__(self, queue: DriverQueue[DmaBuffer], notify: Callable[[], None]) -> None:
+        self._queue = queue
+        self._notify = notify
+        self._filled: deque[tuple[DmaBuffer, int]] = deque()
+        self._offset = 0
+        self._posted = False
+        self.waiting = 0
+
+    def post(self, memory: DmaMemory, plan: BufferPlan) -> None:
+        """Allocate the buffers and give them to the device; a second call changes nothing."""
+        if self._posted:
+            return
+        self._posted = True
+        count = min(plan.receive_count, self._queue.size)
+        self._give(allocate_buffers(memory, count, plan.receive_size))
+
+    def views(self) -> list[memoryview]:
+        """Return what was received, in order.  Empty: an interrupt will come when there is something.
+
+        Raises:
+            PeerError: the device lies about its used ring.
+        """
+        self._harvest()
+        while not self._filled and self._queue.request_interrupt():
+            self._harvest()
+        views = [buffer.view[:length] for buffer, length in islice(self._filled, MAX_VIEWS)]
+        if self._offset:
+            views[0] = views[0][self._offset :]
+        return views
+
+    def consume(self, count: int) -> None:
+        """Drop the first `count` bytes of what `views` returned; emptied buffers go back to the device."""
+        if not 0 <= count <= self.waiting:
+            raise StateError(f"{count} bytes consumed, {self.waiting} are there")
+        self.waiting -= count
+        count += self._offset
+        emptied: list[DmaBuffer] = []
+        while self._filled and count >= self._filled[0][1]:
+            buffer, length = self._filled.popleft()
+            count -= length
+            emptied.append(buffer)
+        self._offset = count
+        self._give(emptied)
+
+    def discard(self) -> int:
+        """Drop everything received so far; return how many bytes that were."""
+        total = 0
+        while views := self.views():
+            count = sum(map(len, views))
+            self.consume(count)
+            total += count
+        return total
+
+    def _harvest(self) -> None:
+        empty: list[DmaBuffer] = []
+        for buffer, length in self._queue.harvest():
+            if length:
+                self._filled.append((buffer, length))
+                self.waiting += length
+            else:
+                empty.append(buffer)
+        self._give(empty)
+
+    def _give(self, buffers: list[DmaBuffer]) -> None:
+        for buffer in buffers:
+            self._queue.add((), ((buffer.address, len(buffer.view)),), buffer)
+        if buffers and self._queue.publish():
+            self._notify()
+
+
+class TransmitQueue:
+    """A transmitq: free buffers are lent out to be filled, filled ones go to the device."""
+
+    def __init__(self, queue: DriverQueue[DmaBuffer], notify: Callable[[], None]) -> None:
+        self._queue = queue
+        self._notify = notify
+        self._free: list[DmaBuffer] = []
+        self._allocated = False
+        self._interrupts_wanted = True
+
+    def allocate(self, memory: DmaMemory, plan: BufferPlan) -> None:
+        """Allocate the buffers; a second call changes nothing."""
+        if not self._allocated:
+            self._allocated = True
+            self._free = allocate_buffers(memory, min(plan.transmit_count, self._queue.size), plan.transmit_size)
+
+    def views(self, limit: int) -> list[memoryview]:
+        """Return views to fill, at most `limit` bytes.  Empty: an interrupt will come when many are free.
+
+        Raises:
+            PeerError: the device lies about its used ring.
+        """
+        free = self._free
+        if len(free) * 2 <= self._queue.in_flight:
+            self._harvest()
+            # Waking the producer for every single buffer would cost more than it gains.
+            while not free and self._request_interrupt((self._queue.in_flight + 1) // 2):
+                self._harvest()
+        if free and self._interrupts_wanted:
+            self._interrupts_wanted = False
+            self._queue.suppress_interrupts()
+        views: list[memoryview] = []
+        for buffer in reversed(free):
+            if limit <= 0 or len(views) == MAX_VIEWS:
+                break
+            views.append(buffer.view[:limit])
+            limit -= len(buffer.view)
+        return views
+
+    def commit(self, count: int) -> None:
+        """Transmit the first `count` bytes of the views that `views` returned last."""
+        if not count:
+            return
+        free, queue = self._free, self._queue
+        while count > 0:
+            if not free:
+                raise StateError(f"{count} bytes more were committed than views were lent")
+            buffer = free.pop()
+            length = min(count, len(buffer.view))
+            queue.add(((buffer.address, length),), (), buffer)
+            count -= length
+        if queue.publish():
+            self._notify()
+
+    def flushed(self) -> bool:
+        """Whether the device has taken everything.  If not, an interrupt will come when it has.
+
+        Raises:
+            PeerError: the device lies about its used ring.
+        """
+        self._harvest()
+        while self._queue.in_flight and self._request_interrupt(self._queue.in_flight):
+            self._harvest()
+        return not self._queue.in_flight
+
+    def _request_interrupt(self, after: int) -> bool:
+        self._interrupts_wanted = True
+        return self._queue.request_interrupt(after)
+
+    def _harvest(self) -> None:
+        self._free += [buffer for buffer, _ in self._queue.harvest()]

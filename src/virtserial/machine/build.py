@@ -1,0 +1,69 @@
+"""From options to a machine: what `-device` says becomes controllers and ports."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, cast
+
+from virtserial.errors import ConfigError
+from virtserial.machine.model import Controller, Port
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from virtserial.machine.model import Machine
+    from virtserial.options.device_options import DeviceOptions
+
+
+def plug(machine: Machine, options: DeviceOptions, chardevs: Container[str], run_directory: str) -> Controller | Port:
+    """Plug in the device that the options describe.
+
+    Args:
+        chardevs: the ids of the chardevs there are.
+        run_directory: where a controller listens that names no socket.
+
+    Raises:
+        ConfigError: it cannot be, in QEMU's words.
+    """
+    if options.is_controller:
+        return machine.add_controller(_controller(machine, options, run_directory))
+    properties = options.properties
+    chardev = cast("str | None", properties["chardev"])
+    machine.bus(options.bus, options.driver)
+    if chardev is not None and chardev not in chardevs:
+        raise ConfigError(f"Property '{options.driver}.chardev' can't find value '{chardev}'")
+    return machine.add_port(
+        options.driver,
+        options.id,
+        options.bus,
+        cast("int | None", properties["nr"]),
+        cast("str | None", properties["name"]),
+        chardev,
+        cast(int, properties.get("cols", 0)),
+        cast(int, properties.get("rows", 0)),
+    )
+
+
+def _controller(machine: Machine, options: DeviceOptions, run_directory: str) -> Controller:
+    properties = options.properties
+    name = options.id or f"virtio-serial{len(machine.controllers)}"
+    max_ports = cast(int, properties["max_ports"])
+    vectors = cast("int | None", properties["vectors"])
+    socket = cast("str | None", properties["socket"]) or os.path.join(run_directory, f"{name}.sock")
+    if any(controller.socket == socket for controller in machine.controllers):
+        raise ConfigError(f"socket {socket}: another controller listens there")
+    return Controller(
+        id=options.id,
+        bus=machine.name_bus(options.id),
+        name=name,
+        socket=socket,
+        max_ports=max_ports,
+        # The Fedora page's default: a vector for each port and one more.  QEMU now has 2.
+        vectors=max_ports + 1 if vectors is None else vectors,
+        iommu_platform=bool(properties["iommu_platform"]),
+        event_idx=bool(properties["event_idx"]),
+        indirect_desc=bool(properties["indirect_desc"]),
+        queue_reset=bool(properties["queue_reset"]),
+        emergency_write=bool(properties["emergency-write"]),
+        resize_rows_first=properties["resize-order"] == "rows-cols",
+    )

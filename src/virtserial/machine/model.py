@@ -1,0 +1,217 @@
+"""The machine: controllers and ports by id, with QEMU's rules for buses, numbers and names.
+
+Nothing here opens or moves anything: the keeper acts on what the model has accepted.  Texts of errors are QEMU's own
+(hw/char/virtio-serial-bus.c, system/qdev-monitor.c), because scripts match on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from virtserial.console.wire import MAX_PORTS
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEFAULT_MAX_PORTS = 31
+MAX_VECTORS = 2048
+"""PCI_MSIX_FLAGS_QSIZE + 1: as many as an MSI-X table can have."""
+
+
+@dataclass(eq=False)
+class Controller:
+    """A virtio-serial device.
+
+    Attributes:
+        id: the user's id, or None.
+        bus: the name ports refer to.
+        name: what messages call it.
+        socket: where it listens for its VMM.
+        vectors: MSI-X vectors, 0 for INTx.
+    """
+
+    id: str | None
+    bus: str
+    name: str
+    socket: str
+    max_ports: int = DEFAULT_MAX_PORTS
+    vectors: int = DEFAULT_MAX_PORTS + 1
+    iommu_platform: bool = True
+    event_idx: bool = True
+    indirect_desc: bool = True
+    queue_reset: bool = True
+    emergency_write: bool = True
+    resize_rows_first: bool = False
+    ports: dict[int, Port] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Port:
+    """A port plugged into a controller.
+
+    Attributes:
+        number: its number on the controller.
+        chardev: the id of its back end, or None.
+    """
+
+    id: str | None
+    controller: Controller
+    number: int
+    name: str | None
+    is_console: bool
+    chardev: str | None
+    cols: int = 0
+    rows: int = 0
+
+    @property
+    def driver(self) -> str:
+        """QEMU's name of its kind."""
+        return "virtconsole" if self.is_console else "virtserialport"
+
+
+class Machine:
+    """Every controller and port, and which chardev is taken."""
+
+    def __init__(self) -> None:
+        self.controllers: list[Controller] = []
+        self._ids: dict[str, Controller | Port] = {}
+        self._unnamed_buses = 0
+
+    def ports(self) -> Iterator[Port]:
+        """Every port, controller by controller in plug order."""
+        for controller in self.controllers:
+            yield from controller.ports.values()
+
+    def find(self, device_id: str) -> Controller | Port:
+        """Return the device of that id.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        device = self._ids.get(device_id)
+        if device is None:
+            raise ConfigError(f"Device '{device_id}' not found")
+        return device
+
+    def user_of(self, chardev_id: str) -> Port | None:
+        """Return the port that uses a chardev."""
+        return next((port for port in self.ports() if port.chardev == chardev_id), None)
+
+    # Controllers
+
+    def name_bus(self, device_id: str | None) -> str:
+        """Return the name of a new controller's bus: of its id, else counted, as qbus_init does."""
+        if device_id is not None:
+            return f"{device_id}.0"
+        self._unnamed_buses += 1
+        return f"virtio-serial-bus.{self._unnamed_buses - 1}"
+
+    def add_controller(self, controller: Controller) -> Controller:
+        """Plug a controller in.
+
+        Raises:
+            ConfigError: its id is taken, or a number is out of range.
+        """
+        self._claim_id(controller.id)
+        if controller.max_ports == 0:
+            raise ConfigError("Maximum number of serial ports not specified")
+        if controller.max_ports > MAX_PORTS:
+            raise ConfigError(f"maximum ports supported: {MAX_PORTS}")
+        if controller.vectors > MAX_VECTORS:
+            raise ConfigError(f"{controller.name}: vectors={controller.vectors}, MSI-X has at most {MAX_VECTORS}")
+        self.controllers.append(controller)
+        if controller.id is not None:
+            self._ids[controller.id] = controller
+        return controller
+
+    def remove_controller(self, controller: Controller) -> None:
+        """Unplug a controller with its ports."""
+        for port in list(controller.ports.values()):
+            self.remove_port(port)
+        self.controllers.remove(controller)
+        if controller.id is not None:
+            del self._ids[controller.id]
+
+    def bus(self, name: str | None, driver: str) -> Controller:
+        """Return the controller of a bus; without a name the one added last, as QEMU's search finds it.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name is None:
+            if not self.controllers:
+                raise ConfigError(f"No 'virtio-serial-bus' bus found for device '{driver}'")
+            return self.controllers[-1]
+        for controller in self.controllers:
+            if name == controller.bus:
+                return controller
+        raise ConfigError(f"Bus '{name}' not found")
+
+    # Ports
+
+    def add_port(
+        self,
+        driver: str,
+        device_id: str | None = None,
+        bus: str | None = None,
+        number: int | None = None,
+        name: str | None = None,
+        chardev: str | None = None,
+        cols: int = 0,
+        rows: int = 0,
+    ) -> Port:
+        """Plug a port in; without a number it gets the lowest free one, a first console number 0.
+
+        Raises:
+            ConfigError: the id, number, name or chardev is taken, or the bus has no place.
+        """
+        is_console = driver == "virtconsole"
+        controller = self.bus(bus, driver)
+        self._claim_id(device_id)
+        if chardev is not None and self.user_of(chardev) is not None:
+            raise ConfigError(
+                f"Property '{driver}.chardev' can't take value '{chardev}': chardev '{chardev}' is already in use"
+            )
+        if number == 0 and not is_console:
+            raise ConfigError(
+                "Port number 0 on virtio-serial devices reserved for virtconsole devices for backward compatibility."
+            )
+        takes_zero = is_console and 0 not in controller.ports
+        if number is None and takes_zero:
+            number = 0
+        if number is not None and number in controller.ports:
+            raise ConfigError(f"virtio-serial-bus: A port already exists at id {number}")
+        if name is not None and any(port.name == name for port in self.ports()):
+            raise ConfigError(f"virtio-serial-bus: A port already exists by name {name}")
+        if number is None:
+            number = self._free_number(controller)
+        if number >= controller.max_ports:
+            raise ConfigError(
+                f"virtio-serial-bus: Out-of-range port id specified, max. allowed: {controller.max_ports - 1}"
+            )
+        port = Port(device_id, controller, number, name, is_console, chardev, cols, rows)
+        controller.ports[number] = port
+        if device_id is not None:
+            self._ids[device_id] = port
+        return port
+
+    def remove_port(self, port: Port) -> None:
+        """Unplug a port: its number, name, id and chardev are free."""
+        del port.controller.ports[port.number]
+        if port.id is not None:
+            del self._ids[port.id]
+
+    @staticmethod
+    def _free_number(controller: Controller) -> int:
+        """The lowest free number from 1 on.  QEMU looks through whole words of a bit map, which shows in its text."""
+        limit = (controller.max_ports + 31) // 32 * 32
+        for number in range(1, limit):
+            if number not in controller.ports:
+                return number
+        raise ConfigError("virtio-serial-bus: Maximum port limit for this device reached")
+
+    def _claim_id(self, device_id: str | None) -> None:
+        if device_id is not None and device_id in self._ids:
+            raise ConfigError(f"Duplicate device ID '{device_id}'")

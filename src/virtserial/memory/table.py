@@ -1,0 +1,209 @@
+"""The memory table: every region the VMM has mapped for one device, and the way from a guest address to bytes.
+
+Nothing outside a region can be reached: each access is checked against the region's bounds and against 2**64, and the
+view that is handed out ends where the region ends.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING
+
+from virtserial.errors import AddressError, PeerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from virtserial.memory.region import Buffer, Region
+
+ADDRESS_LIMIT = 1 << 64
+MAX_REGIONS = 65535
+"""As many as VFIO's type1 driver allows by default (dma_entry_limit), and QEMU assumes."""
+
+
+class MemoryTable:
+    """Regions sorted by address, none overlapping another.
+
+    Attributes:
+        generation: grows with every change; who keeps views must resolve them again.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._starts: list[int] = []
+        self._regions: list[Region] = []
+
+    def __len__(self) -> int:
+        return len(self._regions)
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self._regions)
+
+    def check(self, iova: int, size: int) -> None:
+        """Whether [iova, iova + size) may be mapped now.
+
+        Raises:
+            PeerError: it is empty, leaves the 64-bit space, overlaps a region, or there are too many regions.
+        """
+        if size <= 0 or iova < 0 or iova + size > ADDRESS_LIMIT:
+            raise PeerError(f"DMA map of {size:#x} bytes at {iova:#x} leaves the 64-bit address space")
+        if len(self._regions) >= MAX_REGIONS:
+            raise PeerError(f"DMA map: more than {MAX_REGIONS} regions", 28)
+        index = bisect_right(self._starts, iova)
+        before = self._regions[index - 1] if index else None
+        after = self._regions[index] if index < len(self._regions) else None
+        if (before and before.iova + before.size > iova) or (after and iova + size > after.iova):
+            raise PeerError(f"DMA map of {size:#x} bytes at {iova:#x} overlaps another", 17)
+
+    def map(self, region: Region) -> None:
+        """Add a region.
+
+        Raises:
+            PeerError: see `check`.
+        """
+        self.check(region.iova, region.size)
+        index = bisect_right(self._starts, region.iova)
+        self._starts.insert(index, region.iova)
+        self._regions.insert(index, region)
+        self.generation += 1
+
+    def unmap(self, iova: int, size: int) -> list[Region]:
+        """Remove the regions inside [iova, iova + size) and return them; none is no error, as with VFIO.
+
+        Raises:
+            PeerError: the range cuts a region in two.
+        """
+        if size <= 0 or iova < 0 or iova + size > ADDRESS_LIMIT:
+            raise PeerError(f"DMA unmap of {size:#x} bytes at {iova:#x} leaves the 64-bit address space")
+        end = iova + size
+        first = bisect_right(self._starts, iova)
+        if first and self._starts[first - 1] == iova:
+            first -= 1
+        elif first and iova < self._starts[first - 1] + self._regions[first - 1].size:
+            raise PeerError(f"DMA unmap at {iova:#x} cuts the region at {self._starts[first - 1]:#x}")
+        last = first
+        while last < len(self._regions) and self._starts[last] < end:
+            last += 1
+        if last > first and self._starts[last - 1] + self._regions[last - 1].size > end:
+            raise PeerError(f"DMA unmap up to {end:#x} cuts the region at {self._starts[last - 1]:#x}")
+        removed = self._regions[first:last]
+        if removed:
+            del self._regions[first:last]
+            del self._starts[first:last]
+            self.generation += 1
+        return removed
+
+    def clear(self) -> list[Region]:
+        """Remove every region and return them."""
+        removed, self._regions, self._starts = self._regions, [], []
+        self.generation += 1
+        return removed
+
+    def find(self, address: int) -> Region:
+        """Return the region that holds `address`.
+
+        Raises:
+            AddressError: none does.
+        """
+        index = bisect_right(self._starts, address) - 1
+        if index >= 0:
+            region = self._regions[index]
+            if address < region.iova + region.size:
+                return region
+        raise AddressError(f"guest address {address:#x} is not mapped for DMA")
+
+    def pieces(self, address: int, length: int, write: bool) -> Iterator[tuple[Region, int, int]]:
+        """Yield (region, offset, length) for a range that may span adjacent regions (behind an IOMMU it does).
+
+        Raises:
+            AddressError: a part is not mapped, not writable though `write` is set, or past 2**64.
+        """
+        if address + length > ADDRESS_LIMIT:
+            raise AddressError(f"{length:#x} bytes at guest address {address:#x} leave the 64-bit address space")
+        while length:
+            region = self.find(address)
+            if write and not region.writable:
+                raise AddressError(f"guest address {address:#x} is mapped read-only, the device was asked to write")
+            offset = address - region.iova
+            count = min(length, region.size - offset)
+            yield region, offset, count
+            address += count
+            length -= count
+
+    def readable_views(self, address: int, length: int, limit: int) -> list[memoryview]:
+        """Return views of a range: of guest memory where it is mapped, else of a copy.
+
+        At most `limit` bytes are copied: what lies behind them is left out.
+
+        Raises:
+            AddressError: see `pieces`.
+        """
+        views: list[memoryview] = []
+        for region, offset, count in self.pieces(address, length, write=False):
+            if region.view is not None:
+                views.append(region.view[offset : offset + count])
+            elif limit > 0:
+                views.append(memoryview(region.read(offset, min(count, limit))))
+                if count > limit:
+                    break
+            limit -= count
+        return views
+
+    def writable_views(
+        self, address: int, length: int, limit: int
+    ) -> tuple[list[memoryview], list[tuple[int, memoryview]]]:
+        """Return views to fill, and those among them that are not guest memory.
+
+        The second list holds (guest address, view): who fills such a view passes its filled part to `write`.  At most
+        `limit` bytes of such buffers are made: what lies behind them is left out.
+
+        Raises:
+            AddressError: see `pieces`.
+        """
+        views: list[memoryview] = []
+        bounces: list[tuple[int, memoryview]] = []
+        for region, offset, count in self.pieces(address, length, write=True):
+            if region.view is not None:
+                views.append(region.view[offset : offset + count])
+            elif limit > 0:
+                view = memoryview(bytearray(min(count, limit)))
+                views.append(view)
+                bounces.append((region.iova + offset, view))
+                if count > limit:
+                    break
+            limit -= count
+        return views, bounces
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return a copy of a range.
+
+        Raises:
+            AddressError: see `pieces`.
+        """
+        parts = [region.read(offset, count) for region, offset, count in self.pieces(address, length, write=False)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write(self, address: int, data: Buffer) -> None:
+        """Store bytes.
+
+        Raises:
+            AddressError: see `pieces`; then nothing has been stored.
+        """
+        data = memoryview(data)
+        start = 0
+        for region, offset, count in list(self.pieces(address, len(data), write=True)):
+            region.write(offset, data[start : start + count])
+            start += count
+
+    def mapped_view(self, address: int, length: int) -> memoryview | None:
+        """Return one view of a whole range in mapped, writable memory, or None where there is none such.
+
+        Raises:
+            AddressError: the range is not mapped for DMA.
+        """
+        pieces = list(self.pieces(address, length, write=True))
+        if len(pieces) != 1 or pieces[0][0].view is None:
+            return None
+        region, offset, count = pieces[0]
+        assert region.view is not None
+        return region.view[offset : offset + count]

@@ -1,0 +1,230 @@
+"""`-chardev KIND,id=ID,...`: from QEMU's words to a Chardev that can be opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtserial.errors import ConfigError
+from virtserial.options import keyval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Mapping
+
+    from virtserial.chardev.base import Chardev
+    from virtserial.chardev.socket_address import Address
+
+BOOL, NUMBER, SIZE, STRING = keyval.to_bool, keyval.to_number, keyval.to_size, keyval.to_string
+
+PARAMETERS: Mapping[str, Callable[[str, object], object]] = {
+    # qemu_chardev_opts of chardev/char.c: any of them is taken with any kind, and has the right type.
+    **dict.fromkeys(
+        ("backend", "path", "input-path", "host", "port", "fd", "localaddr", "localport", "tls-creds", "tls-authz"),
+        STRING,
+    ),
+    **dict.fromkeys(("name", "chardev", "logfile"), STRING),
+    **{f"chardevs.{index}": STRING for index in range(4)},
+    **dict.fromkeys(("ipv4", "ipv6", "wait", "server", "delay", "telnet", "tn3270", "websocket", "mux"), BOOL),
+    **dict.fromkeys(("signal", "append", "logappend", "mouse", "clipboard", "tight", "abstract"), BOOL),
+    **dict.fromkeys(("to", "reconnect", "reconnect-ms", "width", "height", "cols", "rows", "debug"), NUMBER),
+    "size": SIZE,
+    # Ours: chardev handler.
+    "class": STRING,
+}
+
+NOT_YET = (
+    *("udp", "serial", "parallel", "mux", "hub", "vc", "spicevmc", "spiceport", "qemu-vdagent", "dbus"),
+    *("braille", "msmouse", "wctablet", "testdev", "console"),
+)
+"""Backends that QEMU 11.1 has in one build or another and virtserial has not."""
+
+NOT_YET_MODES = ("telnet", "tn3270", "websocket", "mux")
+NOT_YET_PARAMETERS = ("tls-creds", "tls-authz", "logfile")
+
+
+def parse_chardev(text: str, ids_in_use: Container[str] = ()) -> Chardev:
+    """Read the argument of -chardev; nothing is opened yet.
+
+    Raises:
+        ConfigError: in QEMU's words.
+    """
+    options = keyval.parse_options(text, "backend")
+    chardev_id = options.pop("id", None)
+    if chardev_id is not None:
+        chardev_id = keyval.check_identifier(chardev_id)
+        if chardev_id in ids_in_use:
+            raise ConfigError(f"Duplicate ID '{chardev_id}' for chardev")
+    values: dict[str, object] = {}
+    for name, value in options.items():
+        if name not in PARAMETERS:
+            raise ConfigError(f"Invalid parameter '{name}'")
+        values[name] = PARAMETERS[name](name, value)
+    if chardev_id is None:
+        raise ConfigError("chardev: no id specified")
+    if "backend" not in values:
+        raise ConfigError(f'chardev: "{chardev_id}" missing backend')
+    return make_chardev(chardev_id, str(values["backend"]), values)
+
+
+def make_chardev(chardev_id: str, kind: str, values: Mapping[str, object]) -> Chardev:
+    """Make a Chardev of a kind from checked values by their QEMU names (bool, int and str, as PARAMETERS has them).
+
+    Raises:
+        ConfigError: unknown kind, or values that do not go together.
+    """
+    maker = _MAKERS.get(kind)
+    if maker is None:
+        if kind in NOT_YET:
+            raise ConfigError(f"'{kind}' is not supported by virtserial yet")
+        raise ConfigError(f"'{kind}' is not a valid char driver name")
+    for name in NOT_YET_MODES:
+        if values.get(name):
+            raise ConfigError(f"'{name}' is not supported by virtserial yet")
+    for name in NOT_YET_PARAMETERS:
+        if name in values:
+            raise ConfigError(f"'{name}' is not supported by virtserial yet")
+    return maker(chardev_id, values)
+
+
+def chardev_help() -> str:
+    """What `-chardev help` prints."""
+    return "Available chardev backend types: \n" + "".join(f"  {kind}\n" for kind in _MAKERS)
+
+
+def _text(values: Mapping[str, object], name: str) -> str | None:
+    value = values.get(name)
+    return value if isinstance(value, str) else None
+
+
+def _flag(values: Mapping[str, object], name: str, default: bool) -> bool:
+    return bool(values.get(name, default))
+
+
+def _integer(values: Mapping[str, object], name: str) -> int | None:
+    value = values.get(name)
+    return value if isinstance(value, int) else None
+
+
+def _null(chardev_id: str, _values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.null import NullChardev
+
+    return NullChardev(chardev_id)
+
+
+def _file(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.file import FileChardev
+
+    path = _text(values, "path")
+    if path is None:
+        raise ConfigError("chardev: file: no filename given")
+    return FileChardev(
+        chardev_id, path, input_path=_text(values, "input-path"), append=_flag(values, "append", False)
+    )
+
+
+def _pipe(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.pipe import PipeChardev
+
+    path = _text(values, "path")
+    if path is None:
+        raise ConfigError("chardev: pipe: no device path given")
+    return PipeChardev(chardev_id, path)
+
+
+def _pty(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.pty import PtyChardev
+
+    return PtyChardev(chardev_id, _text(values, "path"))
+
+
+def _stdio(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.stdio import StdioChardev
+
+    return StdioChardev(chardev_id, signal=_flag(values, "signal", True))
+
+
+def _ringbuf(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.ringbuf import DEFAULT_SIZE, RingbufChardev
+
+    size = _integer(values, "size") or DEFAULT_SIZE
+    if size & (size - 1):
+        raise ConfigError("size of ringbuf chardev must be power of two")
+    return RingbufChardev(chardev_id, size, str(values.get("backend", "ringbuf")))
+
+
+def _handler(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.handler_chardev import HandlerChardev
+
+    class_name, path = _text(values, "class"), _text(values, "path")
+    if not class_name and not path:
+        raise ConfigError("chardev: handler: neither 'class' nor 'path' given")
+    return HandlerChardev(chardev_id, class_name=class_name, path=path)
+
+
+def _socket(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    address = _socket_address(values)
+    nodelay = not _flag(values, "delay", False)
+    server = _flag(values, "server", False)
+    reconnect_seconds = _reconnect_seconds(values)
+    if "fd" in values and reconnect_seconds is not None:
+        raise ConfigError(f"'{_reconnect_name(values)}' option is incompatible with 'fd' address type")
+    if server:
+        if reconnect_seconds is not None:
+            raise ConfigError(
+                f"'{_reconnect_name(values)}' option is incompatible with socket in server listen mode"
+            )
+        from virtserial.chardev.socket_server import SocketServerChardev
+
+        return SocketServerChardev(
+            chardev_id, address, wait=_flag(values, "wait", True), nodelay=nodelay
+        )
+    if _flag(values, "wait", False):
+        raise ConfigError("'wait' option is incompatible with socket in client connect mode")
+    from virtserial.chardev.socket_client import SocketClientChardev
+
+    return SocketClientChardev(
+        chardev_id, address, reconnect_seconds=reconnect_seconds or 0, nodelay=nodelay
+    )
+
+
+def _reconnect_name(values: Mapping[str, object]) -> str:
+    return "reconnect-ms" if "reconnect-ms" in values else "reconnect"
+
+
+def _reconnect_seconds(values: Mapping[str, object]) -> float | None:
+    """`reconnect` is in seconds and gone from QEMU 10; None: neither was given."""
+    milliseconds, seconds = _integer(values, "reconnect-ms"), _integer(values, "reconnect")
+    if milliseconds is not None and seconds is not None:
+        raise ConfigError("'reconnect' and 'reconnect-ms' are mutually exclusive")
+    return milliseconds / 1000 if milliseconds is not None else seconds
+
+
+def _socket_address(values: Mapping[str, object]) -> Address:
+    from virtserial.chardev.socket_address import FdAddress, InetAddress, UnixAddress
+
+    path, host, fd = _text(values, "path"), _text(values, "host"), _text(values, "fd")
+    if sum(value is not None for value in (path, host, fd)) > 1:
+        raise ConfigError("None or one of 'path', 'fd' or 'host' option required.")
+    if path is not None:
+        return UnixAddress(path, _flag(values, "abstract", False), _flag(values, "tight", True))
+    if host is not None:
+        port = _text(values, "port")
+        if port is None:
+            raise ConfigError("chardev: socket: no port given")
+        ipv4, ipv6 = (bool(values[name]) if name in values else None for name in ("ipv4", "ipv6"))
+        return InetAddress(host, port, _integer(values, "to"), ipv4, ipv6)
+    if fd is None or not fd.isdecimal() or not fd.isascii() or int(fd) >= 1 << 31:
+        raise ConfigError(f"Unable to parse FD number {fd or ''}")
+    return FdAddress(int(fd))
+
+
+_MAKERS: Mapping[str, Callable[[str, Mapping[str, object]], Chardev]] = {
+    "socket": _socket,
+    "pty": _pty,
+    "file": _file,
+    "pipe": _pipe,
+    "stdio": _stdio,
+    "null": _null,
+    "ringbuf": _ringbuf,
+    "memory": _ringbuf,
+    "handler": _handler,
+}

@@ -1,0 +1,204 @@
+"""`-device DRIVER,...`: from QEMU's words to checked properties of a controller or a port."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtserial.errors import ConfigError
+from virtserial.options import keyval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Mapping
+
+
+class Property(NamedTuple):
+    """One property of a driver.
+
+    Attributes:
+        type: QEMU's word for it, as -device DRIVER,help shows it.
+        default: the value when it is not given; None where the machine decides.
+        role: USED; PASSED_BY: belongs to the VMM's side of the device, accepted and without effect here; FIXED: only
+            the default can be had.
+    """
+
+    type: str
+    default: object
+    role: str
+    description: str = ""
+
+
+USED, PASSED_BY, FIXED = "used", "passed by", "fixed"
+
+
+class DeviceOptions(NamedTuple):
+    """What one -device says.
+
+    Attributes:
+        driver: QEMU's own name of it, aliases resolved ("virtio-serial-pci", "virtserialport", "virtconsole").
+        id: or None.
+        bus: as given, or None.
+        properties: every property of the driver that is USED, by QEMU's name, given or default.
+        given: the names that were given.
+    """
+
+    driver: str
+    id: str | None
+    bus: str | None
+    properties: dict[str, object]
+    given: frozenset[str]
+
+    @property
+    def is_controller(self) -> bool:
+        return self.driver in CONTROLLERS
+
+    @property
+    def is_console(self) -> bool:
+        return self.driver == "virtconsole"
+
+
+CONTROLLERS = ("virtio-serial-pci", "virtio-serial-pci-non-transitional")
+
+ALIASES = {"virtio-serial": "virtio-serial-pci", "virtioconsole": "virtconsole"}
+"""`virtio-serial` is QEMU's alias; `virtioconsole` is how Fedora's page writes virtconsole, and QEMU refuses it."""
+
+NOT_YET = ("virtio-serial-device", "virtio-serial-ccw", "virtio-serial-pci-transitional")
+
+PORT_PROPERTIES: Mapping[str, Property] = {
+    "chardev": Property("str", None, USED, "ID of a chardev to use as a backend"),
+    "name": Property("str", None, USED, "what the guest calls the port"),
+    "nr": Property("uint32", None, USED, "port number; the next free one if not given"),
+}
+
+_QEMU_HOST_SIDE = (
+    *(("addr", "str", None), ("acpi-index", "uint32", 0), ("aer", "bool", False), ("any_layout", "bool", True)),
+    *(("busnr", "str", None), ("class", "uint32", 0), ("disable-legacy", "str", "auto")),
+    *(("failover_pair_id", "str", None), ("ioeventfd", "bool", True), ("modern-pio-notify", "bool", False)),
+    *(("multifunction", "bool", False), ("notify_on_empty", "bool", True), ("rombar", "int32", -1)),
+    *(("romfile", "str", None), ("romsize", "uint32", None), ("sriov-pf", "str", None)),
+    *(("use-disabled-flag", "bool", True), ("use-started", "bool", True)),
+    *(("virtio-pci-bus-master-bug-migration", "bool", False), ("x-ats-page-aligned", "bool", True)),
+    *(("x-disable-legacy-check", "bool", False), ("x-max-bounce-buffer-size", "size", 4096)),
+    *(("x-pcie-ari-nextfn-1", "bool", False), ("x-pcie-err-unc-mask", "bool", True)),
+    *(("x-pcie-ext-tag", "bool", True), ("x-pcie-flr-init", "bool", True)),
+    *(("x-pcie-lnksta-dllla", "bool", True), ("x-pcie-pm-no-soft-reset", "bool", False)),
+)
+
+CONTROLLER_PROPERTIES: Mapping[str, Property] = {
+    "max_ports": Property("uint32", 31, USED, "ports the guest can see, 1 to 511"),
+    "vectors": Property("uint32", None, USED, "MSI-X vectors; 0: INTx; max_ports + 1 if not given"),
+    "iommu_platform": Property("bool", True, USED, "offer VIRTIO_F_ACCESS_PLATFORM"),
+    "event_idx": Property("bool", True, USED, "offer VIRTIO_F_EVENT_IDX"),
+    "indirect_desc": Property("bool", True, USED, "offer VIRTIO_F_INDIRECT_DESC"),
+    "queue_reset": Property("bool", True, USED, "offer VIRTIO_F_RING_RESET"),
+    "emergency-write": Property("bool", True, USED, "offer VIRTIO_CONSOLE_F_EMERG_WRITE"),
+    "socket": Property("str", None, USED, "path of the vfio-user socket to listen on"),
+    "resize-order": Property("str", "cols-rows", USED, "fields of RESIZE: cols-rows or rows-cols"),
+    "ats": Property("bool", False, FIXED),
+    "disable-modern": Property("bool", False, FIXED),
+    "in_order": Property("bool", False, FIXED),
+    "packed": Property("bool", False, FIXED),
+    "page-per-vq": Property("bool", False, FIXED),
+    **{name: Property(kind, default, PASSED_BY) for name, kind, default in _QEMU_HOST_SIDE},
+}
+
+DRIVERS: Mapping[str, Mapping[str, Property]] = {
+    **dict.fromkeys(CONTROLLERS, CONTROLLER_PROPERTIES),
+    **dict.fromkeys(("virtserialport", "virtconsole"), PORT_PROPERTIES),
+}
+
+CHOICES = {"resize-order": ("cols-rows", "rows-cols"), "disable-legacy": ("on", "off", "auto")}
+
+
+def parse_device(text: str, ids_in_use: Container[str] = ()) -> DeviceOptions:
+    """Read the argument of -device; whether bus, number and chardev are to be had is the machine's matter.
+
+    Raises:
+        ConfigError: in QEMU's words.
+    """
+    options = keyval.parse_options(text, "driver")
+    is_json = text.startswith("{")
+    driver = options.pop("driver", None)
+    if not isinstance(driver, str) or not driver:
+        raise ConfigError("Parameter 'driver' is missing")
+    device_id = options.pop("id", None)
+    if device_id is not None:
+        device_id = keyval.check_identifier(device_id)
+        if device_id in ids_in_use:
+            raise ConfigError(f"Duplicate ID '{device_id}' for device")
+    return make_device(driver, device_id, options, typed=is_json)
+
+
+def make_device(
+    driver: str, device_id: str | None, options: Mapping[str, object], *, typed: bool
+) -> DeviceOptions:
+    """Check the properties of a device.  `typed`: the values are JSON's, so a string is no number and no bool.
+
+    Raises:
+        ConfigError: in QEMU's words.
+    """
+    driver = ALIASES.get(driver, driver)
+    known = DRIVERS.get(driver)
+    if known is None:
+        if driver in NOT_YET:
+            raise ConfigError(f"'{driver}' is not supported by virtserial yet")
+        raise ConfigError(f"'{driver}' is not a valid device model name")
+    remaining = dict(options)
+    bus = remaining.pop("bus", None)
+    bus = keyval.to_string("bus", bus) if bus is not None else None
+    properties = {name: spec.default for name, spec in known.items() if spec.role == USED}
+    given = set()
+    for name, value in remaining.items():
+        spec = known.get(name)
+        if spec is None:
+            raise ConfigError(f"Property '{driver}.{name}' not found")
+        checked = _checked(name, spec, value, typed=typed)
+        _check_choice(driver, name, checked)
+        if spec.role == USED:
+            properties[name] = checked
+            given.add(name)
+        elif spec.role == FIXED and checked != spec.default:
+            shown = "on" if checked is True else "off" if checked is False else checked
+            raise ConfigError(f"Property '{driver}.{name}': '{shown}' is not supported by virtserial yet")
+    return DeviceOptions(driver, device_id, bus, properties, frozenset(given))
+
+
+def _checked(name: str, spec: Property, value: object, *, typed: bool) -> object:
+    if typed and spec.type == "bool" and not isinstance(value, bool):
+        raise ConfigError(f"Invalid parameter type for '{name}', expected: boolean")
+    if typed and spec.type in ("uint32", "size", "int32") and isinstance(value, str):
+        raise ConfigError(f"Parameter '{name}' expects uint64")
+    if spec.type == "int32" and value in (-1, "-1"):
+        return -1
+    return _CONVERT[spec.type](name, value)
+
+
+def _check_choice(driver: str, name: str, value: object) -> None:
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ConfigError(f"Property '{driver}.{name}' doesn't take value '{value}'")
+
+
+_CONVERT: Mapping[str, Callable[[str, object], object]] = {
+    "bool": keyval.to_bool,
+    "uint32": keyval.to_uint32,
+    "int32": keyval.to_uint32,
+    "size": keyval.to_size,
+    "str": keyval.to_string,
+}
+
+
+def device_help(driver: str) -> str:
+    """What `-device DRIVER,help` prints: the properties that have an effect.
+
+    Raises:
+        ConfigError: no such driver.
+    """
+    driver = ALIASES.get(driver, driver)
+    if driver not in DRIVERS:
+        raise ConfigError(f"'{driver}' is not a valid device model name")
+    lines = [f"{driver} options:"]
+    for name, spec in sorted(DRIVERS[driver].items()):
+        if spec.role == USED:
+            shown = {True: "on", False: "off"}.get(spec.default, spec.default)  # type: ignore[call-overload]
+            default = "" if spec.default is None else f" (default: {shown})"
+            lines.append(f"  {name}=<{spec.type}>".ljust(25) + f" - {spec.description}{default}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,192 @@
+"""QEMU's option strings: `driver,key=value,flag,noflag`, a comma in a value doubled; or a JSON object.
+
+The rules and the texts are those of QEMU 11.1 (util/qemu-option.c, qapi/string-input-visitor.c), tried against its
+binary.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ON = ("on", "yes", "true", "y")
+OFF = ("off", "no", "false", "n")
+
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
+_NUMBER = re.compile(r"\s*([+-]?)(0[xX][0-9A-Fa-f]+|0[0-7]*|[1-9][0-9]*)\Z")
+_SIZE = re.compile(r"\s*(-?)([0-9]+(?:\.[0-9]+)?|0[xX][0-9A-Fa-f]+)([bBkKmMgGtTpPeE]?)\Z")
+_SIZE_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
+
+IDENTIFIER_TEXT = (
+    "Parameter 'id' expects an identifier\n"
+    "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
+)
+SIZE_TEXT = (
+    "Parameter '{name}' expects a non-negative number below 2^64\n"
+    "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
+    "and exabytes, respectively."
+)
+
+
+def parse_options(text: str, implied: str) -> dict[str, object]:
+    """Read one option argument into a dict; of a key given twice the last value counts.
+
+    From key=value text all values are str; from JSON they are what JSON has.  A first word without `=` is the value
+    of the key `implied`; a later one is a flag: `name` is name=on, `noname` is name=off.
+
+    Raises:
+        ConfigError: JSON that is none, or not an object.
+    """
+    if text.startswith("{"):
+        return _parse_json(text)
+    return dict(_key_values(text, implied))
+
+
+def _parse_json(text: str) -> dict[str, object]:
+    import json
+
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"JSON parse error, {error}") from error
+    except RecursionError as error:
+        raise ConfigError("JSON parse error, nesting too deep") from error
+    if not isinstance(value, dict):
+        raise ConfigError("JSON parse error, expecting an object")
+    return value
+
+
+def _key_values(text: str, implied: str) -> Iterator[tuple[str, str]]:
+    for index, word in enumerate(_split_at_commas(text)):
+        key, equals, value = word.partition("=")
+        if equals:
+            yield key, value
+        elif index == 0:
+            yield implied, word
+        elif word.startswith("no"):
+            yield word[2:], "off"
+        elif word:
+            yield word, "on"
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Words between single commas, doubled ones made single."""
+    words = [""]
+    position = 0
+    while position < len(text):
+        comma = text.find(",", position)
+        if comma < 0:
+            words[-1] += text[position:]
+            break
+        words[-1] += text[position:comma]
+        if text[comma + 1 : comma + 2] == ",":
+            words[-1] += ","
+            position = comma + 2
+        else:
+            words.append("")
+            position = comma + 1
+    return words
+
+
+def check_identifier(value: object) -> str:
+    """An id: letters, digits, '-', '.', '_', beginning with a letter.
+
+    Raises:
+        ConfigError: QEMU's two lines.
+    """
+    if not isinstance(value, str) or not _IDENTIFIER.match(value):
+        raise ConfigError(IDENTIFIER_TEXT)
+    return value
+
+
+def to_bool(name: str, value: object) -> bool:
+    """on, yes, true, y or their opposites; JSON's true and false.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if isinstance(value, bool):
+        return value
+    if value in ON:
+        return True
+    if value in OFF:
+        return False
+    raise ConfigError(f"Parameter '{name}' expects 'on' or 'off'")
+
+
+def to_number(name: str, value: object) -> int:
+    """A non-negative integer, also in C's octal and hexadecimal.
+
+    Raises:
+        ConfigError: something else.
+    """
+    number = _integer(value)
+    if number is None or not 0 <= number < 1 << 64:
+        raise ConfigError(f"Parameter '{name}' expects a number")
+    return number
+
+
+def to_uint32(name: str, value: object) -> int:
+    """A device property of 32 bits; a JSON value must be a number.
+
+    Raises:
+        ConfigError: something else.
+    """
+    number = _integer(value)
+    if number is None:
+        raise ConfigError(f"Parameter '{name}' expects {'integer' if isinstance(value, str) else 'uint64'}")
+    if not 0 <= number < 1 << 32:
+        raise ConfigError(f"Parameter '{name}' expects uint32_t")
+    return number
+
+
+def _integer(value: object) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    matched = _NUMBER.match(value) if isinstance(value, str) else None
+    if matched is None:
+        return None
+    digits = matched[2]
+    base = 16 if digits[:2] in ("0x", "0X") else 8 if digits.startswith("0") else 10
+    return int(digits, base) * (-1 if matched[1] == "-" else 1)
+
+
+def to_size(name: str, value: object) -> int:
+    """Bytes, with a suffix k, M, G, T, P or E for powers of 1024.
+
+    Raises:
+        ConfigError: something else, or too large.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    matched = _SIZE.match(value) if isinstance(value, str) else None
+    if matched is None:
+        raise ConfigError(SIZE_TEXT.format(name=name))
+    shift = _SIZE_SHIFT[matched[3].lower()]
+    if matched[2][:2] in ("0x", "0X"):
+        size = int(matched[2], 16) << shift
+    elif "." in matched[2]:
+        size = int(float(matched[2]) * (1 << shift))
+    else:
+        size = int(matched[2]) << shift
+    if matched[1] or size >= 1 << 64:
+        raise ConfigError(f"Value '{value}' is out of range for parameter '{name}'")
+    return size
+
+
+def to_string(name: str, value: object) -> str:
+    """A string; a JSON value must be one.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"Invalid parameter type for '{name}', expected: string")
+    if "\0" in value:
+        raise ConfigError(f"Parameter '{name}' must not contain a NUL byte")
+    return value

@@ -1,0 +1,297 @@
+"""The PCI function of a virtio device, as a VFIO device sees it: regions to read and write, interrupts to give.
+
+This is virtserial.vfio_user.device.VfioDevice but for guest memory, which is not the function's business.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from virtserial.errors import ConfigError
+from virtserial.memory.state import U8, Record
+from virtserial.pci import layout
+from virtserial.pci.capabilities import (
+    PCI_CFG_CAP_BAR,
+    PCI_CFG_CAP_DATA,
+    PCI_CFG_CAP_LENGTH,
+    PCI_CFG_CAP_OFFSET,
+    msix_capability,
+    virtio_capabilities,
+)
+from virtserial.pci.common import CommonConfiguration, CommonRecord
+from virtserial.pci.configuration import Bar, ConfigurationSpace, Identity
+from virtserial.pci.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.memory.state import StateMemory
+    from virtserial.virtio.device import VirtioDevice
+
+# Numbers of <linux/vfio.h>; vfio_user/ has them too, but comes after this room.
+VFIO_PCI_CONFIG_REGION_INDEX: Final = 7
+VFIO_PCI_NUM_REGIONS: Final = 9
+VFIO_PCI_INTX_IRQ_INDEX: Final = 0
+VFIO_PCI_MSIX_IRQ_INDEX: Final = 2
+VFIO_PCI_NUM_IRQS: Final = 5
+_REGION_READ_WRITE: Final = 0b11
+_IRQ_EVENTFD: Final = 0b001
+_IRQ_INTX: Final = 0b111  # EVENTFD, MASKABLE, AUTOMASKED
+
+
+class FunctionRecord(Record):
+    """What the function keeps in state memory beside its registers."""
+
+    SIZE = 8
+    isr = U8(0)
+
+
+class VirtioPciFunction:
+    """A virtio device behind PCI registers; it makes itself the device's transport.
+
+    Args:
+        device: the device.
+        state: where registers live, at least `state_size` bytes; the device may have its own in the same memory.
+        vectors: MSI-X vectors, 0 to 2048; with 0 there is only INTx.
+        class_code: base class and subclass.
+
+    Attributes:
+        ignored_accesses: how many reads and writes named no register.
+
+    Raises:
+        ConfigError: too many vectors or queues.
+    """
+
+    num_regions = VFIO_PCI_NUM_REGIONS
+    num_irqs = VFIO_PCI_NUM_IRQS
+    doorbell_region = layout.REGISTER_BAR
+
+    state_size = layout.PCI_CONFIG_SPACE_SIZE + CommonRecord.SIZE + FunctionRecord.SIZE
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        state: StateMemory,
+        *,
+        vectors: int,
+        class_code: int = layout.PCI_CLASS_COMMUNICATION_OTHER,
+    ) -> None:
+        if not 0 <= vectors <= layout.MAX_VECTORS:
+            raise ConfigError(f"vectors={vectors}: MSI-X has 0 to {layout.MAX_VECTORS} vectors")
+        if device.num_queues > layout.MAX_QUEUES:
+            raise ConfigError(f"{device.num_queues} queues: the notification area has room for {layout.MAX_QUEUES}")
+        self.device = device
+        self.interrupts = Interrupts(vectors)
+        self.ring_doorbell = device.notify
+        self.doorbell_offsets = {
+            layout.NOTIFY_AREA + layout.NOTIFY_OFF_MULTIPLIER * index: index for index in range(device.num_queues)
+        }
+        self._other_ignored = 0
+        self._msix = layout.MsixLayout.of(vectors)
+        capabilities = virtio_capabilities()
+        bars = [Bar(layout.REGISTER_BAR, layout.REGISTER_BAR_SIZE, is_64_bit=True, prefetchable=True)]
+        if vectors:
+            capabilities.append(msix_capability(self._msix))
+            bars.append(Bar(layout.MSIX_BAR, self._msix.bar_size, is_64_bit=False, prefetchable=False))
+        identity = Identity(
+            layout.VIRTIO_PCI_DEVICE_ID_BASE + device.device_id,
+            layout.VIRTIO_PCI_REVISION,
+            class_code,
+            layout.PCI_VENDOR_ID_REDHAT_QUMRANET,
+            layout.PCI_SUBDEVICE_ID_QEMU,
+        )
+        self.configuration = ConfigurationSpace(state, identity, bars, capabilities)
+        self._window = self.configuration.capability_offsets[4]
+        self._msix_flags = self.configuration.capability_offsets[5] + layout.PCI_MSIX_FLAGS if vectors else None
+        self.common = CommonConfiguration(state, device, vectors, self._driver_reset)
+        self.record = FunctionRecord(state)
+        # The VMM has the MSI-X table that counts; this one only reads back what was written.
+        self._msix_table = bytearray(self._msix.bar_size)
+        self._region_sizes = {
+            layout.MSIX_BAR: self._msix.bar_size,
+            layout.REGISTER_BAR: layout.REGISTER_BAR_SIZE,
+            VFIO_PCI_CONFIG_REGION_INDEX: layout.PCI_CONFIG_SPACE_SIZE,
+        }
+        self._irq_counts = {VFIO_PCI_INTX_IRQ_INDEX: 1, VFIO_PCI_MSIX_IRQ_INDEX: vectors}
+        self._by_vectors = False
+        self._interrupt_mode_changed()
+        device.transport = self
+
+    @property
+    def ignored_accesses(self) -> int:
+        """How many accesses named no register."""
+        return self._other_ignored + self.common.ignored_writes
+
+    # Transport: what the device calls
+
+    def queue_interrupt(self, index: int) -> None:
+        """Tell the driver that a queue has used buffers."""
+        if self._by_vectors:
+            self.interrupts.signal_vector(self.device.queues[index].vector)
+        else:
+            self._raise_isr(layout.VIRTIO_PCI_ISR_QUEUE)
+
+    def config_interrupt(self) -> None:
+        """Tell the driver that the configuration or the status has changed."""
+        if self._by_vectors:
+            self.interrupts.signal_vector(self.common.config_vector)
+        else:
+            self._raise_isr(layout.VIRTIO_PCI_ISR_CONFIG)
+
+    def _raise_isr(self, bit: int) -> None:
+        self.record.isr |= bit
+        self._drive_intx()
+
+    def _drive_intx(self) -> None:
+        disabled = self.configuration.word(layout.PCI_COMMAND) & layout.PCI_COMMAND_INTX_DISABLE
+        self.interrupts.set_intx(self.record.isr != 0 and not disabled and not self._by_vectors)
+
+    def _interrupt_mode_changed(self) -> None:
+        """Vectors are used once the driver has enabled MSI-X, or the VMM has given some vector an eventfd."""
+        flags = 0 if self._msix_flags is None else self.configuration.word(self._msix_flags)
+        self._by_vectors = bool(flags & layout.PCI_MSIX_FLAGS_ENABLE) or self.interrupts.uses_msix
+        self._drive_intx()
+
+    # VfioDevice: regions
+
+    def region_size(self, index: int) -> int:
+        return self._region_sizes.get(index, 0)
+
+    def region_flags(self, index: int) -> int:
+        return _REGION_READ_WRITE if self.region_size(index) else 0
+
+    def region_read(self, index: int, offset: int, length: int) -> bytes:
+        """Return `length` bytes of a region; what is no register reads as 0."""
+        if index == layout.REGISTER_BAR:
+            return self._read_registers(offset, length)
+        if index == VFIO_PCI_CONFIG_REGION_INDEX:
+            return self._read_configuration(offset, length)
+        if index == layout.MSIX_BAR:
+            return self._read_msix(offset, length)
+        return bytes(length)
+
+    def region_write(self, index: int, offset: int, data: bytes | memoryview) -> None:
+        """Write to a region; what is no register is ignored and counted."""
+        if index == layout.REGISTER_BAR:
+            self._write_registers(offset, data)
+        elif index == VFIO_PCI_CONFIG_REGION_INDEX:
+            self._write_configuration(offset, data)
+        elif index == layout.MSIX_BAR:
+            end = min(offset + len(data), self._msix.pba_offset)
+            if offset < end:
+                self._msix_table[offset:end] = data[: end - offset]
+
+    def _read_registers(self, offset: int, length: int) -> bytes:
+        area, at = offset & ~(layout.AREA_SIZE - 1), offset & (layout.AREA_SIZE - 1)
+        if area == layout.COMMON_AREA:
+            return self.common.read(at, length)
+        if area == layout.DEVICE_AREA and at < self.device.config_size:
+            return self.device.read_config(at, length)
+        if area == layout.ISR_AREA and at == 0 and length:
+            # 4.1.4.5.1: reading it resets it and lets go of the interrupt line.
+            isr = self.record.isr
+            self.record.isr = 0
+            self._drive_intx()
+            return isr.to_bytes(1, "little").ljust(length, b"\0")
+        self._other_ignored += 1
+        return bytes(length)
+
+    def _write_registers(self, offset: int, data: bytes | memoryview) -> None:
+        area, at = offset & ~(layout.AREA_SIZE - 1), offset & (layout.AREA_SIZE - 1)
+        if area == layout.COMMON_AREA:
+            self.common.write(at, data)
+        elif area == layout.DEVICE_AREA and at < self.device.config_size:
+            self.device.write_config(at, bytes(data))
+        elif area == layout.NOTIFY_AREA and len(data) == 2 and offset in self.doorbell_offsets:
+            self.ring_doorbell(self.doorbell_offsets[offset])
+        else:
+            self._other_ignored += 1
+
+    def _read_msix(self, offset: int, length: int) -> bytes:
+        msix = self._msix
+        bar = bytearray(self._msix_table)
+        pending = sum(1 << vector for vector in self.interrupts.pending)
+        bar[msix.pba_offset : msix.pba_offset + msix.pba_size] = pending.to_bytes(msix.pba_size, "little")
+        return bytes(bar[offset : offset + length])
+
+    def _read_configuration(self, offset: int, length: int) -> bytes:
+        data_offset = self._window + PCI_CFG_CAP_DATA
+        if offset < data_offset + 4 and offset + length > data_offset and (access := self._window_access()):
+            self.configuration.write(data_offset, self.region_read(*access))
+        data = bytearray(self.configuration.read(offset, length))
+        status = layout.PCI_STATUS - offset
+        if self.record.isr and not self._by_vectors and 0 <= status < length:
+            data[status] |= layout.PCI_STATUS_INTERRUPT
+        return bytes(data)
+
+    def _write_configuration(self, offset: int, data: bytes | memoryview) -> None:
+        self.configuration.write(offset, data)
+        data_offset = self._window + PCI_CFG_CAP_DATA
+        if offset < data_offset + 4 and offset + len(data) > data_offset and (access := self._window_access()):
+            index, at, length = access
+            self.region_write(index, at, self.configuration.read(data_offset, length))
+        self._interrupt_mode_changed()
+
+    def _window_access(self) -> tuple[int, int, int] | None:
+        """The region, offset and length that VIRTIO_PCI_CAP_PCI_CFG is set to, None if it is set to nothing sound.
+
+        4.1.4.9.2: the driver writes a length of 1, 2 or 4, and an offset that is a multiple of it.
+        """
+        index = self.configuration.word(self._window + PCI_CFG_CAP_BAR) & 0xFF
+        at = self.configuration.dword(self._window + PCI_CFG_CAP_OFFSET)
+        length = self.configuration.dword(self._window + PCI_CFG_CAP_LENGTH)
+        is_bar = index in (layout.MSIX_BAR, layout.REGISTER_BAR)
+        if not is_bar or length not in (1, 2, 4) or at % length or at + length > self.region_size(index):
+            self._other_ignored += 1
+            return None
+        return index, at, length
+
+    # VfioDevice: interrupts
+
+    def irq_count(self, index: int) -> int:
+        return self._irq_counts.get(index, 0)
+
+    def irq_flags(self, index: int) -> int:
+        if not self.irq_count(index):
+            return 0
+        return _IRQ_INTX if index == VFIO_PCI_INTX_IRQ_INDEX else _IRQ_EVENTFD
+
+    def set_irq_eventfds(self, index: int, start: int, fds: Sequence[int]) -> None:
+        """Take eventfds for interrupts; none at all disables the type."""
+        if index == VFIO_PCI_INTX_IRQ_INDEX:
+            self.interrupts.set_intx_eventfd(fds[0] if fds else -1)
+        elif fds:
+            self.interrupts.set_vector_eventfds(start, fds)
+        else:
+            self.interrupts.disable_msix()
+        self._interrupt_mode_changed()
+
+    def trigger_irqs(self, index: int, start: int, count: int) -> None:
+        if index == VFIO_PCI_INTX_IRQ_INDEX:
+            self.interrupts.trigger_intx()
+        else:
+            for vector in range(start, start + count):
+                self.interrupts.signal_vector(vector)
+
+    def mask_irqs(self, index: int, start: int, count: int) -> None:
+        """Hold INTx back; no other type is maskable."""
+        self.interrupts.mask_intx()
+
+    def unmask_irqs(self, index: int, start: int, count: int) -> None:
+        """Let INTx through again."""
+        self.interrupts.unmask_intx()
+
+    # Reset
+
+    def _driver_reset(self) -> None:
+        """The driver has reset the device: no interrupt is left from before."""
+        self.record.isr = 0
+        self.interrupts.reset()
+
+    def reset(self) -> None:
+        """The VMM resets the function: device, registers and configuration space; eventfds stay."""
+        self.device.reset()
+        self.common.reset()
+        self.configuration.reset()
+        self._driver_reset()
+        self._interrupt_mode_changed()

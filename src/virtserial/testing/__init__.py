@@ -1,0 +1,1 @@
+"""Public helpers for tests of devices, drivers and host back ends."""

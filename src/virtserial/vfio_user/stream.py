@@ -1,0 +1,321 @@
+"""The server's end of the socket: messages are peeked at, handled, answered, and only then taken off.
+
+What is still in the socket when this process is killed is handled by its successor.  How a UNIX stream socket behaves
+here (Linux, unix_stream_read_generic): one read glues together what several sends brought, but stops behind the first
+piece that came with descriptors; a peek duplicates those; a read without a control buffer drops the originals, and
+says MSG_CTRUNC where there were some.  So a greedy peek takes no descriptors and tells whether there are any: if not,
+everything it saw is handled in one go; else the messages are peeked at one by one, by exact sizes, and the descriptors
+that such a peek meets belong to that message.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from virtserial.errors import PeerError, StateError
+from virtserial.vfio_user.wire import (
+    COMMAND_NAMES,
+    HEADER_SIZE,
+    MAX_MESSAGE_FDS,
+    MAX_MESSAGE_SIZE,
+    VFIO_USER_ERROR,
+    VFIO_USER_REPLY,
+    VFIO_USER_TYPE,
+    Header,
+    request,
+)
+
+if TYPE_CHECKING:
+    from virtserial.vfio_user.server import Server
+
+REQUEST_TIMEOUT: Final = 5.0
+"""Seconds to wait for the reply to a request of ours: as long as QEMU waits for ours (x-msg-timeout)."""
+
+_SO_PEEK_OFF: Final = 42  # <asm-generic/socket.h>; the socket module does not have it
+_CONTROL_SIZE: Final = socket.CMSG_SPACE(4 * MAX_MESSAGE_FDS)
+_PEEK: Final = socket.MSG_PEEK | socket.MSG_DONTWAIT
+
+
+class RequestRefused(PeerError):
+    """The client answered a request of ours with an error; the connection is as good as before."""
+
+
+class MessageStream:
+    """A connected client.
+
+    Watch `fileno()` once with EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET and call `serve` on every event.
+
+    Args:
+        sock: the connected socket, owned by this object from now on and made non-blocking.
+        server: handles the requests.
+
+    Attributes:
+        at_end: nothing more will come from the client, close the stream.
+    """
+
+    def __init__(self, sock: socket.socket, server: Server) -> None:
+        sock.setblocking(False)
+        self.at_end = False
+        self._sock = sock
+        self._server = server
+        # Room for the largest message behind others, so that a peek is always worth it.
+        self._buffer = bytearray(2 * MAX_MESSAGE_SIZE)
+        self._view = memoryview(self._buffer)
+        self._consumed = bytearray(2 * MAX_MESSAGE_SIZE)
+        self._hung_up = False
+        self._handling = False
+        self._unsent = b""
+        self._answered_size = 0
+        self._next_id = 0
+        self._awaited: tuple[int, int] | None = None
+        self._awaited_reply: tuple[Header, bytes] | None = None
+
+    def fileno(self) -> int:
+        """The socket's descriptor, to be watched."""
+        return self._sock.fileno()
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether a reply waits for room in the socket; nothing else is handled before it is out."""
+        return bool(self._unsent)
+
+    def serve(self, events: int = select.EPOLLIN) -> bool:
+        """Handle what has arrived.
+
+        One call takes at most one buffer of messages without descriptors, or one message with some.  Returns whether
+        there may be more that no edge of EPOLLET will tell of: then call again soon.
+
+        Args:
+            events: what epoll told, EPOLL* bits.
+
+        Raises:
+            PeerError: the stream cannot be trusted any more; close it.
+        """
+        if events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+            self._hung_up = True
+        if self._unsent and not self._flush():
+            return False
+        try:
+            length, _, flags, _ = self._sock.recvmsg_into([self._buffer], 0, _PEEK)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            length, flags = 0, 0
+        if not length:
+            self.at_end = True
+            return False
+        # Whatever arrives behind this peek raises a new edge; what it left out does not.
+        if flags & socket.MSG_CTRUNC:
+            more = self._serve_one()
+        else:
+            more = self._serve_buffer(length) and length == len(self._buffer)
+        return (more or self._hung_up) and not self._unsent and not self.at_end
+
+    def _serve_buffer(self, end: int) -> bool:
+        """Handle the whole messages in the buffer; False if a reply could not be sent and stopped that."""
+        server = self._server
+        start = done = 0
+        while True:
+            start = server.ring_doorbells(self._buffer, start, end)
+            if done < start:
+                self._consume(start - done)
+            if end - start < HEADER_SIZE:
+                break
+            header = Header.unpack_from(self._buffer, start)
+            server.check_header(header)
+            if end - start < header.size:
+                break
+            if not self._handle(header, self._view[start + HEADER_SIZE : start + header.size], []):
+                return False
+            start = done = start + header.size
+        if start < end:
+            # A part of a message: if the client is gone, the rest will never come.
+            self._peek_exactly(end - start + 1, None)
+        return True
+
+    def _serve_one(self) -> bool:
+        """Handle the message at the head of the socket, with its descriptors; False if it is not there as a whole,
+        or its reply could not be sent."""
+        if not self._peek_exactly(HEADER_SIZE, None):
+            return False
+        header = Header.unpack_from(self._buffer)
+        self._server.check_header(header)
+        fds = array.array("i")
+        try:
+            if not self._peek_exactly(header.size, fds):
+                return False
+            taken = fds.tolist()
+            del fds[:]
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return self._handle(header, self._view[HEADER_SIZE : header.size], taken)
+
+    def _peek_exactly(self, size: int, fds: array.array[int] | None) -> bool:
+        """Fill the buffer with the first `size` bytes in the socket; whether there are as many.
+
+        Args:
+            fds: takes the descriptors among them; None leaves those in the socket.
+        """
+        filled = 0
+        # One peek ends behind descriptors, wherever in a message they are; with an offset the next goes on there.
+        self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+        try:
+            while filled < size:
+                length, control, flags, _ = self._sock.recvmsg_into(
+                    [self._view[filled:size]], 0 if fds is None else _CONTROL_SIZE, _PEEK | socket.MSG_CMSG_CLOEXEC
+                )
+                if fds is not None:
+                    for level, kind, data in control:
+                        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                    if flags & socket.MSG_CTRUNC or len(fds) > MAX_MESSAGE_FDS:
+                        raise PeerError(f"a message with more than {MAX_MESSAGE_FDS} descriptors")
+                if not length:
+                    self.at_end = True
+                    return False
+                filled += length
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            self.at_end = True
+            return False
+        finally:
+            self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
+        return True
+
+    def _handle(self, header: Header, body: memoryview, fds: list[int]) -> bool:
+        """Handle the message at the head of the socket and take it off; False if its reply could not be sent."""
+        if header.flags & VFIO_USER_TYPE == VFIO_USER_REPLY and self._awaited == (header.id, header.command):
+            for fd in fds:
+                os.close(fd)
+            self._awaited = None
+            self._awaited_reply = header, bytes(body)
+            self._consume(header.size)
+            return True
+        self._handling = True
+        try:
+            answer = self._server.handle(header, body, fds)
+        finally:
+            self._handling = False
+        if answer is None:
+            self._consume(header.size)
+            return True
+        self._unsent = answer
+        self._answered_size = header.size
+        return self._flush()
+
+    def _flush(self) -> bool:
+        """Send what is left of the reply, then take its request off the socket; False if there is no room for it."""
+        journal = self._server.journal
+        while self._unsent:
+            try:
+                count = self._sock.send(self._unsent, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except ConnectionError:
+                self.at_end = True
+                self._unsent = b""
+                return False
+            journal.record_sent(count)
+            self._unsent = self._unsent[count:]
+        self._consume(self._answered_size)
+        journal.record_consumed()
+        return True
+
+    def _consume(self, size: int) -> None:
+        """Take bytes off the socket; descriptors that came with them are closed by the kernel."""
+        while size:
+            size -= self._sock.recv_into(self._consumed, size)
+
+    def request(self, command: int, payload: bytes, timeout: float = REQUEST_TIMEOUT) -> bytes:
+        """Send a request of ours and return the payload of the reply.
+
+        Requests of the client that stand before the reply are handled meanwhile: the client may not answer ours
+        before it has the answers to its own.
+
+        Raises:
+            RequestRefused: the reply is an error.
+            PeerError: no reply came in time, or the client is gone; close the stream.
+            StateError: a request of the client is being handled; it waits for that answer and would not give ours.
+        """
+        if self._handling:
+            raise StateError(f"{COMMAND_NAMES[command]} while a request of the client is being handled")
+        deadline = time.monotonic() + timeout
+        while self._unsent and not self._flush():
+            self._wait(select.POLLOUT, deadline, command)
+        self._next_id = (self._next_id + 1) & 0xFFFF
+        message = request(command, self._next_id, payload)
+        self._awaited = self._next_id, command
+        self._awaited_reply = None
+        while message:
+            try:
+                message = message[self._sock.send(message, socket.MSG_NOSIGNAL) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT, deadline, command)
+            except ConnectionError as error:
+                raise PeerError(f"{COMMAND_NAMES[command]}: {error.strerror}", error.errno or errno.EPIPE) from error
+        while True:
+            more = self.serve()
+            reply = self._awaited_reply
+            if reply is not None and not more:
+                break
+            if not more:
+                self._wait(select.POLLOUT if self._unsent else select.POLLIN, deadline, command)
+            elif time.monotonic() > deadline:
+                raise PeerError("the client does not stop sending requests", errno.ETIMEDOUT)
+        header, body = reply
+        if header.flags & VFIO_USER_ERROR:
+            raise RequestRefused(f"{header.name} was refused: {os.strerror(header.error)}", header.error)
+        return body
+
+    def _wait(self, event: int, deadline: float, command: int) -> None:
+        if self.at_end:
+            raise PeerError(f"{COMMAND_NAMES[command]}: the client has closed the connection", errno.ECONNRESET)
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise PeerError(f"{COMMAND_NAMES[command]}: no reply in time", errno.ETIMEDOUT)
+        poll = select.poll()
+        poll.register(self._sock, event)
+        started = time.monotonic()
+        poll.poll(remaining * 1000)
+        if time.monotonic() - started < 0.0001:
+            # Ready at once though nothing could be done a moment ago: a part of a message.  Do not spin on it.
+            time.sleep(0.0005)
+
+    def abandon(self) -> None:
+        """Close this process's descriptor of a socket that another process has too, and will close as it should be."""
+        self._sock.close()
+
+    def close(self, linger: float = 0.05) -> None:
+        """Close deliberately: tell the client that nothing more will come, take in what it still sends, close.
+
+        QEMU aborts the VM when its peer closes with bytes unread; once it has read the end of the stream it survives.
+
+        Args:
+            linger: at most so many seconds are spent on waiting for the client's own close.
+        """
+        deadline = time.monotonic() + linger
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            while True:
+                try:
+                    if not self._sock.recv_into(self._consumed):
+                        break
+                except BlockingIOError:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        break
+                    poll = select.poll()
+                    poll.register(self._sock, select.POLLIN)
+                    poll.poll(remaining * 1000)
+        except OSError:
+            pass  # the client was faster
+        finally:
+            self._sock.close()

@@ -1,0 +1,236 @@
+"""A virtio device apart from its transport: features, status, queues, and what happens when the driver breaks a rule.
+
+A device type (console/) says what its queues mean; a transport (pci/) shows registers and delivers interrupts; the
+memory table is filled by whoever maps guest memory.  Errors of the driver end here: `fail` stops this device until
+the driver resets it (virtio 1.3, section 2.1.2) and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from virtserial.errors import AddressError, DriverError
+from virtserial.memory.state import U8, U32, U64, Record
+from virtserial.memory.table import MemoryTable
+from virtserial.virtio.features import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1
+from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK, next_status
+from virtserial.virtio.virtqueue import Virtqueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from virtserial.memory.state import StateMemory
+
+LIVE: Final = DRIVER_OK | FEATURES_OK
+
+
+class Transport(Protocol):
+    """The bus side of a device: how it reaches the driver."""
+
+    def queue_interrupt(self, index: int) -> None:
+        """Tell the driver that queue `index` has used buffers."""
+        ...
+
+    def config_interrupt(self) -> None:
+        """Tell the driver that the configuration or the status has changed."""
+        ...
+
+
+class NoTransport:
+    """Before a transport is joined, interrupts go nowhere."""
+
+    def queue_interrupt(self, index: int) -> None: ...
+
+    def config_interrupt(self) -> None: ...
+
+
+class DeviceRecord(Record):
+    """What every device keeps in state memory."""
+
+    SIZE = 16
+    status = U8(0)
+    config_generation = U8(1)
+    failures = U32(4)
+    driver_features = U64(8)
+
+
+class VirtioDevice:
+    """Base of a device type.
+
+    Args:
+        state: where registers live.
+        device_id: the device type (section 5).
+        queue_sizes: the largest size of each queue.
+        device_features: the bits to offer.
+
+    Attributes:
+        memory: guest memory; who maps says so by `memory_mapped`, who unmaps by `memory_unmapped`.
+        transport: set by the transport.
+        epoch: grows whenever something is taken from the queues: a reset, a failure, memory unmapped.
+        on_failure: called with the error when the driver has broken a rule.
+        on_address_fault: asked for a second try when the driver named memory that is not mapped; its map may still
+            be on its way.  None: there is no second try.
+    """
+
+    def __init__(self, state: StateMemory, device_id: int, queue_sizes: Sequence[int], device_features: int) -> None:
+        self.device_id = device_id
+        self.device_features = device_features
+        self.record = DeviceRecord(state)
+        self.queues = [Virtqueue(index, size, state) for index, size in enumerate(queue_sizes)]
+        self.memory = MemoryTable()
+        self._resting: list[Virtqueue] = []
+        self.epoch = 0
+        self.transport: Transport = NoTransport()
+        self.on_failure: Callable[[DriverError], None] = lambda error: None
+        self.on_address_fault: Callable[[], None] | None = None
+
+    # What a device type provides
+
+    config_size = 0
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Return bytes of the device-specific configuration; zeros where it has none."""
+        return bytes(length)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take a write to the device-specific configuration."""
+
+    def notify(self, index: int) -> None:
+        """The driver rang for queue `index`, which may not exist: note that there is work, do none of it here."""
+
+    def driver_ready(self) -> None:
+        """The driver has set DRIVER_OK."""
+
+    def stopped(self) -> None:
+        """The device was reset or has failed: forget what the driver said."""
+
+    # Registers
+
+    @property
+    def num_queues(self) -> int:
+        """How many queues there are."""
+        return len(self.queues)
+
+    @property
+    def config_generation(self) -> int:
+        """Changes whenever the device-specific configuration does (8 bits)."""
+        return self.record.config_generation
+
+    @property
+    def status(self) -> int:
+        """The device status field."""
+        return self.record.status
+
+    @property
+    def live(self) -> bool:
+        """Whether the device may use the queues: DRIVER_OK, with features agreed, and nothing broken."""
+        return self.record.status & (LIVE | DEVICE_NEEDS_RESET) == LIVE
+
+    @property
+    def driver_features(self) -> int:
+        """The features the driver has accepted."""
+        return self.record.driver_features
+
+    @driver_features.setter
+    def driver_features(self, value: int) -> None:
+        """Fixed once FEATURES_OK is set (2.2.1: the driver must not change them after that)."""
+        if not self.record.status & FEATURES_OK:
+            self.record.driver_features = value
+
+    def has_feature(self, mask: int) -> bool:
+        """Whether all bits of `mask` were negotiated."""
+        return self.record.status & FEATURES_OK != 0 and self.record.driver_features & mask == mask
+
+    def set_status(self, value: int) -> None:
+        """Take the driver's write to the device status; 0 resets the device."""
+        old = self.record.status
+        features = self.record.driver_features
+        acceptable = not features & ~self.device_features and bool(features & VIRTIO_F_VERSION_1)
+        new = next_status(old, value, acceptable)
+        if new == 0:
+            self.reset()
+            return
+        self.record.status = new
+        if new & ~old & DRIVER_OK and self.live:
+            self.driver_ready()
+            for queue in self.queues:
+                if queue.enabled:
+                    self.notify(queue.index)
+
+    def reset(self) -> None:
+        """Return to the state after power-on (2.4); guest memory stays mapped."""
+        self.record.clear()
+        self._resting.clear()
+        self.epoch += 1
+        for queue in self.queues:
+            queue.reset()
+        self.stopped()
+
+    # Queues
+
+    def enable_queue(self, index: int) -> None:
+        """Latch a queue's registers and resolve its rings.  What is wrong with them fails the device."""
+        queue = self.queues[index]
+        if queue.enabled:
+            return
+        features = self.record.driver_features
+        queue.enable(bool(features & VIRTIO_F_EVENT_IDX), bool(features & VIRTIO_F_INDIRECT_DESC))
+        try:
+            queue.attach(self.memory)
+        except DriverError as error:
+            self.fail(error)
+            return
+        if self.live:
+            self.notify(index)
+
+    def reset_queue(self, index: int) -> None:
+        """Return one queue to its state after a device reset (2.6.1, VIRTIO_F_RING_RESET)."""
+        self.epoch += 1
+        vector = self.queues[index].vector
+        self.queues[index].reset()
+        self.queues[index].vector = vector
+
+    def memory_mapped(self) -> None:
+        """Memory was added: a ring that was not mapped may be now."""
+        for queue in [queue for queue in self._resting if queue.enabled]:
+            try:
+                queue.attach(self.memory)
+            except AddressError:
+                continue
+            self._resting.remove(queue)
+            if self.live:
+                self.notify(queue.index)
+
+    def memory_unmapped(self, iova: int, size: int) -> None:
+        """[iova, iova + size) was taken away: a ring with a part in it rests until it is mapped again."""
+        self.epoch += 1
+        end = iova + size
+        for queue in self.queues:
+            if queue.ring is not None and queue.lies_in(iova, end):
+                queue.detach()
+                self._resting.append(queue)
+
+    def signal(self, queue: Virtqueue) -> None:
+        """Interrupt the driver if it wants to hear of the chains returned on `queue`."""
+        if queue.take_signal():
+            self.transport.queue_interrupt(queue.index)
+
+    def fail(self, error: DriverError) -> None:
+        """Stop until the driver resets the device: set DEVICE_NEEDS_RESET, and tell it if it is listening (2.1.2)."""
+        record = self.record
+        if record.status & DEVICE_NEEDS_RESET:
+            return
+        listening = record.status & DRIVER_OK
+        record.status |= DEVICE_NEEDS_RESET
+        record.failures += 1
+        self.epoch += 1
+        self.stopped()
+        if listening:
+            self.transport.config_interrupt()
+        self.on_failure(error)
+
+    def config_changed(self) -> None:
+        """Count and announce a change of the device-specific configuration."""
+        self.record.config_generation = (self.record.config_generation + 1) & 0xFF
+        if self.live:
+            self.transport.config_interrupt()

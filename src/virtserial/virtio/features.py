@@ -1,0 +1,16 @@
+"""Feature bits that belong to every device (virtio 1.3, section 6), as masks."""
+
+from __future__ import annotations
+
+from typing import Final
+
+VIRTIO_F_INDIRECT_DESC: Final = 1 << 28
+VIRTIO_F_EVENT_IDX: Final = 1 << 29
+VIRTIO_F_VERSION_1: Final = 1 << 32
+VIRTIO_F_ACCESS_PLATFORM: Final = 1 << 33
+VIRTIO_F_RING_RESET: Final = 1 << 40
+
+TRANSPORT_FEATURES: Final = (
+    VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM | VIRTIO_F_RING_RESET
+)
+"""What this package can offer beside a device type's own bits."""

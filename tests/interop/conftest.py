@@ -1,0 +1,52 @@
+"""Fixtures of the tests with a real QEMU and a real Linux guest; each runs on QEMU's own device and on ours."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+from host_device import QemuDevice, VirtserialDevice
+
+from virtserial.rig import RigUnavailable
+from virtserial.rig.image import guest_image
+from virtserial.rig.qemu import find_qemu
+
+DEVICES = {"qemu": QemuDevice(), "virtserial": VirtserialDevice()}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if os.path.dirname(__file__) == str(item.path.parent):
+            item.add_marker(pytest.mark.qemu)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rig():
+    """The rig itself, fetched and built on first use; without it these tests are skipped, in CI they fail."""
+    try:
+        find_qemu()
+        guest_image()
+    except RigUnavailable as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the rig is not available: {reason}")
+        pytest.skip(f"the rig is not available: {reason}")
+
+
+@pytest.fixture(scope="module", params=list(DEVICES))
+def host_device(request):
+    """The device under test: QEMU's own, then ours."""
+    return DEVICES[request.param]
+
+
+@pytest.fixture(scope="module")
+def our_device():
+    """Our device, for what only a process of its own can do."""
+    return DEVICES["virtserial"]
+
+
+@pytest.fixture(scope="module")
+def folder(host_device):
+    """A short path (unix sockets take 107 bytes) for the sockets and files of one device's run of a module."""
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield path

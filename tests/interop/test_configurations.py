@@ -1,0 +1,78 @@
+"""The shapes a device and a machine can have: processors, controllers, vectors, max_ports, memory, vIOMMU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from exchange import exchange, socket_port
+
+from virtserial.rig import Guest
+
+
+@dataclass(frozen=True)
+class Controller:
+    """A controller: its own options, and the numbers of its ports."""
+
+    options: str
+    ports: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A machine to boot once."""
+
+    name: str
+    controllers: tuple[Controller, ...]
+    machine: dict[str, object] = field(default_factory=dict)
+
+
+# Pairs of values share a boot: each costs five seconds.
+CONFIGURATIONS = [
+    Configuration(
+        "2-cpus-vectors-0-and-2",
+        (Controller("vectors=0,max_ports=2", (1,)), Controller("vectors=2,max_ports=31", (1, 30))),
+        {"smp": 2},
+    ),
+    Configuration(
+        "4-cpus-vectors-3-and-64",
+        (Controller("vectors=3,max_ports=511", (1, 510)), Controller("vectors=64,max_ports=31", (7, 30))),
+        {"smp": 4, "memory_mib": 512},
+    ),
+    Configuration("memory-without-seals", (Controller("max_ports=4"),), {"shared_memory": "file"}),
+    Configuration("memory-not-shared", (Controller("max_ports=4"),), {"shared_memory": False}),
+    Configuration(
+        "behind-an-iommu", (Controller("iommu_platform=on"), Controller("iommu_platform=on,vectors=2")), {"iommu": True}
+    ),
+    Configuration(
+        "2-cpus-behind-an-iommu-without-seals",
+        (Controller("iommu_platform=on,max_ports=64", (1, 63)),),
+        {"iommu": True, "smp": 2, "shared_memory": "file"},
+    ),
+]
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda configuration: configuration.name)
+def test_ports_carry_checked_data(host_device, folder, configuration):
+    options, sockets = [], {}
+    for number, controller in enumerate(configuration.controllers):
+        options += ["-device", f"virtio-serial,id=ser{number},{controller.options}"]
+        for port in controller.ports:
+            name = f"port-{number}-{port}"
+            sockets[name] = f"{folder}/{configuration.name[:20]}-{number}-{port}"
+            options += socket_port(port, name, sockets[name], f"ser{number}")
+    with host_device.attach(options) as attached, Guest(attached.arguments, **configuration.machine) as guest:
+        if "iommu" in configuration.machine:
+            assert guest.check("ls /sys/kernel/iommu_groups")
+        exchange(guest, sockets, mib=4)
+
+
+def test_one_port_is_the_console_alone(host_device, folder):
+    """max_ports=1: port 0 and nothing else, still multiport."""
+    options = ["-device", "virtio-serial,id=ser0,max_ports=1"]
+    options += ["-chardev", f"file,id=con0,path={folder}/console", "-device", "virtconsole,chardev=con0"]
+    with host_device.attach(options) as attached, Guest(attached.arguments) as guest:
+        assert guest.check("ls /sys/class/virtio-ports | wc -l") == "1"
+        guest.check("stty raw </dev/hvc0; echo hello from the console >/dev/hvc0")
+        with open(f"{folder}/console") as console:
+            assert console.read() == "hello from the console\n"

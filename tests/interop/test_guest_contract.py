@@ -1,0 +1,251 @@
+"""What an application in a Linux guest relies on: names, opening, reading, writing, polling, signals.
+
+One boot serves all of it; every test takes a port of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+from exchange import socket_port
+from guest_side import PORT_HELPERS
+from host_end import HostEnd
+
+from virtserial.rig import Guest, GuestError
+
+PORTS = [f"org.test.{n}" for n in range(1, 25)]
+EXTRA = "org.test.second-controller"
+
+
+class Port:
+    """A port of its own for one test."""
+
+    def __init__(self, name, path):
+        self.name = name
+        self.path = path
+        self._ends = []
+
+    def connect(self):
+        end = HostEnd(self.path)
+        self._ends.append(end)
+        return end
+
+    def close(self):
+        for end in self._ends:
+            end.close()
+
+
+@pytest.fixture(scope="module")
+def guest(host_device, folder):
+    options = ["-device", "virtio-serial,id=ser0,max_ports=31"]
+    options += ["-chardev", f"socket,id=con0,path={folder}/con0,server=on,wait=off"]
+    options += ["-device", "virtconsole,chardev=con0,nr=0,id=console0,bus=ser0.0"]
+    for number, name in enumerate(PORTS, 1):
+        options += socket_port(number, name, f"{folder}/{name}", "ser0")
+    options += ["-device", "virtio-serial,id=ser1", *socket_port(1, EXTRA, f"{folder}/{EXTRA}", "ser1")]
+    with host_device.attach(options) as attached, Guest(attached.arguments) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def free_ports():
+    return itertools.cycle(PORTS)
+
+
+@pytest.fixture
+def port(guest, folder, free_ports):
+    name = next(free_ports)
+    port = Port(name, f"{folder}/{name}")
+    yield port
+    port.close()
+
+
+@pytest.fixture
+def app(guest):
+    """An application in the guest."""
+    with guest.session() as session:
+        session(PORT_HELPERS)
+        yield session
+
+
+@pytest.fixture
+def opened(app, port):
+    """An application that has the port open as `fd`, the host's end connected."""
+    end = port.connect()
+    app(f"fd = open_port({port.name!r}); until(lambda: 'HUP' not in events(fd))")
+    return end
+
+
+def test_every_port_has_its_name_in_sysfs(guest):
+    names = guest.check("cat /sys/class/virtio-ports/*/name").split()
+    assert sorted(names) == sorted([*PORTS, EXTRA])
+
+
+def test_every_named_port_has_its_link(guest):
+    links = guest.check("ls /dev/virtio-ports").split()
+    assert sorted(links) == sorted([*PORTS, EXTRA])
+
+
+def test_names_belong_to_the_port_numbers_asked_for(guest):
+    links = guest.check("cd /dev/virtio-ports; for n in *; do echo $n $(readlink $n); done").split()
+    by_name = dict(zip(links[::2], links[1::2], strict=True))
+    prefix = by_name[PORTS[0]].removesuffix("p1")
+    assert [by_name[name] for name in PORTS] == [f"{prefix}p{n}" for n in range(1, 25)]
+
+
+def test_a_port_is_readable_and_writable_by_root_only(guest, port):
+    assert guest.check(f"stat -L -c %a /dev/virtio-ports/{port.name}") == "600"
+
+
+def test_second_open_says_busy(app, port):
+    app(f"fd = open_port({port.name!r})")
+    with pytest.raises(GuestError, match="EBUSY"):
+        app(f"open_port({port.name!r})")
+
+
+def test_port_opens_again_after_close(app, port):
+    app(f"os.close(open_port({port.name!r}))")
+    app(f"os.close(open_port({port.name!r}))")
+
+
+def test_console_cannot_be_opened_as_a_port(app, guest):
+    with pytest.raises(GuestError, match="ENXIO"):
+        app("os.open(next(f'/dev/{n}' for n in os.listdir('/sys/class/virtio-ports') if n.endswith('p0')), os.O_RDWR)")
+
+
+def test_poll_tells_that_the_host_is_away(app, port):
+    app(f"fd = open_port({port.name!r})")
+    assert app("events(fd)") == {"IN", "HUP"}
+
+
+def test_poll_tells_that_the_host_has_come_and_gone(app, port):
+    app(f"fd = open_port({port.name!r})")
+    for _ in range(3):
+        end = port.connect()
+        app("until(lambda: events(fd) == {'OUT'})")
+        end.close()
+        app("until(lambda: events(fd) == {'IN', 'HUP'})")
+
+
+def test_read_is_at_end_of_file_while_the_host_is_away(app, port):
+    app(f"fd = open_port({port.name!r})")
+    assert app("os.read(fd, 100)") == b""
+
+
+def test_read_drains_what_is_queued_before_the_end_of_file(app, port, opened):
+    opened.send(b"last words")
+    opened.close()
+    app("until(lambda: 'HUP' in events(fd))")
+    assert app("read_exactly(fd, 100)") == b"last words"
+    assert app("os.read(fd, 100)") == b""
+
+
+def test_nonblocking_read_of_an_idle_port_says_again(app, opened):
+    app("os.set_blocking(fd, False)")
+    with pytest.raises(GuestError, match="EAGAIN"):
+        app("os.read(fd, 100)")
+
+
+def test_nonblocking_write_says_again_while_the_host_is_away(app, port):
+    app(f"fd = open_port({port.name!r}, os.O_RDWR | os.O_NONBLOCK)")
+    with pytest.raises(GuestError, match="EAGAIN"):
+        app("os.write(fd, b'x')")
+
+
+def test_blocking_write_waits_for_the_host(app, port):
+    app(f"fd = open_port({port.name!r})")
+    app.begin("os.write(fd, b'patience')")
+    with pytest.raises(GuestError, match="did not write"):
+        app.finish(timeout=0.5)
+    end = port.connect()
+    assert app.finish(timeout=10) == 8
+    assert end.receive(8) == b"patience"
+
+
+def test_one_write_carries_at_most_32_kib(app, opened):
+    assert app("os.write(fd, bytes(100000))") == 32768
+    assert opened.receive(32768) == bytes(32768)
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 32768])
+def test_writes_of_any_size_arrive_unchanged(app, opened, size):
+    app(f"os.write(fd, bytes(n % 251 for n in range({size})))")
+    assert opened.receive(size) == bytes(n % 251 for n in range(size))
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 200_000])
+def test_host_data_of_any_size_arrives_unchanged(app, opened, size):
+    app.begin(f"read_exactly(fd, {size})")
+    opened.send(bytes(n % 251 for n in range(size)))
+    assert app.finish() == bytes(n % 251 for n in range(size))
+
+
+def test_closing_the_port_discards_what_was_not_read(app, port, opened):
+    opened.send(bytes(93_000))
+    opened.wait_sent()
+    app("until(lambda: 'IN' in events(fd))")
+    time.sleep(0.2)  # the last of it is on its way from the device into the ring
+    app("os.read(fd, 10); os.close(fd)")
+    assert app(f"debug({port.name!r}, 'bytes_discarded')") == "92990"
+    app(f"fd = open_port({port.name!r})")
+    opened.send(b"fresh")
+    assert app("read_exactly(fd, 5)") == b"fresh"
+
+
+def test_sigio_tells_of_the_host_coming_data_and_the_host_going(app, port):
+    app(f"""
+fd = open_port({port.name!r})
+signals = []
+signal.signal(signal.SIGIO, lambda *_: signals.append(events(fd)))
+fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+""")
+    end = port.connect()
+    app("until(lambda: signals); seen = signals[-1]; signals.clear()")
+    assert app("seen") == {"OUT"}
+    end.send(b"data")
+    app("until(lambda: signals); seen = signals[-1]; signals.clear(); os.read(fd, 10)")
+    assert app("seen") == {"IN", "OUT"}
+    end.close()
+    app("until(lambda: signals); seen = signals[-1]")
+    assert app("seen") == {"IN", "HUP"}
+
+
+def test_splice_from_a_pipe(app, opened):
+    app("""
+import tempfile
+reader, writer = os.pipe()
+os.write(writer, bytes(n % 251 for n in range(20000)))
+moved = 0
+while moved < 20000:
+    moved += os.splice(reader, fd, 20000 - moved)
+""")
+    assert opened.receive(20000) == bytes(n % 251 for n in range(20000))
+
+
+def test_unplug_while_open_ends_reads_and_signals(guest, app):
+    """The driver's unbind unplugs every port of a controller; the device goes through a reset."""
+    app(f"""
+fd = open_port({EXTRA!r})
+signals = []
+signal.signal(signal.SIGIO, lambda *_: signals.append(1))
+fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+port = os.path.realpath('/sys/class/virtio-ports/' + os.path.basename(os.readlink('/dev/virtio-ports/' + {EXTRA!r})))
+pci = port.split('/virtio')[0]
+pci_name = os.path.basename(pci)
+with open(pci + '/driver/unbind', 'w') as file:
+    file.write(pci_name)
+until(lambda: signals)
+""")
+    with pytest.raises(GuestError, match="ENODEV"):
+        app("os.read(fd, 10)")
+    assert not app(f"os.path.exists('/dev/virtio-ports/' + {EXTRA!r})")
+    app("""
+os.close(fd)
+with open('/sys/bus/pci/drivers/virtio-pci/bind', 'w') as file:
+    file.write(pci_name)
+""")
+    app(f"os.close(open_port({EXTRA!r}))")
