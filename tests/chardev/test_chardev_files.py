@@ -245,8 +245,37 @@ class TestRingbuf:
         assert str(caught.value) == "size of ringbuf chardev must be power of two"
 
     def test_memory_that_is_not_there(self, house):
-        with pytest.raises(ConfigError, match="cannot make a ringbuf of 4611686018427387904"):
-            house.open(RingbufChardev("r", 1 << 62))
+        with pytest.raises(ConfigError, match="cannot make a ringbuf of 9223372036854775808"):
+            house.open(RingbufChardev("r", 1 << 63))
+
+    def test_memory_that_runs_out_closes_the_port(self, tmp_path):
+        """RLIMIT_FSIZE holds for a memfd as well."""
+        program = """
+import resource, signal
+from virtserial.chardev.host_end import open_host_end
+from virtserial.chardev.ringbuf import RingbufChardev
+from virtserial.errors import BackendError
+from virtserial.loop import EventLoop
+class Sink:
+    def connection_opened(self, chardev, connection): self.connection = connection
+loop, sink = EventLoop(), Sink()
+RingbufChardev("r", 1 << 20).open(loop, sink)
+end = open_host_end(*sink.connection, loop)
+end.start()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try: end.writev([memoryview(b"x" * 500)])
+except BackendError as error: print(error, end.ended)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        assert done.stdout == "chardev 'r' (ringbuf): cannot write: File too large True\n"
 
     def test_not_open(self):
         with pytest.raises(StateError, match="chardev 'r' is not open"):

@@ -17,6 +17,15 @@ from virtserial.chardev.socket_server import SocketServerChardev
 from virtserial.errors import ConfigError, StateError
 
 
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
 def path(tmp_path):
     return str(tmp_path / "s")
@@ -178,7 +187,7 @@ class TestServer:
         chardev = house.open(SocketServerChardev("foo", address, wait=False))
         ends = ",abstract=on,tight=on" if tight else ",abstract=on"
         assert chardev.filename == f"disconnected:unix:{name}{ends},server=on"
-        with pytest.raises(ConfigError, match="Failed to bind socket to .*: Address already in use"):
+        with pytest.raises(ConfigError, match=r"Failed to bind socket to .*: Address already in use"):
             house.open(SocketServerChardev("bar", address, wait=False))
         place = b"\0" + name.encode()
         connect(place if tight else place.ljust(108, b"\0"))
@@ -206,6 +215,12 @@ class TestServer:
             client.kill()
             client.wait()
 
+    def test_wait_connected_ends_when_the_loop_is_stopped(self, house, path):
+        chardev = house.open(SocketServerChardev("foo", UnixAddress(path)))
+        house.loop.call_later(0.05, house.loop.stop)
+        with pytest.raises(ConfigError, match="chardev 'foo': stopped while waiting for a connection"):
+            chardev.wait_connected()
+
     def test_wait_connected_before_open_is_refused(self, path):
         with pytest.raises(StateError):
             SocketServerChardev("foo", UnixAddress(path)).wait_connected()
@@ -222,6 +237,15 @@ class TestTcpServer:
         assert chardev.filename == f"tcp:127.0.0.1:{port},server=on <-> 127.0.0.1:{mine}"
         client.sendall(b"x" * 300_000)
         house.until(lambda: len(end.received) == 300_000)
+
+    @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
+    def test_ipv6(self, house, connect):
+        chardev = house.open(SocketServerChardev("foo", InetAddress("::1", "0"), wait=False))
+        port = int(chardev.filename.removeprefix("disconnected:tcp:::1:").removesuffix(",server=on"))
+        client = connect(("::1", port), socket.AF_INET6)
+        house.until(lambda: chardev.connected)
+        mine = client.getsockname()[1]
+        assert chardev.filename == f"tcp:[::1]:{port},server=on <-> [::1]:{mine}"
 
     def test_tries_ports_up_to_to(self, house):
         with socket.socket() as taken:
@@ -264,6 +288,19 @@ class TestInheritedSocket:
         connect(path)
         assert house.port().end.connected
         assert chardev.connected
+
+    def test_bound_but_not_listening(self, house, path, connect):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        house.open(SocketServerChardev("foo", FdAddress(listener.detach()), wait=False))
+        connect(path)
+        assert house.port().end.connected
+
+    def test_that_cannot_listen(self, house):
+        with socket.socket(socket.AF_UNIX) as unbound:
+            with pytest.raises(ConfigError, match=r"Failed to listen on fd \d+: Invalid argument"):
+                house.open(SocketServerChardev("foo", FdAddress(unbound.fileno()), wait=False))
+            unbound.getsockname()
 
     def test_connected(self, house):
         ours, theirs = socket.socketpair()
@@ -350,8 +387,7 @@ class TestClient:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path)
             server.listen()
-            chardev.wait_connected()
-            assert chardev.connected
+            house.until(lambda: chardev.connected)
 
     def test_reconnects_over_tcp_by_number_and_by_name(self, house):
         with socket.socket() as server:
@@ -409,6 +445,18 @@ class TestStream:
         assert port.end.readv(views) == 7 * 1024
         assert port.end.readv(views[1024:]) == 7 * 476
         assert b"".join(buffers) == received[: 7 * 1500]
+
+    def test_empty_buffers_are_no_end_of_the_stream(self, house, pair):
+        port = house.port(reads=False)
+        port.end.wants_input = True
+        pair.sendall(b"x")
+        house.until(lambda: port.end.readable)
+        assert port.end.readv([memoryview(bytearray(0))]) == 0
+        assert port.end.writev([memoryview(b"")]) == 0
+        port.read_all()
+        assert port.received == b"x"
+        house.settle(0.05)
+        assert "closed" not in port.events
 
     def test_back_pressure(self, house, pair):
         port = house.port()

@@ -10,7 +10,7 @@ from host_end import HostEnd, HostTransfer
 MIB = 1 << 20
 
 
-def exchange(guest, sockets, mib=8, block_bytes=MIB, timeout=120):
+def exchange(guest, sockets, mib=8, block_bytes=MIB, timeout=60):
     """Moves `mib` MiB of random bytes each way over every port at once and compares the sha1 of both sides.
 
     Args:
@@ -22,8 +22,8 @@ def exchange(guest, sockets, mib=8, block_bytes=MIB, timeout=120):
     """
     repeat, total = mib * MIB // block_bytes, mib * MIB
     ends = {name: HostEnd(path, timeout) for name, path in sockets.items()}
+    transfers = {name: HostTransfer(end, os.urandom(block_bytes), repeat, total) for name, end in ends.items()}
     try:
-        transfers = {name: HostTransfer(end, os.urandom(block_bytes), repeat, total) for name, end in ends.items()}
         jobs = {
             name: guest.start(
                 TRANSFER.format(
@@ -37,11 +37,17 @@ def exchange(guest, sockets, mib=8, block_bytes=MIB, timeout=120):
             for name in sockets
         }
         for name, job in jobs.items():
-            sent, received = job.wait(timeout).text.split()
+            result = job.wait(timeout)
+            assert result.status == 0, f"{name}: in the guest: {result.text}"
+            sent, received = result.text.split()
             transfers[name].join()
             assert transfers[name].received_sha1 == sent, f"{name}: guest to host"
             assert transfers[name].sent_sha1 == received, f"{name}: host to guest"
     finally:
+        for end in ends.values():
+            end.shut()
+        for transfer in transfers.values():
+            transfer.join()
         for end in ends.values():
             end.close()
 

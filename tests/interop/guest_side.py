@@ -57,8 +57,9 @@ exec 3<>{port}
 head -c {block_bytes} /dev/urandom >/tmp/{name}.block
 sent() {{ for n in $(seq {repeat}); do cat /tmp/{name}.block; done; }}
 sent >&3 & writer=$!
-dd bs=64k count={expected_blocks} iflag=fullblock <&3 2>/dev/null | sha1sum >/tmp/{name}.received
-wait $writer
+dd bs=64k count={expected_blocks} iflag=fullblock <&3 2>/tmp/{name}.dd | sha1sum >/tmp/{name}.received
+wait $writer || {{ echo "the writer failed"; exit 1; }}
+grep -q '^{expected_blocks}+0 records out' /tmp/{name}.dd || {{ cat /tmp/{name}.dd; exit 1; }}
 sent | sha1sum | cut -c1-40
 cut -c1-40 /tmp/{name}.received
 rm /tmp/{name}.*

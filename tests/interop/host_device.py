@@ -50,6 +50,7 @@ class QemuDevice:
     """QEMU's built-in device: the options as they are."""
 
     kind = "qemu"
+    chardevs_to_come = frozenset()
 
     @contextmanager
     def attach(self, options):
@@ -68,6 +69,7 @@ class VirtserialDevice:
     """Our device: `virtserial serve` with the same options, and a vfio-user-pci per controller for the VM."""
 
     kind = "virtserial"
+    chardevs_to_come = frozenset({"udp"})
 
     @contextmanager
     def attach(self, options):
@@ -86,7 +88,8 @@ class VirtserialDevice:
     def _serve(options, log):
         ready, ready_at_child = os.pipe()
         environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-        command = [*ENDS_WITH_ITS_PARENT, sys.executable, "-m", "virtserial", "serve", *options, "--ready-fd", str(ready_at_child)]
+        serve = [sys.executable, "-m", "virtserial", "serve", *options, "--ready-fd", str(ready_at_child)]
+        command = [*ENDS_WITH_ITS_PARENT, *serve]
         try:
             with open(log, "wb") as output:
                 process = subprocess.Popen(
@@ -96,8 +99,10 @@ class VirtserialDevice:
             os.close(ready_at_child)
             try:
                 readable, _, _ = select.select([ready], [], [], READY_TIMEOUT)
-                said = os.read(ready, 64) if readable else b""
-                assert said, f"virtserial serve is not ready: {Path(log).read_text()}"
+                assert readable, f"virtserial serve is not ready: {Path(log).read_text()}"
+                # It closes the descriptor when it is ready, the kernel does when it has died.
+                time.sleep(0.02)
+                assert process.poll() is None, f"virtserial serve ended: {Path(log).read_text()}"
                 yield process
             finally:
                 _end(process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import hashlib
 import socket
@@ -70,6 +71,11 @@ class HostEnd:
         count = array.array("i", [0])
         fcntl.ioctl(self.socket.fileno(), termios.TIOCOUTQ, count)
         return count[0]
+
+    def shut(self):
+        """Ends the connection under whoever waits in it."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self):
         self.socket.close()

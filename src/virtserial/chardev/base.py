@@ -79,9 +79,12 @@ class Chardev:
         raise NotImplementedError
 
     def wait_connected(self) -> None:
-        """Serve the loop until a connection is there; returns at once where nothing is to be waited for.
+        """Run the loop until a connection is there; returns at once where nothing is to be waited for.
+
+        Not to be called from inside the loop.
 
         Raises:
+            ConfigError: the loop was stopped (SIGTERM) before anybody came.
             StateError: it is not open.
         """
 

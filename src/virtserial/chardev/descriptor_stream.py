@@ -198,7 +198,7 @@ class DescriptorStream(HostEnd):
             if error.errno not in PEER_GONE or self._read_fd not in self._watched:
                 raise self._fail("cannot read", error) from error
             count = 0
-        if count == 0:
+        if count == 0 and any(buffer.nbytes for buffer in buffers):
             self._finish()
         return count
 

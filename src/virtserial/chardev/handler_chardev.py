@@ -154,6 +154,7 @@ class HandlerChardev(Chardev):
             ],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
+            process_group=0,  # Ctrl-C is for the server, which ends its handlers.
             env={**os.environ, "PYTHONPATH": search_path},
         )
         theirs.close()

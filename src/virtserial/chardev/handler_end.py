@@ -75,14 +75,7 @@ class HandlerHostEnd(HostEnd):
     # What the port does
 
     def start(self) -> None:
-        """
-        Raises:
-            BackendError: the handler's `started` failed.
-        """
-        try:
-            self._handler.started()
-        except Exception as error:
-            raise self._broken("started", error) from error
+        self._call(self._handler.started)
         if self._handler.open_at_start:
             self.open_host()
 
@@ -162,6 +155,7 @@ class HandlerHostEnd(HostEnd):
             self._close_towards_guest()
         if not self.connected and not self._closed and not self.ended:
             self.connected = True
+            self.input_discarded = self.output_discarded = 0
             self.listener.host_opened()
 
     def close_host(self) -> None:

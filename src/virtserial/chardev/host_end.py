@@ -54,8 +54,9 @@ class HostEnd:
             A pty, for one, closes and opens many times without ending.
         readable: `readv` is worth a try.
         listener: the port; set it before `start`.
-        input_discarded: bytes the host had sent and nobody will read (it left while the guest had the port closed).
-        output_discarded: bytes taken from the guest after the host had left.
+        input_discarded: bytes the host had sent and nobody will read (it left while the guest had the port closed),
+            since `host_opened`.
+        output_discarded: bytes taken from the guest after the host had left, since `host_opened`.
     """
 
     def __init__(self, name: str) -> None:
@@ -84,7 +85,8 @@ class HostEnd:
     def writev(self, buffers: Sequence[memoryview]) -> int:
         """Give bytes to the host; returns how many were taken, from the first buffer on.
 
-        Fewer than given: call again with the rest.  0: it would block, `listener.host_writable` will come.
+        Fewer than given: call again with the rest.  0: it would block, `listener.host_writable` will come; or the
+        buffers were empty.
 
         Raises:
             BackendError: it failed (disk full, ...).  The host end has ended; `host_closed` does not come as well.

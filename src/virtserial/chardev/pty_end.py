@@ -74,6 +74,7 @@ class PtyHostEnd(DescriptorStream):
         self._hung_up = gone
         if not self.connected:
             self.connected = True
+            self.output_discarded = 0
             self.listener.host_opened()
         if events & select.POLLIN and not self._closed:
             self.readable = True

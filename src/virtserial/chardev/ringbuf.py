@@ -218,6 +218,10 @@ class RingbufHostEnd(HostEnd):
         except BlockingIOError:
             self._loop.call_later(LOCK_TRY_SECONDS, self._try_again)
             return 0
+        except OSError as error:
+            self.ended = True
+            self.connected = False
+            raise BackendError(f"{self.name}: cannot write: {error.strerror}") from error
 
     def _try_again(self) -> None:
         if not self._closed:

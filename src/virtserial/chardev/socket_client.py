@@ -15,7 +15,7 @@ from virtserial.chardev.socket_address import (
     connected_text,
     prepare_stream,
 )
-from virtserial.errors import ConfigError, StateError
+from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN, EPOLLOUT
 
 if TYPE_CHECKING:
@@ -59,12 +59,6 @@ class SocketClientChardev(Chardev):
             self._try_to_connect()
         else:
             self._connected(self._connect_now())
-
-    def wait_connected(self) -> None:
-        if self._loop is None:
-            raise StateError(f"chardev '{self.id}' is not open")
-        while not self.connected and self.reconnect_seconds:
-            self._loop.run_once()
 
     def connection_ended(self) -> None:
         if self.connected:

@@ -42,6 +42,7 @@ class SocketServerChardev(Chardev):
         self.address = address
         self.wait = wait
         self.connected = False
+        self._waiting = False
         self._nodelay = nodelay
         self._loop: EventLoop | None = None
         self._sink: ConnectionSink | None = None
@@ -88,17 +89,21 @@ class SocketServerChardev(Chardev):
             try:
                 listener.listen(BACKLOG)
             except OSError as error:
-                listener.close()
+                listener.detach()
                 raise ConfigError(f"Failed to listen on fd {address.fd}: {error.strerror}") from error
         self._listeners = [listener]
 
     def wait_connected(self) -> None:
         if self._loop is None:
             raise StateError(f"chardev '{self.id}' is not open")
+        if self.connected:
+            return
+        self.report(f"info: waiting for connection on: {self.filename}")
+        self._waiting = True
+        self._loop.run()
+        self._waiting = False
         if not self.connected:
-            self.report(f"info: waiting for connection on: {self.filename}")
-        while not self.connected and self._listeners:
-            self._loop.run_once()
+            raise ConfigError(f"chardev '{self.id}': stopped while waiting for a connection")
 
     def connection_ended(self) -> None:
         if self.connected:
@@ -158,6 +163,8 @@ class SocketServerChardev(Chardev):
                 "write": 0,
             }
             self._sink.connection_opened(self, Connection("stream", (client.detach(),), params))
+        if self._waiting and self._loop is not None:
+            self._loop.stop()
 
 
 def _listen_inet(address: InetAddress) -> list[socket.socket]:

@@ -9,7 +9,6 @@ it hears the last.  (QEMU drops a message when no buffer is posted.)
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from virtserial.console.wire import (
@@ -47,6 +46,8 @@ OPEN: Final = 16
 SIZE: Final = 32
 
 MESSAGES_PER_TURN: Final = 64
+WARNING_INTERVAL: Final = 1.0
+"""Seconds between two warnings that a driver can provoke; it must not fill the log."""
 
 
 class ControlChannel:
@@ -54,7 +55,8 @@ class ControlChannel:
 
     def __init__(self, device: ConsoleDevice) -> None:
         self._device = device
-        self._waiting: deque[PortSlot] = deque()
+        self._waiting: dict[PortSlot, None] = {}
+        self._warned: float | None = None
         self.ignored = 0
         """Messages of the driver that made no sense: unknown port, unknown event, too short."""
 
@@ -70,7 +72,7 @@ class ControlChannel:
     def resume(self) -> None:
         """Pick up what a predecessor had not said, in plug order."""
         pending = [slot for slot in self._device.slots if slot.record.pending]
-        self._waiting.extend(sorted(pending, key=lambda slot: slot.record.order))
+        self._waiting = dict.fromkeys(sorted(pending, key=lambda slot: slot.record.order))
         self._pump_later()
 
     def port_added(self, port: Port) -> None:
@@ -98,8 +100,7 @@ class ControlChannel:
             self._set_pending(port.slot, SIZE)
 
     def _set_pending(self, slot: PortSlot, bits: int) -> None:
-        if not slot.record.pending:
-            self._waiting.append(slot)
+        self._waiting.setdefault(slot)
         slot.record.pending |= bits
         self._pump_later()
 
@@ -152,10 +153,10 @@ class ControlChannel:
         waiting = self._waiting
         budget = MESSAGES_PER_TURN
         while waiting and budget:
-            slot = waiting[0]
+            slot = next(iter(waiting))
             message = self._next_message(slot)
             if message is None:
-                waiting.popleft()
+                del waiting[slot]
                 continue
             batch = queue.writable_chains(1, len(message[1]))
             if not batch.heads:
@@ -188,7 +189,7 @@ class ControlChannel:
             DriverError: the driver broke a rule of the virtqueue.
         """
         queue = self._device.queues[CONTROL_TRANSMITQ]
-        batch = queue.readable_chains(1, 1)
+        batch = queue.readable_chains(1, CONTROL.size)
         for _ in range(MESSAGES_PER_TURN):
             if not batch.heads:
                 self._device.signal(queue)
@@ -203,7 +204,7 @@ class ControlChannel:
                     self._handle(message)
                     if not self._device.live:
                         return False
-            batch = queue.readable_chains(1, 1)
+            batch = queue.readable_chains(1, CONTROL.size)
         self._device.signal(queue)
         return True
 
@@ -211,7 +212,7 @@ class ControlChannel:
         log.debug("virtio_serial_handle_control_message event %d, value %d", message.event, message.value)
         if message.event == VIRTIO_CONSOLE_DEVICE_READY:
             if not message.value:
-                log.warning("%s: the guest's driver failed to set the device up", self._device.name)
+                self._warn("%s: the guest's driver failed to set the device up", self._device.name)
                 return
             for plugged in self._device.slots_in_plug_order():
                 self._set_pending(plugged, ADD)
@@ -224,11 +225,18 @@ class ControlChannel:
         if message.event == VIRTIO_CONSOLE_PORT_OPEN:
             port.set_guest_open(bool(message.value))
         elif not message.value:
-            log.warning("%s: the guest's driver failed to add port %d", self._device.name, message.port)
+            self._warn("%s: the guest's driver failed to add port %d", self._device.name, message.port)
         else:
             port.driver_ready()
             sized = self._device.has_feature(VIRTIO_CONSOLE_F_SIZE)
             self._set_pending(slot, (CONSOLE | (SIZE if sized else 0) if port.is_console else 0) | NAME | OPEN)
+
+
+    def _warn(self, text: str, *words: object) -> None:
+        now = self._device.now()
+        if self._warned is None or now >= self._warned + WARNING_INTERVAL:
+            self._warned = now
+            log.warning(text, *words)
 
 
 def _scatter(views: Iterable[memoryview], data: bytes) -> None:

@@ -7,6 +7,7 @@ turns.  The device knows no clock and no loop: a `Scheduler` gives it both.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from virtserial.console.control import ControlChannel
@@ -111,7 +112,8 @@ class ConsoleDevice(VirtioDevice):
         self._control_due = False
         self._turn_asked = False
         self._held: list[Virtqueue] = []
-        self._faulted: set[object] = set()
+        self._faulted: set[ControlChannel | Port] = set()
+        self._retried: set[ControlChannel | Port] = set()
 
     @staticmethod
     def state_size(max_ports: int) -> int:
@@ -171,21 +173,34 @@ class ConsoleDevice(VirtioDevice):
         host, port.host = port.host, None
         if host is not None:
             host.close()
-        try:
-            self._discard(port.transmitq)
-        except DriverError as error:
-            self.fail(error)
+        if self.live:
+            self._guarded(lambda: self._discard(slot))
         port.set_guest_open(False)
+        # A turn it had asked for must not meet the next port of this number.
+        port.work = 0
+        if port in self._ready:
+            self._ready.remove(port)
+        self._faulted.discard(port)
+        self._retried.discard(port)
         slot.port = None
         slot.record.order = 0
         self.control.port_removed(slot)
         return port
 
-    def _discard(self, queue: Virtqueue) -> None:
-        queue.offset = 0
-        while heads := queue.readable_chains(1 << 15, 1 << 62).heads:
-            queue.push_used(heads)
+    def _discard(self, slot: PortSlot) -> None:
+        """Return what the driver has queued for a number without a host end, unread, and ask to hear of more."""
+        queue = self.queues[transmitq_index(slot.number)]
+        for _ in range(queue.size):
+            # With a budget of no bytes: one chain, and no view of it.
+            batch = queue.readable_chains(1, 0)
+            if not batch.heads:
+                break
+            slot.record.discarded += batch.ends[-1] - queue.offset
+            queue.offset = 0
+            queue.push_used(batch.heads)
         self.signal(queue)
+        if queue.enable_notifications():
+            self.schedule_control()
 
     @property
     def multiport(self) -> bool:
@@ -241,6 +256,7 @@ class ConsoleDevice(VirtioDevice):
         self._control_due = False
         self._held.clear()
         self._faulted.clear()
+        self._retried.clear()
         self.control.reset()
         for slot in self.slots:
             if slot.port is not None:
@@ -268,9 +284,15 @@ class ConsoleDevice(VirtioDevice):
                     self.control.open_changed(slot.port)
             for queue in self.queues:
                 if queue.enabled:
+                    # The predecessor's last interrupt may not have been sent: one too many does no harm.
+                    self.transport.queue_interrupt(queue.index)
                     self.notify(queue.index)
 
     # Turns
+
+    def now(self) -> float:
+        """The scheduler's clock, in seconds."""
+        return self._scheduler.now()
 
     def schedule(self, port: Port) -> None:
         """Give a port a turn; the port makes sure it asks once."""
@@ -296,30 +318,61 @@ class ConsoleDevice(VirtioDevice):
         if not self.live:
             self._rest()
             return
-        subject: object = self.control
+        if self._control_due:
+            self._control_due = False
+            self._turn_of(self.control, self._control_turn)
+        ready = self._ready
+        for _ in range(min(len(ready), PORTS_PER_TURN)):
+            if not ready or not self.live:
+                break
+            port = ready.popleft()
+            self._turn_of(port, port.turn)
+        if ready or self._control_due:
+            self._ask_for_turn()
+
+    def _turn_of(self, subject: ControlChannel | Port, turn: Callable[[], None]) -> None:
+        if subject in self._faulted:
+            # It waits for its second try, which looks at everything again.
+            if isinstance(subject, Port):
+                subject.work = 0
+            return
         try:
-            if self._control_due:
-                self._control_due = False
-                if self.multiport:
-                    more = self.control.receive()
-                    more = self.control.pump() or more
-                    self._discard_unowned()
-                    if more:
-                        self.schedule_control()
-            ready = self._ready
-            for _ in range(min(len(ready), PORTS_PER_TURN)):
-                subject = port = ready.popleft()
-                port.turn()
-                if self._faulted:
-                    self._faulted.discard(port)
+            turn()
         except AccessInterrupted:
-            pass
+            if self.live:
+                self._schedule_again(subject)
         except AddressError as error:
             self._address_fault(subject, error)
         except DriverError as error:
             self.fail(error)
-        if self._ready or self._control_due:
-            self._ask_for_turn()
+        else:
+            if self._retried:
+                self._retried.discard(subject)
+
+    def _control_turn(self) -> None:
+        more = False
+        if self.multiport:
+            more = self.control.receive()
+            more = self.control.pump() or more
+        if self.live:
+            self._discard_unowned()
+        if more:
+            self.schedule_control()
+
+    def _schedule_again(self, subject: ControlChannel | Port) -> None:
+        if isinstance(subject, Port):
+            subject.schedule(TRANSMIT | RECEIVE)
+        else:
+            self.schedule_control()
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Do something with queues outside of a turn; an error of the driver ends here as well."""
+        try:
+            action()
+        except AccessInterrupted:
+            pass
+        except DriverError as error:
+            self.fail(error)
 
     def _rest(self) -> None:
         """No driver: ports keep nothing scheduled."""
@@ -333,12 +386,12 @@ class ConsoleDevice(VirtioDevice):
             if slot.port is None:
                 queue = self.queues[transmitq_index(slot.number)]
                 if queue.ring is not None and queue.available():
-                    self._discard(queue)
+                    self._discard(slot)
 
-    def _address_fault(self, subject: object, error: AddressError) -> None:
+    def _address_fault(self, subject: ControlChannel | Port, error: AddressError) -> None:
         """The driver named memory that is not mapped.  A mapping that its VMM has sent may still be on the way to us,
         so there is one second try before the device fails."""
-        if subject in self._faulted or self.on_address_fault is None:
+        if subject in self._retried or self.on_address_fault is None:
             self.fail(error)
             return
         self._faulted.add(subject)
@@ -346,11 +399,10 @@ class ConsoleDevice(VirtioDevice):
 
     def retry_faulted(self) -> None:
         """The second try."""
-        for subject in list(self._faulted):
-            if isinstance(subject, Port):
-                subject.schedule(TRANSMIT | RECEIVE)
-            else:
-                self.schedule_control()
+        faulted, self._faulted = self._faulted, set()
+        self._retried |= faulted
+        for subject in faulted:
+            self._schedule_again(subject)
 
     # Interrupts of the transmitqs
 
@@ -376,6 +428,6 @@ class ConsoleDevice(VirtioDevice):
                 if not self._held:
                     self._scheduler.call_at(due, self._signal_held)
                 self._held.append(queue)
-            elif queue.take_signal():
+            else:
                 queue.signal_time = now
-                self.transport.queue_interrupt(queue.index)
+                self._guarded(partial(self.signal, queue))

@@ -8,10 +8,10 @@ buffers as the budget allows are filled by one read.  Back-pressure is the absen
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Protocol
 
-from virtserial.errors import BackendError
+from virtserial.errors import BackendError, VirtserialError
 from virtserial.memory.state import U16, U32, U64, Record
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class HostEnd(Protocol):
     """`readv` is worth a try; once False, `host_readable` says when that changes."""
     output_discarded: int
     """Bytes it took although nobody was there any more."""
+    input_discarded: int
+    """Bytes the host had sent and nobody will read."""
     listener: HostListener
 
     @property
@@ -136,6 +138,8 @@ class Port:
         self._backlog = bytearray()
         self._window = 8
         self._returned = 0
+        self.misdirected = 0
+        """Chains with descriptors of the wrong direction; what those hold is neither read nor written."""
         self.receiveq, self.transmitq = device.queues_of(slot.number)
 
     # State
@@ -181,6 +185,8 @@ class Port:
         host.listener = self
         host.wants_input = self.guest_open
         host.start()
+        if self.record.ready:
+            host.guest_ready()
         if self.guest_open:
             host.guest_opened()
 
@@ -204,6 +210,8 @@ class Port:
         if host is None:
             return
         self.record.discarded += host.output_discarded
+        self.record.dropped += host.input_discarded
+        host.output_discarded = host.input_discarded = 0
         if host.ended:
             self.host = None
             host.close()
@@ -286,6 +294,7 @@ class Port:
                 heads = heads[:count]
             self.record.transmitted += done - offset
         queue.push_used(heads)
+        self.misdirected += batch.odd
         self.device.signal_transmitted(queue)
         if self.throttled:
             queue.disable_notifications()
@@ -312,17 +321,29 @@ class Port:
     def _write_console(self, host: HostEnd, views: Sequence[memoryview]) -> int:
         """A console takes everything at once: a guest kernel that prints must not hang."""
         backlog = self._backlog
-        if backlog:
-            with memoryview(bytes(backlog)) as waiting:
-                del backlog[: host.writev([waiting])]
+        self._flush(host)
         size = sum(map(len, views))
         taken = 0 if backlog or not size else host.writev(views)
         if taken < size:
-            room = CONSOLE_BUFFER - len(backlog)
-            rest = b"".join(views)[taken : taken + room] if size <= TURN_BYTES else b""
-            backlog += rest
-            self.record.dropped += size - taken - len(rest)
+            kept = len(backlog)
+            for view, end in zip(views, accumulate(map(len, views)), strict=True):
+                if host.connected and end > taken and len(backlog) < CONSOLE_BUFFER:
+                    start = max(0, len(view) - (end - taken))
+                    backlog += view[start : start + CONSOLE_BUFFER - len(backlog)]
+            self.record.dropped += size - taken - (len(backlog) - kept)
+            if taken:
+                self._flush(host)
         return size
+
+    def _flush(self, host: HostEnd) -> None:
+        """Give the host end what was kept until it has said that it would block."""
+        backlog = self._backlog
+        while backlog:
+            with memoryview(bytes(backlog)) as waiting:
+                taken = host.writev([waiting])
+            if not taken:
+                return
+            del backlog[:taken]
 
     def write_emergency(self, byte: bytes) -> None:
         """Give one byte of an emergency write to the host end, at once or not at all."""
@@ -338,7 +359,8 @@ class Port:
         batch = queue.writable_chains(self._window, TURN_BYTES)
         heads, ends = batch.heads, batch.ends
         if not heads:
-            # Starved.  The buffers returned last come back one by one; half of them make a batch worth a doorbell.
+            # Starved.  The driver has at least as many buffers as were ever returned at once, and they come back one by
+            # one; half of them make a batch worth a doorbell.
             ahead, self._returned = self._returned >> 1, 0
             return queue.enable_notifications(ahead)
         size = ends[-1]
@@ -352,17 +374,23 @@ class Port:
             if not ends[0]:
                 # No room in it at all: not a receive buffer; it goes back as it came.
                 queue.push_used(heads[:1], [0])
+                self.misdirected += 1
                 self.device.signal(queue)
                 return True
             return False
-        queue.write_back(batch, count)
         used = bisect_left(ends, count) + 1
         lengths = [ends[0]]
         lengths += [end - start for start, end in pairwise(ends[:used])]
         lengths[-1] -= ends[used - 1] - count
-        queue.push_used(heads[:used], lengths)
-        self._returned += used
+        try:
+            queue.write_back(batch, count)
+            queue.push_used(heads[:used], lengths)
+        except VirtserialError:
+            self.record.dropped += count
+            raise
+        self._returned = max(self._returned, used)
         self.record.received += count
+        self.misdirected += batch.odd
         self.device.signal(queue)
         if count == size:
             self._window = min(self._window * 4, TURN_CHAINS)

@@ -10,7 +10,7 @@ import logging
 import mmap
 import os
 import socket
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from virtserial.console.device import ConsoleDevice
 from virtserial.errors import AccessInterrupted, DriverError, PeerError
@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from virtserial.console.port import Port
-    from virtserial.daemon.channel import Channel, Message
+    from virtserial.daemon.channel import Message
     from virtserial.errors import BackendError
     from virtserial.loop import EventLoop, Timer
     from virtserial.memory.region import Buffer, Region
+
+    class Say(Protocol):
+        def __call__(self, message: Message, fds: Sequence[int] = ()) -> None: ...
 
 log = logging.getLogger("virtserial.device")
 
@@ -69,14 +72,14 @@ class GuestDevice(VirtioPciFunction):
         config: the keeper's "controller" message.
         state_fd: the controller's state memory; owned.
         loop: the worker's loop.
-        channel: to the keeper.
+        say: sends a message with descriptors to the keeper.
     """
 
-    def __init__(self, config: Message, state_fd: int, loop: EventLoop, channel: Channel) -> None:
+    def __init__(self, config: Message, state_fd: int, loop: EventLoop, say: Say) -> None:
         self.index = cast(int, config["controller"])
         self.name = cast(str, config["name"])
         self._loop = loop
-        self._channel = channel
+        self._say = say
         self._trust_vmm = bool(config["trust_vmm"])
         self._slow_path_told = False
         self._stream: MessageStream | None = None
@@ -141,11 +144,11 @@ class GuestDevice(VirtioPciFunction):
 
     def guest_open_changed(self, port: Port, is_open: bool) -> None:
         """The guest opened or closed a port."""
-        self._channel.send({"type": "guest open", "controller": self.index, "number": port.number, "open": is_open})
+        self._say({"type": "guest open", "controller": self.index, "number": port.number, "open": is_open})
 
     def host_end_closed(self, port: Port) -> None:
         """A host end is over; the keeper may open the next."""
-        self._channel.send({"type": "connection ended", "chardev": port.chardev})
+        self._say({"type": "connection ended", "chardev": port.chardev})
 
     def host_end_failed(self, port: Port, error: BackendError) -> None:
         """A host end failed; its port is closed towards the guest."""
@@ -198,7 +201,7 @@ class GuestDevice(VirtioPciFunction):
         self._server.disconnected()
         # "the device state should otherwise be retained" (vfio-user): for a guest whose VMM is gone there is none.
         self.reset()
-        self._channel.send({"type": "vmm gone", "controller": self.index})
+        self._say({"type": "vmm gone", "controller": self.index})
 
     def resume(self) -> None:
         """Everything is in place, perhaps from a predecessor: find out what is to be done."""
@@ -323,7 +326,7 @@ class GuestDevice(VirtioPciFunction):
 
     def _hold(self, kind: str, key: str, words: Message, fds: Sequence[int | None]) -> None:
         message: Message = {"type": "hold", "kind": kind, "controller": self.index, "key": key}
-        self._channel.send(message | words, [fd for fd in fds if fd is not None])
+        self._say(message | words, [fd for fd in fds if fd is not None])
 
     def _drop(self, kind: str, key: str | None) -> None:
-        self._channel.send({"type": "drop", "kind": kind, "controller": self.index, "key": key})
+        self._say({"type": "drop", "kind": kind, "controller": self.index, "key": key})

@@ -331,9 +331,8 @@ class Keeper:
 
 def _shut_down(fd: int) -> None:
     """Announce the end to the peer: QEMU then stops sending."""
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)
+    with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
 
 
 def _drain(fd: int) -> bool:

@@ -18,6 +18,8 @@ from virtserial.errors import StateError, VirtserialError
 from virtserial.loop import EPOLLIN, EventLoop
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.console.port import Port
     from virtserial.daemon.channel import Channel, Message
 
@@ -53,6 +55,13 @@ class Worker:
         except EOFError:
             self.loop.stop()
 
+    def _say(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Tell the keeper; without one there is nothing more to do."""
+        try:
+            self._channel.send(message, fds)
+        except OSError:
+            self.loop.stop()
+
     def _handle(self, message: Message, fds: list[int]) -> None:
         kind = message["type"]
         if kind == "go":
@@ -62,7 +71,7 @@ class Worker:
         elif kind == "chardev":
             self._join(message, fds)
         elif kind == "controller":
-            device = GuestDevice(message, fds[0], self.loop, self._channel)
+            device = GuestDevice(message, fds[0], self.loop, self._say)
             self._devices[device.index] = device
         else:
             device = self._devices[cast(int, message["controller"])]
@@ -108,7 +117,7 @@ class Worker:
             )
         except VirtserialError as error:
             log.error("chardev %s: %s", chardev, error)
-            self._channel.send({"type": "connection ended", "chardev": chardev})
+            self._say({"type": "connection ended", "chardev": chardev})
             return
         port.attach(host)
 

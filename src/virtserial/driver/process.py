@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from argparse import ArgumentParser
 
     parser = ArgumentParser(prog="virtserial.driver.process", description="Ports as pseudo-terminals.")
-    parser.add_argument("--socket", action="append", required=True, help="vfio-user socket of a device; may be repeated")
+    parser.add_argument("--socket", action="append", required=True, help="vfio-user socket of a device; repeatable")
     parser.add_argument("--run-dir", type=Path, required=True, help="directory for links by name")
     parser.add_argument("--ready-fd", type=int, help="descriptor to close when the devices are in use")
     options = parser.parse_args(arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from virtserial.console.wire import VIRTIO_ID_CONSOLE
@@ -14,6 +13,7 @@ from virtserial.errors import PeerError
 from virtserial.vfio_user.client import Client
 
 if TYPE_CHECKING:
+    import os
     import socket
 
     from virtserial.driver.console_driver import DriverListener

@@ -129,7 +129,8 @@ class FileRegion:
         length = len(memoryview(data))
         if os.fstat(self._fd).st_size < self._offset + offset + length:
             raise AddressError(f"guest memory at {self.iova + offset:#x} is gone: its file was truncated")
-        os.pwrite(self._fd, data, self._offset + offset)
+        if os.pwrite(self._fd, data, self._offset + offset) != length:
+            raise AddressError(f"guest memory at {self.iova + offset:#x} cannot be stored: its file system is full")
 
 
 class MessageAccess(Protocol):

@@ -133,20 +133,22 @@ class MemoryTable:
     def readable_views(self, address: int, length: int, limit: int) -> list[memoryview]:
         """Return views of a range: of guest memory where it is mapped, else of a copy.
 
-        At most `limit` bytes are copied: what lies behind them is left out.
+        At most `limit` bytes are copied; once the views hold that many, what lies behind them is left out.
 
         Raises:
             AddressError: see `pieces`.
         """
         views: list[memoryview] = []
+        if limit <= 0:
+            return views
         for region, offset, count in self.pieces(address, length, write=False):
             if region.view is not None:
                 views.append(region.view[offset : offset + count])
-            elif limit > 0:
+            else:
                 views.append(memoryview(region.read(offset, min(count, limit))))
-                if count > limit:
-                    break
             limit -= count
+            if limit <= 0:
+                break
         return views
 
     def writable_views(
@@ -155,23 +157,25 @@ class MemoryTable:
         """Return views to fill, and those among them that are not guest memory.
 
         The second list holds (guest address, view): who fills such a view passes its filled part to `write`.  At most
-        `limit` bytes of such buffers are made: what lies behind them is left out.
+        `limit` bytes of such buffers are made; once the views hold that many, what lies behind them is left out.
 
         Raises:
             AddressError: see `pieces`.
         """
         views: list[memoryview] = []
         bounces: list[tuple[int, memoryview]] = []
+        if limit <= 0:
+            return views, bounces
         for region, offset, count in self.pieces(address, length, write=True):
             if region.view is not None:
                 views.append(region.view[offset : offset + count])
-            elif limit > 0:
+            else:
                 view = memoryview(bytearray(min(count, limit)))
                 views.append(view)
                 bounces.append((region.iova + offset, view))
-                if count > limit:
-                    break
             limit -= count
+            if limit <= 0:
+                break
         return views, bounces
 
     def read(self, address: int, length: int) -> bytes:

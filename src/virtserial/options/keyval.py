@@ -18,8 +18,9 @@ ON = ("on", "yes", "true", "y")
 OFF = ("off", "no", "false", "n")
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
-_NUMBER = re.compile(r"\s*([+-]?)(0[xX][0-9A-Fa-f]+|0[0-7]*|[1-9][0-9]*)\Z")
-_SIZE = re.compile(r"\s*(-?)([0-9]+(?:\.[0-9]+)?|0[xX][0-9A-Fa-f]+)([bBkKmMgGtTpPeE]?)\Z")
+# Digits are bounded, since Python refuses to convert thousands of them; all that is longer is out of range anyway.
+_NUMBER = re.compile(r"\s*([+-]?)(0[xX][0-9A-Fa-f]{1,40}|0[0-7]{0,40}|[1-9][0-9]{0,40})\Z")
+_SIZE = re.compile(r"\s*(-?)([0-9]{1,40}(?:\.[0-9]{1,40})?|0[xX][0-9A-Fa-f]{1,40})([bBkKmMgGtTpPeE]?)\Z")
 _SIZE_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 
 IDENTIFIER_TEXT = (

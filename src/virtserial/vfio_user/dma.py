@@ -16,6 +16,7 @@ from virtserial.vfio_user.stream import RequestRefused
 from virtserial.vfio_user.wire import VFIO_USER_DMA_READ, VFIO_USER_DMA_WRITE, DmaAccess
 
 if TYPE_CHECKING:
+    from virtserial.memory.region import Buffer
     from virtserial.vfio_user.stream import MessageStream
 
 _QEMU_FORM: Final = struct.Struct("<QI")
@@ -55,7 +56,7 @@ class MessageMemory:
             length -= count
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def dma_write(self, address: int, data: bytes | memoryview) -> None:
+    def dma_write(self, address: int, data: Buffer) -> None:
         """Store `data`.
 
         Raises:

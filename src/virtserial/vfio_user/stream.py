@@ -264,7 +264,7 @@ class MessageStream:
         while True:
             more = self.serve()
             reply = self._awaited_reply
-            if reply is not None and not more:
+            if reply is not None and not more and not self._unsent:
                 break
             if not more:
                 self._wait(select.POLLOUT if self._unsent else select.POLLIN, deadline, command)

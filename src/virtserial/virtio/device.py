@@ -66,7 +66,7 @@ class VirtioDevice:
     Attributes:
         memory: guest memory; who maps says so by `memory_mapped`, who unmaps by `memory_unmapped`.
         transport: set by the transport.
-        epoch: grows whenever something is taken from the queues: a reset, a failure, memory unmapped.
+        epoch: grows whenever something is taken from the queues: a reset, a failure, a ring's memory unmapped.
         on_failure: called with the error when the driver has broken a rule.
         on_address_fault: asked for a second try when the driver named memory that is not mapped; its map may still
             be on its way.  None: there is no second try.
@@ -143,7 +143,7 @@ class VirtioDevice:
 
     def set_status(self, value: int) -> None:
         """Take the driver's write to the device status; 0 resets the device."""
-        old = self.record.status
+        old, was_live = self.record.status, self.live
         features = self.record.driver_features
         acceptable = not features & ~self.device_features and bool(features & VIRTIO_F_VERSION_1)
         new = next_status(old, value, acceptable)
@@ -151,7 +151,7 @@ class VirtioDevice:
             self.reset()
             return
         self.record.status = new
-        if new & ~old & DRIVER_OK and self.live:
+        if self.live and not was_live:
             self.driver_ready()
             for queue in self.queues:
                 if queue.enabled:
@@ -159,7 +159,7 @@ class VirtioDevice:
 
     def reset(self) -> None:
         """Return to the state after power-on (2.4); guest memory stays mapped."""
-        self.record.clear()
+        self.record.status = self.record.driver_features = 0
         self._resting.clear()
         self.epoch += 1
         for queue in self.queues:
@@ -199,14 +199,16 @@ class VirtioDevice:
                 continue
             self._resting.remove(queue)
             if self.live:
+                # What happened meanwhile, and an interrupt that could not be considered, are caught up with.
+                self.transport.queue_interrupt(queue.index)
                 self.notify(queue.index)
 
     def memory_unmapped(self, iova: int, size: int) -> None:
         """[iova, iova + size) was taken away: a ring with a part in it rests until it is mapped again."""
-        self.epoch += 1
         end = iova + size
         for queue in self.queues:
-            if queue.ring is not None and queue.lies_in(iova, end):
+            if queue.lies_in(iova, end):
+                self.epoch += 1
                 queue.detach()
                 self._resting.append(queue)
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from virtserial.memory.region import Buffer
     from virtserial.memory.table import MemoryTable
 
+LOADS_AT_MOST = 16
+"""A driver that never stops changing a field must not keep us reading it; whatever we see of it is checked anyway."""
+
 
 class RingAccess(Protocol):
     """Loads and stores of one queue's shared fields."""
@@ -127,8 +130,10 @@ class RemoteRing:
     def _load16(self, address: int) -> int:
         # A copy made by the kernel may see half of an update: two equal ones in a row are whole.
         seen = self._memory.read(address, 2)
-        while (again := self._memory.read(address, 2)) != seen:
-            seen = again
+        for _ in range(LOADS_AT_MOST - 1):
+            again, seen = seen, self._memory.read(address, 2)
+            if again == seen:
+                break
         return int.from_bytes(seen, "little")
 
     def _store16(self, address: int, value: int) -> None:

@@ -311,6 +311,8 @@ class Virtqueue:
             else:
                 total += self._walk(batch, head, table, direction, max_bytes + skip - total, max(0, skip - total))
             ends.append(total)
+            if skip and skip >= ends[0]:
+                raise DriverError(f"queue {self.index}: chain {head} was changed while it was in use")
             if total - skip >= max_bytes or len(views) >= MAX_CHAIN_LENGTH:
                 break
         batch.heads = heads[: len(ends)]
@@ -345,8 +347,6 @@ class Virtqueue:
                 batch.odd += 1
                 continue
             total += self._buffer(batch, address, length, direction, limit - total, max(0, skip - total))
-            if total > MAX_CHAIN_BYTES:
-                raise DriverError(f"queue {self.index}: chain {head} is longer than {MAX_CHAIN_BYTES} bytes")
         return total
 
     def _descriptors(self, head: int, table: Buffer, size: int) -> list[tuple[int, int, int]]:
@@ -354,6 +354,7 @@ class Virtqueue:
         buffers: list[tuple[int, int, int]] = []
         name = f"queue {self.index}: chain {head}"
         index, limit, indirect, writable_seen = head, size, False, False
+        total = 0
         while True:
             address, length, flags, following = _unpack(table, index * DESCRIPTOR_SIZE)
             if flags & VIRTQ_DESC_F_INDIRECT:
@@ -379,6 +380,9 @@ class Virtqueue:
             elif writable_seen:
                 raise DriverError(f"{name}: a device-readable descriptor behind a device-writable one")
             buffers.append((address, length, flags))
+            total += length
+            if total > MAX_CHAIN_BYTES:
+                raise DriverError(f"{name}: longer than {MAX_CHAIN_BYTES} bytes")
             if not flags & VIRTQ_DESC_F_NEXT:
                 return buffers
             if following >= limit:
@@ -431,11 +435,13 @@ class Virtqueue:
         old, new = self.record.signalled, self._position
         if ring is None or old == new:
             return False
-        self.record.signalled = new
         barrier.full()
         if self._event_idx:
-            return event_needed(ring.used_event(), new, old)
-        return not ring.avail_flags() & VIRTQ_AVAIL_F_NO_INTERRUPT
+            wanted = event_needed(ring.used_event(), new, old)
+        else:
+            wanted = not ring.avail_flags() & VIRTQ_AVAIL_F_NO_INTERRUPT
+        self.record.signalled = new
+        return wanted
 
     def enable_notifications(self, ahead: int = 0) -> bool:
         """Ask for a doorbell when the driver makes a chain available, with EVENT_IDX `ahead` chains later.

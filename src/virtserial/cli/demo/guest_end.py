@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import termios
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.pty_ports import PtyPort, RunDirectory
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.errors import BackendError, PeerError
-from virtserial.loop import EventLoop
+from virtserial.loop import EPOLLIN, EventLoop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,8 +174,7 @@ def move_files(loop: EventLoop, plan: Plan, ports: dict[str, Port], controllers:
         done = done and all(ports[name].flushed() for name in ends)
         if done or time.monotonic() >= next_report:
             next_report = time.monotonic() + REPORT_SECONDS
-            received = {name: end.received for name, end in ends.items()}
-            report("progress", received=received, sent={name: end.sent for name, end in ends.items()})
+            report("progress", received={name: end.received for name, end in ends.items()})
         if done:
             break
         if failures:
@@ -201,10 +201,12 @@ def main() -> int:
         wait_for_go()
         ports = {name: port for controller in controllers for name, port in controller.ports.items()}
         move_files(loop, plan, ports, controllers)
-        report_digests(plan, plan.guest_folder)
-        # The consoles stay in use until the other end has everything too.
-        loop.watch(sys.stdin.fileno(), 1, lambda _events: loop.stop())
+        # The consoles stay in use until the conductor has heard of everything.
+        digests = threading.Thread(target=report_digests, args=(plan, plan.guest_folder))
+        digests.start()
+        loop.watch(sys.stdin.fileno(), EPOLLIN, lambda _events: loop.stop())
         loop.run()
+        digests.join()
     except (PeerError, BackendError) as error:
         report("failed", reason=str(error))
         return 1

@@ -132,11 +132,7 @@ def main() -> int:
         thread.start()
     while True:
         moving = any(thread.is_alive() for transfer in transfers for thread in transfer.threads)
-        report(
-            "progress",
-            received={transfer.port.name: transfer.received for transfer in transfers},
-            sent={transfer.port.name: transfer.sent for transfer in transfers},
-        )
+        report("progress", received={transfer.port.name: transfer.received for transfer in transfers})
         if not moving:
             break
         time.sleep(REPORT_SECONDS)

@@ -1,0 +1,96 @@
+"""The devices that are measured side by side: QEMU's own with some options, and ours from some source tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+READY_TIMEOUT = 20
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A device under measurement.
+
+    Attributes:
+        name: as the tables have it.
+        properties: more properties of the controller, as QEMU writes them (",event_idx=off").
+        source: for ours the folder that holds the package virtserial; None: QEMU's own device.
+    """
+
+    name: str
+    properties: str = ""
+    source: Path | None = None
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A contestant that is ready: QEMU's options for it, and its own processes (whose children count too)."""
+
+    arguments: tuple[str, ...]
+    processes: tuple[int, ...] = ()
+
+
+QEMU = Contestant("qemu")
+VIRTSERIAL = Contestant("virtserial", source=SOURCE)
+
+
+@contextmanager
+def attach(contestant: Contestant, bus: str, ports: dict[str, str], folder: Path) -> Iterator[Attached]:
+    """Makes a controller with named ports ready for a VM.
+
+    Args:
+        contestant: the device.
+        bus: the controller's id, unique among all in the VM.
+        ports: names of ports to paths of the sockets their host ends listen at.
+        folder: where the controller's socket goes.
+    """
+    options = []
+    for number, (name, path) in enumerate(ports.items(), 1):
+        options += ["-chardev", f"socket,id={bus}-{number},path={path},server=on,wait=off"]
+        options += ["-device", f"virtserialport,bus={bus}.0,nr={number},chardev={bus}-{number},name={name}"]
+    controller = f"id={bus},max_ports={max(31, len(ports) + 1)}{contestant.properties}"
+    if contestant.source is None:
+        yield Attached(("-device", f"virtio-serial-pci,{controller}", *options))
+        return
+    socket = str(folder / f"{bus}.vfio-user")
+    served = ["-device", f"virtio-serial,{controller},socket={socket}", *options]
+    with _served(served, contestant.source) as pid:
+        vfio_user = json.dumps({"driver": "vfio-user-pci", "socket": {"path": socket, "type": "unix"}})
+        yield Attached(("-device", vfio_user), (pid,))
+
+
+@contextmanager
+def _served(options: list[str], source: Path) -> Iterator[int]:
+    """Runs `virtserial serve` of a source tree; gives its pid when it is ready."""
+    ready, ready_at_child = os.pipe()
+    with os.fdopen(ready), os.fdopen(ready_at_child) as child_end:
+        process = subprocess.Popen(
+            [*ENDS_WITH_ITS_PARENT, sys.executable, "-m", "virtserial", "serve", *options,
+             "--ready-fd", str(ready_at_child)],
+            env={**os.environ, "PYTHONPATH": str(source)}, pass_fds=[ready_at_child],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        child_end.close()
+        try:
+            readable, _, _ = select.select([ready], [], [], READY_TIMEOUT)
+            if not readable:
+                raise RuntimeError(f"virtserial serve from {source} is not ready in {READY_TIMEOUT} s")
+            yield process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

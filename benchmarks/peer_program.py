@@ -1,0 +1,54 @@
+"""The peer (peer.c) as a static program that runs in the guest and on the host, compiled once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from virtserial.rig.cache import RigUnavailable, build_once
+
+SOURCE = Path(__file__).with_name("peer.c")
+OPTIONS = ("-O2", "-static", "-Wall", "-Wextra", "-Werror")
+DEBIAN_PACKAGES = ("gcc", "libc6-dev")
+
+
+@cache
+def peer_program() -> Path:
+    """The compiled program's path.
+
+    Raises:
+        RigUnavailable: no C compiler here and none can be installed, or it cannot link a static program.
+    """
+    compiler = find_compiler()
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256(SOURCE.read_bytes() + repr((version, OPTIONS)).encode()).hexdigest()[:12]
+    return build_once(f"benchmark-peer-{key}", lambda folder: _compile(compiler, folder)) / "peer"
+
+
+def find_compiler() -> str:
+    """A C compiler: $CC, or the first of cc, gcc and clang on PATH, or Debian's gcc, installed where that is allowed."""
+    chosen = os.environ.get("CC")
+    found = shutil.which(chosen) if chosen else next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if found:
+        return found
+    if chosen:
+        raise RigUnavailable(f"CC={chosen} is not a program")
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *DEBIAN_PACKAGES]):
+            environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+            done = subprocess.run(["apt-get", "-qq", *command], env=environment, capture_output=True, text=True)
+        if not done.returncode and (installed := shutil.which("gcc")):
+            return installed
+    raise RigUnavailable("no C compiler for the benchmark's peer: install gcc and libc6-dev, or set CC")
+
+
+def _compile(compiler: str, folder: Path) -> None:
+    done = subprocess.run(
+        [compiler, *OPTIONS, "-o", str(folder / "peer"), str(SOURCE)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RigUnavailable(f"{compiler} cannot build the benchmark's peer: {done.stderr.strip()}")

@@ -1,0 +1,59 @@
+"""Console devices over every kind of guest memory, with and without EVENT_IDX."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "virtio"))
+
+from console_guest import FakeHost, Guest, queues_of  # noqa: E402
+from ring_builder import KINDS  # noqa: E402
+
+
+@pytest.fixture
+def make_guest():
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Guest(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.close()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=[False, True], ids=["flags", "event_idx"])
+def guest(request, kind, make_guest):
+    """A device with 4 ports and no driver yet."""
+    return make_guest(kind, event_idx=request.param)
+
+
+class OpenPort:
+    """Port 1 with a connected host end, known to the driver and open; its queues are empty."""
+
+    def __init__(self, guest, is_console=False):
+        self.guest = guest
+        self.host = FakeHost()
+        self.port = guest.plug(1, self.host, name="one", is_console=is_console, has_backend=True)
+        guest.start()
+        self.rx, self.tx = queues_of(1)
+        guest.tell(0xFFFFFFFF, 0)
+        guest.open(1)
+        guest.heard()
+
+
+@pytest.fixture
+def open_port(guest):
+    return OpenPort(guest)
+
+
+@pytest.fixture
+def open_console(guest):
+    return OpenPort(guest, is_console=True)

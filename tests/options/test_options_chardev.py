@@ -1,0 +1,153 @@
+"""-chardev: texts as QEMU 11.1.3 printed them for the same arguments."""
+
+import pytest
+
+from virtserial.chardev.file import FileChardev
+from virtserial.chardev.handler_chardev import HandlerChardev
+from virtserial.chardev.null import NullChardev
+from virtserial.chardev.pipe import PipeChardev
+from virtserial.chardev.pty import PtyChardev
+from virtserial.chardev.ringbuf import RingbufChardev
+from virtserial.chardev.socket_address import FdAddress, InetAddress, UnixAddress
+from virtserial.chardev.socket_client import SocketClientChardev
+from virtserial.chardev.socket_server import SocketServerChardev
+from virtserial.chardev.stdio import StdioChardev
+from virtserial.errors import ConfigError
+from virtserial.options.chardev_options import NOT_YET, chardev_help, parse_chardev
+
+IDENTIFIER = (
+    "Parameter 'id' expects an identifier\n"
+    "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("foo,id=a", "'foo' is not a valid char driver name"),
+        ("socket,path=/tmp/x", "chardev: no id specified"),
+        ("socket,id=a", "Unable to parse FD number "),
+        ("socket,id=a,port=1", "Unable to parse FD number "),
+        ("socket,id=a,fd=foo", "Unable to parse FD number foo"),
+        ("socket,id=a,path=/tmp/zz,bogus=1", "Invalid parameter 'bogus'"),
+        ("foo,id=a,bogus=1", "Invalid parameter 'bogus'"),
+        ("null,id=a,foo", "Invalid parameter 'foo'"),
+        ("null,id=a,nofoo", "Invalid parameter 'foo'"),
+        ("socket,id=a,path=/tmp/zz,server=maybe", "Parameter 'server' expects 'on' or 'off'"),
+        ("null,id=a,server=maybe", "Parameter 'server' expects 'on' or 'off'"),
+        ("id=a,path=x", 'chardev: "a" missing backend'),
+        ("null", "chardev: no id specified"),
+        ("null,", "chardev: no id specified"),
+        ("", "chardev: no id specified"),
+        ('{"backend":"null"}', "chardev: no id specified"),
+        ("null,id=1a", IDENTIFIER),
+        ("null,id=", IDENTIFIER),
+        ("null,id=taken", "Duplicate ID 'taken' for chardev"),
+        ("file,id=a", "chardev: file: no filename given"),
+        ("file,path=/x,append=7,id=a", "Parameter 'append' expects 'on' or 'off'"),
+        ("pipe,id=a", "chardev: pipe: no device path given"),
+        ("ringbuf,id=a,size=3000", "size of ringbuf chardev must be power of two"),
+        ("ringbuf,id=a,size=-1", "Value '-1' is out of range for parameter 'size'"),
+        ("socket,id=a,path=/zz,wait=on", "'wait' option is incompatible with socket in client connect mode"),
+        (
+            "socket,id=a,path=/zz,server=on,wait=off,reconnect-ms=100",
+            "'reconnect-ms' option is incompatible with socket in server listen mode",
+        ),
+        (
+            "socket,id=a,path=/zz,server=on,reconnect=1",
+            "'reconnect' option is incompatible with socket in server listen mode",
+        ),
+        ("socket,id=a,fd=3,reconnect-ms=3", "'reconnect-ms' option is incompatible with 'fd' address type"),
+        ("socket,id=a,path=/zz,reconnect=1,reconnect-ms=1", "'reconnect' and 'reconnect-ms' are mutually exclusive"),
+        ("socket,id=a,path=/zz,reconnect-ms=x", "Parameter 'reconnect-ms' expects a number"),
+        ("socket,id=a,host=127.0.0.1", "chardev: socket: no port given"),
+        ("socket,id=a,fd=0,path=/x", "None or one of 'path', 'fd' or 'host' option required."),
+        ("socket,id=a,host=h,path=/x,server=on", "None or one of 'path', 'fd' or 'host' option required."),
+        ("handler,id=a", "chardev: handler: neither 'class' nor 'path' given"),
+        ("socket,id=a,path=/x,telnet=on", "'telnet' is not supported by virtserial yet"),
+        ("socket,id=a,path=/x,server,websocket", "'websocket' is not supported by virtserial yet"),
+        ("socket,id=a,path=/x,tls-creds=c", "'tls-creds' is not supported by virtserial yet"),
+        ("null,id=a,mux=on", "'mux' is not supported by virtserial yet"),
+        ("null,id=a,logfile=/x", "'logfile' is not supported by virtserial yet"),
+        *[(f"{kind},id=a", f"'{kind}' is not supported by virtserial yet") for kind in NOT_YET],
+    ],
+)
+def test_refused(text, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_chardev(text, {"taken"})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("null,id=a", NullChardev),
+        ("null,id=a,path=/ignored,telnet=off", NullChardev),
+        ("stdio,id=a,signal=off", StdioChardev),
+        ("pipe,id=a,path=/p", PipeChardev),
+        ("pty,id=a", PtyChardev),
+        ("pty,id=a,path=/link", PtyChardev),
+        ("file,id=a,path=/f,append,input-path=/i", FileChardev),
+        ("ringbuf,id=a", RingbufChardev),
+        ("memory,id=a,size=4K", RingbufChardev),
+        ("handler,id=a,class=m:C", HandlerChardev),
+        ("socket,id=a,path=/s,server,nowait", SocketServerChardev),
+        ("socket,id=a,path=/s", SocketClientChardev),
+    ],
+)
+def test_kinds(text, kind):
+    chardev = parse_chardev(text)
+    assert type(chardev) is kind
+    assert chardev.id == "a"
+
+
+def test_fedora_page():
+    chardev = parse_chardev("socket,path=/tmp/foo,server,nowait,id=foo")
+    assert (chardev.id, chardev.wait, chardev.address) == ("foo", False, UnixAddress("/tmp/foo"))
+    assert chardev.filename == "disconnected:unix:/tmp/foo,server=on"
+
+
+def test_server_waits_unless_told_otherwise():
+    assert parse_chardev("socket,path=/tmp/foo,server=on,id=foo").wait
+
+
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        ("path=/a,,b", UnixAddress("/a,b")),
+        ("path=n,abstract=on", UnixAddress("n", abstract=True)),
+        ("path=n,abstract,tight=off", UnixAddress("n", abstract=True, tight=False)),
+        ("host=h,port=1,to=9,ipv4=off", InetAddress("h", "1", 9, False, None)),
+        ("host=,port=http", InetAddress("", "http")),
+        ("fd=7", FdAddress(7)),
+    ],
+)
+def test_addresses(options, address):
+    assert parse_chardev(f"socket,id=a,{options}").address == address
+
+
+@pytest.mark.parametrize(("option", "seconds"), [("reconnect-ms=250", 0.25), ("reconnect=2", 2), ("reconnect-ms=0", 0)])
+def test_reconnect(option, seconds):
+    assert parse_chardev(f"socket,id=a,path=/s,{option}").reconnect_seconds == seconds
+
+
+def test_ringbuf():
+    chardev = parse_chardev("memory,id=a,size=4K")
+    assert (chardev.size, chardev.kind) == (4096, "memory")
+    assert parse_chardev("ringbuf,id=a,size=0").size == 65536
+
+
+def test_file():
+    chardev = parse_chardev("file,id=a,path=/f,append=on,input-path=/i")
+    assert (chardev.path, chardev.append, chardev.input_path) == ("/f", True, "/i")
+
+
+def test_json():
+    chardev = parse_chardev('{"backend":"socket","id":"a","path":"/s","server":true,"wait":false}')
+    assert (type(chardev), chardev.wait) == (SocketServerChardev, False)
+
+
+def test_help_names_every_kind():
+    assert chardev_help().splitlines()[1:] == [
+        f"  {kind}" for kind in ["socket", "pty", "file", "pipe", "stdio", "null", "ringbuf", "memory", "handler"]
+    ]

@@ -1,0 +1,182 @@
+"""Guest memory by messages, with clients that speak the specified form and QEMU's."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import threading
+
+import pytest
+from served_device import build_server, handle, version
+
+from virtserial.errors import AddressError, PeerError
+from virtserial.vfio_user import wire
+from virtserial.vfio_user.dma import MessageMemory
+from virtserial.vfio_user.stream import MessageStream
+
+SIZE = 0x40000
+
+
+class MemoryClient(threading.Thread):
+    """A client with memory at addresses 0 to SIZE, in a thread of its own."""
+
+    def __init__(self, sock):
+        super().__init__(daemon=True)
+        self.sock = sock
+        self.memory = bytearray(index * 7 % 251 for index in range(SIZE))
+        self.requests = []
+
+    def run(self):
+        stream = self.sock.makefile("rb")
+        while len(head := stream.read(16)) == 16:
+            header = wire.Header.unpack_from(head)
+            body = stream.read(header.size - 16)
+            self.requests.append(header)
+            self.sock.sendall(self.answer(header, body))
+        stream.close()
+
+    def answer(self, header, body):
+        address, count = struct.unpack_from("<QQ", body)
+        if count > 65536:
+            return wire.error_reply(header, errno.E2BIG)
+        if address + count > SIZE:
+            return wire.error_reply(header, errno.EFAULT)
+        if header.command == wire.VFIO_USER_DMA_READ:
+            return wire.reply(header, body[:16] + self.memory[address : address + count])
+        assert len(body) == 16 + count
+        self.memory[address : address + count] = body[16:]
+        return wire.reply(header, body[:16])
+
+
+class QemuMemoryClient(MemoryClient):
+    """As hw/vfio-user/pci.c: a 32-bit count, data at byte 12, 4 bytes more at the end, a bare reply to a write."""
+
+    def answer(self, header, body):
+        address, count = struct.unpack_from("<QI", body)
+        assert count <= 65536
+        if address + count > SIZE:
+            return wire.error_reply(header, errno.EFAULT)
+        if header.command == wire.VFIO_USER_DMA_READ:
+            message = bytearray(body[:16] + bytes(count))
+            message[12 : 12 + count] = self.memory[address : address + count]
+            return wire.reply(header, bytes(message))
+        assert count <= header.size - 32
+        self.memory[address : address + count] = body[12 : 12 + count]
+        return wire.reply(header)
+
+
+class ShortReplyClient(MemoryClient):
+    """A 4-byte count in the reply to a write, as one table of the specification has it."""
+
+    def answer(self, header, body):
+        answer = super().answer(header, body)
+        if header.command == wire.VFIO_USER_DMA_WRITE and len(answer) > 16:
+            return wire.reply(header, body[:12])
+        return answer
+
+
+class Connection:
+    def __init__(self, client_class, **options):
+        ours, theirs = socket.socketpair()
+        self.client = client_class(theirs, **options)
+        self.client.start()
+        server = build_server()
+        handle(server, version())
+        self.stream = MessageStream(ours, server)
+        self.memory = MessageMemory(self.stream, server.session.max_data_xfer_size)
+
+    def close(self):
+        self.stream.close(0)
+        self.client.join(5)
+        self.client.sock.close()
+
+
+@pytest.fixture(params=[MemoryClient, QemuMemoryClient, ShortReplyClient])
+def connection(request):
+    made = Connection(request.param)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(("address", "length"), [(0, 1), (3, 2), (5, 4), (0, 16), (100, 4096), (1, 65536), (7, 200000)])
+def test_read(connection, address, length):
+    expected = bytes(connection.client.memory[address : address + length])
+    assert connection.memory.dma_read(address, length) == expected
+
+
+def test_zeros_are_read_as_zeros(connection):
+    connection.client.memory[:64] = bytes(64)
+    connection.client.memory[8] = 1
+    assert connection.memory.dma_read(0, 16) == bytes(8) + b"\1" + bytes(7)
+    assert connection.memory.dma_read(8, 1) == b"\1"
+
+
+@pytest.mark.parametrize("length", [1, 2, 8, 4096, 65536, 150000])
+def test_write(connection, length):
+    data = bytes(index % 255 for index in range(length))
+    connection.memory.dma_write(11, memoryview(data))
+    assert connection.client.memory[11 : 11 + length] == data
+    assert connection.client.memory[10] == 70
+    assert connection.client.memory[11 + length] == (11 + length) * 7 % 251
+
+
+def test_nothing_needs_no_message(connection):
+    connection.memory.dma_write(0, b"")
+    assert connection.memory.dma_read(0, 0) == b""
+
+
+def test_the_form_is_asked_once(connection):
+    for _ in range(5):
+        connection.memory.dma_read(0, 4)
+    assert len(connection.client.requests) == 6
+
+
+def test_an_address_that_the_client_does_not_have(connection):
+    connection.memory.dma_read(0, 4)
+    with pytest.raises(AddressError, match="Bad address"):
+        connection.memory.dma_read(SIZE - 2, 4)
+    with pytest.raises(AddressError, match="Bad address"):
+        connection.memory.dma_write(SIZE, b"1234")
+
+
+def test_large_accesses_keep_the_clients_limit():
+    made = Connection(MemoryClient)
+    MessageMemory(made.stream, 4096).dma_write(0, bytes(10000))
+    made.close()
+    assert [header.size - 32 for header in made.client.requests[1:]] == [4096, 4096, 1808]
+
+
+class LyingClient(MemoryClient):
+    def __init__(self, sock, lie):
+        super().__init__(sock)
+        self.lie = lie
+
+    def answer(self, header, body):
+        honest = super().answer(header, body)
+        return honest if struct.unpack_from("<Q", body, 8)[0] > 65536 else wire.reply(header, self.lie(honest[16:]))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda body: b"",
+        lambda body: body[:15],
+        lambda body: body[:-1],
+        lambda body: struct.pack("<QQ", 1, 8) + body[16:],
+        lambda body: struct.pack("<QQ", 0, 7) + body[16:],
+    ],
+)
+def test_a_reply_that_is_not_about_the_read(lie):
+    made = Connection(LyingClient, lie=lie)
+    with pytest.raises(PeerError, match="DMA_READ of 8 bytes"):
+        made.memory.dma_read(0, 8)
+    made.close()
+
+
+@pytest.mark.parametrize("lie", [lambda body: body[:11], lambda body: struct.pack("<QQ", 0, 7)])
+def test_a_reply_that_is_not_about_the_write(lie):
+    made = Connection(LyingClient, lie=lie)
+    with pytest.raises(PeerError, match="another access"):
+        made.memory.dma_write(0, bytes(8))
+    made.close()
