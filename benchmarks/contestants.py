@@ -7,12 +7,15 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 READY_TIMEOUT = 20
@@ -24,11 +27,13 @@ class Contestant:
 
     Attributes:
         name: as the tables have it.
+        meaning: what it is, in a line.
         properties: more properties of the controller, as QEMU writes them (",event_idx=off").
         source: for ours the folder that holds the package virtserial; None: QEMU's own device.
     """
 
     name: str
+    meaning: str = ""
     properties: str = ""
     source: Path | None = None
 
@@ -41,8 +46,9 @@ class Attached:
     processes: tuple[int, ...] = ()
 
 
-QEMU = Contestant("qemu")
-VIRTSERIAL = Contestant("virtserial", source=SOURCE)
+QEMU = Contestant("QEMU", "QEMU's own virtio-serial-pci with its default options")
+QEMU_BEST = Contestant("QEMU, tuned", "the same with ioeventfd=off, the best of its options under TCG", ",ioeventfd=off")
+VIRTSERIAL = Contestant("virtserial", "`virtserial serve` beside QEMU, attached as vfio-user-pci", source=SOURCE)
 
 
 @contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RESAMPLES = 4000
-SEED = 20  # the interval of the same figures is the same every time
+SEED = 20  # the same figures give the same interval every time
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def summarize(figures: Sequence[float]) -> Summary:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """ours/theirs of each round, and a percentile bootstrap of the median over rounds.
+    """ours/theirs of each round: their median, and its interval by a percentile bootstrap over the rounds.
 
     A pair was measured within seconds, so what slows the machine for a while falls out of its ratio.
 
@@ -43,6 +46,9 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
         ValueError: not as many of one as of the other, or none.
     """
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    if not ratios:
+        raise ValueError("a ratio needs at least one pair")
     chance = random.Random(SEED)
     medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
-    return Ratio(statistics.median(ratios), medians[RESAMPLES // 20], medians[-RESAMPLES // 20])
+    tail = RESAMPLES // 20
+    return Ratio(statistics.median(ratios), medians[tail], medians[-1 - tail])

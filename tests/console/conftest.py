@@ -7,8 +7,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "virtio"))
 
-from console_guest import FakeHost, Guest, queues_of  # noqa: E402
-from ring_builder import KINDS  # noqa: E402
+from console_guest import FakeHost, Guest, queues_of
+from ring_builder import KINDS
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ class FakeHost:
         self.connected = connected
         self.ended = False
         self.readable = False
-        self.output_discarded = 0
+        self.output_discarded = self.input_discarded = 0
         self.listener = None
         self.wants_input = False
         self.room = None

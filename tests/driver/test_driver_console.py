@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from devices import BufferEnd, Listening, console_device
 
-from virtserial.console.wire import VIRTIO_CONSOLE_F_MULTIPORT
+from virtserial.console.wire import VIRTIO_CONSOLE_F_MULTIPORT, receiveq_index
 from virtserial.driver.console_driver import DRIVER_FEATURES, DriverListener
 from virtserial.driver.port_queues import BufferPlan
 from virtserial.errors import PeerError, StateError
@@ -280,7 +280,7 @@ def test_a_device_that_needs_a_reset_is_given_up_and_can_be_started_again():
     machine = Machine()
     machine.open()
     machine.host.give(b"x")
-    queue = machine.memory.driver._queues[4]
+    queue = machine.memory.driver._queues[receiveq_index(3)]
     machine.memory.memory.write(queue.avail_address + 2, (999).to_bytes(2, "little"))
     machine.host.give(b"y")
     machine.device_port.schedule(3)

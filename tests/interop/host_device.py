@@ -104,6 +104,9 @@ class VirtserialDevice:
                 time.sleep(0.02)
                 assert process.poll() is None, f"virtserial serve ended: {Path(log).read_text()}"
                 yield process
+            except BaseException as error:
+                error.add_note(f"virtserial serve said:\n{Path(log).read_text()[-4000:]}")
+                raise
             finally:
                 _end(process)
         finally:

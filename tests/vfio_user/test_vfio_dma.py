@@ -1,4 +1,4 @@
-"""Guest memory by messages, with clients that speak the specified form and QEMU's."""
+"""Guest memory by messages, with clients that speak the specified form and that of QEMU 10.1."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class MemoryClient(threading.Thread):
         return wire.reply(header, body[:16])
 
 
-class QemuMemoryClient(MemoryClient):
-    """As hw/vfio-user/pci.c: a 32-bit count, data at byte 12, 4 bytes more at the end, a bare reply to a write."""
+class Qemu101MemoryClient(MemoryClient):
+    """As hw/vfio-user/pci.c of QEMU 10.1: count of 32 bits, data at byte 12, 4 bytes more at the end."""
 
     def answer(self, header, body):
         address, count = struct.unpack_from("<QI", body)
@@ -92,7 +92,7 @@ class Connection:
         self.client.sock.close()
 
 
-@pytest.fixture(params=[MemoryClient, QemuMemoryClient, ShortReplyClient])
+@pytest.fixture(params=[MemoryClient, Qemu101MemoryClient, ShortReplyClient])
 def connection(request):
     made = Connection(request.param)
     yield made

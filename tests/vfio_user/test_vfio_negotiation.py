@@ -64,7 +64,8 @@ def test_a_smaller_transfer_size_of_the_client_counts():
 
 
 def test_unknown_members_are_ignored():
-    assert handle(build_server(), version(b'{"capabilities":{"wings":2,"twin_socket":{"supported":true}},"x":[]}\0'))[0] == 0
+    data = b'{"capabilities":{"wings":2,"twin_socket":{"supported":true}},"x":[]}\0'
+    assert handle(build_server(), version(data))[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from served_device import (
 
 from virtserial.errors import PeerError
 from virtserial.vfio_user import wire
+from virtserial.vfio_user.device import VfioDevice
 from virtserial.vfio_user.server import Server
 
 NONE, BOOL, EVENTFD, MASK, UNMASK, TRIGGER = 1, 2, 4, 8, 16, 32
@@ -466,6 +467,16 @@ class TestBatches:
         assert [wire.Header.unpack_from(answer).id for answer in replies] == [5, 6]
         assert server.device.doorbells == [1, 2]
 
+    def test_posted_writes_that_are_no_doorbells(self, server):
+        posted = [
+            region_write(4, 0x14, b"\1", flags=wire.VFIO_USER_NO_REPLY),
+            region_write(4, 0x16, b"\3\0", flags=wire.VFIO_USER_NO_REPLY),
+        ]
+        batch = b"".join(posted)
+        assert server.handle_batch(batch, len(batch)) == (len(batch), [])
+        assert server.device.device.status == 1
+        assert server.device.common.record.queue_select == 3
+
     def test_every_cut_leaves_a_whole_number_of_messages(self):
         messages = [version(), doorbell(0), region_read(7, 0, 2), doorbell(1)]
         batch = b"".join(messages)
@@ -536,6 +547,10 @@ class TestSuccessor:
         before = open_descriptors()
         assert second.handle(header, whole[16:], [sealed_memory(0x1000)]) is not None
         assert open_descriptors() == before
+
+
+def test_what_is_served_here_is_a_vfio_device(server):
+    assert isinstance(server.device, VfioDevice)
 
 
 def test_payloads_compare_and_show_themselves():

@@ -87,14 +87,27 @@ def queued(sock):
 
 def test_a_request_is_answered_and_taken_off(vmm, stream):
     vmm.send(region_read(7, 0, 4, message_id=3))
-    assert not stream.serve()
+    assert not stream.serve(select.EPOLLIN)
     header, body = vmm.receive()
     assert (header.id, body[16:]) == (3, ID)
     assert queued(vmm.peer) == 0
 
 
-def test_nothing_to_do(stream):
+def test_without_events_an_end_behind_the_last_message_is_found(vmm, stream, server):
+    vmm.send(doorbell(0))
+    vmm.sock.close()
+    assert stream.serve()
     assert not stream.serve()
+    assert stream.at_end
+
+
+def test_without_events_a_part_of_a_message_does_not_spin(vmm, stream):
+    vmm.send(doorbell(0)[:20])
+    assert not stream.serve()
+
+
+def test_nothing_to_do(stream):
+    assert not stream.serve(select.EPOLLIN)
     assert not stream.at_end
 
 
@@ -136,7 +149,7 @@ def test_dribbled_byte_by_byte(vmm, stream, server):
 def test_a_part_of_a_message_stays(vmm, stream):
     whole = region_read(7, 0, 4)
     vmm.send(doorbell(0) + whole[:20])
-    assert not stream.serve()
+    assert not stream.serve(select.EPOLLIN)
     assert queued(vmm.peer) == 20
     vmm.send(whole[20:])
     stream.serve()
@@ -174,9 +187,9 @@ class TestDescriptors:
     def test_header_and_body_sent_apart(self, vmm, stream, server):
         whole = dma_map(0x1000, 0x1000)
         vmm.send(whole[:5], [sealed_memory(0x1000)])
-        assert not stream.serve()
+        assert not stream.serve(select.EPOLLIN)
         vmm.send(whole[5:16])
-        assert not stream.serve()
+        assert not stream.serve(select.EPOLLIN)
         vmm.send(whole[16:] + region_read(7, 0, 4))
         while stream.serve():
             pass
@@ -206,7 +219,7 @@ class TestDescriptors:
         vmm.send(dma_map(0x1000, 0x1000)[:40], [sealed_memory(0x1000)])
         before = open_descriptors()
         for _ in range(10):
-            assert not stream.serve()
+            assert not stream.serve(select.EPOLLIN)
         assert open_descriptors() == before
 
     @pytest.mark.parametrize("count", [17, 100])

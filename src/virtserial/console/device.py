@@ -278,6 +278,7 @@ class ConsoleDevice(VirtioDevice):
                 slot.record.order = 0
                 self.control.port_removed(slot)
         if self.live:
+            self.transport.config_interrupt()
             self.control.resume()
             for slot in self.slots:
                 if slot.port is not None:

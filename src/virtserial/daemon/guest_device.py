@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from virtserial.console.device import ConsoleDevice
 from virtserial.errors import AccessInterrupted, DriverError, PeerError
-from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT
+from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from virtserial.memory.region import FileRegion, MappedRegion, MessageRegion, cannot_shrink
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.device")
 
+VMM_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
 FAULT_GRACE = 0.02
 """Seconds for a DMA map that is on its way when the driver already uses the memory; then the driver is at fault."""
 
@@ -85,7 +86,7 @@ class GuestDevice(VirtioPciFunction):
         self._stream: MessageStream | None = None
         self._access: MessageMemory | None = None
         self._fault_timer: Timer | None = None
-        self._restored_maps: list[Region] = []
+        self._restored_maps: set[tuple[int, int, int, int]] = set()
         state = StateMemory(memoryview(mmap.mmap(state_fd, 0)))
         os.close(state_fd)
         console = ConsoleDevice(
@@ -161,22 +162,19 @@ class GuestDevice(VirtioPciFunction):
         if self._stream is not None:
             self._disconnect("a new VMM has come")
         self._stream = MessageStream(socket.socket(fileno=fd), self._server)
-        self._loop.watch(fd, EPOLLIN | EPOLLET, self._vmm_event)
+        self._loop.watch(fd, VMM_EVENTS, self._serve)
         log.info("%s: VMM connected", self.name)
 
-    def _vmm_event(self, _: int) -> None:
-        self._serve()
-
-    def _serve(self) -> None:
+    def _serve(self, events: int | None = None) -> None:
         stream = self._stream
         if stream is None:
             return
         try:
             had_to_send = stream.wants_to_send
-            if stream.serve():
+            if stream.serve(events):
                 self._loop.add_turn(self._serve)
             if stream.wants_to_send != had_to_send:
-                self._loop.rewatch(stream.fileno(), EPOLLIN | EPOLLET | (EPOLLOUT if stream.wants_to_send else 0))
+                self._loop.rewatch(stream.fileno(), VMM_EVENTS | (EPOLLOUT if stream.wants_to_send else 0))
         except PeerError as error:
             self._disconnect(str(error))
         except Exception:
@@ -206,10 +204,6 @@ class GuestDevice(VirtioPciFunction):
     def resume(self) -> None:
         """Everything is in place, perhaps from a predecessor: find out what is to be done."""
         self._guarded(self.console.resume)
-        # An interrupt may have been lost with a predecessor; one too many is none of a driver's business (4.1.5.4).
-        for queue in self.console.queues:
-            if queue.ring is not None:
-                self.queue_interrupt(queue.index)
         self._serve()
 
     # Guest memory
@@ -217,6 +211,12 @@ class GuestDevice(VirtioPciFunction):
     def dma_map(self, iova: int, size: int, prot: int, fd: int | None, offset: int) -> None:
         """Map guest memory (VfioDevice)."""
         memory = self.console.memory
+        if (iova, size, prot, offset) in self._restored_maps:
+            # A predecessor was killed between handing the map to the keeper and recording the request: a repetition.
+            self._restored_maps.discard((iova, size, prot, offset))
+            if fd is not None:
+                os.close(fd)
+            return
         try:
             memory.check(iova, size)
             region = self._region(iova, size, prot, fd, offset)
@@ -236,6 +236,7 @@ class GuestDevice(VirtioPciFunction):
         fd = fds[0] if fds else None
         region = self._region(iova, size, prot, fd, offset)
         self.console.memory.map(region)
+        self._restored_maps.add((iova, size, prot, offset))
         if fd is not None and not isinstance(region, FileRegion):
             os.close(fd)
 
@@ -260,12 +261,14 @@ class GuestDevice(VirtioPciFunction):
 
     def dma_unmap(self, iova: int, size: int) -> None:
         """Let go of a range (VfioDevice)."""
+        self._restored_maps.clear()
         for region in self.console.memory.unmap(iova, size):
             self._drop("dma", str(region.iova))
         self.console.memory_unmapped(iova, size)
 
     def dma_unmap_all(self) -> None:
         """Let go of all guest memory (VfioDevice)."""
+        self._restored_maps.clear()
         self.console.memory.clear()
         self._drop("dma", None)
         self.console.memory_unmapped(0, 1 << 64)

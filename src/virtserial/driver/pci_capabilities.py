@@ -10,30 +10,33 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtserial.console.wire import VIRTIO_ID_CONSOLE
 from virtserial.errors import PeerError
+from virtserial.pci.layout import (
+    PCI_CAP_ID_MSIX,
+    PCI_CAP_ID_VNDR,
+    PCI_CAPABILITY_LIST,
+    PCI_CONFIG_SPACE_SIZE,
+    PCI_DEVICE_ID,
+    PCI_FIRST_CAPABILITY,
+    PCI_MSIX_FLAGS,
+    PCI_STATUS,
+    PCI_STATUS_CAP_LIST,
+    PCI_VENDOR_ID,
+    PCI_VENDOR_ID_REDHAT_QUMRANET,
+    VIRTIO_PCI_CAP_COMMON_CFG,
+    VIRTIO_PCI_CAP_DEVICE_CFG,
+    VIRTIO_PCI_CAP_ISR_CFG,
+    VIRTIO_PCI_CAP_NOTIFY_CFG,
+    VIRTIO_PCI_DEVICE_ID_BASE,
+)
 from virtserial.vfio_user.wire import VFIO_PCI_CONFIG_REGION_INDEX
 
 if TYPE_CHECKING:
     from virtserial.driver.access import DeviceAccess
 
-VIRTIO_PCI_VENDOR_ID: Final = 0x1AF4
-VIRTIO_PCI_MODERN_DEVICE_ID_BASE: Final = 0x1040
 VIRTIO_PCI_TRANSITIONAL_DEVICE_IDS: Final = {VIRTIO_ID_CONSOLE: 0x1003}
 """Transitional functions carry an id of their own and the same capabilities (4.1.2.1)."""
 
-VIRTIO_PCI_CAP_COMMON_CFG: Final = 1
-VIRTIO_PCI_CAP_NOTIFY_CFG: Final = 2
-VIRTIO_PCI_CAP_ISR_CFG: Final = 3
-VIRTIO_PCI_CAP_DEVICE_CFG: Final = 4
-
-PCI_COMMAND: Final = 0x04
-PCI_COMMAND_MEMORY_AND_MASTER: Final = 0x06
-PCI_STATUS: Final = 0x06
-PCI_STATUS_CAPABILITY_LIST: Final = 0x10
-PCI_CAPABILITY_POINTER: Final = 0x34
-PCI_CAP_ID_VENDOR: Final = 0x09
-PCI_CAP_ID_MSIX: Final = 0x11
 MSIX_TABLE_SIZE: Final = 0x07FF
-MSIX_ENABLE: Final = 0x8000
 
 _PCI_CAP: Final = Struct("<BBBBBBxxII")
 """struct virtio_pci_cap: cap_vndr, cap_next, cap_len, cfg_type, bar, id, padding, offset, length."""
@@ -81,22 +84,22 @@ def find_capabilities(access: DeviceAccess, device_id: int) -> Capabilities:
     def config(offset: int, length: int) -> int:
         return int.from_bytes(access.region_read(VFIO_PCI_CONFIG_REGION_INDEX, offset, length), "little")
 
-    vendor, device = config(0, 2), config(2, 2)
-    known = (VIRTIO_PCI_MODERN_DEVICE_ID_BASE + device_id, VIRTIO_PCI_TRANSITIONAL_DEVICE_IDS.get(device_id))
-    if vendor != VIRTIO_PCI_VENDOR_ID or device not in known:
+    vendor, device = config(PCI_VENDOR_ID, 2), config(PCI_DEVICE_ID, 2)
+    known = (VIRTIO_PCI_DEVICE_ID_BASE + device_id, VIRTIO_PCI_TRANSITIONAL_DEVICE_IDS.get(device_id))
+    if vendor != PCI_VENDOR_ID_REDHAT_QUMRANET or device not in known:
         raise PeerError(f"device: PCI id {vendor:04x}:{device:04x} is not virtio device type {device_id}")
     structures: dict[int, Structure] = {}
     multiplier = msix = msix_vectors = 0
     seen: set[int] = set()
-    pointer = config(PCI_CAPABILITY_POINTER, 1) & 0xFC if config(PCI_STATUS, 2) & PCI_STATUS_CAPABILITY_LIST else 0
+    pointer = config(PCI_CAPABILITY_LIST, 1) & 0xFC if config(PCI_STATUS, 2) & PCI_STATUS_CAP_LIST else 0
     while pointer:
-        if pointer < 0x40 or pointer in seen:
+        if pointer < PCI_FIRST_CAPABILITY or pointer in seen:
             raise PeerError(f"device: capability list comes to {pointer:#x}, inside the header or seen before")
         seen.add(pointer)
         kind, following = config(pointer, 1), config(pointer + 1, 1)
         if kind == PCI_CAP_ID_MSIX and not msix:
-            msix, msix_vectors = pointer, (config(pointer + 2, 2) & MSIX_TABLE_SIZE) + 1
-        elif kind == PCI_CAP_ID_VENDOR and pointer + _PCI_CAP.size <= 256:
+            msix, msix_vectors = pointer, (config(pointer + PCI_MSIX_FLAGS, 2) & MSIX_TABLE_SIZE) + 1
+        elif kind == PCI_CAP_ID_VNDR and pointer + _PCI_CAP.size <= PCI_CONFIG_SPACE_SIZE:
             data = access.region_read(VFIO_PCI_CONFIG_REGION_INDEX, pointer, _PCI_CAP.size)
             _, _, cap_length, cfg_type, bar, _, offset, length = _PCI_CAP.unpack(data)
             # 4.1.4.1: the first structure of a type that the driver can use; reserved types and BARs are skipped.

@@ -10,14 +10,16 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from virtserial.driver.pci_capabilities import (
-    MSIX_ENABLE,
-    PCI_COMMAND,
-    PCI_COMMAND_MEMORY_AND_MASTER,
-    find_capabilities,
-)
+from virtserial.driver.pci_capabilities import find_capabilities
 from virtserial.errors import PeerError
 from virtserial.loop import EPOLLHUP, EPOLLIN
+from virtserial.pci.layout import (
+    PCI_COMMAND,
+    PCI_MSIX_FLAGS,
+    PCI_MSIX_FLAGS_ENABLE,
+    VIRTIO_PCI_ISR_CONFIG,
+    VIRTIO_PCI_ISR_QUEUE,
+)
 from virtserial.vfio_user.wire import (
     VFIO_PCI_CONFIG_REGION_INDEX,
     VFIO_PCI_INTX_IRQ_INDEX,
@@ -50,10 +52,7 @@ QUEUE_DESC: Final = 0x20
 QUEUE_DRIVER: Final = 0x28
 QUEUE_DEVICE: Final = 0x30
 
-VIRTIO_MSI_NO_VECTOR: Final = 0xFFFF
-ISR_QUEUE: Final = 1
-ISR_CONFIG: Final = 2
-
+PCI_COMMAND_MEMORY_AND_MASTER: Final = 0x06
 MAX_VECTORS: Final = 64
 """Vectors to use at most: each costs a descriptor, and queues can share one."""
 RESET_TIME_LIMIT: Final = 5.0
@@ -228,9 +227,9 @@ class PciFunction:
             raise PeerError("device: the configuration does not take MSI-X vector 0")
 
     def _enable_msix(self) -> None:
-        offset = self._capabilities.msix + 2
+        offset = self._capabilities.msix + PCI_MSIX_FLAGS
         control = self._access.region_read(VFIO_PCI_CONFIG_REGION_INDEX, offset, 2)
-        value = int.from_bytes(control, "little") | MSIX_ENABLE
+        value = int.from_bytes(control, "little") | PCI_MSIX_FLAGS_ENABLE
         self._access.region_write(VFIO_PCI_CONFIG_REGION_INDEX, offset, value.to_bytes(2, "little"))
 
     def _watch_eventfd(self, handler: Callable[[], None]) -> None:
@@ -272,9 +271,9 @@ class PciFunction:
         except PeerError as error:
             self._gone(error)
             return
-        if status & ISR_CONFIG:
+        if status & VIRTIO_PCI_ISR_CONFIG:
             sink.config_interrupt()
-        if status & ISR_QUEUE:
+        if status & VIRTIO_PCI_ISR_QUEUE:
             for index in tuple(self._doorbells):
                 sink.queue_interrupt(index)
 

@@ -142,7 +142,7 @@ class Port:
     @property
     def at_end(self) -> bool:
         """Whether there is nothing to read and nobody on the host's side who could send more."""
-        return not self.host_connected and not self._receiveq.waiting
+        return not self.host_connected and not self.readable_views()
 
     def writable_views(self, limit: int) -> list[memoryview]:
         """Return views for at most `limit` bytes, to be filled in order and then `commit`ted.

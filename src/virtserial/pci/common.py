@@ -51,9 +51,7 @@ class CommonConfiguration:
         ignored_writes: how many writes made no sense.
     """
 
-    def __init__(
-        self, state: StateMemory, device: VirtioDevice, vectors: int, on_reset: Callable[[], None]
-    ) -> None:
+    def __init__(self, state: StateMemory, device: VirtioDevice, vectors: int, on_reset: Callable[[], None]) -> None:
         self._device = device
         self._vectors = vectors
         self._on_reset = on_reset

@@ -110,7 +110,9 @@ class Guest:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None:
+            error.add_note(self.diagnosis())
         self.close()
 
     def _start(self) -> None:
@@ -140,7 +142,7 @@ class Guest:
                 ),
                 *("-serial", f"file:{self.folder}/kernel.log"),
                 *("-chardev", f"socket,id=rig-agent,fd={agent_line.fileno()}", "-serial", "chardev:rig-agent"),
-                *("-chardev", f"socket,id=rig-qmp,fd={qmp_line.fileno()}", "-mon", "chardev=rig-qmp,mode=control"),
+                *("-chardev", f"socket,id=rig-qmp,fd={qmp_line.fileno()}", "-qmp", "chardev:rig-qmp"),
                 *self._devices,
                 *self._qemu_extra,
             ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+@runtime_checkable
 class VfioDevice(Protocol):
     """A PCI device as VFIO shows it.  The server has checked every argument against the sizes and counts given here.
 

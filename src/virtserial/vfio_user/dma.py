@@ -1,9 +1,9 @@
 """Guest memory that only the VMM can reach: VFIO_USER_DMA_READ and VFIO_USER_DMA_WRITE, sent by the server.
 
-QEMU (hw/vfio-user/protocol.h, VFIOUserDMARW) differs from the specification: its count has 32 bits and the data
-follows at once, at byte 12 of the payload instead of 16; messages have the same length nevertheless, 4 bytes of padding
-end them; and the reply to a write is a bare header.  Which form a client speaks is asked once, by a read of 2^32 bytes
-in the specified form: QEMU sees a count of 0 and answers it, everybody else refuses it.
+QEMU 10.1 (hw/vfio-user/protocol.h, VFIOUserDMARW) differs from the specification, QEMU 11.1 does not: its count has
+32 bits and the data follows at once, at byte 12 of the payload instead of 16; messages have the same length
+nevertheless, 4 bytes of padding end them; and the reply to a write is a bare header.  Which form a client speaks is
+asked once, by a read of 2^32 bytes in the specified form: who takes the count for 0 answers it, all others refuse it.
 """
 
 from __future__ import annotations

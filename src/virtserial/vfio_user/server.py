@@ -38,12 +38,8 @@ _DOORBELL: Final = struct.Struct("<2xHQ4xQQ2x")
 _DOORBELL_SIZE: Final = _DOORBELL.size
 _DOORBELL_SIZE_AND_FLAGS: Final = _DOORBELL_SIZE | VFIO_USER_NO_REPLY << 32
 
-_DATA_TYPES: Final = (
-    wire.VFIO_IRQ_SET_DATA_NONE | wire.VFIO_IRQ_SET_DATA_BOOL | wire.VFIO_IRQ_SET_DATA_EVENTFD
-)
-_ACTIONS: Final = (
-    wire.VFIO_IRQ_SET_ACTION_MASK | wire.VFIO_IRQ_SET_ACTION_UNMASK | wire.VFIO_IRQ_SET_ACTION_TRIGGER
-)
+_DATA_TYPES: Final = wire.VFIO_IRQ_SET_DATA_NONE | wire.VFIO_IRQ_SET_DATA_BOOL | wire.VFIO_IRQ_SET_DATA_EVENTFD
+_ACTIONS: Final = wire.VFIO_IRQ_SET_ACTION_MASK | wire.VFIO_IRQ_SET_ACTION_UNMASK | wire.VFIO_IRQ_SET_ACTION_TRIGGER
 
 
 class SessionRecord(Record):
@@ -73,6 +69,8 @@ class Server:
         self.device = device
         self.session = SessionRecord(state)
         self.journal = Journal(state)
+        # A copy outside of state memory, for the hot path.
+        self._negotiated = bool(self.session.negotiated)
         self.refusals = 0
         self.last_refusal = ""
         self._doorbell_target = device.doorbell_region | 2 << 32
@@ -97,7 +95,7 @@ class Server:
     @property
     def negotiated(self) -> bool:
         """Whether the version was agreed."""
-        return bool(self.session.negotiated)
+        return self._negotiated
 
     def disconnected(self) -> None:
         """The client is gone: the next one starts with VERSION.
@@ -106,6 +104,7 @@ class Server:
         should otherwise be retained" (Client Disconnection).
         """
         self.session.clear()
+        self._negotiated = False
         self.journal.record_consumed()
         for index in range(self.device.num_irqs):
             if self.device.irq_count(index):
@@ -132,7 +131,7 @@ class Server:
         This is the hot path: QEMU sends one such message for every notification of the driver.  Returns where the
         first message stands that is no doorbell, or that is not there as a whole.
         """
-        if not self.session.negotiated:
+        if not self._negotiated:
             return start
         unpack_from = _DOORBELL.unpack_from
         target = self._doorbell_target
@@ -196,7 +195,7 @@ class Server:
                 raise PeerError(f"{header.name} reply with id {header.id}, which answers no request of ours")
             if header.size != HEADER_SIZE + len(body):
                 raise PeerError(f"{header.name} message of {header.size} bytes came with a body of {len(body)}")
-            if not self.session.negotiated and header.command != wire.VFIO_USER_VERSION:
+            if not self._negotiated and header.command != wire.VFIO_USER_VERSION:
                 raise PeerError(f"{header.name} before VFIO_USER_VERSION")
             posted = header.flags & VFIO_USER_NO_REPLY
             if not posted:
@@ -230,7 +229,7 @@ class Server:
     # from the list.
 
     def _version(self, body: bytes | memoryview) -> bytes:
-        if self.session.negotiated:
+        if self._negotiated:
             raise PeerError("a second VFIO_USER_VERSION")
         version = wire.Version.unpack(body)
         if version.major != wire.VFIO_USER_MAJOR_VER:
@@ -242,6 +241,7 @@ class Server:
         client = Capabilities.parse(bytes(body[fixed:]))
         self.session.max_data_xfer_size = min(client.max_data_xfer_size, MAX_DATA_XFER_SIZE)
         self.session.negotiated = 1
+        self._negotiated = True
         agreed = wire.Version(wire.VFIO_USER_MAJOR_VER, min(version.minor, wire.VFIO_USER_MINOR_VER))
         return agreed.pack() + server_version_data(client, len(body) - fixed)
 

@@ -49,7 +49,8 @@ class RequestRefused(PeerError):
 class MessageStream:
     """A connected client.
 
-    Watch `fileno()` once with EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET and call `serve` on every event.
+    Watch `fileno()` with EPOLLIN | EPOLLRDHUP | EPOLLET, and EPOLLOUT while `wants_to_send`; call `serve` with every
+    event.
 
     Args:
         sock: the connected socket, owned by this object from now on and made non-blocking.
@@ -70,6 +71,7 @@ class MessageStream:
         self._consumed = bytearray(2 * MAX_MESSAGE_SIZE)
         self._hung_up = False
         self._handling = False
+        self._took = False
         self._unsent = b""
         self._answered_size = 0
         self._next_id = 0
@@ -85,19 +87,21 @@ class MessageStream:
         """Whether a reply waits for room in the socket; nothing else is handled before it is out."""
         return bool(self._unsent)
 
-    def serve(self, events: int = select.EPOLLIN) -> bool:
+    def serve(self, events: int | None = None) -> bool:
         """Handle what has arrived.
 
         One call takes at most one buffer of messages without descriptors, or one message with some.  Returns whether
         there may be more that no edge of EPOLLET will tell of: then call again soon.
 
         Args:
-            events: what epoll told, EPOLL* bits.
+            events: what epoll told, EPOLL* bits.  With them it is known whether the client has hung up behind its last
+                message; without (None) only another look tells, so the answer is True if anything was handled.
 
         Raises:
             PeerError: the stream cannot be trusted any more; close it.
         """
-        if events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+        self._took = False
+        if events is not None and events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
             self._hung_up = True
         if self._unsent and not self._flush():
             return False
@@ -115,7 +119,8 @@ class MessageStream:
             more = self._serve_one()
         else:
             more = self._serve_buffer(length) and length == len(self._buffer)
-        return (more or self._hung_up) and not self._unsent and not self.at_end
+        more = more or self._hung_up or (events is None and self._took)
+        return more and not self._unsent and not self.at_end
 
     def _serve_buffer(self, end: int) -> bool:
         """Handle the whole messages in the buffer; False if a reply could not be sent and stopped that."""
@@ -231,6 +236,7 @@ class MessageStream:
 
     def _consume(self, size: int) -> None:
         """Take bytes off the socket; descriptors that came with them are closed by the kernel."""
+        self._took = True
         while size:
             size -= self._sock.recv_into(self._consumed, size)
 

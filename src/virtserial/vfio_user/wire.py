@@ -35,9 +35,7 @@ VFIO_USER_MIG_DATA_READ: Final = 17
 VFIO_USER_MIG_DATA_WRITE: Final = 18
 
 COMMAND_NAMES: Final = {
-    value: name
-    for name, value in list(globals().items())
-    if name.startswith("VFIO_USER_") and isinstance(value, int)
+    value: name for name, value in list(globals().items()) if name.startswith("VFIO_USER_") and isinstance(value, int)
 }
 """What a command is called in a message to people."""
 

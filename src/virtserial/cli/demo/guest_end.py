@@ -37,7 +37,7 @@ class FilesEnd(HostEnd):
 
     Attributes:
         sent, received: bytes so far.
-        seconds: from the first byte received to the last of `size`.
+        seconds: from the beginning to the last byte received of `size`.
     """
 
     def __init__(self, name: str, source: str, sink: str, size: int) -> None:
@@ -45,7 +45,7 @@ class FilesEnd(HostEnd):
         self.sent = self.received = 0
         self.seconds = 0.0
         self._size = size
-        self._started = 0.0
+        self._started = time.monotonic()
         self._source_fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         self._sink_fd = os.open(sink, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
@@ -59,7 +59,6 @@ class FilesEnd(HostEnd):
         return count
 
     def writev(self, buffers: Sequence[memoryview]) -> int:
-        self._started = self._started or time.monotonic()
         try:
             count = os.writev(self._sink_fd, buffers)
         except OSError as error:

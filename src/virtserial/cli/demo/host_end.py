@@ -35,7 +35,7 @@ class Transfer:
 
     Attributes:
         sent, received: bytes so far.
-        seconds: from the first byte received to the last.
+        seconds: from the beginning to the last byte received.
     """
 
     def __init__(self, plan: Plan, port: PortPlan) -> None:
@@ -53,13 +53,12 @@ class Transfer:
 
     def _receive(self) -> None:
         buffer = memoryview(bytearray(BUFFER))
-        started = 0.0
+        started = time.monotonic()
         with open(incoming(self._plan.host_folder, self.port), "wb", buffering=0) as file:
             while self.received < self._plan.size:
                 count = self._connection.recv_into(buffer[: self._plan.size - self.received])
                 if not count:
                     return
-                started = started or time.monotonic()
                 file.write(buffer[:count])
                 self.received += count
         self.seconds = time.monotonic() - started

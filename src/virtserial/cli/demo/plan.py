@@ -48,9 +48,10 @@ class Plan(NamedTuple):
             size,
             guest_folder or str(folder / "guest"),
             [
-                PortPlan(controller, name, str(folder / f"{name}.sock"))
+                # Short names: a unix socket's path has 107 bytes at most.
+                PortPlan(controller, name, str(folder / f"{controller}{number}.sock"))
                 for controller, names in enumerate(PORT_NAMES)
-                for name in names
+                for number, name in enumerate(names)
             ],
             [
                 ConsolePlan(controller, f"hvc{controller}", str(folder / f"console{controller}.sock"))

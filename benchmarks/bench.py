@@ -1,0 +1,127 @@
+"""The benchmark: QEMU's own virtio-serial and ours in one guest; tables, JSON and a picture of what was measured."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(1, str(ROOT / "src"))
+sys.path.insert(2, str(ROOT / "tests" / "interop"))
+
+from typing import TYPE_CHECKING
+
+from arena import Arena
+from contestants import QEMU, QEMU_BEST, VIRTSERIAL
+from environment import Environment, look
+from measures import MEASURES, Measure, Run
+from results import Results
+from virtserial.rig import GuestError, RigUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CONTESTANTS = (QEMU, QEMU_BEST, VIRTSERIAL)
+CONNECTED_PORTS = "connected_ports"
+COUNTS = (30, 510)
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- figures: written by ./scripts/bench --write-docs -->\n", "<!-- end of figures -->\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what is asked for; exit status 1 when the rig cannot be had or a byte was wrong."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        results = Results.from_json(chosen.results.read_text()) if chosen.results else measure_all(chosen)
+    except (GuestError, RigUnavailable) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    (chosen.output / "results.json").write_text(results.to_json())
+    (chosen.output / "results.svg").write_text(results.picture())
+    (chosen.output / "results.md").write_text(results.tables())
+    print(results.tables())
+    print(f"bench: {chosen.output}/results.json, .svg and .md", file=sys.stderr)
+    if chosen.write_docs:
+        write_docs(results, PAGE)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    names = [*(measure.name for measure in MEASURES), CONNECTED_PORTS]
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="alternating rounds (default: 7; 3 with --quick)")
+    parser.add_argument("--seconds", type=float, help="about how long a run takes on QEMU's device (2; 0.5)")
+    parser.add_argument("--quick", action="store_true", help="few short rounds, and 30 connected ports but not 510")
+    parser.add_argument("--only", action="append", metavar="NAME", choices=names, help=", ".join(names))
+    parser.add_argument("--smp", type=int, default=1, help="vCPUs of the guest (default: 1)")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", metavar="DIR",
+                        help="where results.json, results.svg and results.md go (default: build/bench)")  # fmt: skip
+    parser.add_argument("--results", type=Path, metavar="FILE", help="show these results of before, measure nothing")
+    parser.add_argument("--write-docs", action="store_true", help="put tables and picture into docs/performance.md")
+    return parser
+
+
+def measure_all(chosen: argparse.Namespace) -> Results:
+    """Runs the benchmark as the options say."""
+    rounds = chosen.rounds or (3 if chosen.quick else 7)
+    seconds = chosen.seconds or (0.5 if chosen.quick else 2)
+    measures = [measure for measure in MEASURES if not chosen.only or measure.name in chosen.only]
+    environment, runs = measure_ports(measures, rounds, seconds, chosen.smp)
+    connected: list[tuple[int | str, ...]] = []
+    if not chosen.only or CONNECTED_PORTS in chosen.only:
+        connected = count_connected_ports(COUNTS[:1] if chosen.quick else COUNTS)
+    return Results(environment, {each.name: each.meaning for each in CONTESTANTS}, runs, connected)
+
+
+def measure_ports(
+    measures: Sequence[Measure], rounds: int, seconds: float, smp: int
+) -> tuple[Environment, list[Run]]:
+    """One port of each contestant, one at a time, alternating."""
+    load = os.getloadavg()[0]
+    with Arena(CONTESTANTS, smp=smp) as arena:
+        amounts = [(measure, arena.calibrate(measure, seconds)) for measure in measures]
+        runs = []
+        for run in arena.rounds(amounts, rounds):
+            runs.append(run)
+            _progress(f"round {run.round + 1} of {rounds}: {run.measure} {run.contestant}")
+        _progress("")
+        return look(arena, load), runs
+
+
+def count_connected_ports(counts: Sequence[int]) -> list[tuple[int | str, ...]]:
+    """The table of ports that are connected before the guest's driver starts; one boot for each row."""
+    from connected_ports import connected_at_boot
+    from host_device import QemuDevice, VirtserialDevice
+
+    rows: list[tuple[int | str, ...]] = []
+    for count in counts:
+        for name, device in ((QEMU.name, QemuDevice()), (VIRTSERIAL.name, VirtserialDevice())):
+            _progress(f"{count} connected ports: {name}")
+            seen = connected_at_boot(device, count)
+            rows.append((count, name, seen.ports, seen.named, seen.connected, seen.delivered))
+    _progress("")
+    return rows
+
+
+def write_docs(results: Results, page: Path) -> None:
+    """Puts the tables between the page's marks, and the picture beside the page."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"bench: {page} has no lines {BEGIN.strip()!r} and {END.strip()!r}")
+    picture = page.with_suffix(".svg")
+    picture.write_text(results.picture())
+    shown = f"\n![Bars of the figures below]({picture.name})\n\n{results.tables()}\n"
+    page.write_text(f"{before}{begin}{shown}{end}{after}")
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""A port joined to an application's end, and ports as pseudo-terminals, on the project's device in memory."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import termios
+import time
+from fcntl import ioctl
+
+import pytest
+from devices import BufferEnd, QuietEvents
+
+from virtserial.chardev.descriptor_stream import DescriptorStream
+from virtserial.console.device import ConsoleDevice
+from virtserial.driver.bridge import PortBridge
+from virtserial.driver.pty_ports import PtyPorts, RunDirectory
+from virtserial.errors import BackendError
+from virtserial.loop import EventLoop
+from virtserial.memory.state import StateMemory
+from virtserial.testing.memory_driver import MemoryDriver
+from virtserial.virtio.features import TRANSPORT_FEATURES
+
+
+@pytest.fixture
+def loop():
+    loop = EventLoop()
+    yield loop
+    loop.close()
+
+
+class Machine:
+    """A device on the loop, with the driver beside it."""
+
+    def __init__(self, loop, listener=None):
+        self.loop = loop
+        state = StateMemory(bytearray(ConsoleDevice.state_size(8)))
+        self.device = ConsoleDevice(state, 8, TRANSPORT_FEATURES, loop, QuietEvents())
+        self.memory = MemoryDriver(self.device, loop, listener)
+        self.memory.driver.start()
+
+    def plug(self, number=1, name="org.example", is_console=False):
+        host = BufferEnd()
+        port = self.device.add_port(number, name, is_console, True)
+        port.attach(host)
+        self.until(lambda: number in self.memory.driver.ports and self.memory.driver.ports[number].host_connected)
+        return self.memory.driver.ports[number], port, host
+
+    def until(self, condition, seconds=10):
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, "it did not come to that"
+            self.loop.run_once(timeout=0.01)
+
+
+@pytest.fixture
+def machine(loop):
+    machine = Machine(loop)
+    yield machine
+    machine.memory.driver.close()
+
+
+@pytest.fixture
+def application(loop):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+
+    def make_end():
+        fd = ours.detach()
+        return DescriptorStream(loop, "application", fd, fd)
+
+    yield theirs, make_end
+    theirs.close()
+    ours.close()
+
+
+def test_bytes_pass_both_ways_through_a_socket_and_its_end_closes_the_port(machine, application, loop):
+    port, device_port, host = machine.plug()
+    theirs, make_end = application
+    ended = []
+    bridge = PortBridge(loop, port, make_end(), ended.append)
+    bridge.start()
+    machine.until(lambda: device_port.guest_open)
+    message = os.urandom(3 << 20)
+    sent, received = 0, bytearray()
+    host.give(message)
+    while sent < len(message) or len(received) < len(message) or len(host.taken) < len(message):
+        loop.run_once(timeout=0.01)
+        _, writable, _ = select.select([], [theirs] if sent < len(message) else [], [], 0)
+        if writable:
+            sent += theirs.send(message[sent : sent + 100_000])
+        try:
+            received += theirs.recv(1 << 20)
+        except BlockingIOError:
+            continue
+    assert host.taken == message
+    assert received == message
+    assert (bridge.to_port, bridge.from_port) == (len(message), len(message))
+    theirs.close()
+    machine.until(lambda: not device_port.guest_open)
+    assert ended == [None]
+
+
+def test_an_unplugged_port_closes_the_application_s_end(machine, application, loop):
+    port, _, _ = machine.plug()
+    theirs, make_end = application
+    ended = []
+    PortBridge(loop, port, make_end(), ended.append).start()
+    machine.until(lambda: port.is_open)
+    machine.device.remove_port(1)
+    machine.until(lambda: ended == [None])
+    assert theirs.recv(1) == b""
+
+
+class FullDisk(BufferEnd):
+    def writev(self, buffers):
+        raise BackendError("No space left on device")
+
+
+def test_an_application_s_end_that_fails_closes_the_port(machine, loop):
+    port, device_port, host = machine.plug()
+    ended = []
+    PortBridge(loop, port, FullDisk(), ended.append).start()
+    machine.until(lambda: device_port.guest_open)
+    host.give(b"too much")
+    machine.until(lambda: not device_port.guest_open)
+    assert [str(error) for error in ended] == ["No space left on device"]
+
+
+def test_a_port_that_somebody_has_open_is_not_taken_away(machine, loop):
+    port, device_port, _ = machine.plug()
+    first, second = [], []
+    PortBridge(loop, port, BufferEnd(), first.append).start()
+    PortBridge(loop, port, BufferEnd(), second.append).start()
+    assert "is open already" in str(second[0])
+    machine.until(lambda: device_port.guest_open)
+    assert first == []
+
+
+# Pseudo-terminals
+
+
+@pytest.fixture
+def terminals(loop, tmp_path):
+    directory, announced, lines = RunDirectory(tmp_path), [], []
+    ports = PtyPorts(loop, directory, 0, announce=lambda link, port: announced.append(link), report=lines.append)
+    machine = Machine(loop, ports)
+    machine.announced, machine.lines = announced, lines
+    yield machine
+    machine.memory.driver.close()
+    assert os.listdir(tmp_path) == [], "no link is left behind"
+
+
+def links(path):
+    return {name: os.readlink(path / name) for name in os.listdir(path)}
+
+
+def test_a_named_port_is_a_terminal_with_a_link(terminals, tmp_path):
+    _, device_port, host = terminals.plug(1, "org.example")
+    found = links(tmp_path)
+    assert found["org.example"] == "vport0p1"
+    assert found["vport0p1"].startswith("/dev/pts/")
+    assert terminals.announced == ["org.example"]
+    assert not device_port.guest_open
+    fd = os.open(tmp_path / "org.example", os.O_RDWR | os.O_NOCTTY)
+    terminals.until(lambda: device_port.guest_open)
+    os.write(fd, b"\x00\x03\x04raw\r\n")
+    terminals.until(lambda: host.taken == b"\x00\x03\x04raw\r\n")
+    host.give(b"\x11\x13back\n")
+    terminals.until(lambda: select.select([fd], [], [], 0)[0])
+    assert os.read(fd, 100) == b"\x11\x13back\n"
+    os.close(fd)
+    terminals.until(lambda: not device_port.guest_open)
+    fd = os.open(tmp_path / "org.example", os.O_RDWR | os.O_NOCTTY)
+    terminals.until(lambda: device_port.guest_open)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["../escape", "..", "vport0p1", "a/b"])
+def test_a_name_that_cannot_be_a_link_gets_none(terminals, tmp_path, name):
+    terminals.plug(1, name)
+    assert list(links(tmp_path)) == ["vport0p1"]
+    assert not (tmp_path.parent / "escape").exists()
+
+
+def test_a_file_that_is_in_the_way_stays_and_a_stale_link_is_replaced(terminals, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "stale").symlink_to("/dev/pts/99999")
+    terminals.plug(1, "taken")
+    terminals.plug(2, "stale")
+    assert (tmp_path / "taken").read_text() == "mine"
+    assert os.readlink(tmp_path / "stale") == "vport0p2"
+    (tmp_path / "taken").unlink()
+
+
+def test_consoles_are_numbered_and_have_the_host_s_window_size(terminals, tmp_path):
+    port, device_port, _ = terminals.plug(0, None, is_console=True)
+    terminals.plug(1, None, is_console=True)
+    terminals.until(lambda: "hvc1" in terminals.announced)
+    assert os.readlink(tmp_path / "hvc0") == "vport0p0"
+    assert os.readlink(tmp_path / "hvc1") == "vport0p1"
+    terminals.device.set_size(device_port, 132, 43)
+    terminals.until(lambda: port.cols == 132)
+    fd = os.open(tmp_path / "hvc0", os.O_RDWR | os.O_NOCTTY)
+    assert struct.unpack("HHHH", ioctl(fd, termios.TIOCGWINSZ, bytes(8)))[:2] == (43, 132)
+    os.close(fd)
+
+
+def test_an_unplugged_port_loses_its_links_and_its_terminal_hangs_up(terminals, tmp_path):
+    terminals.plug(1, "org.example")
+    fd = os.open(tmp_path / "org.example", os.O_RDWR | os.O_NOCTTY)
+    terminals.until(lambda: terminals.memory.driver.ports[1].is_open)
+    terminals.device.remove_port(1)
+    terminals.until(lambda: links(tmp_path) == {})
+    assert os.read(fd, 1) == b""
+    os.close(fd)

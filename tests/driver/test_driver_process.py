@@ -1,0 +1,259 @@
+"""The real thing: `virtserial serve` and the driver in processes of their own, and the demonstration."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from virtserial.driver.ports import PortListener
+from virtserial.driver.vfio_user_device import open_vfio_user_device
+from virtserial.errors import PeerError
+from virtserial.loop import EventLoop
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+
+def start(*arguments, ready=True, **options):
+    """Run a module and wait until it is ready."""
+    read_fd, write_fd = os.pipe()
+    command = [sys.executable, "-m", *arguments, *(["--ready-fd", str(write_fd)] if ready else [])]
+    process = subprocess.Popen(command, env=ENVIRONMENT, pass_fds=(write_fd,), **options)
+    os.close(write_fd)
+    assert select.select([read_fd], [], [], 20)[0], "it does not become ready"
+    os.close(read_fd)
+    return process
+
+
+def stop(process):
+    process.terminate()
+    try:
+        return process.wait(10)
+    finally:
+        process.kill()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def until(condition, seconds=10):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "it did not come to that"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Starts the device process with one named port; its sockets are `device` and `host` in tmp_path."""
+
+    def start_server():
+        return start(
+            *("virtserial", "serve"),
+            *("-device", f"virtio-serial,id=ser0,socket={tmp_path}/device"),
+            *("-chardev", f"socket,id=c0,path={tmp_path}/host,server=on,wait=off"),
+            *("-device", "virtserialport,bus=ser0.0,chardev=c0,name=org.example.0"),
+            stdout=subprocess.DEVNULL,
+        )
+
+    return start_server
+
+
+@pytest.fixture
+def server(serve):
+    process = serve()
+    yield process
+    stop(process)
+
+
+def connect(path):
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    connection.connect(str(path))
+    return connection
+
+
+def test_ports_are_terminals_of_a_process_of_its_own(server, tmp_path):
+    run_directory = tmp_path / "ports"
+    driver = start(
+        *("virtserial.driver.process", "--socket", str(tmp_path / "device"), "--run-dir", str(run_directory)),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert driver.stdout.readline() == f"org.example.0: port 1 of {tmp_path}/device\n".encode()
+        with connect(tmp_path / "host") as host:
+            fd = os.open(run_directory / "org.example.0", os.O_RDWR | os.O_NOCTTY)
+            os.write(fd, b"from the application")
+            assert host.recv(100) == b"from the application"
+            host.sendall(b"from the host")
+            assert select.select([fd], [], [], 10)[0]
+            assert os.read(fd, 100) == b"from the host"
+            os.close(fd)
+    finally:
+        assert stop(driver) == 0
+    assert os.listdir(run_directory) == []
+
+
+def test_a_device_that_was_lost_is_found_again(serve, tmp_path):
+    run_directory = tmp_path / "ports"
+    server = serve()
+    driver = start(
+        *("virtserial.driver.process", "--socket", str(tmp_path / "device"), "--run-dir", str(run_directory)),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        until((run_directory / "org.example.0").exists)
+        stop(server)
+        until(lambda: os.listdir(run_directory) == [])
+        server = serve()
+        until((run_directory / "org.example.0").exists)
+        with connect(tmp_path / "host") as host:
+            fd = os.open(run_directory / "org.example.0", os.O_RDWR | os.O_NOCTTY)
+            os.write(fd, b"again")
+            assert host.recv(100) == b"again"
+            os.close(fd)
+    finally:
+        assert stop(driver) == 0
+        stop(server)
+
+
+def test_no_device_there_is_one_line_and_status_1(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "virtserial.driver.process", "--socket", f"{tmp_path}/none", "--run-dir", str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert result.returncode == 1
+    assert result.stderr == f"virtserial driver: {tmp_path}/none: No such file or directory\n"
+
+
+class Reader(PortListener):
+    """Reads everything a port has, whenever it has something."""
+
+    def __init__(self, port):
+        self.port = port
+        self.data = bytearray()
+        port.open(self)
+
+    def port_readable(self):
+        while data := self.port.read(1 << 16):
+            self.data += data
+
+
+@pytest.mark.parametrize(
+    ("sealed", "shared"), [(True, True), (False, True), (True, False)], ids=["mapped", "unsealed", "messages"]
+)
+def test_every_way_to_reach_the_driver_s_memory(server, tmp_path, sealed, shared):
+    loop = EventLoop()
+    driver = open_vfio_user_device(tmp_path / "device", loop, sealed=sealed, shared=shared)
+    limit = time.monotonic() + 20
+
+    def run_until(condition):
+        while not condition():
+            assert time.monotonic() < limit, "it did not come to that"
+            loop.run_once(timeout=0.05)
+
+    try:
+        with connect(tmp_path / "host") as host:
+            driver.start()
+            run_until(lambda: 1 in driver.ports and driver.ports[1].host_connected)
+            reader = Reader(driver.ports[1])
+            message = os.urandom(200_000)
+            host.sendall(message[:100_000])
+            run_until(lambda: len(reader.data) == 100_000)
+            host.setblocking(False)
+            sent, received = 0, bytearray()
+
+            def exchange():
+                nonlocal sent
+                sent += reader.port.write(message[sent : sent + 50_000])
+                try:
+                    received.extend(host.recv(1 << 20))
+                except BlockingIOError:
+                    return False
+                return len(received) == len(message)
+
+            run_until(exchange)
+            assert reader.data == message[:100_000]
+            assert received == message
+    finally:
+        driver.close()
+        loop.close()
+
+
+def test_the_driver_hears_that_the_server_is_gone(server, tmp_path):
+    loop = EventLoop()
+    driver = open_vfio_user_device(tmp_path / "device", loop)
+    try:
+        driver.start()
+        while 1 not in driver.ports:
+            loop.run_once(timeout=5)
+        stop(server)
+        while driver.ports:
+            loop.run_once(timeout=5)
+    finally:
+        driver.close()
+        loop.close()
+
+
+def test_a_socket_that_is_no_vfio_user_server_is_refused(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "wrong"))
+        listener.listen()
+        loop = EventLoop()
+        with pytest.raises(PeerError):
+            open_vfio_user_device(tmp_path / "wrong", loop, timeout=0.2)
+        loop.close()
+
+
+@pytest.fixture
+def short_folder():
+    """Sockets' paths are 107 bytes at most, which pytest's own folders can be too long for."""
+    with tempfile.TemporaryDirectory(prefix="demo", dir="/tmp") as folder:
+        yield folder
+
+
+def test_the_demonstration_moves_every_file_and_leaves_nothing(short_folder):
+    result = subprocess.run(
+        [str(ROOT / "scripts" / "demo"), "--size", "2"],
+        env={**os.environ, "TMPDIR": short_folder, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("  equal\n") == 8
+    assert "all sha1sums are equal" in result.stdout
+    assert "\033" not in result.stdout
+    assert os.listdir(short_folder) == []
+
+
+def test_an_interrupted_demonstration_leaves_nothing(short_folder):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "virtserial", "demo", "--size", "512"],
+        env={**ENVIRONMENT, "TMPDIR": short_folder},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    line = process.stdout.readline()
+    while line and not line.startswith("host process"):
+        line = process.stdout.readline()
+    pids = [int(word.rstrip(",:")) for word in line.split() if word.rstrip(",:").isdigit()][:2]
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "virtserial demo: interrupted\n"
+    assert os.listdir(short_folder) == []
+    assert len(pids) == 2
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
