@@ -31,7 +31,11 @@ class HostPeer:
 
     def __init__(self, socket: Path) -> None:
         self._process = subprocess.Popen(
-            [str(peer_program()), str(socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [str(peer_program()), str(socket)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
         )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -99,7 +103,9 @@ class Arena:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtserial-bench-")))
         sockets = [folder / f"port{number}" for number in range(len(self.contestants))]
         attached = [
-            stack.enter_context(attach(contestant, f"bus{number}", {f"bench.{number}": str(sockets[number])}, folder))
+            stack.enter_context(
+                attach(contestant, f"bus{number}", {f"bench.{number}": str(sockets[number])}, folder)
+            )
             for number, contestant in enumerate(self.contestants)
         ]
         arguments = [word for each in attached for word in each.arguments]
@@ -112,7 +118,9 @@ class Arena:
             peer = HostPeer(socket)
             stack.callback(peer.close)
             self._host_peers.append(peer)
-        self._guest_peers = [self._guest_peer(f"/dev/virtio-ports/bench.{number}") for number in range(len(sockets))]
+        self._guest_peers = [
+            self._guest_peer(f"/dev/virtio-ports/bench.{number}") for number in range(len(sockets))
+        ]
 
     def _guest_peer(self, device: str) -> Job:
         self.guest.check(f"for n in $(seq 100); do [ -e {device} ] && exit; sleep 0.05; done; exit 1")

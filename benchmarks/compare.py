@@ -1,8 +1,8 @@
 """QEMU's own device and ours in one guest, quickly, for a look while tuning.
 
-    python3 benchmarks/compare.py --rounds 3 --seconds 2 --only g2h_32k
-    python3 benchmarks/compare.py --against ~/other-tree/src     # and ours from another source tree
-    python3 benchmarks/compare.py --qemu event_idx=off           # and QEMU's with another property
+python3 benchmarks/compare.py --rounds 3 --seconds 2 --only g2h_32k
+python3 benchmarks/compare.py --against ~/other-tree/src     # and ours from another source tree
+python3 benchmarks/compare.py --qemu event_idx=off           # and QEMU's with another property
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "src"))
 
 from arena import Arena
 from comparison import Comparison
@@ -24,7 +24,9 @@ def print_comparison(comparison: Comparison) -> None:
     unit = comparison.measure.unit
     reference, *_ = comparison.by_contestant
     runs = comparison.by_contestant[reference]
-    print(f"{comparison.measure.title}: {len(runs)} rounds of {runs[0].amount / unit.amount_scale:.0f} {unit.amount}")
+    print(
+        f"{comparison.measure.title}: {len(runs)} rounds of {runs[0].amount / unit.amount_scale:.0f} {unit.amount}"
+    )
     for name in comparison.by_contestant:
         rate, faster = comparison.rate(name), comparison.rate_ratio(name, reference)
         dearer = comparison.cost_ratio(name, reference)
@@ -42,10 +44,14 @@ def print_comparison(comparison: Comparison) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the chosen measures and prints each as soon as it is done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = [measure.name for measure in MEASURES]
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2, help="about how long a run takes on QEMU's device")
+    parser.add_argument(
+        "--seconds", type=float, default=2, help="about how long a run takes on QEMU's device"
+    )
     parser.add_argument("--only", action="append", choices=names, help="a measure (repeatable; default: all)")
     parser.add_argument("--against", action="append", default=[], type=Path, metavar="SRC",
                         help="also ours from this src folder of another tree")  # fmt: skip
@@ -65,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         for measure in MEASURES:
             if not chosen.only or measure.name in chosen.only:
                 amount = arena.calibrate(measure, chosen.seconds)
-                print_comparison(Comparison.of(measure, list(arena.rounds([(measure, amount)], chosen.rounds))))
+                print_comparison(
+                    Comparison.of(measure, list(arena.rounds([(measure, amount)], chosen.rounds)))
+                )
     return 0
 
 

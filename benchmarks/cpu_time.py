@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,26 @@ class CpuMeter:
         """CPU time so far; only differences of two readings mean something."""
         threads = thread_seconds(self._qemu)
         vcpus = sum(seconds for thread, seconds in threads.items() if thread in self._vcpus)
-        family = {pid for process in self._processes for pid in (process, *descendants(process))}
         return CpuTime(
-            processes=sum(sum(thread_seconds(pid).values()) for pid in family),
+            processes=family_seconds(self._processes),
             vmm=sum(threads.values()) - vcpus,
             vcpus=vcpus,
         )
+
+
+def family_seconds(processes: Iterable[int]) -> float:
+    """CPU time of processes with all their living descendants."""
+    family = {pid for process in processes for pid in (process, *descendants(process))}
+    return sum(sum(thread_seconds(pid).values()) for pid in family)
+
+
+def machine_seconds() -> tuple[float, float]:
+    """CPU time of everything on this machine, and the time its hypervisor gave to others while it wanted to run."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, stolen = (
+        int(field) / os.sysconf("SC_CLK_TCK") for field in fields[:8]
+    )
+    return user + nice + system + irq + softirq, stolen
 
 
 def thread_seconds(pid: int) -> dict[int, float]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cpu_time import family_seconds, machine_seconds
 
 if TYPE_CHECKING:
     from arena import Arena
@@ -17,12 +20,35 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """How quiet the machine was.
+
+    Attributes:
+        load_before: its one-minute load average before the first round.
+        others: cores that were busy with anything but the benchmark, on average over all rounds.
+        stolen: cores whose time the hypervisor gave to others, the same way.
+    """
+
+    load_before: float
+    others: float
+    stolen: float
+
+    @property
+    def text(self) -> str:
+        """For the caption."""
+        return (
+            f"load {self.load_before:.1f} before, then {self.others:.1f} cores busy with other work"
+            f" and {self.stolen:.1f} stolen"
+        )
+
+
+@dataclass(frozen=True)
 class Environment:
     """Machine, programs and conditions of a benchmark's run.
 
     Attributes:
         accelerator: TCG or KVM.
-        load: the machine's one-minute load average before the first round and after the last.
+        conditions: what else went on.
         revision: the tree's commit, "+" for changes that are not committed.
     """
 
@@ -36,16 +62,16 @@ class Environment:
     python: str
     revision: str
     date: str
-    load: tuple[float, float]
+    conditions: Conditions
 
     @property
     def caption(self) -> str:
         """One line for above a table."""
-        before, after = self.load
         vcpus = "1 vCPU" if self.vcpus == 1 else f"{self.vcpus} vCPUs"
         return (
-            f"{self.accelerator}; QEMU {self.qemu}; guest Linux {self.guest_kernel}, {vcpus}; host Linux"
-            f" {self.host_kernel}, {self.processor}, {self.cores} cores, load {before:.1f} before and {after:.1f} after;"
+            f"{self.accelerator}; QEMU {self.qemu}; guest Linux {self.guest_kernel}, {vcpus};"
+            f" host Linux {self.host_kernel}, {self.processor}, {self.cores} cores,"
+            f" {self.conditions.text};"
             f" Python {self.python}; {self.date}, revision {self.revision}"
         )
 
@@ -56,11 +82,29 @@ class Environment:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Environment:
         """The inverse of as_json."""
-        before, after = fields["load"]
-        return cls(**{**fields, "load": (before, after)})
+        return cls(**{**fields, "conditions": Conditions(**fields["conditions"])})
 
 
-def look(arena: Arena, load_before: float) -> Environment:
+class Watch:
+    """Watches from its making on what else goes on while this process and its descendants measure."""
+
+    def __init__(self) -> None:
+        self._load_before = os.getloadavg()[0]
+        self._start = self._clocks()
+
+    @staticmethod
+    def _clocks() -> tuple[float, float, float, float]:
+        return (time.monotonic(), family_seconds([os.getpid()]), *machine_seconds())
+
+    def conditions(self) -> Conditions:
+        """What went on until now; the children that were measured must still live."""
+        passed, ours, all_work, stolen = (
+            now - then for now, then in zip(self._clocks(), self._start, strict=True)
+        )
+        return Conditions(self._load_before, max(0.0, (all_work - ours) / passed), stolen / passed)
+
+
+def look(arena: Arena, conditions: Conditions) -> Environment:
     """The environment of the benchmark that has just run in an arena."""
     version = arena.guest.qmp("query-version")["qemu"]
     return Environment(
@@ -74,7 +118,7 @@ def look(arena: Arena, load_before: float) -> Environment:
         python=platform.python_version(),
         revision=_revision(),
         date=datetime.now(UTC).date().isoformat(),
-        load=(load_before, os.getloadavg()[0]),
+        conditions=conditions,
     )
 
 
@@ -88,9 +132,12 @@ def _processor() -> str:
 
 def _revision() -> str:
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True
+        ).stdout
 
     try:
-        return git("rev-parse", "--short", "HEAD").strip() + ("+" if git("status", "--porcelain", "src").strip() else "")
+        changed = git("status", "--porcelain", "src").strip()
+        return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -66,7 +66,9 @@ class Measure:
 
 def _sends(kib: int) -> Measure:
     title = f"guest to host, {kib} KiB writes"
-    return Measure(f"g2h_{kib}k", title, f"to host, {kib}K", "send", kib * 1024, "collect", COLLECT_BLOCK, BYTES)
+    return Measure(
+        f"g2h_{kib}k", title, f"to host, {kib}K", "send", kib * 1024, "collect", COLLECT_BLOCK, BYTES
+    )
 
 
 def _takes(kib: int) -> Measure:

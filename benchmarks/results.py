@@ -92,8 +92,9 @@ class Results:
     def _heads(self) -> Iterator[str]:
         if self.runs:
             rounds = 1 + max(run.round for run in self.runs)
-            yield f"{rounds} alternating rounds in one guest. Median [lowest-highest]; ratios are medians of the rounds'"
-            yield "ratios with their 90 % bootstrap interval. The devices:"
+            yield f"{rounds} alternating rounds in one guest. A figure is the median [lowest-highest]; a ratio is"
+            yield "virtserial's figure over the other's: the median of the rounds' ratios with its 90 % bootstrap"
+            yield "interval. The devices:"
             yield ""
             yield from (f"- **{name}**: {what}" for name, what in self.contestants.items())
 
@@ -127,7 +128,14 @@ class Results:
         return _table(["", *names, *(f"x {name}" for name in names[:-1])], rows)
 
     def _connected_table(self) -> list[str]:
-        head = ["connected before boot", "device", "ports", "with a name", "seen connected", "a message arrived"]
+        head = [
+            "connected before boot",
+            "device",
+            "ports",
+            "with a name",
+            "seen connected",
+            "a message arrived",
+        ]
         return _table(head, [[str(field) for field in row] for row in self.connected_ports])
 
     def picture(self) -> str:
@@ -135,16 +143,22 @@ class Results:
         panels = [
             Panel("throughput, MB/s (more is better)", self._bars(BYTES)),
             Panel("round trips per second (more is better)", self._bars(TRIPS)),
-            Panel("device CPU seconds per GB, vCPUs not counted (less is better)", self._bars(BYTES, costs=True)),
+            Panel("device CPU seconds per GB (less is better)", self._bars(BYTES, "device")),
+            Panel("vCPU seconds per GB beside it (less is better)", self._bars(BYTES, "vcpus")),
         ]
-        caption = self.environment.caption.split("; host ")
-        notes = ["Bars: median of the rounds; lines: lowest to highest.", caption[0], f"host {caption[1]}"]
+        guest, _, host = self.environment.caption.partition("; host ")
+        notes = ["Bars: median of the rounds; lines: lowest to highest.", guest, f"host {host}"]
         shown = [panel for panel in panels if panel.groups]
-        return bar_chart("virtio-serial: QEMU's own device and virtserial", notes, list(self.contestants), shown)
+        return bar_chart(
+            "virtio-serial: QEMU's own device and virtserial", notes, list(self.contestants), shown
+        )
 
-    def _bars(self, unit: Unit, *, costs: bool = False) -> list[tuple[str, list[Summary | None]]]:
+    def _bars(self, unit: Unit, cost: str = "") -> list[tuple[str, list[Summary | None]]]:
         return [
-            (each.measure.short, [each.cost(name) if costs else each.rate(name) for name in self.contestants])
+            (
+                each.measure.short,
+                [each.cost(name, cost) if cost else each.rate(name) for name in self.contestants],
+            )
             for each in self.comparisons(unit)
         ]
 

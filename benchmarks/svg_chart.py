@@ -55,14 +55,18 @@ def bar_chart(title: str, notes: Sequence[str], series: Sequence[str], panels: S
     for number, panel in enumerate(panels):
         parts += _panel(panel, HEAD + number * PANEL_HEIGHT)
     bottom = HEAD + len(panels) * PANEL_HEIGHT
-    parts += [_text(LEFT, bottom + LINE * (1 + n), note, 11, "#666666", "start") for n, note in enumerate(notes)]
+    parts += [
+        _text(LEFT, bottom + LINE * (1 + n), note, 11, "#666666", "start") for n, note in enumerate(notes)
+    ]
     return "\n".join([*parts, "</svg>", ""])
 
 
 def _panel(panel: Panel, top: int) -> list[str]:
     floor = top + PANEL_HEIGHT - PANEL_BOTTOM
     span = floor - top - PANEL_TOP
-    largest = max((figure.highest for _, figures in panel.groups for figure in figures if figure), default=1.0)
+    largest = max(
+        (figure.highest for _, figures in panel.groups for figure in figures if figure), default=1.0
+    )
     step = nice_step(largest)
     ceiling = step * -(-largest // step)
     parts = [_text(LEFT, top + 16, panel.title, 13, anchor="start")]
@@ -93,8 +97,8 @@ def _bar(x: float, width: float, floor: int, scale: float, figure: Summary, numb
 
 
 def nice_step(largest: float) -> float:
-    """1, 2 or 5 times a power of ten: the distance of scale lines, of which 4 to 10 reach up to a figure."""
-    step = 10.0 ** -9
+    """1, 2 or 5 times a power of ten: the distance of scale lines, at most five of which reach a positive figure."""
+    step = 1e-9
     while True:
         for factor in (1, 2, 5):
             if largest <= step * factor * 5:

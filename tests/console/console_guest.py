@@ -155,6 +155,7 @@ class Guest:
         self.state = state or StateMemory(bytearray(ConsoleDevice.state_size(max_ports)))
         self._emergency_write = emergency_write
         self.rings = {}
+        self.pause = 0.0005
         self.boot()
         self.memory.map_into(self.device.memory)
 
@@ -185,7 +186,9 @@ class Guest:
         self.memory.close()
 
     def run(self):
+        """Let the device run until it waits, and `pause` seconds longer."""
         self.scheduler.run()
+        self.scheduler.advance(self.pause)
 
     # The driver
 

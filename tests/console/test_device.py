@@ -425,6 +425,22 @@ def test_a_ring_whose_memory_goes_rests_until_it_is_back(kind, make_guest):
     assert not guest.needs_reset
 
 
+def test_an_interrupt_that_is_due_while_the_ring_is_away_comes_when_it_is_back(make_guest):
+    guest = make_guest()
+    guest.plug(1, FakeHost())
+    guest.start()
+    guest.pause = 0
+    guest.scheduler.advance(1)
+    guest.send(5, b"x")
+    guest.send(5, b"held")
+    guest.device.memory_unmapped(BASE, guest.memory.size)
+    guest.interrupts.queues.clear()
+    guest.scheduler.advance(1)
+    assert guest.interrupts.queues == []
+    guest.device.memory_mapped()
+    assert 5 in guest.interrupts.queues
+
+
 def test_a_ring_that_comes_back_before_the_driver_is_ready_waits_for_it(make_guest):
     guest = make_guest()
     guest.negotiate()
@@ -436,26 +452,32 @@ def test_a_ring_that_comes_back_before_the_driver_is_ready_waits_for_it(make_gue
 
 
 class Interrupted(MessageRegion):
-    """Memory by messages; the access number `when` is cut short."""
+    """Memory by messages; during the access number `when` the VMM does something else: `meanwhile`."""
 
     when = -1
 
     def read(self, offset, length):
+        data = super().read(offset, length)
         self._count()
-        return super().read(offset, length)
+        return data
 
     def write(self, offset, data):
-        self._count()
         super().write(offset, data)
+        self._count()
+
+    def meanwhile(self):
+        pass
 
     def _count(self):
         self.when -= 1
         if self.when == 0:
+            self.meanwhile()
             raise AccessInterrupted("the VMM was busy with something else")
 
 
+@pytest.mark.parametrize("meanwhile", ["unmapped", "another queue is reset"])
 @pytest.mark.parametrize("when", range(1, 30))
-def test_an_interrupted_access_drops_the_turn_and_the_work_is_done_later(make_guest, when):
+def test_an_interrupted_access_drops_the_turn_and_the_work_is_done_later(make_guest, when, meanwhile):
     guest = make_guest("message")
     region = Interrupted(BASE, guest.memory.size, guest.memory)
     guest.device.memory.clear()
@@ -468,11 +490,21 @@ def test_an_interrupted_access_drops_the_turn_and_the_work_is_done_later(make_gu
     assert guest.heard()[0] == (1, ADD, 1, b"")
     guest.scheduler.advance(1)
     region.when = when
+    if meanwhile == "unmapped":
+        region.meanwhile = lambda: guest.device.memory_unmapped(BASE, guest.memory.size)
+    else:
+        region.meanwhile = lambda: guest.device.reset_queue(9)
+    guest.interrupts.queues.clear()
     guest.send(5, b"hello")
     guest.scheduler.advance(1)
     region.when = -1
-    assert host.taken.startswith(b"hello")
-    assert guest.rings[5].used_idx >= 1
+    if meanwhile == "unmapped":
+        guest.device.memory_mapped()
+        guest.scheduler.advance(1)
+    assert guest.rings[5].used_idx == 1
+    assert 5 in guest.interrupts.queues
+    # What was written before its chain could be returned is written again, never left out.
+    assert host.taken in (b"hello", b"hellohello")
     assert not guest.needs_reset
 
 

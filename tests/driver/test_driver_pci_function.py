@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 from types import SimpleNamespace
@@ -148,6 +149,7 @@ def test_starting_again_leaves_no_descriptor_behind(loop):
     driver = ConsoleDriver(PciFunction(access, loop, VIRTIO_ID_CONSOLE))
     driver.start()
     driver.stop()
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         driver.start()
@@ -235,3 +237,67 @@ def test_a_configuration_space_that_breaks_a_rule_is_refused(config, at, data, t
     config[at : at + len(data)] = data
     with pytest.raises(PeerError, match=text):
         find_capabilities(ConfigurationAccess(config), VIRTIO_ID_CONSOLE)
+
+
+# Registers that lie
+
+
+class LyingRegisters(FunctionAccess):
+    """Registers of the common configuration whose reads the test gives: offset -> function of the true value."""
+
+    def __init__(self, function, device):
+        super().__init__(function, device)
+        self.lies = {}
+
+    def region_read(self, region, offset, length):
+        true = super().region_read(region, offset, length)
+        lie = self.lies.get(offset) if region == 4 else None
+        return true if lie is None else lie(int.from_bytes(true, "little")).to_bytes(length, "little")
+
+
+@pytest.mark.parametrize(
+    ("offset", "lie", "text"),
+    [
+        (0x10, lambda value: 0xFFFF, "configuration does not take MSI-X vector 0"),
+        (0x1A, lambda value: 0xFFFF, "does not take MSI-X vector"),
+        (0x1C, lambda value: 0, "does not enable"),
+        (0x1E, lambda value: 0xFFFF, "doorbell of queue 0 is at"),
+        (0x18, lambda value: 0, "queue 0 does not exist"),
+    ],
+)
+def test_a_register_that_lies_ends_the_start(loop, offset, lie, text):
+    device, plain = build(loop, 4)
+    access = LyingRegisters(plain.function, device)
+    access.lies[offset] = lie
+    driver = ConsoleDriver(PciFunction(access, loop, VIRTIO_ID_CONSOLE))
+    with pytest.raises(PeerError, match=text):
+        driver.start()
+    access.lies.clear()
+    driver.start()
+    driver.close()
+
+
+def test_a_device_that_does_not_come_out_of_reset_is_given_up(loop, monkeypatch):
+    monkeypatch.setattr("virtserial.driver.pci_function.RESET_TIME_LIMIT", 0.05)
+    device, plain = build(loop, 4)
+    access = LyingRegisters(plain.function, device)
+    access.lies[0x14] = lambda value: 1
+    function = PciFunction(access, loop, VIRTIO_ID_CONSOLE)
+    with pytest.raises(PeerError, match="after a reset"):
+        function.reset()
+    function.close()
+
+
+def test_a_configuration_that_never_rests_is_given_up(loop):
+    device, plain = build(loop, 4)
+    access = LyingRegisters(plain.function, device)
+    counter = iter(range(1000))
+    access.lies[0x15] = lambda value: next(counter) & 0xFF
+    function = PciFunction(access, loop, VIRTIO_ID_CONSOLE)
+    with pytest.raises(PeerError, match="changes faster"):
+        function.read_config(0, 4)
+    access.lies.clear()
+    assert function.read_config(1 << 20, 4) == b""
+    with pytest.raises(PeerError, match="no field at"):
+        function.write_config(1 << 20, b"\0")
+    function.close()

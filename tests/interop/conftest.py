@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -31,6 +32,10 @@ def rig():
         if os.environ.get("CI") == "true":
             pytest.fail(f"the rig is not available: {reason}")
         pytest.skip(f"the rig is not available: {reason}")
+    # A run that is ended by SIGTERM (a time limit's) tears down as one that is interrupted: no folder stays.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module", params=list(DEVICES))

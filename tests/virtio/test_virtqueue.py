@@ -269,6 +269,24 @@ def test_another_object_over_the_same_state_goes_on(house):
     assert content(batch) == b"condthird"
 
 
+def test_who_was_cut_short_before_the_used_index_publishes_it_when_it_attaches_again(house, monkeypatch):
+    head = house.ring.add([b"x"])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(house.queue.ring), "publish_used_idx", killed)
+        with pytest.raises(KeyboardInterrupt):
+            house.queue.push_used([head], [7])
+    assert house.ring.used_idx == 0
+    successor = Virtqueue(5, 64, StateMemory(house.state.u8))
+    successor.attach(house.table)
+    assert [(used.head, used.length) for used in house.ring.harvest()] == [(head, 7)]
+    assert successor.available() == 0
+    assert successor.unsignalled == 1
+
+
 def test_attaching_to_unmapped_or_misaligned_rings_is_refused(memory):
     table = MemoryTable()
     memory.map_into(table)

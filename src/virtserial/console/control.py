@@ -55,6 +55,7 @@ class ControlChannel:
 
     def __init__(self, device: ConsoleDevice) -> None:
         self._device = device
+        self.receiveq, self.transmitq = device.queues[CONTROL_RECEIVEQ], device.queues[CONTROL_TRANSMITQ]
         self._waiting: dict[PortSlot, None] = {}
         self._warned: float | None = None
         self.ignored = 0
@@ -149,7 +150,7 @@ class ControlChannel:
         Raises:
             DriverError: the driver broke a rule of the virtqueue.
         """
-        queue = self._device.queues[CONTROL_RECEIVEQ]
+        queue = self.receiveq
         waiting = self._waiting
         budget = MESSAGES_PER_TURN
         while waiting and budget:
@@ -188,7 +189,7 @@ class ControlChannel:
         Raises:
             DriverError: the driver broke a rule of the virtqueue.
         """
-        queue = self._device.queues[CONTROL_TRANSMITQ]
+        queue = self.transmitq
         batch = queue.readable_chains(1, CONTROL.size)
         for _ in range(MESSAGES_PER_TURN):
             if not batch.heads:
@@ -230,7 +231,6 @@ class ControlChannel:
             port.driver_ready()
             sized = self._device.has_feature(VIRTIO_CONSOLE_F_SIZE)
             self._set_pending(slot, (CONSOLE | (SIZE if sized else 0) if port.is_console else 0) | NAME | OPEN)
-
 
     def _warn(self, text: str, *words: object) -> None:
         now = self._device.now()

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from virtserial.console.control import ControlChannel
+from virtserial.console.moderation import Moderation
 from virtserial.console.port import RECEIVE, TRANSMIT, Port, PortRecord, PortSlot
 from virtserial.console.wire import (
     CONFIG,
@@ -35,14 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.errors import BackendError
+    from virtserial.loop import Timer
     from virtserial.memory.state import StateMemory
     from virtserial.virtio.virtqueue import Virtqueue
 
 PORTS_PER_TURN = 4
-SIGNAL_INTERVAL = 0.0003
-"""Seconds: a transmitq interrupts at most this often, unless most of its ring waits to be reclaimed.  A driver needs
-the interrupt to free buffers, and waits for it only when its ring is full; a stream of small writes is twice as fast
-without one for each."""
 
 
 class Scheduler(Protocol):
@@ -50,7 +48,7 @@ class Scheduler(Protocol):
 
     def now(self) -> float: ...
     def add_turn(self, callback: Callable[[], None]) -> None: ...
-    def call_at(self, due: float, callback: Callable[[], None]) -> object: ...
+    def call_at(self, due: float, callback: Callable[[], None]) -> Timer: ...
 
 
 class PortEvents(Protocol):
@@ -111,7 +109,7 @@ class ConsoleDevice(VirtioDevice):
         self._ready: deque[Port] = deque()
         self._control_due = False
         self._turn_asked = False
-        self._held: list[Virtqueue] = []
+        self.moderation = Moderation(scheduler, lambda queue: self._guarded(partial(self.signal, queue)))
         self._faulted: set[ControlChannel | Port] = set()
         self._retried: set[ControlChannel | Port] = set()
 
@@ -254,7 +252,7 @@ class ConsoleDevice(VirtioDevice):
     def stopped(self) -> None:
         self._ready.clear()
         self._control_due = False
-        self._held.clear()
+        self.moderation.clear()
         self._faulted.clear()
         self._retried.clear()
         self.control.reset()
@@ -341,6 +339,9 @@ class ConsoleDevice(VirtioDevice):
             turn()
         except AccessInterrupted:
             if self.live:
+                # It may have been on the way to interrupt for what it had returned.
+                for queue in (subject.receiveq, subject.transmitq):
+                    self.transport.queue_interrupt(queue.index)
                 self._schedule_again(subject)
         except AddressError as error:
             self._address_fault(subject, error)
@@ -404,31 +405,3 @@ class ConsoleDevice(VirtioDevice):
         self._retried |= faulted
         for subject in faulted:
             self._schedule_again(subject)
-
-    # Interrupts of the transmitqs
-
-    def signal_transmitted(self, queue: Virtqueue) -> None:
-        """Interrupt for returned transmit buffers: at once, or soon if that was done a moment ago."""
-        now = self._scheduler.now()
-        due = queue.signal_time + SIGNAL_INTERVAL
-        if now >= due or queue.unsignalled >= queue.size * 3 >> 2:
-            if queue.take_signal():
-                queue.signal_time = now
-                self.transport.queue_interrupt(queue.index)
-        elif queue not in self._held:
-            self._held.append(queue)
-            if len(self._held) == 1:
-                self._scheduler.call_at(due, self._signal_held)
-
-    def _signal_held(self) -> None:
-        now = self._scheduler.now()
-        held, self._held = self._held, []
-        for queue in held:
-            due = queue.signal_time + SIGNAL_INTERVAL
-            if now < due:
-                if not self._held:
-                    self._scheduler.call_at(due, self._signal_held)
-                self._held.append(queue)
-            else:
-                queue.signal_time = now
-                self._guarded(partial(self.signal, queue))

@@ -8,6 +8,7 @@ buffers as the budget allows are filled by one read.  Back-pressure is the absen
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +25,8 @@ TURN_CHAINS = 256
 """Chains a port may use in one turn and direction."""
 TURN_BYTES = 1 << 20
 """Bytes a port may move in one turn and direction: larger batches are no faster and keep others waiting."""
+STREAM_CHAIN = 2048
+"""Bytes: a longer message that is not an answer to one from the host is taken for a part of a stream."""
 CONSOLE_BUFFER = 64 << 10
 """Bytes of console output kept while its host end cannot take them; then they are dropped and counted."""
 
@@ -138,6 +141,8 @@ class Port:
         self._backlog = bytearray()
         self._window = 8
         self._returned = 0
+        self._answered = 0
+        self._look = partial(self.schedule, TRANSMIT)
         self.misdirected = 0
         """Chains with descriptors of the wrong direction; what those hold is neither read nor written."""
         self.receiveq, self.transmitq = device.queues_of(slot.number)
@@ -248,7 +253,9 @@ class Port:
             self.host.guest_ready()
 
     def schedule(self, work: int) -> None:
-        """Ask for a turn."""
+        """Ask for a turn, unless the port is unplugged: the next port of its number has the queues now."""
+        if self.slot.port is not self:
+            return
         if not self.work:
             self.device.schedule(self)
         self.work |= work
@@ -280,7 +287,8 @@ class Port:
         offset = queue.offset
         host = self.host
         if host is None or not host.connected:
-            self.record.discarded += ends[-1] - offset
+            done = ends[-1]
+            self.record.discarded += done - offset
             count = len(heads)
             queue.offset = 0
         else:
@@ -295,11 +303,23 @@ class Port:
             self.record.transmitted += done - offset
         queue.push_used(heads)
         self.misdirected += batch.odd
-        self.device.signal_transmitted(queue)
+        moderation = self.device.moderation
+        moderation.chains_returned(queue)
         if self.throttled:
             queue.disable_notifications()
             return False
-        return True
+        if queue.offset or queue.available() >= queue.size >> 2:
+            return True
+        if not self._is_stream(count, done):
+            return queue.enable_notifications()
+        queue.disable_notifications()
+        moderation.look_again(self._look)
+        return False
+
+    def _is_stream(self, chains: int, size: int) -> bool:
+        """Whether the guest seems to write a stream: what comes next may wait a moment for more to come with it."""
+        answered, self._answered = self._answered, self.record.received
+        return chains > 1 or (size >= STREAM_CHAIN and answered == self._answered)
 
     def _write(self, views: Sequence[memoryview]) -> int:
         """Give bytes to the host end; return how many are off the guest's hands."""

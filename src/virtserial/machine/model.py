@@ -174,10 +174,6 @@ class Machine:
             raise ConfigError(
                 f"Property '{driver}.chardev' can't take value '{chardev}': chardev '{chardev}' is already in use"
             )
-        if number == 0 and not is_console:
-            raise ConfigError(
-                "Port number 0 on virtio-serial devices reserved for virtconsole devices for backward compatibility."
-            )
         takes_zero = is_console and 0 not in controller.ports
         if number is None and takes_zero:
             number = 0
@@ -190,6 +186,10 @@ class Machine:
         if number >= controller.max_ports:
             raise ConfigError(
                 f"virtio-serial-bus: Out-of-range port id specified, max. allowed: {controller.max_ports - 1}"
+            )
+        if number == 0 and not is_console:
+            raise ConfigError(
+                "Port number 0 on virtio-serial devices reserved for virtconsole devices for backward compatibility."
             )
         port = Port(device_id, controller, number, name, is_console, chardev, cols, rows)
         controller.ports[number] = port

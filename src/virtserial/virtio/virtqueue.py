@@ -228,6 +228,8 @@ class Virtqueue:
             self.ring = open_ring(memory, size, record.desc_address, record.avail_address, record.used_address)
         except DriverError as error:
             raise type(error)(f"queue {self.index}: {error}") from None
+        if self._position:
+            self.ring.publish_used_idx(self._position)
 
     def detach(self) -> None:
         """Let go of the ring and of every view of guest memory."""
@@ -403,9 +405,9 @@ class Virtqueue:
         ring = self.ring
         assert ring is not None
         ring.store_used(self._position, heads, lengths)
-        position = self._position = (self._position + len(heads)) & 0xFFFF
+        # From here on they are used: who is cut short before the next line publishes the index when it attaches again.
+        position = self._position = self.record.position = (self._position + len(heads)) & 0xFFFF
         ring.publish_used_idx(position)
-        self.record.position = position
 
     def write_back(self, batch: ChainBatch, written: int) -> None:
         """Carry the first `written` bytes of the batch's buffers to guest memory, where they are not there already."""

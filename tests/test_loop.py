@@ -1,0 +1,152 @@
+"""The event loop: descriptors, timers, turns."""
+
+import os
+import time
+
+import pytest
+
+from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EventLoop
+
+
+@pytest.fixture
+def loop():
+    loop = EventLoop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def pipe():
+    fds = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    yield fds
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_ready_descriptor_calls_back_and_an_unwatched_one_does_not(loop, pipe):
+    read, write = pipe
+    seen = []
+    loop.watch(read, EPOLLIN, seen.append)
+    loop.run_once(0)
+    assert seen == []
+    os.write(write, b"x")
+    loop.run_once(1)
+    loop.run_once(1)
+    assert seen == [EPOLLIN, EPOLLIN]
+    loop.unwatch(read)
+    loop.unwatch(read)
+    loop.run_once(0)
+    assert len(seen) == 2
+
+
+def test_edges_come_once_and_again_after_a_rewatch(loop, pipe):
+    read, write = pipe
+    seen = []
+    loop.watch(read, EPOLLIN | EPOLLET, seen.append)
+    os.write(write, b"x")
+    loop.run_once(1)
+    loop.run_once(0)
+    assert len(seen) == 1
+    loop.rewatch(read, EPOLLIN | EPOLLET)
+    loop.run_once(0)
+    assert len(seen) == 2
+
+
+def test_a_regular_file_cannot_be_watched(loop, tmp_path):
+    with (tmp_path / "file").open("wb") as file, pytest.raises(PermissionError):
+        loop.watch(file.fileno(), EPOLLOUT, print)
+    loop.run_once(0)
+
+
+def test_a_callback_may_unwatch_another_that_is_ready_too(loop):
+    pairs = [os.pipe2(os.O_CLOEXEC) for _ in range(2)]
+    seen = []
+
+    def first_come(fd, other):
+        seen.append(fd)
+        loop.unwatch(other)
+
+    (one, _), (two, _) = pairs
+    loop.watch(one, EPOLLIN, lambda _: first_come(one, two))
+    loop.watch(two, EPOLLIN, lambda _: first_come(two, one))
+    for _, write in pairs:
+        os.write(write, b"x")
+    loop.run_once(1)
+    assert len(seen) == 1
+    for pair in pairs:
+        for fd in pair:
+            os.close(fd)
+
+
+def test_timers_run_in_order_not_early_and_not_when_cancelled(loop):
+    seen = []
+    start = loop.now()
+    loop.call_later(0.03, lambda: seen.append("late"))
+    loop.call_later(0.0005, lambda: seen.append("soon"))
+    cancelled = loop.call_later(0.01, lambda: seen.append("never"))
+    loop.call_at(start, lambda: seen.append("due"))
+    cancelled.cancel()
+    loop.run_once()
+    assert seen == ["due"]
+    while len(seen) < 3:
+        loop.run_once()
+    assert seen == ["due", "soon", "late"]
+    assert loop.now() - start >= 0.03
+
+
+def test_short_timers_do_not_wait_for_whole_milliseconds(loop):
+    waits = []
+    for _ in range(20):
+        start = time.monotonic()
+        seen = []
+        loop.call_later(0.0002, lambda: seen.append(1))
+        while not seen:
+            loop.run_once()
+        waits.append(time.monotonic() - start)
+    assert min(waits) >= 0.0002
+    assert sorted(waits)[5] < 0.001
+
+
+def test_a_cancelled_timer_does_not_shorten_the_wait(loop):
+    loop.call_later(0.001, print).cancel()
+    start = time.monotonic()
+    loop.run_once(0.02)
+    assert time.monotonic() - start >= 0.02
+
+
+def test_a_timer_waits_no_longer_than_asked(loop):
+    loop.call_later(10, print)
+    start = time.monotonic()
+    loop.run_once(0.005)
+    assert time.monotonic() - start < 5
+
+
+def test_a_turn_added_in_a_turn_comes_after_a_look_at_the_descriptors(loop, pipe):
+    read, write = pipe
+    seen = []
+    loop.watch(read, EPOLLIN, lambda _: seen.append("descriptor"))
+
+    def turn():
+        seen.append("turn")
+        os.write(write, b"x")
+        if seen.count("turn") < 3:
+            loop.add_turn(turn)
+
+    loop.add_turn(turn)
+    for _ in range(3):
+        loop.run_once(1)
+    assert seen == ["turn", "descriptor", "turn", "descriptor", "turn"]
+
+
+def test_run_serves_until_stop(loop):
+    seen = []
+
+    def turn():
+        seen.append(1)
+        if len(seen) == 5:
+            loop.stop()
+        loop.add_turn(turn)
+
+    loop.add_turn(turn)
+    loop.run()
+    assert len(seen) == 5
