@@ -2,6 +2,7 @@
 
 import os
 import time
+from functools import partial
 
 import pytest
 
@@ -99,7 +100,7 @@ def test_short_timers_do_not_wait_for_whole_milliseconds(loop):
     for _ in range(20):
         start = time.monotonic()
         seen = []
-        loop.call_later(0.0002, lambda: seen.append(1))
+        loop.call_later(0.0002, partial(seen.append, 1))
         while not seen:
             loop.run_once()
         waits.append(time.monotonic() - start)

@@ -41,7 +41,9 @@ def test_offered_features_follow_the_configuration(make_guest):
     assert make_guest(emergency_write=False).device.device_features == features.TRANSPORT_FEATURES | 3
 
 
-@pytest.mark.parametrize("accepted", [FEATURES | 1 << 63, FEATURES | 1 << 3, FEATURES & ~features.VIRTIO_F_VERSION_1, 0])
+@pytest.mark.parametrize(
+    "accepted", [FEATURES | 1 << 63, FEATURES | 1 << 3, FEATURES & ~features.VIRTIO_F_VERSION_1, 0]
+)
 def test_row_31_features_never_offered_or_too_few_are_refused(make_guest, accepted):
     device = make_guest().device
     device.set_status(3)

@@ -104,7 +104,7 @@ def test_what_cannot_be_is_refused_in_qemus_words(devices, text):
 
 
 def test_device_del_of_an_unknown_device():
-    with pytest.raises(ConfigError, match="^Device 'nope' not found$"):
+    with pytest.raises(ConfigError, match=r"^Device 'nope' not found$"):
         Machine().find("nope")
 
 

@@ -130,7 +130,8 @@ def test_a_file_region_closes_its_descriptor(make_file):
 
 def test_a_message_region_asks_for_guest_addresses():
     class Access:
-        asked = []
+        def __init__(self):
+            self.asked = []
 
         def dma_read(self, address, length):
             self.asked.append((address, length))
@@ -139,7 +140,8 @@ def test_a_message_region_asks_for_guest_addresses():
         def dma_write(self, address, data):
             self.asked.append((address, bytes(data)))
 
-    region = MessageRegion(0x8000, PAGE, Access())
+    access = Access()
+    region = MessageRegion(0x8000, PAGE, access)
     assert region.read(16, 4) == bytes(4)
     region.write(32, b"abc")
-    assert Access.asked == [(0x8010, 4), (0x8020, b"abc")]
+    assert access.asked == [(0x8010, 4), (0x8020, b"abc")]

@@ -28,14 +28,14 @@ def table(memory):
 
 
 @pytest.mark.parametrize(
-    ("iova", "size", "errno"),
-    [(0, 0, 22), (0, -1, 22), (-1, 2, 22), (ADDRESS_LIMIT - 1, 2, 22), (ADDRESS_LIMIT, 1, 22), (0, ADDRESS_LIMIT + 1, 22)],
+    ("iova", "size"),
+    [(0, 0), (0, -1), (-1, 2), (ADDRESS_LIMIT - 1, 2), (ADDRESS_LIMIT, 1), (0, ADDRESS_LIMIT + 1)],
 )
-def test_maps_outside_64_bits_are_refused(iova, size, errno):
+def test_maps_outside_64_bits_are_refused(iova, size):
     table = MemoryTable()
     with pytest.raises(PeerError, match="leaves the 64-bit address space") as caught:
         table.check(iova, size)
-    assert caught.value.errno == errno
+    assert caught.value.errno == 22
     with pytest.raises(PeerError, match="leaves the 64-bit address space"):
         table.unmap(iova, size)
 

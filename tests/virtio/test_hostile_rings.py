@@ -1,4 +1,4 @@
-"""Rows of the hostile driver's table that break the virtqueue itself; each is a DriverError, on every kind of memory."""
+"""Rows of the hostile driver's table that break the virtqueue itself: a DriverError each, on every kind of memory."""
 
 from random import Random
 

@@ -295,7 +295,7 @@ def test_attaching_to_unmapped_or_misaligned_rings_is_refused(memory):
         queue = Virtqueue(5, 64, StateMemory(bytearray(112)))
         broken = RingBuilder(memory)
         setattr(broken, name, BASE + PAGE + address)
-        with pytest.raises(DriverError, match="queue 5: .* is not aligned"):
+        with pytest.raises(DriverError, match=r"queue 5: .* is not aligned"):
             join(queue, broken, table)
         assert queue.ring is None
         setattr(broken, name, BASE + memory.size - 16)

@@ -1,4 +1,4 @@
-"""A virtqueue against a model of it: whatever driver and device do, each chain is used once, in order, with its bytes."""
+"""A virtqueue against a model of it: whatever driver and device do, each chain is used once, in order, whole."""
 
 from collections import deque
 
@@ -79,8 +79,7 @@ class Model(RuleBasedStateMachine):
         self.taken += data
         done = queue.offset + len(data)
         ready = [head for head, end in zip(batch.heads, batch.ends, strict=True) if end <= done]
-        queue.offset = done - (batch.ends[len(ready) - 1] if ready else 0)
-        queue.push_used(ready)
+        queue.push_used(ready, None, done - (batch.ends[len(ready) - 1] if ready else 0))
         for _ in ready:
             self.returned.append(self.waiting.popleft())
         self.armed = False

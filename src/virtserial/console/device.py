@@ -194,7 +194,6 @@ class ConsoleDevice(VirtioDevice):
             if not batch.heads:
                 break
             slot.record.discarded += batch.ends[-1] - queue.offset
-            queue.offset = 0
             queue.push_used(batch.heads)
         self.signal(queue)
         if queue.enable_notifications():

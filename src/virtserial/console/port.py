@@ -289,26 +289,24 @@ class Port:
         if host is None or not host.connected:
             done = ends[-1]
             self.record.discarded += done - offset
-            count = len(heads)
-            queue.offset = 0
+            count, partial_bytes = len(heads), 0
         else:
             done = offset + self._write(batch.views)
             if done >= ends[-1]:
-                count = len(heads)
-                queue.offset = 0
+                count, partial_bytes = len(heads), 0
             else:
                 count = bisect_right(ends, done)
-                queue.offset = done - ends[count - 1] if count else done
+                partial_bytes = done - ends[count - 1] if count else done
                 heads = heads[:count]
             self.record.transmitted += done - offset
-        queue.push_used(heads)
+        queue.push_used(heads, None, partial_bytes)
         self.misdirected += batch.odd
         moderation = self.device.moderation
         moderation.chains_returned(queue)
         if self.throttled:
             queue.disable_notifications()
             return False
-        if queue.offset or queue.available() >= queue.size >> 2:
+        if partial_bytes or queue.available() >= queue.size >> 2:
             return True
         if not self._is_stream(count, done):
             return queue.enable_notifications()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from virtserial.errors import AddressError, DriverError
+from virtserial.errors import AccessInterrupted, AddressError, DriverError
 from virtserial.memory.state import U8, U32, U64, Record
 from virtserial.memory.table import MemoryTable
 from virtserial.virtio.features import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1
@@ -214,7 +214,12 @@ class VirtioDevice:
 
     def signal(self, queue: Virtqueue) -> None:
         """Interrupt the driver if it wants to hear of the chains returned on `queue`."""
-        if queue.take_signal():
+        try:
+            wanted = queue.take_signal()
+        except AccessInterrupted:
+            # It could not be asked: one interrupt too many does no harm, one too few hangs a guest.
+            wanted = self.live
+        if wanted:
             self.transport.queue_interrupt(queue.index)
 
     def fail(self, error: DriverError) -> None:

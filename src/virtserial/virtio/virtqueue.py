@@ -53,14 +53,23 @@ class QueueRecord(Record):
     size = U16(0)
     enabled = U16(2)
     vector = U16(4)
-    position = U16(6)
     signalled = U16(8)
     event_idx = U16(10)
     indirect = U16(12)
     desc_address = U64(16)
     avail_address = U64(24)
     used_address = U64(32)
-    offset = U64(40)
+    progress = U64(40)
+    """The next chain's position, and above its 16 bits how many of its bytes were served: one store for both."""
+
+    @property
+    def position(self) -> int:
+        """The free-running index of the next chain."""
+        return self.progress & 0xFFFF
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self.progress = self.progress & ~0xFFFF | value
 
 
 class ChainBatch:
@@ -186,11 +195,11 @@ class Virtqueue:
     @property
     def offset(self) -> int:
         """Bytes of the next chain that were served already."""
-        return self.record.offset
+        return self.record.progress >> 16
 
     @offset.setter
     def offset(self, value: int) -> None:
-        self.record.offset = value
+        self.record.progress = value << 16 | self.record.progress & 0xFFFF
 
     @property
     def position(self) -> int:
@@ -268,7 +277,7 @@ class Virtqueue:
             DriverError: a chain breaks a rule.
             AddressError: a buffer is not mapped for DMA.
         """
-        return self._chains(0, max_chains, max_bytes, self.record.offset)
+        return self._chains(0, max_chains, max_bytes, self.offset)
 
     def writable_chains(self, max_chains: int, max_bytes: int) -> ChainBatch:
         """Return waiting chains with views of their device-writable part.
@@ -395,18 +404,20 @@ class Virtqueue:
 
     # Giving chains back
 
-    def push_used(self, heads: Sequence[int], lengths: Sequence[int] | None = None) -> None:
-        """Return chains to the driver with the bytes written into each (None: none), in order of availability.
+    def push_used(self, heads: Sequence[int], lengths: Sequence[int] | None = None, offset: int = 0) -> None:
+        """Return chains to the driver in order of availability; the used index is published once for all of them.
 
-        The used index is published once for all of them.
+        Args:
+            heads: the chains, none being allowed.
+            lengths: the bytes written into each (None: none).
+            offset: bytes of the chain behind them that were served already.
         """
-        if not heads:
-            return
         ring = self.ring
         assert ring is not None
         ring.store_used(self._position, heads, lengths)
+        position = self._position = (self._position + len(heads)) & 0xFFFF
         # From here on they are used: who is cut short before the next line publishes the index when it attaches again.
-        position = self._position = self.record.position = (self._position + len(heads)) & 0xFFFF
+        self.record.progress = offset << 16 | position
         ring.publish_used_idx(position)
 
     def write_back(self, batch: ChainBatch, written: int) -> None:
