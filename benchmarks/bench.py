@@ -104,7 +104,7 @@ def count_connected_ports(counts: Sequence[int]) -> list[tuple[int | str, ...]]:
             _progress(f"{count} connected ports: {name}")
             try:
                 seen = connected_at_boot(device, count)
-            except Exception as error:  # hours of rounds are not lost for one boot; the table says it
+            except Exception as error:  # the rounds before are not lost for one boot; the table says it
                 rows.append((count, name, f"failed: {str(error).splitlines()[0]}", "", "", ""))
             else:
                 rows.append((count, name, seen.ports, seen.named, seen.connected, seen.delivered))

@@ -112,7 +112,7 @@ def look(arena: Arena, conditions: Conditions) -> Environment:
         qemu="{major}.{minor}.{micro}".format(**version),
         guest_kernel=arena.guest.check("uname -r"),
         vcpus=len(arena.guest.qmp("query-cpus-fast")),
-        host_kernel=platform.release(),
+        host_kernel=platform.release().partition("-")[0],
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
         python=platform.python_version(),

@@ -146,8 +146,13 @@ class Results:
             Panel("device CPU seconds per GB (less is better)", self._bars(BYTES, "device")),
             Panel("vCPU seconds per GB beside it (less is better)", self._bars(BYTES, "vcpus")),
         ]
-        guest, _, host = self.environment.caption.partition("; host ")
-        notes = ["Bars: median of the rounds; lines: lowest to highest.", guest, f"host {host}"]
+        *guest, host, python, date = self.environment.caption.split("; ")
+        notes = [
+            "Bars: median of the rounds; lines: lowest to highest.",
+            "; ".join(guest),
+            host,
+            f"{python}; {date}",
+        ]
         shown = [panel for panel in panels if panel.groups]
         return bar_chart(
             "virtio-serial: QEMU's own device and virtserial", notes, list(self.contestants), shown

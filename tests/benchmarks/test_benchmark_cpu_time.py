@@ -64,4 +64,4 @@ def test_machine_clock_runs():
     start = time.process_time()
     while time.process_time() < start + 0.1:
         pass
-    assert machine_seconds()[0] - before >= 0.08
+    assert machine_seconds()[0] - before >= 0.05

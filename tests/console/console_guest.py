@@ -51,6 +51,12 @@ class FakeHost:
     def guest_closed(self):
         self.heard.append("closed")
 
+    def wait_readable(self):
+        return False
+
+    def wait_writable(self):
+        return False
+
     def guest_ready(self):
         self.heard.append("ready")
 

@@ -1,9 +1,9 @@
 """Bytes through descriptors: sockets, FIFOs, files and standard input and output as a host end.
 
 Every descriptor is watched edge-triggered and what is known about it is kept, so that no system call is repeated that
-has just said "would block".  Whether a stream is drained is learnt from EAGAIN and not from a short read: a short read
-also comes where a client passed descriptors (SCM_RIGHTS) or urgent data, and counting the bytes of 128 buffers costs
-as much as the call it would save.
+has just said "would block".  A short read does not prove that a stream is drained: it also comes where a client passed
+descriptors (SCM_RIGHTS) or urgent data.  So after one, epoll is asked again (`wait_readable`), which costs less than a
+read in vain; likewise after a short write.
 """
 
 from __future__ import annotations
@@ -178,6 +178,21 @@ class DescriptorStream(HostEnd):
             if self._write_fd in self._watched:
                 self._loop.rewatch(self._write_fd, self._output_events())
             self.listener.host_writable()
+
+    def wait_readable(self) -> bool:
+        """Ask epoll anew instead of trying: what is there already raises an event, too."""
+        fd = self._read_fd
+        if fd not in self._watched or self._finishing:
+            return False
+        self.readable = False
+        self._loop.rewatch(fd, INPUT_EVENTS | EPOLLOUT if self._both_ways and self._blocked else INPUT_EVENTS)
+        return True
+
+    def wait_writable(self) -> bool:
+        """Ask epoll for the moment when there is room."""
+        if not self._blocked and not self._hung_up and not self._finishing:
+            self._block()
+        return self._blocked
 
     def _output_events(self) -> int:
         return INPUT_EVENTS if self._both_ways else EPOLLET

@@ -103,6 +103,14 @@ class HostEnd:
         """
         raise NotImplementedError
 
+    def wait_readable(self) -> bool:
+        """The last read was short: whether `listener.host_readable` will tell of more.  False: another try will."""
+        return False
+
+    def wait_writable(self) -> bool:
+        """The last write was short: whether `listener.host_writable` will come.  False: another try will tell."""
+        return False
+
     def guest_opened(self) -> None:
         """The guest has opened the port."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from virtserial.chardev.base import Chardev
     from virtserial.machine.model import Controller, Machine
+
+MAX_DESCRIPTORS = 1 << 18
+"""The keeper holds one for each DMA map, interrupt and connection: more than the usual soft limit of 1024."""
 
 USAGE = """usage: virtserial serve OPTION...
 
@@ -76,7 +79,7 @@ def _descriptor(word: str, value: str) -> int:
     try:
         fd = int(value)
         os.fstat(fd)
-    except (ValueError, OSError):
+    except (ValueError, OverflowError, OSError):
         raise ConfigError(f"{word} {value}: not an open descriptor") from None
     return fd
 
@@ -150,22 +153,35 @@ def build(options: Options) -> tuple[Machine, dict[str, Chardev]]:
 
 
 def _serve(options: Options, machine: Machine, chardevs: dict[str, Chardev]) -> None:
+    from virtserial.daemon.announcement import announce
     from virtserial.daemon.keeper import Keeper
 
+    _prepare_descriptors()
     loop = EventLoop()
     stop_on_signals(loop)
     keeper = Keeper(loop, machine, chardevs, options.trust_vmm)
     try:
         keeper.start()
         for controller in machine.controllers:
-            print(qemu_argument(controller))
-        sys.stdout.flush()
+            announce(qemu_argument(controller))
         if options.ready_fd is not None:
             os.close(options.ready_fd)
         loop.run()
     finally:
         keeper.close()
         loop.close()
+
+
+def _prepare_descriptors() -> None:
+    """Have standard input, output and error open, and as many more descriptors as may be had."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        # One of the three was closed: no socket may come to stand in its place.
+        pass
+    os.close(fd)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY or most > MAX_DESCRIPTORS:
+        most = MAX_DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def qemu_argument(controller: Controller) -> str:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from virtserial.loop import Timer
     from virtserial.virtio.virtqueue import Virtqueue
 
-SIGNAL_QUIET: Final = 0.0003
-"""Seconds without new chains after which a held interrupt is sent: then the driver may be waiting for it."""
+SIGNAL_INTERVAL: Final = 0.0003
+"""Seconds between two interrupts for a driver that may be waiting for them."""
 SIGNAL_LIMIT: Final = 0.003
-"""Seconds after which it is sent in any case."""
+"""Seconds for one that takes its buffers back without being asked: it will only wait when its ring is full."""
 LOOK_AGAIN: Final = 0.0002
 """Seconds until the device looks at a ring again for whose doorbell it has not asked."""
 
@@ -37,7 +37,7 @@ class Moderation:
     def __init__(self, scheduler: Scheduler, signal: Callable[[Virtqueue], None]) -> None:
         self._scheduler = scheduler
         self._signal = signal
-        self._held: dict[Virtqueue, tuple[float, float]] = {}
+        self._held: dict[Virtqueue, float] = {}
         self._looks: dict[Callable[[], None], float] = {}
         self._timer: Timer | None = None
 
@@ -48,18 +48,23 @@ class Moderation:
 
     def chains_returned(self, queue: Virtqueue) -> None:
         """Interrupt for returned chains now, if there was none for a while or most of the ring waits; else soon."""
-        now = self._scheduler.now()
-        held = self._held.get(queue)
-        quiet = now + SIGNAL_QUIET
-        if queue.unsignalled >= queue.size * 3 >> 2 or (not held and now >= queue.signal_time + SIGNAL_QUIET):
-            queue.signal_time = now
+        if queue.unsignalled >= queue.size * 3 >> 2:
             self._held.pop(queue, None)
-            self._signal(queue)
-        elif held:
-            self._held[queue] = (min(quiet, held[1]), held[1])
-        else:
-            self._held[queue] = (quiet, now + SIGNAL_LIMIT)
-            self._wake_at(quiet)
+            self._signal_now(queue)
+        elif queue not in self._held:
+            now = self._scheduler.now()
+            due = queue.signal_time + SIGNAL_INTERVAL
+            if queue.reclaimed:
+                due = now + SIGNAL_LIMIT
+            elif due <= now:
+                self._signal_now(queue)
+                return
+            self._held[queue] = due
+            self._wake_at(due)
+
+    def _signal_now(self, queue: Virtqueue) -> None:
+        queue.signal_time = self._scheduler.now()
+        self._signal(queue)
 
     def look_again(self, look: Callable[[], None]) -> None:
         """Call `look` a moment later."""
@@ -80,10 +85,9 @@ class Moderation:
         for look in [look for look, due in self._looks.items() if due <= now]:
             del self._looks[look]
             look()
-        for queue in [queue for queue, (due, _) in self._held.items() if due <= now]:
+        for queue in [queue for queue, due in self._held.items() if due <= now]:
             if self._held.pop(queue, None):  # A signal before it may have failed the device.
-                queue.signal_time = now
-                self._signal(queue)
-        dues = [*self._looks.values(), *(due for due, _ in self._held.values())]
+                self._signal_now(queue)
+        dues = [*self._looks.values(), *self._held.values()]
         if dues:
             self._wake_at(min(dues))

@@ -60,6 +60,8 @@ class HostEnd(Protocol):
     def start(self) -> None: ...
     def writev(self, buffers: Sequence[memoryview]) -> int: ...
     def readv(self, buffers: Sequence[memoryview]) -> int: ...
+    def wait_readable(self) -> bool: ...
+    def wait_writable(self) -> bool: ...
     def guest_opened(self) -> None: ...
     def guest_closed(self) -> None: ...
     def guest_ready(self) -> None: ...
@@ -291,13 +293,16 @@ class Port:
             self.record.discarded += done - offset
             count, partial_bytes = len(heads), 0
         else:
-            done = offset + self._write(batch.views)
+            taken = self._write(batch.views)
+            done = offset + taken
             if done >= ends[-1]:
                 count, partial_bytes = len(heads), 0
             else:
                 count = bisect_right(ends, done)
                 partial_bytes = done - ends[count - 1] if count else done
                 heads = heads[:count]
+                if taken and host.connected:
+                    self.throttled = host.wait_writable()
             self.record.transmitted += done - offset
         queue.push_used(heads, None, partial_bytes)
         self.misdirected += batch.odd
@@ -412,6 +417,7 @@ class Port:
         self.device.signal(queue)
         if count == size:
             self._window = min(self._window * 4, TURN_CHAINS)
-        elif used < self._window >> 2:
+            return host.readable
+        if used < self._window >> 2:
             self._window = max(self._window >> 1, 8)
-        return host.readable
+        return not host.wait_readable()

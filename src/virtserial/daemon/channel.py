@@ -7,10 +7,12 @@ arrived, even if its sender dies the next moment: that is what the keeper's prom
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from virtserial.errors import StateError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE = 64 << 10
 MAX_FDS = 16
+IN_FLIGHT_TIMEOUT = 4.0
+"""Seconds to wait until descriptors that are under way have been received."""
 
 Message = dict[str, object]
 
@@ -54,14 +58,25 @@ class Channel:
         """Send a message; the descriptors stay the caller's too.
 
         Raises:
-            OSError: the other end is gone.
+            OSError: the other end is gone; BlockingIOError: it has not read for too long.
             StateError: the message is too large.
         """
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > MAX_MESSAGE or len(fds) > MAX_FDS:
             raise StateError(f"channel message of {len(data)} bytes and {len(fds)} descriptors is too large")
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        deadline = time.monotonic() + IN_FLIGHT_TIMEOUT
+        while True:
+            try:
+                self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+                return
+            except OSError as error:
+                # A user may have no more descriptors under way than a process may have open (unix(7)).
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                if time.monotonic() > deadline:
+                    raise BlockingIOError(error.errno, error.strerror) from None
+            time.sleep(0.001)
 
     def receive(self, wait: bool = False) -> tuple[Message, list[int]] | None:
         """Return the next message and its descriptors (the caller's now), or None if there is none yet.

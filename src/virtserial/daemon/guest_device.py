@@ -10,9 +10,11 @@ import logging
 import mmap
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from virtserial.console.device import ConsoleDevice
+from virtserial.daemon.limited_log import LimitedLog
 from virtserial.errors import AccessInterrupted, DriverError, PeerError
 from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from virtserial.memory.region import FileRegion, MappedRegion, MessageRegion, cannot_shrink
@@ -81,6 +83,8 @@ class GuestDevice(VirtioPciFunction):
         self.name = cast(str, config["name"])
         self._loop = loop
         self._say = say
+        self._log = LimitedLog(log, loop, self.name)
+        self._guarded_turns: dict[Callable[[], None], Callable[[], None]] = {}
         self._trust_vmm = bool(config["trust_vmm"])
         self._slow_path_told = False
         self._stream: MessageStream | None = None
@@ -113,7 +117,10 @@ class GuestDevice(VirtioPciFunction):
 
     def add_turn(self, callback: Callable[[], None]) -> None:
         """Give the device a turn."""
-        self._loop.add_turn(lambda: self._guarded(callback))
+        guarded = self._guarded_turns.get(callback)
+        if guarded is None:
+            guarded = self._guarded_turns[callback] = partial(self._guarded, callback)
+        self._loop.add_turn(guarded)
 
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer:
         """Call the device back at a time."""
@@ -127,11 +134,11 @@ class GuestDevice(VirtioPciFunction):
 
     def _broken(self) -> None:
         """A mistake of ours: this device stops, the process and its other devices go on."""
-        log.exception("%s: internal error; the device stops until the guest resets it", self.name)
+        self._log.error("internal error; the device stops until the guest resets it", with_traceback=True)
         self.console.fail(DriverError("internal error of the device"))
 
     def _device_failed(self, error: DriverError) -> None:
-        log.error("%s: the guest's driver broke a rule, the device needs a reset: %s", self.name, error)
+        self._log.error("the guest's driver broke a rule, the device needs a reset: %s", error)
 
     def _address_fault(self) -> None:
         if self._fault_timer is None:
@@ -153,7 +160,7 @@ class GuestDevice(VirtioPciFunction):
 
     def host_end_failed(self, port: Port, error: BackendError) -> None:
         """A host end failed; its port is closed towards the guest."""
-        log.error("%s: port %d: %s; the port is closed", self.name, port.number, error)
+        self._log.error("port %d: %s; the port is closed", port.number, error)
 
     # The VMM's connection
 
@@ -190,7 +197,7 @@ class GuestDevice(VirtioPciFunction):
             return
         self._access = None
         if reason:
-            log.error("%s: VMM's connection is closed: %s", self.name, reason)
+            self._log.error("VMM's connection is closed: %s", reason)
         else:
             log.info("%s: VMM has left", self.name)
         self._loop.unwatch(stream.fileno())

@@ -7,21 +7,22 @@ that handles no guest's bytes.  When the worker dies, a new one gets the same de
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
-import socket
 import time
 from typing import TYPE_CHECKING, cast
 
+from virtserial.daemon.announcement import announce
 from virtserial.daemon.channel import Channel, Message
+from virtserial.daemon.farewell import close_vmm, close_vmms_now
 from virtserial.daemon.held import HeldDescriptors
 from virtserial.daemon.vmm_listener import VmmListener
-from virtserial.errors import StateError
+from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from virtserial.chardev.base import Chardev, Connection
@@ -35,8 +36,6 @@ RESTART_DELAYS = (0.0, 0.05, 0.2, 0.5, 1.0)
 YOUNG = 2.0
 SEND_TIMEOUT = 4
 """Seconds the keeper waits for a worker that does not read its channel; then it counts as hung and is replaced."""
-DRAIN_TIME = 0.2
-"""Seconds a closing VMM socket is still read, so that nothing is unread in it when it closes."""
 
 
 class Keeper:
@@ -79,9 +78,10 @@ class Keeper:
         for index, controller in enumerate(self.machine.controllers):
             self._open_controller(index, controller)
         for chardev in self.chardevs.values():
+            chardev.report = log.warning
             chardev.open(self.loop, self)
             if chardev.announcement:
-                print(chardev.announcement, flush=True)
+                announce(chardev.announcement)
         self._start_worker()
         for chardev in self.chardevs.values():
             if chardev.wait:
@@ -95,7 +95,7 @@ class Keeper:
         os.ftruncate(memory, size)
         self._states.append(memory)
         if self._default_directory(controller.socket):
-            os.makedirs(os.path.dirname(controller.socket), mode=0o700, exist_ok=True)
+            _make_directory(os.path.dirname(controller.socket))
 
         def accepted(client: socket.socket) -> None:
             fd = client.detach()
@@ -118,13 +118,8 @@ class Keeper:
             listener.close()
         if self._worker:
             self._end_worker()
-        vmms = [fd for _, _, fds in self._held.entries("vmm/") for fd in fds]
-        for fd in vmms:
-            _shut_down(fd)
-        deadline = time.monotonic() + DRAIN_TIME
-        while vmms and time.monotonic() < deadline:
-            vmms = [fd for fd in vmms if not _drain(fd)]
-            time.sleep(0.005)
+        vmms = [key for key, _, _ in self._held.entries("vmm/")]
+        close_vmms_now([fd for key in vmms for fd in self._held.take(key)])
         self._held.drop_all("")
         for chardev in self.chardevs.values():
             chardev.close()
@@ -142,9 +137,14 @@ class Keeper:
 
             run_forked(self, theirs)  # does not return
         theirs.close()
+        try:
+            self._worker_pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
         self._worker, self._channel = pid, ours
         self._worker_started = time.monotonic()
-        self._worker_pidfd = os.pidfd_open(pid)
         ours.set_send_timeout(SEND_TIMEOUT)
         self.loop.watch(ours.fileno(), EPOLLIN, self._worker_spoke)
         self.loop.watch(self._worker_pidfd, EPOLLIN, self._worker_exited)
@@ -224,7 +224,14 @@ class Keeper:
         code = os.waitstatus_to_exitcode(status)
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         log.error("worker %d %s; a new one takes over", pid, cause)
-        self._restart_timer = self.loop.call_later(delay, self._start_worker)
+        self._restart_timer = self.loop.call_later(delay, self._restart_worker)
+
+    def _restart_worker(self) -> None:
+        try:
+            self._start_worker()
+        except OSError as error:
+            log.error("no worker can be started: %s", error.strerror)
+            self._restart_timer = self.loop.call_later(RESTART_DELAYS[-1], self._restart_worker)
 
     def _end_worker(self) -> None:
         """End the worker for good: a word first, then by force."""
@@ -306,15 +313,8 @@ class Keeper:
         self._held.drop_all(f"dma/{index}/")
         self._held.drop_all(f"irq/{index}/")
         for fd in self._held.take(f"vmm/{index}"):
-            _shut_down(fd)
-            self._close_when_drained(fd, self.loop.now() + DRAIN_TIME)
+            close_vmm(self.loop, fd)
         self._listeners[index].client_gone()
-
-    def _close_when_drained(self, fd: int, deadline: float) -> None:
-        if _drain(fd) or self.loop.now() >= deadline:
-            os.close(fd)
-        else:
-            self.loop.call_later(0.005, lambda: self._close_when_drained(fd, deadline))
 
     # chardev.base.ConnectionSink
 
@@ -329,19 +329,8 @@ class Keeper:
         self._hold_and_send(f"chardev/{chardev.id}", message, connection.fds)
 
 
-def _shut_down(fd: int) -> None:
-    """Announce the end to the peer: QEMU then stops sending."""
-    with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_WR)
-
-
-def _drain(fd: int) -> bool:
-    """Read what is there; True when the peer has closed its end."""
-    while True:
-        try:
-            if not os.read(fd, 65536):
-                return True
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+def _make_directory(path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Could not create '{path}': {error.strerror}; say socket=PATH") from error

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.unix_listener import UnixListener
+from virtserial.daemon.farewell import close_vmm
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("virtserial.keeper")
 
 BACKLOG = 8
+ACCEPT_AGAIN = 1.0
+"""Seconds after accept has failed for want of descriptors or memory."""
 HANDOVER = 1.0
 """Seconds a second client waits for the first to be gone: a VMM that is started anew may be faster than the news of
 the old one's end.  Then it is refused: QEMU would wait for ever."""
@@ -42,7 +45,12 @@ class VmmListener:
         self._socket.setblocking(False)
         self._busy = False
         self._waiting: list[tuple[socket.socket, Timer]] = []
-        loop.watch(self._socket.fileno(), EPOLLIN, self._accept)
+        self._pause: Timer | None = None
+        self._watch()
+
+    def _watch(self) -> None:
+        self._pause = None
+        self._loop.watch(self._socket.fileno(), EPOLLIN, self._accept)
 
     def _accept(self, _: int) -> None:
         try:
@@ -53,7 +61,7 @@ class VmmListener:
             # Out of descriptors or memory: the client waits in the backlog, we look again in a while.
             log.error("%s: cannot accept a VMM: %s", self._name, error)
             self._loop.unwatch(self._socket.fileno())
-            self._loop.call_later(1.0, lambda: self._loop.watch(self._socket.fileno(), EPOLLIN, self._accept))
+            self._pause = self._loop.call_later(ACCEPT_AGAIN, self._watch)
             return
         if not self._busy:
             self._busy = True
@@ -64,7 +72,7 @@ class VmmListener:
     def _refuse(self) -> None:
         client, _ = self._waiting.pop(0)
         log.warning("%s: a second VMM was refused: the first is still connected to %s", self._name, self.path)
-        client.close()
+        close_vmm(self._loop, client.detach())
 
     def client_gone(self) -> None:
         """The client that was accepted is gone: the next one may come."""
@@ -77,9 +85,11 @@ class VmmListener:
 
     def close(self) -> None:
         """Stop listening and remove the socket file, if it is still ours."""
+        if self._pause is not None:
+            self._pause.cancel()
         self._loop.unwatch(self._socket.fileno())
         self._listener.close()
         for client, timer in self._waiting:
             timer.cancel()
-            client.close()
+            close_vmm(self._loop, client.detach())
         self._waiting.clear()

@@ -165,7 +165,10 @@ class Port:
         self._transmitq.commit(count)
 
     def flushed(self) -> bool:
-        """Whether the device has taken everything that was written.  If not, port_writable will come."""
+        """Whether the device has taken everything that was written.
+
+        If not, port_writable will come when it has, unless more is written meanwhile: then ask again.
+        """
         try:
             return self._transmitq.flushed()
         except PeerError as error:

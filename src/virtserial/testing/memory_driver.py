@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from virtserial.driver.transport import InterruptSink
     from virtserial.virtio.device import VirtioDevice
 
+MOMENT = 0.01
+"""Seconds: longer than a device waits before it looks again or sends an interrupt that it held back."""
+
 
 class StepScheduler:
     """Turns and timers under a test's control; it stands where a device asks for an event loop.
@@ -235,11 +238,11 @@ class MemoryDriver:
     def start(self) -> None:
         """Initialize the device and run until the ports are known."""
         self.driver.start()
-        self.scheduler.run()
+        self.run()
 
     def run(self) -> None:
-        """Run device and driver until both are idle."""
-        self.scheduler.run()
+        """Run device and driver until both are idle, interrupts that were held back for a moment included."""
+        self.scheduler.advance(MOMENT)
 
     def port(self, name: str) -> Port:
         """Return the port of that name.
@@ -322,10 +325,10 @@ class QueueDriver:
         self.ring(index)
 
     def ring(self, index: int) -> None:
-        """Publish what was added, notify the device if it wants that, run it."""
+        """Publish what was added, notify the device if it wants that, run it for a moment."""
         if self.queues[index].publish():
             self.device.notify(index)
-        self.scheduler.run()
+        self.scheduler.advance(MOMENT)
 
     def harvest(self, index: int) -> list[bytes]:
         """Return copies of what the device wrote, chain by chain, b"" for chains it only read."""

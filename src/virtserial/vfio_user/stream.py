@@ -39,7 +39,10 @@ REQUEST_TIMEOUT: Final = 5.0
 
 _SO_PEEK_OFF: Final = 42  # <asm-generic/socket.h>; the socket module does not have it
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(4 * MAX_MESSAGE_FDS)
-_PEEK: Final = socket.MSG_PEEK | socket.MSG_DONTWAIT
+# Plain numbers: arithmetic on the socket module's flags makes enum objects, which costs a microsecond each time.
+_PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_PEEK_WITH_FDS: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_MSG_CTRUNC: Final = int(socket.MSG_CTRUNC)
 
 
 class RequestRefused(PeerError):
@@ -115,7 +118,7 @@ class MessageStream:
             self.at_end = True
             return False
         # Whatever arrives behind this peek raises a new edge; what it left out does not.
-        if flags & socket.MSG_CTRUNC:
+        if flags & _MSG_CTRUNC:  # noqa: SIM108 - two ways, not a choice of values
             more = self._serve_one()
         else:
             more = self._serve_buffer(length) and length == len(self._buffer)
@@ -174,13 +177,13 @@ class MessageStream:
         try:
             while filled < size:
                 length, control, flags, _ = self._sock.recvmsg_into(
-                    [self._view[filled:size]], 0 if fds is None else _CONTROL_SIZE, _PEEK | socket.MSG_CMSG_CLOEXEC
+                    [self._view[filled:size]], 0 if fds is None else _CONTROL_SIZE, _PEEK_WITH_FDS
                 )
                 if fds is not None:
                     for level, kind, data in control:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-                    if flags & socket.MSG_CTRUNC or len(fds) > MAX_MESSAGE_FDS:
+                    if flags & _MSG_CTRUNC or len(fds) > MAX_MESSAGE_FDS:
                         raise PeerError(f"a message with more than {MAX_MESSAGE_FDS} descriptors")
                 if not length:
                     self.at_end = True

@@ -107,6 +107,7 @@ class Virtqueue:
         "_indirect",
         "_memory",
         "_position",
+        "_size",
         "_spans",
         "index",
         "max_size",
@@ -125,6 +126,7 @@ class Virtqueue:
         self._event_idx = False
         self._indirect = False
         self._position = 0
+        self._size = 0
         self._spans: tuple[tuple[int, int], ...] = ()
         if not self.record.size:
             self.reset()
@@ -222,7 +224,7 @@ class Virtqueue:
             AddressError: an area is not mapped; the queue then has no ring.
         """
         record = self.record
-        size = record.size
+        size = self._size = record.size
         self.ring = None
         self._memory = memory
         self._spans = (
@@ -261,10 +263,10 @@ class Virtqueue:
             return 0
         idx = ring.avail_idx()
         waiting = (idx - self._position) & 0xFFFF
-        if waiting > self.record.size:
+        if waiting > self._size:
             raise DriverError(
                 f"queue {self.index}: available index {idx} is {waiting} ahead of {self._position}, "
-                f"the queue has {self.record.size} entries"
+                f"the queue has {self._size} entries"
             )
         return waiting
 
@@ -298,7 +300,7 @@ class Virtqueue:
         ring, memory = self.ring, self._memory
         assert ring is not None
         assert memory is not None
-        size = self.record.size
+        size = self._size
         heads = ring.avail_entries(self._position, min(waiting, max_chains))
         table = ring.descriptors()
         views, ends = batch.views, batch.ends
@@ -436,6 +438,15 @@ class Virtqueue:
             written -= count
 
     # Notifications
+
+    @property
+    def reclaimed(self) -> bool:
+        """Whether the driver takes its chains back without being asked: it moved used_event past what it was last
+        signalled for.  Without EVENT_IDX that is not known."""
+        ring = self.ring
+        if ring is None or not self._event_idx:
+            return False
+        return (self._position - ring.used_event()) & 0xFFFF < self.unsignalled
 
     @property
     def unsignalled(self) -> int:

@@ -21,6 +21,7 @@ REPLY_SECONDS = 30.0
 LEAST_COMMANDS = 5
 PAUSE_SECONDS = 0.2
 BUFFER = 1 << 18
+PROMPT = re.compile(r"^(guest[$#] )+")
 
 
 def connect(path: str) -> socket.socket:
@@ -113,7 +114,8 @@ class Typist:
         while True:
             match = re.search(rb"([^\r\n]*)[\r\n]+end-%d\r?\n" % count, seen)
             if match:
-                return match[1].decode(errors="replace").strip()
+                # The prompt stands before the answer where the command was typed before the shell had shown it.
+                return PROMPT.sub("", match[1].decode(errors="replace")).strip()
             data = self._connection.recv(65536)
             if not data:
                 raise OSError("the console was closed")
