@@ -81,6 +81,12 @@ class ControlChannel:
         if self._device.driver_listens:
             self._set_pending(port.slot, ADD)
 
+    def port_replaced(self, port: Port) -> None:
+        """Another port has taken the number while no worker was there: the driver hears of both, once it is resumed."""
+        record = port.record
+        record.pending = (REMOVE if record.known else 0) | (ADD if self._device.driver_listens else 0)
+        record.known = record.ready = record.told_open = record.guest_open = 0
+
     def port_removed(self, slot: PortSlot) -> None:
         """A port was unplugged: nothing else of it is said any more, and nothing at all if it was never mentioned."""
         record = slot.record

@@ -139,9 +139,12 @@ class ConsoleDevice(VirtioDevice):
         return self.queues[receiveq_index(number)], self.queues[transmitq_index(number)]
 
     def add_port(
-        self, number: int, name: str | None = None, is_console: bool = False, has_backend: bool = False
+        self, number: int, name: str | None = None, is_console: bool = False, has_backend: bool = False, plug: int = 0
     ) -> Port:
         """Plug a port in, or, in state memory that knows it already, go on with it.
+
+        Args:
+            plug: differs from that of another port that had the number before (16 bits are kept).
 
         Raises:
             StateError: the number is taken or outside the device.
@@ -150,10 +153,15 @@ class ConsoleDevice(VirtioDevice):
         if slot is None or slot.port is not None:
             raise StateError(f"{self.name}: port {number} is taken or not below {self.max_ports}")
         port = slot.port = Port(self, slot, name, is_console, has_backend)
-        if not slot.record.order:
+        replaces = slot.record.order and slot.record.plug != plug & 0xFFFF
+        if replaces or not slot.record.order:
             self._console.next_order += 1
             slot.record.order = self._console.next_order
-            self.control.port_added(port)
+            slot.record.plug = plug & 0xFFFF
+            if replaces:
+                self.control.port_replaced(port)
+            else:
+                self.control.port_added(port)
             if self.live and not self.multiport and number == 0:
                 port.set_guest_open(True)
         return port
@@ -272,7 +280,7 @@ class ConsoleDevice(VirtioDevice):
         for slot in self.slots:
             if slot.port is None and slot.record.order:
                 # Unplugged while nobody was there to tell the driver.
-                slot.record.order = 0
+                slot.record.order = slot.record.guest_open = 0
                 self.control.port_removed(slot)
         if self.live:
             self.transport.config_interrupt()

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from virtserial.loop import Timer
     from virtserial.virtio.virtqueue import Virtqueue
 
-SIGNAL_INTERVAL: Final = 0.0003
-"""Seconds between two interrupts for a driver that may be waiting for them."""
+SIGNAL_QUIET: Final = 0.0003
+"""Seconds without new chains after which a held interrupt is sent: then the driver may be waiting for it."""
 SIGNAL_LIMIT: Final = 0.003
-"""Seconds for one that takes its buffers back without being asked: it will only wait when its ring is full."""
+"""Seconds after which it is sent in any case."""
 LOOK_AGAIN: Final = 0.0002
 """Seconds until the device looks at a ring again for whose doorbell it has not asked."""
 
@@ -37,7 +37,7 @@ class Moderation:
     def __init__(self, scheduler: Scheduler, signal: Callable[[Virtqueue], None]) -> None:
         self._scheduler = scheduler
         self._signal = signal
-        self._held: dict[Virtqueue, float] = {}
+        self._held: dict[Virtqueue, tuple[float, float]] = {}
         self._looks: dict[Callable[[], None], float] = {}
         self._timer: Timer | None = None
 
@@ -48,19 +48,20 @@ class Moderation:
 
     def chains_returned(self, queue: Virtqueue) -> None:
         """Interrupt for returned chains now, if there was none for a while or most of the ring waits; else soon."""
+        held = self._held.get(queue)
         if queue.unsignalled >= queue.size * 3 >> 2:
             self._held.pop(queue, None)
             self._signal_now(queue)
-        elif queue not in self._held:
-            now = self._scheduler.now()
-            due = queue.signal_time + SIGNAL_INTERVAL
-            if queue.reclaimed:
-                due = now + SIGNAL_LIMIT
-            elif due <= now:
-                self._signal_now(queue)
-                return
-            self._held[queue] = due
-            self._wake_at(due)
+            return
+        now = self._scheduler.now()
+        if held:
+            # More came without an interrupt: nobody waits for one yet.
+            self._held[queue] = (min(now + SIGNAL_QUIET, held[1]), held[1])
+        elif now >= queue.signal_time + SIGNAL_QUIET:
+            self._signal_now(queue)
+        else:
+            self._held[queue] = (now + SIGNAL_QUIET, now + SIGNAL_LIMIT)
+            self._wake_at(now + SIGNAL_QUIET)
 
     def _signal_now(self, queue: Virtqueue) -> None:
         queue.signal_time = self._scheduler.now()
@@ -85,9 +86,9 @@ class Moderation:
         for look in [look for look, due in self._looks.items() if due <= now]:
             del self._looks[look]
             look()
-        for queue in [queue for queue, due in self._held.items() if due <= now]:
+        for queue in [queue for queue, (due, _) in self._held.items() if due <= now]:
             if self._held.pop(queue, None):  # A signal before it may have failed the device.
                 self._signal_now(queue)
-        dues = [*self._looks.values(), *self._held.values()]
+        dues = [*self._looks.values(), *(due for due, _ in self._held.values())]
         if dues:
             self._wake_at(min(dues))

@@ -91,6 +91,8 @@ class PortRecord(Record):
     """The driver has said PORT_OPEN 1."""
     told_open = U16(8)
     """The last PORT_OPEN the driver was told."""
+    plug = U16(10)
+    """Tells ports apart that had this number one after the other."""
     order = U32(12)
     """Grows with every plug: the order in which the driver hears of ports."""
     transmitted = U64(16)

@@ -87,6 +87,8 @@ class GuestDevice(VirtioPciFunction):
         self._guarded_turns: dict[Callable[[], None], Callable[[], None]] = {}
         self._trust_vmm = bool(config["trust_vmm"])
         self._slow_path_told = False
+        self.port_serials: dict[Port, int] = {}
+        self.connection_serials: dict[Port, int] = {}
         self._stream: MessageStream | None = None
         self._access: MessageMemory | None = None
         self._fault_timer: Timer | None = None
@@ -148,15 +150,37 @@ class GuestDevice(VirtioPciFunction):
         self._fault_timer = None
         self._guarded(self.console.retry_faulted)
 
+    # Ports
+
+    def port_plugged(self, port: Port, serial: int, keeper_says_open: bool) -> None:
+        """A port was plugged in, or is there from a predecessor, who may not have told all it knew."""
+        self.port_serials[port] = serial
+        if port.guest_open != keeper_says_open:
+            self.guest_open_changed(port, port.guest_open)
+
+    def port_unplugged(self, port: Port) -> None:
+        """A port is gone."""
+        self.port_serials.pop(port, None)
+        self.connection_serials.pop(port, None)
+
     # console.device.PortEvents
 
     def guest_open_changed(self, port: Port, is_open: bool) -> None:
         """The guest opened or closed a port."""
-        self._say({"type": "guest open", "controller": self.index, "number": port.number, "open": is_open})
+        self._say(
+            {
+                "type": "guest open",
+                "controller": self.index,
+                "number": port.number,
+                "serial": self.port_serials.get(port, 0),
+                "open": is_open,
+            }
+        )
 
     def host_end_closed(self, port: Port) -> None:
         """A host end is over; the keeper may open the next."""
-        self._say({"type": "connection ended", "chardev": port.chardev})
+        serial = self.connection_serials.pop(port, 0)
+        self._say({"type": "connection ended", "chardev": port.chardev, "serial": serial})
 
     def host_end_failed(self, port: Port, error: BackendError) -> None:
         """A host end failed; its port is closed towards the guest."""

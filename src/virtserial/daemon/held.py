@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from virtserial.errors import StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from virtserial.daemon.channel import Message
 
@@ -56,6 +56,16 @@ class HeldDescriptors:
         """Return the descriptors under a key without closing them; they are the caller's now."""
         entry = self._entries.pop(key, None)
         return entry[1] if entry else []
+
+    def message(self, key: str) -> Message | None:
+        """Return what stands behind a key."""
+        entry = self._entries.get(key)
+        return entry[0] if entry else None
+
+    def send_again(self, key: str, send: Callable[[Message, Sequence[int]], None]) -> None:
+        """Give `send` what is kept under a key, if anything is."""
+        if (entry := self._entries.get(key)) is not None:
+            send(*entry)
 
     def entries(self, prefix: str) -> Iterator[tuple[str, Message, list[int]]]:
         """Yield (key, message, descriptors) of everything whose key starts with `prefix`, oldest first."""

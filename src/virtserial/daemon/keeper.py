@@ -17,15 +17,16 @@ from virtserial.daemon.announcement import announce
 from virtserial.daemon.channel import Channel, Message
 from virtserial.daemon.farewell import close_vmm, close_vmms_now
 from virtserial.daemon.held import HeldDescriptors
+from virtserial.daemon.hotplug import HotPlug
 from virtserial.daemon.vmm_listener import VmmListener
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from virtserial.chardev.base import Chardev, Connection
+    from virtserial.chardev.base import Chardev, Connection, ConnectionSink
     from virtserial.loop import EventLoop, Timer
     from virtserial.machine.model import Controller, Machine, Port
 
@@ -57,6 +58,12 @@ class Keeper:
         self.restarts = 0
         self._trust_vmm = trust_vmm
         self._held = HeldDescriptors()
+        self._connections = 0
+        self.hotplug = HotPlug(self, self._held, self._send)
+        self.guest_open_listener: Callable[[Port], None] | None = None
+        """Hears of a port whose `guest_open` has changed."""
+        self.sinks: dict[str, ConnectionSink] = {}
+        """By id: who else but a port uses a chardev, and takes its connections."""
         self._listeners: list[VmmListener] = []
         self._states: list[int] = []
         self._channel: Channel | None = None
@@ -76,7 +83,7 @@ class Keeper:
             ConfigError: something cannot be opened; `close` removes what was.
         """
         for index, controller in enumerate(self.machine.controllers):
-            self._open_controller(index, controller)
+            self.open_controller(index, controller)
         for chardev in self.chardevs.values():
             chardev.report = log.warning
             chardev.open(self.loop, self)
@@ -87,7 +94,12 @@ class Keeper:
             if chardev.wait:
                 chardev.wait_connected()
 
-    def _open_controller(self, index: int, controller: Controller) -> None:
+    def open_controller(self, index: int, controller: Controller) -> None:
+        """Make a controller's state memory and listen for its VMM.
+
+        Raises:
+            ConfigError: its socket cannot be had.
+        """
         from virtserial.daemon.guest_device import state_size
 
         size = state_size(controller.max_ports)
@@ -153,16 +165,17 @@ class Keeper:
     def _configure_worker(self) -> None:
         """Tell a new worker everything; the order is that of building: controllers, ports, maps, connections."""
         for index, controller in enumerate(self.machine.controllers):
-            self._send(self._controller_message(index, controller), [self._states[index]])
+            self.send_controller(index, controller)
             for port in controller.ports.values():
-                self._send(self._port_message(port))
+                self._send(self.port_message(port))
         for prefix in ("dma/", "irq/", "chardev/", "vmm/"):
             for _, message, fds in self._held.entries(prefix):
                 self._send(message, fds)
         self._send({"type": "go"})
 
-    def _controller_message(self, index: int, controller: Controller) -> Message:
-        return {
+    def send_controller(self, index: int, controller: Controller) -> None:
+        """Tell the worker of a controller that `open_controller` has opened."""
+        message: Message = {
             "type": "controller",
             "controller": index,
             "name": controller.name,
@@ -176,12 +189,16 @@ class Keeper:
             "resize_rows_first": controller.resize_rows_first,
             "trust_vmm": self._trust_vmm,
         }
+        self._send(message, [self._states[index]])
 
-    def _port_message(self, port: Port) -> Message:
+    def port_message(self, port: Port) -> Message:
+        """What the worker has to know of a port."""
         return {
             "type": "port",
             "controller": self.machine.controllers.index(port.controller),
             "number": port.number,
+            "serial": port.serial,
+            "guest_open": port.guest_open,
             "name": port.name,
             "is_console": port.is_console,
             "chardev": port.chardev,
@@ -294,19 +311,28 @@ class Keeper:
         elif kind == "vmm gone":
             self._vmm_gone(int(cast(int, message["controller"])))
         elif kind == "connection ended":
-            chardev = self.chardevs[str(message["chardev"])]
-            self._held.drop(f"chardev/{chardev.id}")
-            chardev.connection_ended()
+            self._connection_ended(str(message["chardev"]), message["serial"])
         elif kind == "guest open":
             self._guest_open_changed(message)
         else:
             raise ValueError(f"type {kind!r}")
 
+    def _connection_ended(self, chardev_id: str, serial: object) -> None:
+        held = self._held.message(f"chardev/{chardev_id}")
+        if held is not None and held["serial"] == serial:  # else another has taken its place
+            self._held.drop(f"chardev/{chardev_id}")
+            self.chardevs[chardev_id].connection_ended()
+
     def _guest_open_changed(self, message: Message) -> None:
         controller = self.machine.controllers[int(cast(int, message["controller"]))]
         port = controller.ports.get(int(cast(int, message["number"])))
-        if port is not None and message["open"] and port.chardev is not None:
+        if port is None or port.serial != message["serial"] or port.guest_open == message["open"]:
+            return
+        port.guest_open = bool(message["open"])
+        if port.guest_open and port.chardev is not None:
             self.chardevs[port.chardev].guest_opened()
+        if self.guest_open_listener is not None:
+            self.guest_open_listener(port)
 
     def _vmm_gone(self, index: int) -> None:
         """The worker has let go of a VMM: free what was its, and close its socket without leaving bytes in it."""
@@ -320,9 +346,14 @@ class Keeper:
 
     def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
         """A back end has a connection: hold it, hand it to the worker."""
+        if (sink := self.sinks.get(chardev.id)) is not None:
+            sink.connection_opened(chardev, connection)
+            return
+        self._connections += 1
         message: Message = {
             "type": "chardev",
             "chardev": chardev.id,
+            "serial": self._connections,
             "flavour": connection.flavour,
             "params": connection.params,
         }

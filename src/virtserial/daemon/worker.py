@@ -1,7 +1,8 @@
 """The worker: moves bytes between guests and host ends.  It opens nothing; the keeper hands it every descriptor.
 
 What the keeper says comes as messages of a "type": "controller" and "port" build what there is, "dma", "irq", "chardev"
-and "vmm" bring descriptors (of now, or of a predecessor), "go" starts it all.
+and "vmm" bring descriptors (of now, or of a predecessor), "go" starts it all.  "port" also comes later, and "unplug";
+a "chardev" for a port that has a connection replaces it, "no chardev" takes it away.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Worker:
                 device.resume()
         elif kind == "chardev":
             self._join(message, fds)
+        elif kind == "no chardev":
+            self._part(cast(str, message["chardev"]))
         elif kind == "controller":
             device = GuestDevice(message, fds[0], self.loop, self._say)
             self._devices[device.index] = device
@@ -81,6 +84,8 @@ class Worker:
                     device.resume()
             elif kind == "port":
                 self._add_port(device, message)
+            elif kind == "unplug":
+                self._unplug(device, cast(int, message["number"]))
             elif kind == "dma":
                 device.restore_dma(message, fds)
             elif kind == "irq":
@@ -95,7 +100,9 @@ class Worker:
             cast("str | None", message["name"]),
             is_console=bool(message["is_console"]),
             has_backend=chardev is not None,
+            plug=cast(int, message["serial"]),
         )
+        device.port_plugged(port, cast(int, message["serial"]), bool(message["guest_open"]))
         cols, rows = cast(int, message["cols"]), cast(int, message["rows"])
         if cols or rows:
             device.console.set_size(port, cols, rows)
@@ -103,9 +110,24 @@ class Worker:
         if chardev is not None:
             self._ports[chardev] = device, port
 
+    def _unplug(self, device: GuestDevice, number: int) -> None:
+        port = device.console.remove_port(number)
+        device.port_unplugged(port)
+        if port.chardev is not None:
+            del self._ports[port.chardev]
+
+    def _part(self, chardev: str) -> None:
+        """The connection of a chardev is taken away from its port."""
+        device, port = self._ports.get(chardev, (None, None))
+        if device is not None and port is not None and port.host is not None:
+            host = port.host
+            port.detach()
+            host.close()
+            device.connection_serials.pop(port, None)
+
     def _join(self, message: Message, fds: list[int]) -> None:
-        """A back end has a connection: join it to the port that uses the chardev."""
-        chardev = cast(str, message["chardev"])
+        """A back end has a connection: join it to the port that uses the chardev, in place of the one it has."""
+        chardev, serial = cast(str, message["chardev"]), cast(int, message["serial"])
         device, port = self._ports.get(chardev, (None, None))
         if device is None or port is None:
             for fd in fds:
@@ -117,8 +139,10 @@ class Worker:
             )
         except VirtserialError as error:
             log.error("chardev %s: %s", chardev, error)
-            self._say({"type": "connection ended", "chardev": chardev})
+            self._say({"type": "connection ended", "chardev": chardev, "serial": serial})
             return
+        self._part(chardev)
+        device.connection_serials[port] = serial
         port.attach(host)
 
 

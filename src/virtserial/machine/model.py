@@ -54,6 +54,8 @@ class Port:
     Attributes:
         number: its number on the controller.
         chardev: the id of its back end, or None.
+        serial: counts the ports that were ever plugged in, so that no two are mistaken for each other.
+        guest_open: the guest has it open, as far as the keeper has heard.
     """
 
     id: str | None
@@ -64,6 +66,8 @@ class Port:
     chardev: str | None
     cols: int = 0
     rows: int = 0
+    serial: int = 0
+    guest_open: bool = False
 
     @property
     def driver(self) -> str:
@@ -78,6 +82,7 @@ class Machine:
         self.controllers: list[Controller] = []
         self._ids: dict[str, Controller | Port] = {}
         self._unnamed_buses = 0
+        self._plugged_ports = 0
 
     def ports(self) -> Iterator[Port]:
         """Every port, controller by controller in plug order."""
@@ -191,7 +196,8 @@ class Machine:
             raise ConfigError(
                 "Port number 0 on virtio-serial devices reserved for virtconsole devices for backward compatibility."
             )
-        port = Port(device_id, controller, number, name, is_console, chardev, cols, rows)
+        self._plugged_ports += 1
+        port = Port(device_id, controller, number, name, is_console, chardev, cols, rows, self._plugged_ports)
         controller.ports[number] = port
         if device_id is not None:
             self._ids[device_id] = port

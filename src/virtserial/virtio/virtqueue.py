@@ -440,15 +440,6 @@ class Virtqueue:
     # Notifications
 
     @property
-    def reclaimed(self) -> bool:
-        """Whether the driver takes its chains back without being asked: it moved used_event past what it was last
-        signalled for.  Without EVENT_IDX that is not known."""
-        ring = self.ring
-        if ring is None or not self._event_idx:
-            return False
-        return (self._position - ring.used_event()) & 0xFFFF < self.unsignalled
-
-    @property
     def unsignalled(self) -> int:
         """Chains returned since the driver was last considered for an interrupt."""
         return (self._position - self.record.signalled) & 0xFFFF
