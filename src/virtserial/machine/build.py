@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from virtserial.machine.model import Machine
     from virtserial.options.device_options import DeviceOptions
 
+MAX_CONSOLE_SIZE = 0xFFFF
+"""The configuration and RESIZE have 16 bits for each."""
+
 
 def plug(machine: Machine, options: DeviceOptions, chardevs: Container[str], run_directory: str) -> Controller | Port:
     """Plug in the device that the options describe.
@@ -32,6 +35,9 @@ def plug(machine: Machine, options: DeviceOptions, chardevs: Container[str], run
     machine.bus(options.bus, options.driver)
     if chardev is not None and chardev not in chardevs:
         raise ConfigError(f"Property '{options.driver}.chardev' can't find value '{chardev}'")
+    cols, rows = cast(int, properties.get("cols", 0)), cast(int, properties.get("rows", 0))
+    if max(cols, rows) > MAX_CONSOLE_SIZE:
+        raise ConfigError(f"console of {cols} columns and {rows} rows, at most {MAX_CONSOLE_SIZE} each")
     return machine.add_port(
         options.driver,
         options.id,
@@ -39,8 +45,8 @@ def plug(machine: Machine, options: DeviceOptions, chardevs: Container[str], run
         cast("int | None", properties["nr"]),
         cast("str | None", properties["name"]),
         chardev,
-        cast(int, properties.get("cols", 0)),
-        cast(int, properties.get("rows", 0)),
+        cols,
+        rows,
     )
 
 

@@ -69,6 +69,11 @@ PORT_PROPERTIES: Mapping[str, Property] = {
     "nr": Property("uint32", None, USED, "port number; the next free one if not given"),
 }
 
+CONSOLE_PROPERTIES: Mapping[str, Property] = {
+    "cols": Property("uint32", 0, USED, "columns of the console's window; 0: the guest is not told"),
+    "rows": Property("uint32", 0, USED, "rows of the console's window"),
+}
+
 _QEMU_HOST_SIDE = (
     *(("addr", "str", None), ("acpi-index", "uint32", 0), ("aer", "bool", False), ("any_layout", "bool", True)),
     *(("busnr", "str", None), ("class", "uint32", 0), ("disable-legacy", "str", "auto")),
@@ -103,7 +108,8 @@ CONTROLLER_PROPERTIES: Mapping[str, Property] = {
 
 DRIVERS: Mapping[str, Mapping[str, Property]] = {
     **dict.fromkeys(CONTROLLERS, CONTROLLER_PROPERTIES),
-    **dict.fromkeys(("virtserialport", "virtconsole"), PORT_PROPERTIES),
+    "virtserialport": PORT_PROPERTIES,
+    "virtconsole": {**PORT_PROPERTIES, **CONSOLE_PROPERTIES},
 }
 
 CHOICES = {"resize-order": ("cols-rows", "rows-cols"), "disable-legacy": ("on", "off", "auto")}

@@ -1,0 +1,126 @@
+"""`virtserial serve` as a process of its own, and what can be seen of it from outside."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+READY_TIMEOUT = 20
+
+
+def wait_until(condition, seconds=10, complaint="it did not come to that"):
+    """Wait for a condition; return its value."""
+    limit = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < limit, f"{complaint} in {seconds} s"
+        time.sleep(0.005)
+    return value
+
+
+def open_descriptors(pid):
+    """How many descriptors a process has."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def connect(path):
+    """A host's connection to a socket chardev."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    connection.connect(str(path))
+    return connection
+
+
+class DeviceProcess:
+    """A running `virtserial serve`, ready.
+
+    Attributes:
+        process: the keeper's Popen.
+        announced: what it printed, once it is ready.
+    """
+
+    def __init__(self, folder, *options, environment=None, **popen):
+        self._folder = Path(folder)
+        number = len(list(self._folder.glob("log*")))
+        self._log = self._folder / f"log{number}"
+        output = self._folder / f"out{number}"
+        ready, ready_at_child = os.pipe()
+        try:
+            with self._log.open("wb") as log, output.open("wb") as out:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "virtserial", "serve", *options, "--ready-fd", str(ready_at_child)],
+                    env=environment or ENVIRONMENT, pass_fds=[ready_at_child], stdin=subprocess.DEVNULL,
+                    stdout=popen.pop("stdout", out), stderr=log, **popen,
+                )  # fmt: skip
+            os.close(ready_at_child)
+            self.pid = self.process.pid
+            try:
+                assert select.select([ready], [], [], READY_TIMEOUT)[0], "it does not become ready"
+                wait_until(lambda: self.process.poll() is not None or self.worker is not None)
+                assert self.process.poll() is None, f"it ended: {self.log}"
+            except BaseException:
+                self.kill()
+                raise
+        finally:
+            os.close(ready)
+        self.announced = output.read_text()
+
+    @property
+    def log(self):
+        """What it has written to standard error."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def worker(self):
+        """The worker's pid, None while there is none."""
+        try:
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        except OSError:
+            return None
+        return int(children[0]) if children else None
+
+    def descriptors(self):
+        """How many descriptors keeper and worker have."""
+        return open_descriptors(self.pid), open_descriptors(self.worker)
+
+    def worker_maps(self, name):
+        """How many mappings of files of that name the worker has."""
+        return Path(f"/proc/{self.worker}/maps").read_text().count(name)
+
+    def wait_for_log(self, text, seconds=10):
+        """Wait until the log has a text."""
+        wait_until(lambda: text in self.log, seconds, f"{text!r} is not logged, but {self.log!r}")
+
+    def kill_worker(self, number=signal.SIGKILL):
+        """Signal the worker and return the pid it had."""
+        pid = wait_until(lambda: self.worker, complaint="there is no worker")
+        os.kill(pid, number)
+        return pid
+
+    def wait_for_new_worker(self, old):
+        """Wait for a worker that is not `old`; return its pid."""
+        return wait_until(lambda: self.worker not in (None, old) and self.worker, complaint="no new worker came")
+
+    def stop(self, number=signal.SIGTERM):
+        """End it as an operator would; return its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+    def kill(self):
+        """End it by force, whatever state it is in."""
+        worker = self.worker
+        self.process.kill()
+        self.process.wait()
+        if worker is not None:
+            # It ends by itself, except where a test has stopped it.
+            try:
+                os.kill(worker, signal.SIGKILL)
+            except ProcessLookupError:
+                pass

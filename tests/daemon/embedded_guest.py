@@ -1,0 +1,139 @@
+"""The embedded guest in the test's own process, and transfers whose every byte is looked at."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from device_process import connect
+
+from virtserial.driver.ports import PortListener
+from virtserial.driver.vfio_user_device import open_vfio_user_device
+from virtserial.loop import EventLoop
+
+PROBE = 64
+"""Bytes of random data that stand at one place only."""
+
+
+class EmbeddedGuest:
+    """A driver on the device behind a vfio-user socket.
+
+    Args:
+        path: the controller's socket.
+        ports: names of ports to wait for.
+    """
+
+    def __init__(self, path, *ports, **options):
+        self.loop = EventLoop()
+        self.driver = open_vfio_user_device(path, self.loop, **options)
+        try:
+            self.driver.start()
+            self.run_until(lambda: set(ports) <= {port.name for port in self.driver.ports.values()})
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        self.driver.close()
+        self.loop.close()
+
+    def port(self, name):
+        return next(port for port in self.driver.ports.values() if port.name == name)
+
+    def run_until(self, condition, seconds=15):
+        limit = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < limit, "it did not come to that"
+            self.loop.run_once(timeout=0.02)
+        return value
+
+    def open(self, name):
+        """Open a port; returns what is received there."""
+        return Received(self.port(name))
+
+    def check_port(self, name, path, size=300_000):
+        """Move random bytes both ways between a port and its host's end; they arrive exactly."""
+        data = os.urandom(size)
+        with connect(path) as host:
+            host.setblocking(False)
+            received = self.open(name)
+            try:
+                self.run_until(lambda: received.port.host_connected)
+                sent = given = 0
+                taken = bytearray()
+                limit = time.monotonic() + 15
+                while len(taken) < size or len(received.data) < size:
+                    assert time.monotonic() < limit, f"{len(taken)} and {len(received.data)} bytes of {size} came"
+                    sent += received.port.write(data[sent : sent + 50_000])
+                    given += try_send(host, data[given : given + 50_000])
+                    taken += try_receive(host)
+                    self.loop.run_once(timeout=0.005)
+            finally:
+                received.port.close()
+        assert taken == data
+        assert received.data == data
+
+
+class Received(PortListener):
+    """Takes everything a port has, whenever it has something."""
+
+    def __init__(self, port):
+        self.port = port
+        self.data = bytearray()
+        port.open(self)
+
+    def port_readable(self):
+        while data := self.port.read(1 << 18):
+            self.data += data
+
+
+def try_send(sock, data):
+    try:
+        return sock.send(data) if data else 0
+    except BlockingIOError:
+        return 0
+
+
+def try_receive(sock):
+    try:
+        return sock.recv(1 << 18)
+    except BlockingIOError:
+        return b""
+
+
+def jumps(sent, received):
+    """Where a received stream leaves the sent one: [(position expected, position found)], random bytes given.
+
+    Fails on bytes that were never sent.
+    """
+    found, place, start = [], 0, 0
+    while start < len(received):
+        length = _equal_length(sent, place, received, start)
+        place, start = place + length, start + length
+        if start == len(received):
+            break
+        target = sent.find(bytes(received[start : start + PROBE]))
+        assert target >= 0, f"byte {start} of {len(received)} received begins something that was not sent"
+        found.append((place, target))
+        place = target
+    return found, place
+
+
+def _equal_length(a, a_start, b, b_start):
+    """How many bytes are equal from the two places on."""
+    low, high = 0, min(len(a) - a_start, len(b) - b_start)
+    if a[a_start : a_start + high] == b[b_start : b_start + high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[a_start : a_start + middle] == b[b_start : b_start + middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,17 @@
+"""The size of a console's window, which QEMU's own device cannot tell (it has no VIRTIO_CONSOLE_F_SIZE)."""
+
+import pytest
+
+from virtserial.rig.guest import Guest
+
+from host_device import VirtserialDevice
+
+pytestmark = pytest.mark.qemu
+
+
+def test_consoles_have_the_size_they_were_given():
+    options = ["-device", "virtio-serial,id=ser0"]
+    for number, size in enumerate(("cols=100,rows=30", "cols=212,rows=65")):
+        options += ["-chardev", f"ringbuf,id=c{number}", "-device", f"virtconsole,chardev=c{number},{size}"]
+    with VirtserialDevice().attach(options) as attached, Guest(attached.arguments) as guest:
+        assert guest.check("stty -F /dev/hvc0 size; stty -F /dev/hvc1 size").split() == ["30", "100", "65", "212"]
