@@ -1,0 +1,128 @@
+"""Descriptors that clients pass by SCM_RIGHTS: by name (getfd), and in sets (add-fd)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtserial.monitor.qmp import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_DESCRIPTORS = 1024
+"""A client could otherwise use up the process's descriptors."""
+
+
+class NamedDescriptors:
+    """A client's descriptors by name; it owns them."""
+
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+
+    def put(self, name: str, fd: int) -> None:
+        """Keep a descriptor; one that had the name is closed.
+
+        Raises:
+            QmpError: the name begins with a digit, or there are too many; `fd` is closed.
+        """
+        if name[:1].isdigit() or (len(self._fds) >= MAX_DESCRIPTORS and name not in self._fds):
+            os.close(fd)
+            if not name[:1].isdigit():
+                raise QmpError(f"more than {MAX_DESCRIPTORS} descriptors with names")
+            raise QmpError("Parameter 'fdname' expects a name not starting with a digit")
+        if name in self._fds:
+            os.close(self._fds[name])
+        self._fds[name] = fd
+
+    def take(self, name: str) -> int:
+        """Return the descriptor of a name, the caller's now.
+
+        Raises:
+            QmpError: there is no such name.
+        """
+        if name not in self._fds:
+            raise QmpError(f"File descriptor named '{name}' has not been found")
+        return self._fds.pop(name)
+
+    def close_one(self, name: str) -> None:
+        """Close the descriptor of a name.
+
+        Raises:
+            QmpError: there is no such name.
+        """
+        if name not in self._fds:
+            raise QmpError(f"File descriptor named '{name}' not found")
+        os.close(self._fds.pop(name))
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+
+class _Member(NamedTuple):
+    fd: int
+    opaque: str | None
+
+
+class DescriptorSets:
+    """Sets of descriptors by number; it owns them.  `/dev/fdset/N` names one in a path."""
+
+    PREFIX = "/dev/fdset/"
+
+    def __init__(self) -> None:
+        self._sets: dict[int, list[_Member]] = {}
+
+    def add(self, fd: int, number: int | None, opaque: str | None) -> dict[str, object]:
+        """Put a descriptor into a set (None: a new one); return what add-fd returns.
+
+        Raises:
+            QmpError: the number is negative, or there are too many; `fd` is closed.
+        """
+        if (number is not None and number < 0) or sum(map(len, self._sets.values())) >= MAX_DESCRIPTORS:
+            os.close(fd)
+            if number is not None and number < 0:
+                raise QmpError("Parameter 'fdset-id' expects a non-negative value")
+            raise QmpError(f"more than {MAX_DESCRIPTORS} descriptors in sets")
+        if number is None:
+            number = next(free for free in range(len(self._sets) + 1) if free not in self._sets)
+        self._sets.setdefault(number, []).append(_Member(fd, opaque))
+        return {"fdset-id": number, "fd": fd}
+
+    def remove(self, number: int, fd: int | None) -> None:
+        """Close a descriptor of a set, or all of them.
+
+        Raises:
+            QmpError: there is no such set or descriptor.
+        """
+        members = self._sets.get(number, [])
+        leaving = [member for member in members if fd is None or member.fd == fd]
+        if not leaving:
+            words = f"fdset-id:{number}" if fd is None else f"fdset-id:{number}, fd:{fd}"
+            raise QmpError(f"File descriptor named '{words}' not found")
+        for member in leaving:
+            os.close(member.fd)
+            members.remove(member)
+        if not members:
+            del self._sets[number]
+
+    def query(self) -> list[Mapping[str, object]]:
+        """What query-fdsets returns."""
+        return [
+            {
+                "fdset-id": number,
+                "fds": [
+                    {"fd": member.fd} | ({"opaque": member.opaque} if member.opaque is not None else {})
+                    for member in members
+                ],
+            }
+            for number, members in self._sets.items()
+        ]
+
+    def close(self) -> None:
+        """Close all of them."""
+        for members in self._sets.values():
+            for member in members:
+                os.close(member.fd)
+        self._sets.clear()

@@ -1,0 +1,285 @@
+"""JSON values out of a stream of bytes, as QEMU reads them, with QEMU's errors; no I/O.
+
+A monitor's client may send several values in a line or one over many lines, quote strings with ' as well, and clear
+whatever stands half-written by a byte 0xFF.  Memory is bounded: a value has at most MAX_BYTES, MAX_TOKENS and
+MAX_NESTING; nothing here is recursive.  (qobject/json-lexer.c, json-streamer.c, json-parser.c.)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from virtserial.errors import VirtserialError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_BYTES: Final = 1 << 20
+"""QEMU takes 64 MiB."""
+MAX_TOKENS: Final = 1 << 16
+MAX_NESTING: Final = 1024
+"""QEMU's."""
+
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_TOKEN = re.compile(
+    rb"""(?P<structural>[{}\[\]:,])
+    |(?P<string>"(?:[^"\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*"|'(?:[^'\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*')
+    |(?P<number>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)
+    |(?P<keyword>[a-z]+)""",
+    re.VERBOSE,
+)
+_UNFINISHED = re.compile(
+    rb"""(?:"(?:[^"\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*\\?
+    |'(?:[^'\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*\\?
+    |-?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?)?
+    |[a-z]+)\Z""",
+    re.VERBOSE,
+)
+_OPEN_ENDED = frozenset(("number", "keyword"))
+"""Tokens that only the byte after them ends."""
+_AFTER_ERROR = re.compile(rb"[\x00-\x08\x0a-\x1f\xfe\xff{}\[\]:,]")
+"""Where reading goes on after bytes that are no token."""
+_AFTER_LIMIT = re.compile(rb"[\n\xff]")
+_ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|.?)", re.DOTALL)
+_ESCAPES = {'"': '"', "'": "'", "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_KEYWORDS = {"true": True, "false": False, "null": None}
+
+
+class JsonError(VirtserialError):
+    """What was read is no JSON, or too much of it.  The text is QEMU's."""
+
+
+class Token(NamedTuple):
+    """A token and where it began (lines and columns count from 1)."""
+
+    kind: str
+    text: bytes
+    line: int
+    column: int
+
+    def error(self, what: str) -> JsonError:
+        """The error that this token is."""
+        return JsonError(f"{self.line}:{self.column}: JSON parse error, {what}")
+
+
+class JsonStream:
+    """Takes bytes as they come, gives values and errors in order."""
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._tokens: list[Token] = []
+        self._size = 0
+        self._braces = self._brackets = 0
+        self._line = self._column = 1
+        self._skip: re.Pattern[bytes] | None = None
+
+    def feed(self, data: bytes) -> Iterator[object | JsonError]:
+        """Yield what these bytes complete: values (as json.loads makes them) and JsonErrors."""
+        self._data += data
+        while True:
+            if self._skip is not None and not self._skipped(self._skip):
+                return
+            space = _SPACE.match(self._data)
+            self._advance(space.end() if space else 0)
+            if not self._data:
+                return
+            matched = _TOKEN.match(self._data)
+            at_end = matched is not None and matched.end() == len(self._data)
+            if matched is None or (at_end and matched.lastgroup in _OPEN_ENDED):
+                if self._size + len(self._data) > MAX_BYTES:
+                    yield self._over("token size")
+                elif _UNFINISHED.match(self._data):
+                    return
+                else:
+                    yield self._stray()
+                continue
+            yield from self._token(str(matched.lastgroup), matched[0])
+
+    def _advance(self, count: int) -> None:
+        passed, self._data = self._data[:count], self._data[count:]
+        lines = passed.count(b"\n")
+        self._line += lines
+        self._column = count - passed.rfind(b"\n") if lines else self._column + count
+
+    def _skipped(self, until: re.Pattern[bytes]) -> bool:
+        found = until.search(self._data)
+        self._advance(found.start() if found else len(self._data))
+        if found is None:
+            return False
+        if self._data[:1] in (b"\xfe", b"\xff"):
+            self._advance(1)
+        self._skip = None
+        return True
+
+    def _reset(self) -> None:
+        self._tokens = []
+        self._size = self._braces = self._brackets = 0
+
+    def _over(self, limit: str) -> JsonError:
+        self._reset()
+        self._skip = _AFTER_LIMIT
+        return JsonError(f"JSON {limit} limit exceeded")
+
+    def _stray(self) -> JsonError:
+        """Bytes that begin no token, or break off one."""
+        unfinished = _UNFINISHED.pattern.replace(rb"\Z", b"")
+        begun = re.compile(unfinished, re.VERBOSE).match(self._data)
+        length = (begun.end() if begun else 0) + 1
+        token = Token("stray", self._data[:length], self._line, self._column)
+        text = token.text.decode(errors="replace")
+        clears = token.text in (b"\xff", b"\xfe")
+        self._advance(length if clears else max(length - 1, 1))
+        self._reset()
+        if not clears:
+            self._skip = _AFTER_ERROR
+        return token.error(f"stray '{text}'")
+
+    def _token(self, kind: str, text: bytes) -> Iterator[object | JsonError]:
+        token = Token(kind, text, self._line, self._column)
+        self._advance(len(text))
+        self._tokens.append(token)
+        self._size += len(text)
+        if kind == "structural":
+            self._braces += (text == b"{") - (text == b"}")
+            self._brackets += (text == b"[") - (text == b"]")
+        if self._braces + self._brackets > MAX_NESTING:
+            yield self._over("nesting depth")
+        elif len(self._tokens) > MAX_TOKENS:
+            yield self._over("token count")
+        elif self._size > MAX_BYTES:
+            yield self._over("token size")
+        elif min(self._braces, self._brackets) < 0 or not (self._braces or self._brackets):
+            tokens = self._tokens
+            self._reset()
+            try:
+                yield parse(tokens)
+            except JsonError as error:
+                yield error
+
+
+def parse(tokens: list[Token]) -> object:
+    """Return the value that tokens make.
+
+    Raises:
+        JsonError: they make none.
+    """
+    result: list[object] = []
+    stack: list[tuple[dict[str, object] | list[object], str]] = [(result, "")]
+    position = 0
+
+    def take() -> Token:
+        nonlocal position
+        if position == len(tokens):
+            last = tokens[-1]
+            raise JsonError(f"{last.line}:{last.column}: JSON parse error, premature EOI")
+        position += 1
+        return tokens[position - 1]
+
+    def read_key(container: dict[str, object], token: Token) -> str:
+        if token.kind != "string":
+            raise token.error("expecting key")
+        key = _string(token)
+        if key in container:
+            raise token.error("duplicate key")
+        colon = take()
+        if colon.text != b":":
+            raise colon.error("expecting ':'")
+        return key
+
+    token = take()
+    while True:
+        # A value begins here.
+        container, key = stack[-1]
+        value = _value(token)
+        if isinstance(container, dict):
+            container[key] = value
+        else:
+            container.append(value)
+        if isinstance(value, (dict, list)):
+            stack.append((value, ""))
+            token = take()
+            if isinstance(value, dict) and token.text != b"}":
+                stack[-1] = value, read_key(value, token)
+                token = take()
+                continue
+            if isinstance(value, list) and token.text != b"]":
+                continue
+            stack.pop()
+        # A value has ended: what follows in its container?
+        while len(stack) > 1:
+            container, _ = stack[-1]
+            token = take()
+            end = b"}" if isinstance(container, dict) else b"]"
+            if token.text == b",":
+                token = take()
+                if isinstance(container, dict):
+                    stack[-1] = container, read_key(container, token)
+                    token = take()
+                break
+            if token.text != end or token.kind != "structural":
+                raise token.error(f"expected ',' or '{end.decode()}'")
+            stack.pop()
+        else:
+            return result[0]
+
+
+def _value(token: Token) -> object:
+    """The value a token is or begins."""
+    if token.kind == "string":
+        return _string(token)
+    if token.kind == "number":
+        return _number(token)
+    if token.kind == "keyword":
+        word = token.text.decode()
+        if word not in _KEYWORDS:
+            raise token.error(f"invalid keyword '{word}'")
+        return _KEYWORDS[word]
+    if token.text == b"{":
+        return {}
+    if token.text == b"[":
+        return []
+    raise token.error("expecting value")
+
+
+def _number(token: Token) -> int | float:
+    """Integers of 64 bits, signed or not; all else is floating point."""
+    text = token.text
+    if text.lstrip(b"-").isdigit() and len(text) <= 20:
+        number = int(text)
+        if -(1 << 63) <= number < 1 << 64:
+            return number
+    value = float(text)
+    if value - value:  # inf - inf is no number
+        raise token.error("number out of range")
+    return value
+
+
+def _string(token: Token) -> str:
+    try:
+        text = token.text[1:-1].decode()
+    except UnicodeDecodeError:
+        raise token.error("invalid UTF-8 sequence in string") from None
+    if "\\" not in text:
+        return text
+
+    def unescape(matched: re.Match[str]) -> str:
+        escape = matched[1]
+        if len(escape) == 5:
+            return chr(int(escape[1:], 16))
+        if escape == "u":
+            raise token.error("invalid hex escape in string")
+        if escape not in _ESCAPES:
+            raise token.error("invalid escape sequence in string")
+        return _ESCAPES[escape]
+
+    unescaped = _ESCAPE.sub(unescape, text)
+    try:
+        # Pairs of surrogates become one character; a lone one is none.
+        unescaped = unescaped.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        lone = next(char for char in unescaped if 0xD800 <= ord(char) < 0xE000)
+        raise token.error(f"\\u{ord(lone):04x} is not a valid Unicode character") from None
+    if "\0" in unescaped:
+        raise token.error("\\u0000 is not a valid Unicode character")
+    return unescaped
