@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 GUEST_PEER = "/bench/peer"
-# Told that `rep movsb` is fast, the guest's kernel copies with it, and TCG does that byte by byte: 8 s of vCPU per GB,
-# beside which no device shows.
-CPU = ("-cpu", "max,erms=off,fsrm=off")
 ANSWER_TIMEOUT = 60
 
 
@@ -110,7 +107,7 @@ class Arena:
         ]
         arguments = [word for each in attached for word in each.arguments]
         files = {GUEST_PEER: peer_program().read_bytes()}
-        self.guest = stack.enter_context(Guest(arguments, files=files, smp=self._smp, qemu_extra=CPU))
+        self.guest = stack.enter_context(Guest(arguments, files=files, smp=self._smp))
         vcpus = [vcpu["thread-id"] for vcpu in self.guest.qmp("query-cpus-fast")]
         self._meters = [CpuMeter(self.guest.pid, vcpus, each.processes) for each in attached]
         self._host_peers: list[HostPeer] = []

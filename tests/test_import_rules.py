@@ -18,6 +18,7 @@ FLOORS = [
     {"options"},
     {"machine"},
     {"daemon"},
+    {"monitor"},
     {"driver"},
     {"rig", "testing"},
     {"cli"},

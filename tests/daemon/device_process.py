@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from virtserial.vfio_user.client import Client
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -90,6 +93,13 @@ class DeviceProcess:
         """How many descriptors keeper and worker have."""
         return open_descriptors(self.pid), open_descriptors(self.worker)
 
+    def descriptors_at_rest(self, path):
+        """How many descriptors keeper and worker have while nobody is connected to the controller at `path`."""
+        Client(path).close()
+        seen = []
+        wait_until(lambda: seen.append(self.descriptors()) or (len(seen) > 20 and len(set(seen[-20:])) == 1))
+        return seen[-1]
+
     def worker_maps(self, name):
         """How many mappings of files of that name the worker has."""
         return Path(f"/proc/{self.worker}/maps").read_text().count(name)
@@ -120,7 +130,5 @@ class DeviceProcess:
         self.process.wait()
         if worker is not None:
             # It ends by itself, except where a test has stopped it.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
-            except ProcessLookupError:
-                pass

@@ -10,11 +10,10 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import controller_options, port_options
-from device_process import ENVIRONMENT, DeviceProcess, connect, open_descriptors, wait_until
+from device_process import ENVIRONMENT, connect, wait_until
 from embedded_guest import EmbeddedGuest
 
 from virtserial.daemon.run_directory import run_directory
@@ -297,10 +296,7 @@ class TestStandardOutput:
 
 
 def test_ten_clients_one_after_the_other_cost_no_descriptor(device, folder):
-    Client(folder / "ser0.sock").close()
-    wait_until(lambda: open_descriptors(device.pid))
-    time.sleep(0.1)
-    before = device.descriptors()
+    before = device.descriptors_at_rest(folder / "ser0.sock")
     for _ in range(10):
         with Client(folder / "ser0.sock") as client:
             client.reset()
@@ -308,14 +304,10 @@ def test_ten_clients_one_after_the_other_cost_no_descriptor(device, folder):
 
 
 def test_two_devices_run_beside_each_other(start, folder):
-    devices = [
-        DeviceProcess(folder, *controller_options(folder, f"ser{number}"), *port_options(folder, f"p{number}", 1, f"ser{number}"))
-        for number in range(2)
-    ]  # fmt: skip
-    try:
-        for number in range(2):
-            with EmbeddedGuest(folder / f"ser{number}.sock", f"p{number}") as guest:
-                guest.check_port(f"p{number}", folder / f"p{number}", 10_000)
-    finally:
-        statuses = [device.stop() for device in devices]
-    assert statuses == [0, 0]
+    devices = []
+    for name in ("ser0", "ser1"):
+        devices.append(start(*controller_options(folder, name), *port_options(folder, f"port-{name}", 1, name)))
+    for name in ("ser0", "ser1"):
+        with EmbeddedGuest(folder / f"{name}.sock", f"port-{name}") as guest:
+            guest.check_port(f"port-{name}", folder / f"port-{name}", 10_000)
+    assert [device.stop() for device in devices] == [0, 0]

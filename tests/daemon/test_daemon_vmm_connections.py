@@ -9,12 +9,11 @@ import struct
 import time
 
 import pytest
-from conftest import controller_options
+from conftest import controller_options, port_options
 from device_process import wait_until
 from embedded_guest import EmbeddedGuest
 from raw_vmm import GET_INFO, VERSION, RawVmm, read_config
 
-from virtserial.errors import PeerError
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 from virtserial.vfio_user.wire import HEADER_SIZE, MAX_MESSAGE_SIZE
@@ -34,7 +33,7 @@ NONSENSE = {
     "unknown_type": (VERSION + header(wire.VFIO_USER_DEVICE_RESET, flags=2), "message of unknown type 2"),
     "reply": (VERSION + header(wire.VFIO_USER_DMA_READ, flags=1), "which answers no request of ours"),
     "before_version": (GET_INFO, "VFIO_USER_DEVICE_GET_INFO before VFIO_USER_VERSION"),
-    "random": (random.Random(1).randbytes(100_000), "VMM's connection is closed: "),
+    "random": (random.Random(1).randbytes(100_000), "message of"),
 }
 
 
@@ -45,7 +44,7 @@ def test_nonsense_is_closed_with_a_reason_and_the_next_is_served(device, folder,
     with RawVmm(folder / "ser0.sock") as vmm:
         vmm.send(data)
         assert vmm.closed_by_server()
-    device.wait_for_log(f"ser0: VMM's connection is closed: {reason if kind == 'random' else ''}"[:-1])
+    device.wait_for_log("ser0: VMM's connection is closed: ")
     assert reason in device.log
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
         guest.check_port("a", folder / "a", 10_000)
@@ -115,7 +114,6 @@ def test_vmm_that_never_reads_its_replies_costs_no_memory_and_nobody_else(start,
 
 def test_ten_thousand_stray_descriptors_are_closed(device, folder):
     """Descriptors with messages that take none: one VMM's garbage must not use up the process's descriptors."""
-    Client(folder / "ser0.sock").close()
     with RawVmm(folder / "ser0.sock") as vmm:
         vmm.send(VERSION)
         vmm.reply()
@@ -146,7 +144,7 @@ def test_descriptors_in_the_middle_of_a_message_are_closed(device, folder):
 
 
 def test_more_descriptors_than_a_message_may_have_close_the_connection(device, folder):
-    before = device.descriptors()
+    before = device.descriptors_at_rest(folder / "ser0.sock")
     with RawVmm(folder / "ser0.sock") as vmm, open(os.devnull, "rb") as stray:
         vmm.send(VERSION)
         vmm.reply()
@@ -170,7 +168,7 @@ class CutSocket(socket.socket):
             self.messages -= 1
             return super().sendmsg(buffers, ancillary, flags)
         data = b"".join(buffers)[: self.part]
-        if data:
+        if data and self.fileno() >= 0:
             super().sendmsg([data], ancillary, flags)
         self.close()
         raise ConnectionResetError(104, "cut by the test")
@@ -178,22 +176,20 @@ class CutSocket(socket.socket):
 
 def test_vmm_may_be_gone_at_every_step_of_a_guest_s_start(start, folder):
     """Each message of a driver's way to a working port in turn is the last one, whole or in part."""
-    device = start(*controller_options(folder, more=",max_ports=1,vectors=2"))
+    device = start(*controller_options(folder, more=",max_ports=2,vectors=2"), *port_options(folder, "a"))
     path = str(folder / "ser0.sock")
-    Client(path).close()
-    wait_until(lambda: device.worker)
-    time.sleep(0.1)
-    before, worker = device.descriptors(), device.worker
+    before, worker = device.descriptors_at_rest(path), device.worker
     rng = random.Random(3)
     for step in range(1000):
         connection = CutSocket(socket.AF_UNIX)
         connection.connect(path)
         connection.messages, connection.part = step, rng.choice((0, 1, 8, 16, 20, 40))
         try:
-            EmbeddedGuest(connection).close()
+            EmbeddedGuest(connection, "a").close()
             break
-        except (PeerError, AssertionError):
-            connection.close()
+        except Exception:
+            # Whatever the driver makes of it.
+            assert connection.fileno() == -1
     assert 20 < step < 999
     wait_until(lambda: device.descriptors() == before, complaint=f"{before} became {device.descriptors()}")
     assert device.worker_maps("virtserial-dma") == 0

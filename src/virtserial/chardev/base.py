@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from virtserial.chardev.log import ChardevLog
     from virtserial.loop import EventLoop
 
 
@@ -21,7 +22,7 @@ class Connection(NamedTuple):
 
     Attributes:
         flavour: which kind of HostEnd the worker makes of it: "stream", "pty", "file", "pipe", "stdio", "ringbuf",
-            "null" or "handler".
+            "null", "handler", "udp", "layered" or "log".
         fds: its descriptors; whoever receives the Connection owns them.
         params: what else the worker has to know, as JSON can carry it.
     """
@@ -54,6 +55,7 @@ class Chardev:
         filename: what QEMU's query-chardev shows, e.g. "disconnected:unix:/tmp/foo,server=on".
         wait: the operator wants to begin only when a client has come (`wait_connected`).
         announcement: a line to print once it is open, or None.
+        log: the file that gets a copy of what the guest writes (`logfile=`), or None.
         report: takes lines for the operator that come up later; standard error unless the keeper sets it.
     """
 
@@ -61,6 +63,7 @@ class Chardev:
     host_connected_at_start = False
     wait = False
     announcement: str | None = None
+    log: ChardevLog | None = None
 
     def __init__(self, chardev_id: str) -> None:
         self.id = chardev_id
@@ -76,6 +79,19 @@ class Chardev:
         Raises:
             ConfigError: it cannot be had, in QEMU's words; nothing is left behind.
         """
+        if self.log is None:
+            self._open(loop, sink)
+            return
+        logged_sink = self.log.open(self, sink)
+        try:
+            self._open(loop, logged_sink)
+        except BaseException:
+            self.log.close()
+            raise
+        self.log.stand_in()
+
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        """`open` of the kind."""
         raise NotImplementedError
 
     def wait_connected(self) -> None:
@@ -90,12 +106,27 @@ class Chardev:
 
     def connection_ended(self) -> None:
         """The present connection is over and its descriptors are closed: listen or connect again, or stay closed."""
+        if self.log is None:
+            self._connection_ended()
+        else:
+            self.log.connection_ended()
+            self._connection_ended()
+            self.log.stand_in()
+
+    def _connection_ended(self) -> None:
+        """`connection_ended` of the kind."""
 
     def guest_opened(self) -> None:
         """The guest has opened the port that uses this chardev (a handler process that has ended starts again)."""
 
     def close(self) -> None:
         """Give back everything: descriptors, timers, names in the file system.  Closing twice is harmless."""
+        self._close()
+        if self.log is not None:
+            self.log.close()
+
+    def _close(self) -> None:
+        """`close` of the kind."""
 
 
 def could_not_open(path: str, error: OSError) -> str:

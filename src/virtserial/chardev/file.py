@@ -31,7 +31,7 @@ class FileChardev(Chardev):
         self.input_path = input_path
         self.append = append
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         # The input first: a wrong input-path must not have emptied the output file.
         fds = []
         params: dict[str, object] = {"name": f"chardev '{self.id}' (file '{self.path}')", "write": 0}

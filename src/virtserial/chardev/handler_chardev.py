@@ -53,7 +53,7 @@ class HandlerChardev(Chardev):
     def filename(self) -> str:
         return f"handler:{self.path or self.module}:{self.attribute}"
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if not self.path and not (self.module and self.attribute):
             raise ConfigError("chardev: handler: 'class' must be package.module:Name, or 'path' be given")
         self._is_coroutine = self._look_at_the_code()
@@ -64,10 +64,10 @@ class HandlerChardev(Chardev):
         if self._loop is not None and not self._running:
             self._begin()
 
-    def connection_ended(self) -> None:
+    def _connection_ended(self) -> None:
         self._running = False
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._end_process()
         self._loop = None
         self._running = False

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class NullChardev(Chardev):
     kind = "null"
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         sink.connection_opened(self, Connection("null", (), {"name": f"chardev '{self.id}'"}))
 
 

@@ -24,7 +24,7 @@ class PipeChardev(Chardev):
         super().__init__(chardev_id)
         self.path = path
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         name = f"chardev '{self.id}' (pipe '{self.path}')"
         fds = _open_pair(f"{self.path}.in", f"{self.path}.out")
         if not fds:

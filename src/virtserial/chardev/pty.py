@@ -31,7 +31,7 @@ class PtyChardev(Chardev):
     def filename(self) -> str:
         return f"pty:{self.terminal}" if self.terminal else "pty"
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         try:
             master_fd, slave_fd = os.openpty()
         except OSError as error:
@@ -62,7 +62,7 @@ class PtyChardev(Chardev):
         except OSError as error:
             raise ConfigError(f"Failed to create PTY symlink: {error.strerror}") from error
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self.path is not None and self.terminal:
             with contextlib.suppress(OSError):
                 if os.readlink(self.path) == self.terminal:

@@ -138,7 +138,7 @@ class RingbufChardev(Chardev):
         self.size = size
         self._ring: RingMemory | None = None
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if self.size & (self.size - 1) or not self.size:
             raise ConfigError("size of ringbuf chardev must be power of two")
         try:
@@ -193,7 +193,7 @@ class RingbufChardev(Chardev):
             )
         time.sleep(LOCK_TRY_SECONDS)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._ring is not None:
             self._ring.close()
             self._ring = None

@@ -51,7 +51,7 @@ class SocketClientChardev(Chardev):
     def filename(self) -> str:
         return self._connected_text if self.connected else f"disconnected:{self.address.text()}"
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         self._loop, self._sink = loop, sink
         if isinstance(self.address, UnixAddress):
             self.address.binary()  # A path too long will not get better.
@@ -60,12 +60,12 @@ class SocketClientChardev(Chardev):
         else:
             self._connected(self._connect_now())
 
-    def connection_ended(self) -> None:
+    def _connection_ended(self) -> None:
         if self.connected:
             self.connected = False
             self._try_later()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.reconnect_seconds = 0
         self.connected = False
         if self._timer is not None:

@@ -55,7 +55,7 @@ class SocketServerChardev(Chardev):
     def filename(self) -> str:
         return self._connected_text if self.connected else f"disconnected:{self._bound_text},server=on"
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if isinstance(self.address, UnixAddress):
             self._listen_unix(self.address)
         elif isinstance(self.address, InetAddress):
@@ -105,12 +105,12 @@ class SocketServerChardev(Chardev):
         if not self.connected:
             raise ConfigError(f"chardev '{self.id}': stopped while waiting for a connection")
 
-    def connection_ended(self) -> None:
+    def _connection_ended(self) -> None:
         if self.connected:
             self.connected = False
             self._watch()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._unwatch()
         self.connected = False
         if self._unix_listener is not None:

@@ -37,7 +37,7 @@ class StdioChardev(Chardev):
         self._raw_attributes: list[Any] | None = None
         self._previous_sigcont: Any = None
 
-    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if StdioChardev._in_use:
             raise ConfigError("cannot use stdio by multiple character devices")
         try:
@@ -96,7 +96,7 @@ class StdioChardev(Chardev):
         with contextlib.suppress(ValueError):  # Only the main thread may; elsewhere the embedding program's matter.
             self._previous_sigcont = signal.signal(signal.SIGCONT, resumed)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if not self._open:
             return
         self._open = StdioChardev._in_use = False

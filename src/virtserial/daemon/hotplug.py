@@ -80,6 +80,12 @@ class HotPlug:
         self._keeper.machine.remove_port(port)
         self._send({"type": "unplug", "controller": controller, "number": number})
 
+    def port_state(self, port: Port) -> dict[str, bool]:
+        """What is known here of a port's two ends: the guest's, and the host's (a connection that was handed over)."""
+        chardev = self._held.message(f"chardev/{port.chardev}")
+        connected = chardev is not None and chardev["flavour"] != "null"
+        return {"guest": port.guest_open, "host": connected}
+
     # Back ends
 
     def is_busy(self, chardev_id: str) -> bool:

@@ -78,65 +78,68 @@ class Record:
 
 
 class _Field:
-    """One field: a descriptor that loads and stores in the record's state memory."""
+    """One field: a descriptor that loads and stores in the record's state memory.
 
-    __slots__ = ("offset",)
+    The four kinds repeat a few lines: a common method would double the cost of the hot path's most frequent call.
+    """
+
+    __slots__ = ("index",)
 
     def __init__(self, offset: int) -> None:
-        self.offset = offset
-
-    @overload
-    def __get__(self, record: None, owner: type) -> _Field: ...
-    @overload
-    def __get__(self, record: Record, owner: type) -> int: ...
-    def __get__(self, record: Record | None, owner: type) -> int | _Field:
-        return self if record is None else self.load(record)
-
-    def __set__(self, record: Record, value: int) -> None:
-        self.store(record, value)
-
-    def load(self, record: Record) -> int:
-        raise NotImplementedError
-
-    def store(self, record: Record, value: int) -> None:
-        raise NotImplementedError
+        self.index = offset
 
 
 class U8(_Field):
     """An 8-bit field at a byte offset of its record."""
 
-    def load(self, record: Record) -> int:
-        return record.state.u8[record.base + self.offset]
+    @overload
+    def __get__(self, record: None, owner: type) -> U8: ...
+    @overload
+    def __get__(self, record: Record, owner: type) -> int: ...
+    def __get__(self, record: Record | None, owner: type) -> int | U8:
+        return self if record is None else record.state.u8[record.base + self.index]
 
-    def store(self, record: Record, value: int) -> None:
-        record.state.u8[record.base + self.offset] = value
+    def __set__(self, record: Record, value: int) -> None:
+        record.state.u8[record.base + self.index] = value
 
 
 class U16(_Field):
     """A 16-bit field at an even offset."""
 
-    def load(self, record: Record) -> int:
-        return record.state.u16[(record.base + self.offset) >> 1]
+    @overload
+    def __get__(self, record: None, owner: type) -> U16: ...
+    @overload
+    def __get__(self, record: Record, owner: type) -> int: ...
+    def __get__(self, record: Record | None, owner: type) -> int | U16:
+        return self if record is None else record.state.u16[(record.base + self.index) >> 1]
 
-    def store(self, record: Record, value: int) -> None:
-        record.state.u16[(record.base + self.offset) >> 1] = value
+    def __set__(self, record: Record, value: int) -> None:
+        record.state.u16[(record.base + self.index) >> 1] = value
 
 
 class U32(_Field):
     """A 32-bit field at an offset divisible by 4."""
 
-    def load(self, record: Record) -> int:
-        return record.state.u32[(record.base + self.offset) >> 2]
+    @overload
+    def __get__(self, record: None, owner: type) -> U32: ...
+    @overload
+    def __get__(self, record: Record, owner: type) -> int: ...
+    def __get__(self, record: Record | None, owner: type) -> int | U32:
+        return self if record is None else record.state.u32[(record.base + self.index) >> 2]
 
-    def store(self, record: Record, value: int) -> None:
-        record.state.u32[(record.base + self.offset) >> 2] = value
+    def __set__(self, record: Record, value: int) -> None:
+        record.state.u32[(record.base + self.index) >> 2] = value
 
 
 class U64(_Field):
     """A 64-bit field at an offset divisible by 8."""
 
-    def load(self, record: Record) -> int:
-        return record.state.u64[(record.base + self.offset) >> 3]
+    @overload
+    def __get__(self, record: None, owner: type) -> U64: ...
+    @overload
+    def __get__(self, record: Record, owner: type) -> int: ...
+    def __get__(self, record: Record | None, owner: type) -> int | U64:
+        return self if record is None else record.state.u64[(record.base + self.index) >> 3]
 
-    def store(self, record: Record, value: int) -> None:
-        record.state.u64[(record.base + self.offset) >> 3] = value
+    def __set__(self, record: Record, value: int) -> None:
+        record.state.u64[(record.base + self.index) >> 3] = value

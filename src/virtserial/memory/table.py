@@ -25,11 +25,11 @@ class MemoryTable:
     """Regions sorted by address, none overlapping another.
 
     Attributes:
-        generation: grows with every change; who keeps views must resolve them again.
+        recent: a mapped region that was used lately; None after every change.
     """
 
     def __init__(self) -> None:
-        self.generation = 0
+        self.recent: Region | None = None
         self._starts: list[int] = []
         self._regions: list[Region] = []
 
@@ -65,7 +65,7 @@ class MemoryTable:
         index = bisect_right(self._starts, region.iova)
         self._starts.insert(index, region.iova)
         self._regions.insert(index, region)
-        self.generation += 1
+        self.recent = None
 
     def unmap(self, iova: int, size: int) -> list[Region]:
         """Remove the regions inside [iova, iova + size) and return them; none is no error, as with VFIO.
@@ -90,13 +90,13 @@ class MemoryTable:
         if removed:
             del self._regions[first:last]
             del self._starts[first:last]
-            self.generation += 1
+            self.recent = None
         return removed
 
     def clear(self) -> list[Region]:
         """Remove every region and return them."""
         removed, self._regions, self._starts = self._regions, [], []
-        self.generation += 1
+        self.recent = None
         return removed
 
     def find(self, address: int) -> Region:

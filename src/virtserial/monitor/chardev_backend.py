@@ -51,7 +51,7 @@ _KINDS: Final[dict[str, Struct]] = {
     # Ours: a port served by Python code.
     "handler": {"class": Optional(str), "path": Optional(str), **COMMON},
 }
-BACKEND: Final = Union({**dict.fromkeys(NOT_YET, {}), **_KINDS})
+BACKEND: Final = Union({**dict.fromkeys(NOT_YET), **_KINDS})
 
 _NAMES: Final = {"in": "input-path", "out": "path", "device": "path"}
 """Members that -chardev calls by another name."""
@@ -71,6 +71,8 @@ def make_from_json(
     """
     kind, data = str(backend["type"]), cast("Mapping[str, object]", backend["data"])
     values: dict[str, object] = {"backend": kind}
+    if kind in NOT_YET:
+        data = {}
     for name, value in data.items():
         if name == "addr":
             values.update(_address(cast("Mapping[str, object]", value), take_descriptor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,6 +90,14 @@ class DescriptorSets:
             number = next(free for free in range(len(self._sets) + 1) if free not in self._sets)
         self._sets.setdefault(number, []).append(_Member(fd, opaque))
         return {"fdset-id": number, "fd": fd}
+
+    def find(self, number: int, mode: int) -> int | None:
+        """Return a descriptor of a set that can be used so (os.O_RDONLY or os.O_WRONLY); it stays the set's."""
+        for member in self._sets.get(number, []):
+            access = fcntl.fcntl(member.fd, fcntl.F_GETFL) & os.O_ACCMODE
+            if access in (mode, os.O_RDWR):
+                return member.fd
+        return None
 
     def remove(self, number: int, fd: int | None) -> None:
         """Close a descriptor of a set, or all of them.

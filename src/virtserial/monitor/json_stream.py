@@ -32,8 +32,8 @@ _TOKEN = re.compile(
 _UNFINISHED = re.compile(
     rb"""(?:"(?:[^"\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*\\?
     |'(?:[^'\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*\\?
-    |-?(?:[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?)?
-    |[a-z]+)\Z""",
+    |-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?|-
+    |[a-z]+)""",
     re.VERBOSE,
 )
 _OPEN_ENDED = frozenset(("number", "keyword"))
@@ -68,6 +68,7 @@ class JsonStream:
 
     def __init__(self) -> None:
         self._data = b""
+        self._position = 0
         self._tokens: list[Token] = []
         self._size = 0
         self._braces = self._brackets = 0
@@ -76,39 +77,42 @@ class JsonStream:
 
     def feed(self, data: bytes) -> Iterator[object | JsonError]:
         """Yield what these bytes complete: values (as json.loads makes them) and JsonErrors."""
-        self._data += data
+        self._data = self._data[self._position :] + data
+        self._position = 0
         while True:
             if self._skip is not None and not self._skipped(self._skip):
                 return
-            space = _SPACE.match(self._data)
-            self._advance(space.end() if space else 0)
-            if not self._data:
+            space = _SPACE.match(self._data, self._position)
+            self._advance(space.end() if space else self._position)
+            waiting = len(self._data) - self._position
+            if not waiting:
                 return
-            matched = _TOKEN.match(self._data)
+            matched = _TOKEN.match(self._data, self._position)
             at_end = matched is not None and matched.end() == len(self._data)
             if matched is None or (at_end and matched.lastgroup in _OPEN_ENDED):
-                if self._size + len(self._data) > MAX_BYTES:
+                if self._size + waiting > MAX_BYTES:
                     yield self._over("token size")
-                elif _UNFINISHED.match(self._data):
+                elif _UNFINISHED.fullmatch(self._data, self._position):
                     return
                 else:
                     yield self._stray()
                 continue
             yield from self._token(str(matched.lastgroup), matched[0])
 
-    def _advance(self, count: int) -> None:
-        passed, self._data = self._data[:count], self._data[count:]
-        lines = passed.count(b"\n")
+    def _advance(self, end: int) -> None:
+        """Go on at an offset of the data; count lines and columns."""
+        start, self._position = self._position, end
+        lines = self._data.count(b"\n", start, end)
         self._line += lines
-        self._column = count - passed.rfind(b"\n") if lines else self._column + count
+        self._column = end - self._data.rfind(b"\n", start, end) if lines else self._column + end - start
 
     def _skipped(self, until: re.Pattern[bytes]) -> bool:
-        found = until.search(self._data)
+        found = until.search(self._data, self._position)
         self._advance(found.start() if found else len(self._data))
         if found is None:
             return False
-        if self._data[:1] in (b"\xfe", b"\xff"):
-            self._advance(1)
+        if found[0] in (b"\xfe", b"\xff"):
+            self._advance(found.end())
         self._skip = None
         return True
 
@@ -123,21 +127,23 @@ class JsonStream:
 
     def _stray(self) -> JsonError:
         """Bytes that begin no token, or break off one."""
-        unfinished = _UNFINISHED.pattern.replace(rb"\Z", b"")
-        begun = re.compile(unfinished, re.VERBOSE).match(self._data)
-        length = (begun.end() if begun else 0) + 1
-        token = Token("stray", self._data[:length], self._line, self._column)
+        start = self._position
+        begun = _UNFINISHED.match(self._data, start)
+        end = begun.end() if begun else start
+        token = Token("stray", self._data[start : end + 1], self._line, self._column)
         text = token.text.decode(errors="replace")
-        clears = token.text in (b"\xff", b"\xfe")
-        self._advance(length if clears else max(length - 1, 1))
-        self._reset()
-        if not clears:
+        if self._data[end : end + 1] in (b"\xfe", b"\xff"):
+            # The byte that clears all.
+            self._advance(end + 1)
+        else:
+            self._advance(max(end, start + 1))
             self._skip = _AFTER_ERROR
+        self._reset()
         return token.error(f"stray '{text}'")
 
     def _token(self, kind: str, text: bytes) -> Iterator[object | JsonError]:
         token = Token(kind, text, self._line, self._column)
-        self._advance(len(text))
+        self._advance(self._position + len(text))
         self._tokens.append(token)
         self._size += len(text)
         if kind == "structural":

@@ -17,9 +17,9 @@ class Enum(NamedTuple):
 
 
 class Union(NamedTuple):
-    """An object with a "type" that says what "data" holds."""
+    """An object with a "type" that says what "data" holds; None: anything."""
 
-    branches: Mapping[str, Struct]
+    branches: Mapping[str, Struct | None]
 
 
 class Optional(NamedTuple):
@@ -68,7 +68,9 @@ def _check_union(value: Mapping[str, object], union: Union, member: str) -> None
     _check_word(value["type"], tuple(union.branches), f"{member}.type", "type")
     if "data" not in value:
         raise QmpError(f"Parameter '{member}.data' is missing")
-    check(_object(value["data"], f"{member}.data"), union.branches[str(value["type"])], f"{member}.data.")
+    branch, data = union.branches[str(value["type"])], _object(value["data"], f"{member}.data")
+    if branch is not None:
+        check(data, branch, f"{member}.data.")
     _refuse_unexpected(value, ("type", "data"), f"{member}.")
 
 

@@ -85,6 +85,11 @@ def make_chardev(chardev_id: str, kind: str, values: Mapping[str, object]) -> Ch
     return maker(chardev_id, values)
 
 
+def kinds() -> tuple[str, ...]:
+    """The kinds of chardev there are."""
+    return tuple(_MAKERS)
+
+
 def chardev_help() -> str:
     """What `-chardev help` prints."""
     return "Available chardev backend types: \n" + "".join(f"  {kind}\n" for kind in _MAKERS)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 KERNEL_OPTIONS = "console=ttyS0 panic=-1 mitigations=off nokaslr random.trust_cpu=on no_timer_check cryptomgr.notests"
+CPU = "max,erms=off,fsrm=off"
+"""With "fast string operations" the guest's kernel copies by `rep movsb`, which TCG does byte by byte."""
 SHARED_MEMORY = {
     True: "memory-backend-memfd,id=memory,size={size}M,share=on",
     False: "memory-backend-ram,id=memory,size={size}M",
@@ -45,7 +47,7 @@ def machine_arguments(
     """QEMU's options for the rig's machine, without its serial lines, monitor and devices under test."""
     command_line = f"{KERNEL_OPTIONS} {'intel_iommu=on ' if iommu else ''}{append}".strip()
     return [
-        *("-machine", "q35,memory-backend=memory", "-accel", "tcg", "-cpu", "max", "-smp", str(smp)),
+        *("-machine", "q35,memory-backend=memory", "-accel", "tcg", "-cpu", CPU, "-smp", str(smp)),
         *("-m", str(memory_mib), "-object", SHARED_MEMORY[shared_memory].format(size=memory_mib, folder=folder)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *(VIOMMU if iommu else ()),

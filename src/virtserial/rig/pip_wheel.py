@@ -6,10 +6,13 @@ Debian ships the wheel that `python3 -m venv` would use in a package of its own;
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from virtserial.rig.cache import RigUnavailable, build_once
 from virtserial.rig.debian import PackageSet, unpack
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PACKAGES = PackageSet(release="bookworm", wanted=("python3-pip-whl",))
 WHEELS = "usr/share/python-wheels"

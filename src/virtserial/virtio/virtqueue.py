@@ -306,6 +306,9 @@ class Virtqueue:
         views, ends = batch.views, batch.ends
         region_view: memoryview | None = None
         region_iova = region_size = 0
+        recent = memory.recent
+        if recent is not None and (recent.writable or not direction):
+            region_view, region_iova, region_size = recent.view, recent.iova, recent.size
         total = 0
         for head in heads:
             if head >= size:
@@ -320,6 +323,7 @@ class Virtqueue:
                     total += self._buffer(batch, address, length, direction, max_bytes + skip - total, 0)
                     region = memory.find(address)
                     if region.view is not None:
+                        memory.recent = region
                         region_view, region_iova, region_size = region.view, region.iova, region.size
             else:
                 total += self._walk(batch, head, table, direction, max_bytes + skip - total, max(0, skip - total))

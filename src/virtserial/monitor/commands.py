@@ -1,0 +1,259 @@
+"""The QMP commands: what each takes (in schema.py's terms), and what it does."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+from virtserial.errors import ConfigError, VirtserialError
+from virtserial.monitor import qom
+from virtserial.monitor.chardev_backend import BACKEND, make_from_json
+from virtserial.monitor.events import EVENTS
+from virtserial.monitor.qmp import DEVICE_NOT_FOUND, QmpError, version
+from virtserial.monitor.schema import Enum, Optional, Struct, check
+from virtserial.options import chardev_options, device_options, keyval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from virtserial.chardev.base import Chardev
+    from virtserial.monitor.descriptors import NamedDescriptors
+    from virtserial.monitor.operations import Operations
+    from virtserial.monitor.qmp import Request
+
+MAX_READ: Final = 1 << 20
+"""Bytes that ringbuf-read returns at once; the rest waits for the next."""
+FORMAT: Final = Optional(Enum(("utf8", "base64")))
+
+
+class Client(NamedTuple):
+    """Who asks.
+
+    Attributes:
+        names: its descriptors by name.
+        take_descriptor: gives the oldest descriptor that came by SCM_RIGHTS and was not taken yet.
+        human: runs a line of HMP and returns what it prints.
+    """
+
+    names: NamedDescriptors
+    take_descriptor: Callable[[], int]
+    human: Callable[[str], str]
+
+
+
+class Command(NamedTuple):
+    """A command; `arguments` None: it takes anything."""
+
+    run: Callable[[Operations, Client, Mapping[str, object]], object]
+    arguments: Struct | None
+
+
+def execute(operations: Operations, client: Client, request: Request) -> object:
+    """Run a command and return its result.
+
+    Raises:
+        QmpError: it is refused.
+    """
+    command = COMMANDS[request.command]
+    if command.arguments is not None:
+        check(request.arguments, command.arguments)
+    try:
+        return command.run(operations, client, request.arguments)
+    except QmpError:
+        raise
+    except VirtserialError as error:
+        raise QmpError(str(error)) from error
+
+
+def _device_add(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    properties = dict(arguments)
+    driver, device_id, bus = (properties.pop(name, None) for name in ("driver", "id", "bus"))
+    if not isinstance(driver, str):
+        raise QmpError("Parameter 'driver' is missing")
+    if isinstance(bus, str):
+        properties["bus"] = bus
+    if isinstance(device_id, str):
+        try:
+            keyval.check_identifier(device_id)
+        except ConfigError:
+            raise QmpError(f"Invalid qdev ID '{device_id}'") from None
+    device_id = device_id if isinstance(device_id, str) else None
+    operations.add_device(device_options.make_device(driver, device_id, properties, typed=True))
+    return {}
+
+
+def _device_del(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    operations.delete_device(str(arguments["id"]))
+    return {}
+
+
+def _device_list_properties(_: Operations, __: Client, arguments: Mapping[str, object]) -> object:
+    typename = str(arguments["typename"])
+    known = device_options.DRIVERS.get(device_options.ALIASES.get(typename, typename))
+    if known is None:
+        raise QmpError(f"Device '{typename}' not found", DEVICE_NOT_FOUND)
+    properties = []
+    for name, spec in known.items():
+        if spec.role == device_options.USED:
+            words = {"name": name, "type": spec.type, "description": spec.description, "default-value": spec.default}
+            properties.append({word: value for word, value in words.items() if value not in (None, "")})
+    return properties
+
+
+def _make(client: Client, arguments: Mapping[str, object]) -> Callable[[], Chardev]:
+    backend = cast("Mapping[str, object]", arguments["backend"])
+    return lambda: make_from_json(str(arguments["id"]), backend, client.names.take)
+
+
+def _chardev_add(operations: Operations, client: Client, arguments: Mapping[str, object]) -> object:
+    chardev_id = str(arguments["id"])
+    if chardev_id in operations.keeper.chardevs:
+        raise QmpError(f"Chardev with id '{chardev_id}' already exists")
+    try:
+        chardev = operations.add_chardev(chardev_id, _make(client, arguments))
+    except VirtserialError as error:
+        raise QmpError(f"Failed to add chardev '{chardev_id}': {error}") from error
+    return _where(chardev)
+
+
+def _chardev_change(operations: Operations, client: Client, arguments: Mapping[str, object]) -> object:
+    return _where(operations.change_chardev(str(arguments["id"]), _make(client, arguments)))
+
+
+def _where(chardev: Chardev) -> dict[str, object]:
+    return {"pty": chardev.filename.removeprefix("pty:")} if chardev.kind == "pty" else {}
+
+
+def _chardev_remove(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    operations.remove_chardev(str(arguments["id"]))
+    return {}
+
+
+def _chardev_send_break(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    operations.send_break(str(arguments["id"]))
+    return {}
+
+
+def _query_chardev(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
+    return [
+        {"label": chardev.id, "filename": chardev.filename, "frontend-open": operations.frontend_open(chardev.id)}
+        for chardev in operations.chardevs()
+    ]
+
+
+def _query_chardev_backends(_: Operations, __: Client, ___: Mapping[str, object]) -> object:
+    return [{"name": kind} for kind in chardev_options.kinds()]
+
+
+def _ringbuf_read(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    ringbuf, size = operations.find_ringbuf(str(arguments["device"])), cast(int, arguments["size"])
+    if size <= 0:
+        raise QmpError("size must be greater than zero")
+    data = ringbuf.read(min(size, MAX_READ))
+    if arguments.get("format") == "base64":
+        return base64.b64encode(data).decode()
+    # Invalid UTF-8 becomes U+FFFD, as QEMU's JSON writer makes it.
+    return data.decode(errors="replace")
+
+
+def _ringbuf_write(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    ringbuf, text = operations.find_ringbuf(str(arguments["device"])), str(arguments["data"])
+    if arguments.get("format") == "base64":
+        try:
+            data = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raise QmpError("Base64 data contains invalid characters") from None
+    else:
+        data = text.encode()
+    ringbuf.write(data)
+    return {}
+
+
+def _qom_list(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    return qom.list_properties(operations, str(arguments["path"]))
+
+
+def _qom_get(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    return qom.get_property(operations, str(arguments["path"]), str(arguments["property"]))
+
+
+def _query_version(_: Operations, __: Client, ___: Mapping[str, object]) -> object:
+    return version()
+
+
+def _query_status(_: Operations, __: Client, ___: Mapping[str, object]) -> object:
+    return {"status": "running", "running": True}
+
+
+def _query_commands(_: Operations, __: Client, ___: Mapping[str, object]) -> object:
+    return [{"name": name} for name in ("qmp_capabilities", *COMMANDS)]
+
+
+def _query_events(_: Operations, __: Client, ___: Mapping[str, object]) -> object:
+    return [{"name": name} for name in EVENTS]
+
+
+def _getfd(_: Operations, client: Client, arguments: Mapping[str, object]) -> object:
+    client.names.put(str(arguments["fdname"]), client.take_descriptor())
+    return {}
+
+
+def _closefd(_: Operations, client: Client, arguments: Mapping[str, object]) -> object:
+    client.names.close_one(str(arguments["fdname"]))
+    return {}
+
+
+def _add_fd(operations: Operations, client: Client, arguments: Mapping[str, object]) -> object:
+    number, opaque = cast("int | None", arguments.get("fdset-id")), cast("str | None", arguments.get("opaque"))
+    return operations.descriptor_sets.add(client.take_descriptor(), number, opaque)
+
+
+def _remove_fd(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    operations.descriptor_sets.remove(cast(int, arguments["fdset-id"]), cast("int | None", arguments.get("fd")))
+    return {}
+
+
+def _query_fdsets(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
+    return operations.descriptor_sets.query()
+
+
+def _human_monitor_command(_: Operations, client: Client, arguments: Mapping[str, object]) -> object:
+    if "cpu-index" in arguments:
+        raise QmpError("Parameter 'cpu-index' expects a CPU number")
+    return client.human(str(arguments["command-line"])).replace("\n", "\r\n")
+
+
+def _quit(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
+    operations.quit()
+    return {}
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "device_add": Command(_device_add, None),
+    "device_del": Command(_device_del, {"id": str}),
+    "device-list-properties": Command(_device_list_properties, {"typename": str}),
+    "chardev-add": Command(_chardev_add, {"id": str, "backend": BACKEND}),
+    "chardev-change": Command(_chardev_change, {"id": str, "backend": BACKEND}),
+    "chardev-remove": Command(_chardev_remove, {"id": str}),
+    "chardev-send-break": Command(_chardev_send_break, {"id": str}),
+    "query-chardev": Command(_query_chardev, {}),
+    "query-chardev-backends": Command(_query_chardev_backends, {}),
+    "ringbuf-read": Command(_ringbuf_read, {"device": str, "size": int, "format": FORMAT}),
+    "ringbuf-write": Command(_ringbuf_write, {"device": str, "data": str, "format": FORMAT}),
+    "qom-list": Command(_qom_list, {"path": str}),
+    "qom-get": Command(_qom_get, {"path": str, "property": str}),
+    "query-version": Command(_query_version, {}),
+    "query-status": Command(_query_status, {}),
+    "query-commands": Command(_query_commands, {}),
+    "query-events": Command(_query_events, {}),
+    "getfd": Command(_getfd, {"fdname": str}),
+    "closefd": Command(_closefd, {"fdname": str}),
+    "add-fd": Command(_add_fd, {"fdset-id": Optional(int), "opaque": Optional(str)}),
+    "remove-fd": Command(_remove_fd, {"fdset-id": int, "fd": Optional(int)}),
+    "query-fdsets": Command(_query_fdsets, {}),
+    "human-monitor-command": Command(
+        _human_monitor_command, {"command-line": str, "cpu-index": Optional(int)}
+    ),
+    "quit": Command(_quit, {}),
+}

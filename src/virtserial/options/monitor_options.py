@@ -1,0 +1,89 @@
+"""`-qmp`, `-qmp-pretty`, `-monitor` and `-mon`: where monitors are, and how they talk.
+
+The first three name a chardev in QEMU's short old way ("unix:PATH,server=on,wait=off"), which becomes an ordinary
+-chardev here (qemu_chr_parse_compat in chardev/char.c).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from virtserial.errors import ConfigError
+from virtserial.options import keyval
+
+MODES = ("readline", "control")
+
+
+class MonitorOptions(NamedTuple):
+    """A monitor.
+
+    Attributes:
+        chardev: the id of its chardev.
+        mode: "control" for QMP, "readline" for HMP.
+        pretty: indented JSON.
+    """
+
+    chardev: str
+    mode: str
+    pretty: bool = False
+
+
+def parse_mon(text: str) -> MonitorOptions:
+    """Read the argument of -mon.
+
+    Raises:
+        ConfigError: in QEMU's words.
+    """
+    options = keyval.parse_options(text, "chardev")
+    for name in options:
+        if name not in ("chardev", "mode", "pretty", "id"):
+            raise ConfigError(f"Invalid parameter '{name}'")
+    mode = str(options.get("mode", "readline"))
+    if mode not in MODES:
+        raise ConfigError(f'unknown monitor mode "{mode}"')
+    if "chardev" not in options:
+        raise ConfigError("chardev is required")
+    pretty = keyval.to_bool("pretty", options.get("pretty", "off"))
+    if pretty and mode == "readline":
+        raise ConfigError("'pretty' is not compatible with HMP monitors")
+    return MonitorOptions(keyval.to_string("chardev", options["chardev"]), mode, pretty)
+
+
+def parse_monitor(
+    text: str, index: int, mode: str, pretty: bool = False
+) -> tuple[MonitorOptions, str | None] | None:
+    """Read the argument of -qmp, -qmp-pretty or -monitor.
+
+    Args:
+        index: counts such options; names the chardev.
+
+    Returns:
+        The monitor and the -chardev argument it needs (None: it names one), or None for "none".
+
+    Raises:
+        ConfigError: it is no chardev that QEMU's old way can say.
+    """
+    if text == "none":
+        return None
+    if text.startswith("chardev:"):
+        return MonitorOptions(text.removeprefix("chardev:"), mode, pretty), None
+    chardev = f"compat_monitor{index}"
+    return MonitorOptions(chardev, mode, pretty), f"{_modern(text)},id={chardev}"
+
+
+def _modern(text: str) -> str:
+    """From "unix:PATH,server=on" to "socket,path=PATH,server=on"."""
+    kind, colon, rest = text.partition(":")
+    if text in ("null", "pty", "stdio", "ringbuf"):
+        return text
+    if colon:
+        if kind == "unix":
+            return f"socket,path={rest}"
+        if kind in ("file", "pipe"):
+            return f"{kind},path={rest}"
+        if kind in ("tcp", "telnet", "websocket"):
+            place, comma, options = rest.partition(",")
+            host, _, port = place.rpartition(":")
+            mode = f",{kind}=on" if kind != "tcp" else ""
+            return f"socket,host={host.strip('[]')},port={port}{mode}{comma}{options}"
+    raise ConfigError(f"'{text}' is not a monitor's chardev")
