@@ -96,6 +96,10 @@ class DeviceProcess:
     def descriptors_at_rest(self, path):
         """How many descriptors keeper and worker have while nobody is connected to the controller at `path`."""
         Client(path).close()
+        return self.settled_descriptors()
+
+    def settled_descriptors(self):
+        """How many descriptors keeper and worker have when that does not change any more."""
         seen = []
         wait_until(lambda: seen.append(self.descriptors()) or (len(seen) > 20 and len(set(seen[-20:])) == 1))
         return seen[-1]
@@ -107,6 +111,10 @@ class DeviceProcess:
     def wait_for_log(self, text, seconds=10):
         """Wait until the log has a text."""
         wait_until(lambda: text in self.log, seconds, f"{text!r} is not logged, but {self.log!r}")
+
+    def worker_sleeps(self):
+        """Whether the worker waits for something to happen."""
+        return Path(f"/proc/{self.worker}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
     def kill_worker(self, number=signal.SIGKILL):
         """Signal the worker and return the pid it had."""

@@ -7,6 +7,7 @@ import time
 
 from device_process import connect
 
+from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.loop import EventLoop
@@ -15,7 +16,7 @@ PROBE = 64
 """Bytes of random data that stand at one place only."""
 
 
-class EmbeddedGuest:
+class EmbeddedGuest(DriverListener):
     """A driver on the device behind a vfio-user socket.
 
     Args:
@@ -25,7 +26,8 @@ class EmbeddedGuest:
 
     def __init__(self, path, *ports, **options):
         self.loop = EventLoop()
-        self.driver = open_vfio_user_device(path, self.loop, **options)
+        self.failure = None
+        self.driver = open_vfio_user_device(path, self.loop, self, **options)
         try:
             self.driver.start()
             self.run_until(lambda: set(ports) <= {port.name for port in self.driver.ports.values()})
@@ -43,13 +45,20 @@ class EmbeddedGuest:
         self.driver.close()
         self.loop.close()
 
+    def device_failed(self, error):
+        self.failure = error
+
     def port(self, name):
+        if self.failure is not None:
+            raise self.failure
         return next(port for port in self.driver.ports.values() if port.name == name)
 
     def run_until(self, condition, seconds=15):
         limit = time.monotonic() + seconds
         while not (value := condition()):
             assert time.monotonic() < limit, "it did not come to that"
+            if self.failure is not None:
+                raise self.failure
             self.loop.run_once(timeout=0.02)
         return value
 
@@ -76,6 +85,8 @@ class EmbeddedGuest:
                     self.loop.run_once(timeout=0.005)
             finally:
                 received.port.close()
+        # Or what is written next may be discarded with the old connection.
+        self.run_until(lambda: not received.port.host_connected)
         assert taken == data
         assert received.data == data
 

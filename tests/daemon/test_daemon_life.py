@@ -304,9 +304,10 @@ def test_ten_clients_one_after_the_other_cost_no_descriptor(device, folder):
 
 
 def test_two_devices_run_beside_each_other(start, folder):
-    devices = []
-    for name in ("ser0", "ser1"):
-        devices.append(start(*controller_options(folder, name), *port_options(folder, f"port-{name}", 1, name)))
+    devices = [
+        start(*controller_options(folder, name), *port_options(folder, f"port-{name}", 1, name))
+        for name in ("ser0", "ser1")
+    ]
     for name in ("ser0", "ser1"):
         with EmbeddedGuest(folder / f"{name}.sock", f"port-{name}") as guest:
             guest.check_port(f"port-{name}", folder / f"port-{name}", 10_000)

@@ -29,7 +29,7 @@ def look():
     return ports, {n: name for n, name in named.items() if name}, sorted(n for n, state in states.items() if state)
 # Until all is there, or nothing has changed for two seconds.
 last, since = look(), time.monotonic()
-while (len(last[2]) < WANTED) and time.monotonic() - since < 2:
+while min(len(last[1]), len(last[2])) < WANTED and time.monotonic() - since < 2:
     time.sleep(0.1)
     now = look()
     if now != last:

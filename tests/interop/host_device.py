@@ -69,7 +69,7 @@ class VirtserialDevice:
     """Our device: `virtserial serve` with the same options, and a vfio-user-pci per controller for the VM."""
 
     kind = "virtserial"
-    chardevs_to_come = frozenset({"udp"})
+    chardevs_to_come = frozenset()
 
     @contextmanager
     def attach(self, options):

@@ -8,10 +8,12 @@ from virtserial.chardev.null import NullChardev
 from virtserial.chardev.pipe import PipeChardev
 from virtserial.chardev.pty import PtyChardev
 from virtserial.chardev.ringbuf import RingbufChardev
+from virtserial.chardev.serial import LineSettings, SerialChardev
 from virtserial.chardev.socket_address import FdAddress, InetAddress, UnixAddress
 from virtserial.chardev.socket_client import SocketClientChardev
 from virtserial.chardev.socket_server import SocketServerChardev
 from virtserial.chardev.stdio import StdioChardev
+from virtserial.chardev.udp import UdpChardev
 from virtserial.errors import ConfigError
 from virtserial.options.chardev_options import NOT_YET, chardev_help, parse_chardev
 
@@ -46,6 +48,8 @@ IDENTIFIER = (
         ("file,id=a", "chardev: file: no filename given"),
         ("file,path=/x,append=7,id=a", "Parameter 'append' expects 'on' or 'off'"),
         ("pipe,id=a", "chardev: pipe: no device path given"),
+        ("udp,id=a", "chardev: udp: remote port not specified"),
+        ("serial,id=a", "chardev: serial/tty: no device path given"),
         ("ringbuf,id=a,size=3000", "size of ringbuf chardev must be power of two"),
         ("ringbuf,id=a,size=-1", "Value '-1' is out of range for parameter 'size'"),
         ("socket,id=a,path=/zz,wait=on", "'wait' option is incompatible with socket in client connect mode"),
@@ -91,6 +95,8 @@ def test_refused(text, message):
         ("ringbuf,id=a", RingbufChardev),
         ("memory,id=a,size=4K", RingbufChardev),
         ("handler,id=a,class=m:C", HandlerChardev),
+        ("udp,id=a,port=9", UdpChardev),
+        ("serial,id=a,path=/dev/ttyS0", SerialChardev),
         ("socket,id=a,path=/s,server,nowait", SocketServerChardev),
         ("socket,id=a,path=/s", SocketClientChardev),
     ],
@@ -142,6 +148,25 @@ def test_file():
     assert (chardev.path, chardev.append, chardev.input_path) == ("/f", True, "/i")
 
 
+@pytest.mark.parametrize(
+    ("options", "remote", "local"),
+    [
+        ("port=9", InetAddress("localhost", "9"), InetAddress("", "0")),
+        ("host=h,port=9,ipv6=off,localport=7", InetAddress("h", "9", None, None, False), InetAddress("", "7")),
+        ("host=h,port=9,localaddr=1.2.3.4", InetAddress("h", "9"), InetAddress("1.2.3.4", "0")),
+    ],
+)
+def test_udp(options, remote, local):
+    chardev = parse_chardev(f"udp,id=a,{options}")
+    assert (chardev.remote, chardev.local) == (remote, local)
+
+
+def test_serial():
+    assert parse_chardev("serial,id=a,path=/d").settings == LineSettings(115200, 8, "none", 1)
+    chardev = parse_chardev("serial,id=a,path=/d,speed=9600,data-bits=7,parity=even,stop-bits=2")
+    assert (chardev.path, chardev.settings) == ("/d", LineSettings(9600, 7, "even", 2))
+
+
 def test_json():
     chardev = parse_chardev('{"backend":"socket","id":"a","path":"/s","server":true,"wait":false}')
     assert (type(chardev), chardev.wait) == (SocketServerChardev, False)
@@ -149,5 +174,5 @@ def test_json():
 
 def test_help_names_every_kind():
     assert chardev_help().splitlines()[1:] == [
-        f"  {kind}" for kind in ["socket", "pty", "file", "pipe", "stdio", "null", "ringbuf", "memory", "handler"]
+        f"  {kind}" for kind in ["socket", "udp", "serial", "pty", "file", "pipe", "stdio", "null", "ringbuf", "memory", "handler"]
     ]

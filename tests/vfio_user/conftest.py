@@ -10,9 +10,9 @@ from served_device import build_server, handle, open_descriptors, version
 def no_descriptor_is_left():
     before = open_descriptors()
     yield
-    if open_descriptors() != before:
+    if open_descriptors() > before:
         gc.collect()  # a mapping has a descriptor of its own, and device and transport know each other
-    assert open_descriptors() == before
+    assert open_descriptors() <= before  # fewer: what an earlier test had left to the collector is gone
 
 
 @pytest.fixture

@@ -153,6 +153,10 @@ def open_host_end(
         from virtserial.chardev.ringbuf import RingbufHostEnd
 
         return RingbufHostEnd(loop, name, fds[0])
+    if flavour == "udp":
+        from virtserial.chardev.udp_end import UdpHostEnd
+
+        return UdpHostEnd(loop, name, fds[0])
     if flavour == "null":
         from virtserial.chardev.null import NullHostEnd
 

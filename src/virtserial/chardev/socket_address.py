@@ -78,7 +78,9 @@ class InetAddress(NamedTuple):
             return socket.AF_INET if self.ipv6 is False else socket.AF_UNSPEC
         return socket.AF_INET6 if self.ipv6 else socket.AF_INET
 
-    def resolve(self, *, passive: bool = False) -> list[tuple[int, tuple[object, ...]]]:
+    def resolve(
+        self, *, passive: bool = False, kind: int = socket.SOCK_STREAM
+    ) -> list[tuple[int, tuple[object, ...]]]:
         """(family, socket address) in the order to try.  Waits for a name server if `host` is a name.
 
         Raises:
@@ -91,7 +93,7 @@ class InetAddress(NamedTuple):
                 self.host or None,
                 self.port,
                 family=self.family(),
-                type=socket.SOCK_STREAM,
+                type=kind,
                 flags=socket.AI_PASSIVE if passive else 0,
             )
         except (socket.gaierror, UnicodeError) as error:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from virtserial.chardev.base import Chardev
     from virtserial.machine.model import Controller, Machine
+    from virtserial.options.monitor_options import MonitorOptions
 
 MAX_DESCRIPTORS = 1 << 18
 """The keeper holds one for each DMA map, interrupt and connection: more than the usual soft limit of 1024."""
@@ -32,6 +34,10 @@ USAGE = """usage: virtserial serve OPTION...
                         a console
   -chardev KIND,id=ID,...
                         a port's host end
+  -qmp CHARDEV          a monitor for programs (QMP), as -qmp unix:PATH,server=on,wait=off; -qmp-pretty indents
+  -monitor CHARDEV      a monitor for people (HMP)
+  -mon chardev=ID[,mode=readline|control][,pretty=on|off]
+                        a monitor on a -chardev
   -device DRIVER,help   what a driver takes; -chardev help lists the kinds
   --ready-fd N          close descriptor N when everything listens
   --trust-vmm           map guest memory even if the VMM may shrink its file
@@ -42,12 +48,16 @@ that QEMU (10.1 or newer) takes.  SIGTERM ends it.
 """
 
 
+MONITOR_OPTIONS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
+
+
 class Options:
     """The command line, in order."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.devices: list[str] = []
         self.chardevs: list[str] = []
+        self.monitors: list[tuple[str, str]] = []
         self.ready_fd: int | None = None
         self.trust_vmm = False
         self.verbosity = 0
@@ -55,7 +65,7 @@ class Options:
         remaining = iter(words)
         for word in remaining:
             option = "-" + word.lstrip("-")
-            if option in ("-device", "-chardev", "-ready-fd"):
+            if option in ("-device", "-chardev", "-ready-fd", *MONITOR_OPTIONS):
                 value = next(remaining, None)
                 if value is None:
                     raise ConfigError(f"{word}: requires an argument")
@@ -63,6 +73,8 @@ class Options:
                     self.devices.append(value)
                 elif option == "-chardev":
                     self.chardevs.append(value)
+                elif option in MONITOR_OPTIONS:
+                    self.monitors.append((option, value))
                 else:
                     self.ready_fd = _descriptor(word, value)
             elif option == "-trust-vmm":
@@ -101,9 +113,10 @@ def run(words: list[str]) -> int:
         format="virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s",
     )
     machine, chardevs = build(options)
-    if not machine.controllers:
+    monitors = build_monitors(options, machine, chardevs)
+    if not machine.controllers and not monitors:
         raise ConfigError("no controller: say -device virtio-serial,socket=PATH")
-    _serve(options, machine, chardevs)
+    _serve(options, machine, chardevs, monitors)
     return 0
 
 
@@ -152,7 +165,45 @@ def build(options: Options) -> tuple[Machine, dict[str, Chardev]]:
     return machine, chardevs
 
 
-def _serve(options: Options, machine: Machine, chardevs: dict[str, Chardev]) -> None:
+def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chardev]) -> list[MonitorOptions]:
+    """Return the monitors that the options describe; those that name no chardev get one, which is put into `chardevs`.
+
+    Raises:
+        ConfigError: as QEMU says it, after the option it is about.
+    """
+    if not options.monitors:
+        return []
+    from virtserial.options.chardev_options import parse_chardev
+    from virtserial.options.monitor_options import parse_mon, parse_monitor
+
+    monitors: list[MonitorOptions] = []
+    try:
+        for option, text in options.monitors:
+            needed = None
+            if option == "-mon":
+                monitor = parse_mon(text)
+            else:
+                mode = "readline" if option == "-monitor" else "control"
+                parsed = parse_monitor(text, len(monitors), mode, pretty=option == "-qmp-pretty")
+                if parsed is None:
+                    continue
+                monitor, needed = parsed
+            if needed is not None:
+                chardevs[monitor.chardev] = parse_chardev(needed, chardevs)
+            if monitor.chardev not in chardevs:
+                raise ConfigError(f'chardev "{monitor.chardev}" not found')
+            taken = {other.chardev for other in monitors}
+            if monitor.chardev in taken or machine.user_of(monitor.chardev) is not None:
+                raise ConfigError(f"chardev '{monitor.chardev}' is already in use")
+            monitors.append(monitor)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {text}: {error}") from None
+    return monitors
+
+
+def _serve(
+    options: Options, machine: Machine, chardevs: dict[str, Chardev], monitor_options: list[MonitorOptions]
+) -> None:
     from virtserial.daemon.announcement import announce
     from virtserial.daemon.keeper import Keeper
 
@@ -160,14 +211,28 @@ def _serve(options: Options, machine: Machine, chardevs: dict[str, Chardev]) -> 
     loop = EventLoop()
     stop_on_signals(loop)
     keeper = Keeper(loop, machine, chardevs, options.trust_vmm)
+    monitors = None
+    if monitor_options:
+        from virtserial.monitor.server import Monitors
+
+        monitors = Monitors(keeper, monitor_options)
     try:
         keeper.start()
+        # Standard output may be somebody's stream.
+        is_stream = any(chardev.kind == "stdio" for chardev in chardevs.values())
         for controller in machine.controllers:
-            announce(qemu_argument(controller))
+            if is_stream:
+                print(qemu_argument(controller), file=sys.stderr)
+            else:
+                announce(qemu_argument(controller))
         if options.ready_fd is not None:
             os.close(options.ready_fd)
         loop.run()
+        if monitors is not None:
+            monitors.ended_by_signal()
     finally:
+        if monitors is not None:
+            monitors.close()
         keeper.close()
         loop.close()
 

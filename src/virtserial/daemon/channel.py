@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import json
 import os
 import socket
 import struct
+import termios
 import time
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,10 @@ class Channel:
                 if time.monotonic() > deadline:
                     raise BlockingIOError(error.errno, error.strerror) from None
             time.sleep(0.001)
+
+    def has_unread(self) -> bool:
+        """Whether the other end has not yet received everything that was sent to it."""
+        return bool(struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0])
 
     def receive(self, wait: bool = False) -> tuple[Message, list[int]] | None:
         """Return the next message and its descriptors (the caller's now), or None if there is none yet.

@@ -72,6 +72,8 @@ class Keeper:
         self._worker_started = 0.0
         self._young_deaths = 0
         self._restart_timer: Timer | None = None
+        self._hang_timer: Timer | None = None
+        self._last_sent = 0.0
         self._closing = False
 
     # Start and end
@@ -213,10 +215,26 @@ class Keeper:
         try:
             self._channel.send(message, fds)
         except BlockingIOError:
-            log.error("worker %d has not read its channel for %d s: it is replaced", self._worker, SEND_TIMEOUT)
-            os.kill(self._worker, signal.SIGKILL)
+            self._kill_hung_worker()
         except OSError:
             pass  # its end is on its way to us
+        self._last_sent = self.loop.now()
+        if self._hang_timer is None:
+            self._hang_timer = self.loop.call_at(self._last_sent + SEND_TIMEOUT, self._look_whether_worker_hangs)
+
+    def _look_whether_worker_hangs(self) -> None:
+        self._hang_timer = None
+        if self._channel is None or not self._channel.has_unread():
+            return
+        due = self._last_sent + SEND_TIMEOUT
+        if self.loop.now() < due:
+            self._hang_timer = self.loop.call_at(due, self._look_whether_worker_hangs)
+        else:
+            self._kill_hung_worker()
+
+    def _kill_hung_worker(self) -> None:
+        log.error("worker %d has not read its channel for %d s: it is replaced", self._worker, SEND_TIMEOUT)
+        os.kill(self._worker, signal.SIGKILL)
 
     def _hold_and_send(self, key: str, message: Message, fds: Sequence[int]) -> None:
         self._held.hold(key, message, fds)

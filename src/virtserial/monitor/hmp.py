@@ -6,7 +6,6 @@ import shlex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtserial.errors import ConfigError, VirtserialError
-from virtserial.machine.model import Controller
 from virtserial.monitor import qom
 from virtserial.monitor.qmp import QEMU_VERSION
 from virtserial.monitor.readline import Readline
@@ -15,7 +14,7 @@ from virtserial.options import chardev_options, device_options, keyval
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from virtserial.machine.model import Port
+    from virtserial.machine.model import Controller, Port
     from virtserial.monitor.operations import Operations
 
 PROMPT: Final = "(qemu) "

@@ -37,6 +37,7 @@ class Operations:
         self.keeper = keeper
         self.events = events
         self.descriptor_sets = DescriptorSets()
+        self.has_quit = False
         self._stop = stop
 
     # Devices
@@ -84,7 +85,8 @@ class Operations:
         path = self.path_of(device)
         self.keeper.hotplug.unplug(device)
         named: dict[str, object] = {"device": device.id} if device.id is not None else {}
-        self.events.emit("DEVICE_DELETED", {**named, "path": path})
+        # Once the command has been answered, as with QEMU.
+        self.keeper.loop.add_turn(lambda: self.events.emit("DEVICE_DELETED", {**named, "path": path}))
 
     # Chardevs
 
@@ -195,4 +197,5 @@ class Operations:
     def quit(self) -> None:
         """End the process."""
         self.events.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        self.has_quit = True
         self._stop()

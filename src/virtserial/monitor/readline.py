@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MAX_LINE: Final = 4095
 MAX_HISTORY: Final = 64
 WIDTH: Final = 80
+MAX_ESCAPE: Final = 8
 
 _KEYS: Final[dict[str, str]] = {
     "\x01": "home", "\x02": "left", "\x04": "delete", "\x05": "end", "\x06": "right", "\x08": "backspace",
@@ -81,7 +82,9 @@ class Readline:
         self._escape = ""
         if sequence in _KEYS:
             return _KEYS[sequence]
-        if (len(sequence) < 8 and any(key.startswith(sequence) for key in _KEYS)) or (len(sequence) < 8 and sequence.startswith("\x1b[") and (sequence == "\x1b[" or character in "0123456789;")):
+        begun = sequence == "\x1b[" or any(key.startswith(sequence) for key in _KEYS)
+        numbers = sequence.startswith("\x1b[") and sequence[2:].replace(";", "").isdigit()
+        if len(sequence) < MAX_ESCAPE and (begun or numbers):
             self._escape = sequence
         return None
 

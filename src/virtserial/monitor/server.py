@@ -67,6 +67,11 @@ class Monitors:
         for line in self._lines:
             line.send_event(name, data)
 
+    def ended_by_signal(self) -> None:
+        """The loop was stopped: by a signal, unless a client has said quit."""
+        if not self.operations.has_quit:
+            self.events.emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
+
     def close(self) -> None:
         """Let clients have what was said to them, and part."""
         deadline = time.monotonic() + PARTING_SECONDS
@@ -169,7 +174,12 @@ class MonitorLine:
             self._fail(str(error))
             return
         if count:
-            self._receive(bytes(self._buffer[:count]))
+            try:
+                self._receive(bytes(self._buffer[:count]))
+            except Exception:
+                # The keeper must go on, whatever a client has made of us.
+                log.exception("internal error in the monitor on chardev %s", self._options.chardev)
+                self._fail("internal error")
             if self._host is not None and self._host.readable and not self.unsent:
                 self._loop.add_turn(self.host_readable)
 

@@ -27,12 +27,13 @@ PARAMETERS: Mapping[str, Callable[[str, object], object]] = {
     **dict.fromkeys(("signal", "append", "logappend", "mouse", "clipboard", "tight", "abstract"), BOOL),
     **dict.fromkeys(("to", "reconnect", "reconnect-ms", "width", "height", "cols", "rows", "debug"), NUMBER),
     "size": SIZE,
-    # Ours: chardev handler.
-    "class": STRING,
+    # Ours: chardev handler's class, chardev serial's line settings.
+    **dict.fromkeys(("class", "parity"), STRING),
+    **dict.fromkeys(("speed", "data-bits", "stop-bits"), NUMBER),
 }
 
 NOT_YET = (
-    *("udp", "serial", "parallel", "mux", "hub", "vc", "spicevmc", "spiceport", "qemu-vdagent", "dbus"),
+    *("parallel", "mux", "hub", "vc", "spicevmc", "spiceport", "qemu-vdagent", "dbus"),
     *("braille", "msmouse", "wctablet", "testdev", "console"),
 )
 """Backends that QEMU 11.1 has in one build or another and virtserial has not."""
@@ -165,6 +166,38 @@ def _handler(chardev_id: str, values: Mapping[str, object]) -> Chardev:
     return HandlerChardev(chardev_id, class_name=class_name, path=path)
 
 
+def _udp(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.socket_address import InetAddress
+    from virtserial.chardev.udp import UdpChardev
+
+    port = _text(values, "port")
+    if not port:
+        raise ConfigError("chardev: udp: remote port not specified")
+    families = [bool(values[name]) if name in values else None for name in ("ipv4", "ipv6")]
+    remote = InetAddress(_text(values, "host") or "localhost", port, None, *families)
+    local = InetAddress(_text(values, "localaddr") or "", _text(values, "localport") or "0")
+    return UdpChardev(chardev_id, remote, local)
+
+
+def _serial(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.serial import LineSettings, SerialChardev
+
+    path = _text(values, "path")
+    if path is None:
+        raise ConfigError("chardev: serial/tty: no device path given")
+    given = {
+        field: values[name]
+        for field, name in (
+            ("speed", "speed"),
+            ("data_bits", "data-bits"),
+            ("parity", "parity"),
+            ("stop_bits", "stop-bits"),
+        )
+        if name in values
+    }
+    return SerialChardev(chardev_id, path, LineSettings(**given))  # type: ignore[arg-type]
+
+
 def _socket(chardev_id: str, values: Mapping[str, object]) -> Chardev:
     address = _socket_address(values)
     nodelay = not _flag(values, "delay", False)
@@ -224,6 +257,8 @@ def _socket_address(values: Mapping[str, object]) -> Address:
 
 _MAKERS: Mapping[str, Callable[[str, Mapping[str, object]], Chardev]] = {
     "socket": _socket,
+    "udp": _udp,
+    "serial": _serial,
     "pty": _pty,
     "file": _file,
     "pipe": _pipe,

@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import PeerError
-from virtserial.memory.state import U8, U32, Record
+from virtserial.memory.state import U8, U16, U32, Record
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.journal import Journal
 from virtserial.vfio_user.negotiation import Capabilities, server_version_data
@@ -47,6 +47,7 @@ class SessionRecord(Record):
 
     SIZE = 8
     negotiated = U8(0)
+    last_request_id = U16(2)
     max_data_xfer_size = U32(4)
 
 

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT: Final = 5.0
 """Seconds to wait for the reply to a request of ours: as long as QEMU waits for ours (x-msg-timeout)."""
 
+MAX_PREDECESSORS: Final = 16
+"""As many workers, killed one after the other, may each have left a request whose reply is still to come."""
+
 _SO_PEEK_OFF: Final = 42  # <asm-generic/socket.h>; the socket module does not have it
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(4 * MAX_MESSAGE_FDS)
 # Plain numbers: arithmetic on the socket module's flags makes enum objects, which costs a microsecond each time.
@@ -77,7 +80,8 @@ class MessageStream:
         self._took = False
         self._unsent = b""
         self._answered_size = 0
-        self._next_id = 0
+        # Requests of a predecessor that was killed before it had the reply, which comes to us.
+        self._inherited_id = server.session.last_request_id
         self._awaited: tuple[int, int] | None = None
         self._awaited_reply: tuple[Header, bytes] | None = None
 
@@ -207,6 +211,11 @@ class MessageStream:
             self._awaited_reply = header, bytes(body)
             self._consume(header.size)
             return True
+        if self._answers_a_predecessor(header):
+            for fd in fds:
+                os.close(fd)
+            self._consume(header.size)
+            return True
         self._handling = True
         try:
             answer = self._server.handle(header, body, fds)
@@ -218,6 +227,11 @@ class MessageStream:
         self._unsent = answer
         self._answered_size = header.size
         return self._flush()
+
+    def _answers_a_predecessor(self, header: Header) -> bool:
+        if header.flags & VFIO_USER_TYPE != VFIO_USER_REPLY or not self._inherited_id:
+            return False
+        return (self._inherited_id - header.id) & 0xFFFF < MAX_PREDECESSORS
 
     def _flush(self) -> bool:
         """Send what is left of the reply, then take its request off the socket; False if there is no room for it."""
@@ -259,9 +273,11 @@ class MessageStream:
         deadline = time.monotonic() + timeout
         while self._unsent and not self._flush():
             self._wait(select.POLLOUT, deadline, command)
-        self._next_id = (self._next_id + 1) & 0xFFFF
-        message = request(command, self._next_id, payload)
-        self._awaited = self._next_id, command
+        session = self._server.session
+        # Recorded first, so that no successor uses the id again while the reply is under way.
+        request_id = session.last_request_id = session.last_request_id % 0xFFFF + 1
+        message = request(command, request_id, payload)
+        self._awaited = request_id, command
         self._awaited_reply = None
         while message:
             try:

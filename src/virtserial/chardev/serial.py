@@ -1,0 +1,91 @@
+"""chardev serial: a serial line of the host, or any terminal, with its line settings (QEMU's chardev/char-serial.c)."""
+
+from __future__ import annotations
+
+import os
+import termios
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtserial.chardev.base import Chardev, Connection, could_not_open
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from virtserial.chardev.base import ConnectionSink
+    from virtserial.loop import EventLoop
+
+PARITIES = {"none": 0, "odd": termios.PARENB | termios.PARODD, "even": termios.PARENB}
+DATA_BITS = {5: termios.CS5, 6: termios.CS6, 7: termios.CS7, 8: termios.CS8}
+STOP_BITS = {1: 0, 2: termios.CSTOPB}
+
+
+class LineSettings(NamedTuple):
+    """115200 8N1, as QEMU sets it; the other values are ours (QEMU's virtio-serial has no way to change them)."""
+
+    speed: int = 115200
+    data_bits: int = 8
+    parity: str = "none"
+    stop_bits: int = 1
+
+    def apply(self, fd: int) -> None:
+        """Set a terminal to these and raw: no echo, no signals, no flow control by characters or lines.
+
+        Raises:
+            ConfigError: the kernel has no such speed, or these are no values at all.
+        """
+        speed = getattr(termios, f"B{self.speed}", None)
+        if speed is None or not self.speed:
+            raise ConfigError(f"serial: a speed of {self.speed} baud is not one that a terminal has")
+        for name, value, known in (
+            ("data-bits", self.data_bits, DATA_BITS),
+            ("parity", self.parity, PARITIES),
+            ("stop-bits", self.stop_bits, STOP_BITS),
+        ):
+            if value not in known:
+                raise ConfigError(f"serial: {name}={value} is not one of {', '.join(map(str, known))}")
+        settings = termios.tcgetattr(fd)
+        settings[0] &= ~(
+            termios.IGNBRK
+            | termios.BRKINT
+            | termios.PARMRK
+            | termios.ISTRIP
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.ICRNL
+            | termios.IXON
+        )
+        settings[1] &= ~termios.OPOST
+        settings[2] &= ~(termios.CSIZE | termios.PARENB | termios.PARODD | termios.CRTSCTS | termios.CSTOPB)
+        settings[2] |= DATA_BITS[self.data_bits] | PARITIES[self.parity] | STOP_BITS[self.stop_bits]
+        settings[2] |= termios.CREAD | termios.CLOCAL
+        settings[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | termios.ISIG)
+        settings[4] = settings[5] = speed
+        settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(fd, termios.TCSANOW, settings)
+
+
+class SerialChardev(Chardev):
+    """Connected from the start, whatever the modem lines say; a line that is unplugged (USB) is a host that hung up."""
+
+    kind = "serial"
+    host_connected_at_start = True
+
+    def __init__(self, chardev_id: str, path: str, settings: LineSettings | None = None) -> None:
+        super().__init__(chardev_id)
+        self.path = path
+        self.settings = settings or LineSettings()
+
+    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigError(could_not_open(self.path, error)) from error
+        try:
+            if os.isatty(fd):
+                self.settings.apply(fd)
+        except (ConfigError, termios.error) as error:
+            os.close(fd)
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"Could not set up '{self.path}': {error.args[-1]}") from error
+        params: dict[str, object] = {"name": f"chardev '{self.id}' (serial '{self.path}')", "read": 0, "write": 0}
+        sink.connection_opened(self, Connection("stream", (fd,), params))

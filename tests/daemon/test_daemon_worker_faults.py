@@ -1,0 +1,214 @@
+"""A worker that is killed or hangs: its successor goes on with the same guest, the same hosts, the same memory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import signal
+import socket
+import time
+
+import pytest
+from device_process import connect, wait_until
+from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
+
+from virtserial.daemon.keeper import RESTART_DELAYS, SEND_TIMEOUT
+from virtserial.errors import PeerError
+from virtserial.vfio_user import wire
+from virtserial.vfio_user.client import Client
+
+KILLS = 10
+ANSWERED = 0.02
+"""Seconds after which a worker has noted that it has sent a reply.  One that is killed between the sending and the note
+has a successor that sends the reply again: no kill of these tests is to hit that moment by design of the test."""
+
+
+class HeardSocket(socket.socket):
+    """Knows when it last received something."""
+
+    heard = 0.0
+
+    def recv(self, *arguments):
+        self.heard = time.monotonic()
+        return super().recv(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("sealed", "shared"), [(True, True), (False, True), (True, False)], ids=["mapped", "unsealed", "messages"]
+)
+def test_ten_kills_in_the_middle_of_a_transfer(device, folder, sealed, shared):
+    """The guest's connection lives and the port goes on.  What the kill cut in two is, as docs/architecture.md says,
+    moved again or, in the other direction, gone: at most one such place for each kill."""
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    kills = KILLS if shared else 3
+    data = rng.randbytes(24 << 20)
+    vmm = HeardSocket(socket.AF_UNIX)
+    vmm.connect(str(folder / "ser0.sock"))
+    with EmbeddedGuest(vmm, "a", "b", sealed=sealed, shared=shared) as guest, connect(folder / "a") as host:
+        host.setblocking(False)
+        received = guest.open("a")
+        guest.run_until(lambda: received.port.host_connected)
+        sent = given = killed = 0
+        taken = bytearray()
+        worker, next_kill = device.worker, time.monotonic() + 0.05
+        moving = len(data) if shared else 1 << 20
+        limit = time.monotonic() + 35
+        quiet_since, seen = time.monotonic(), None
+        # Until everything that will come has come: nothing has moved for half a second after the last kill.
+        while killed < kills or time.monotonic() < quiet_since + 0.5:
+            assert guest.failure is None, f"seed {seed}: {guest.failure}; {device.log}"
+            assert time.monotonic() < limit, f"seed {seed}: {killed} kills, {len(taken)}, {len(received.data)}"
+            end = moving * (killed + 1) // (kills + 1)
+            sent += received.port.write(data[sent : min(sent + 100_000, end)]) if sent < end else 0
+            given += try_send(host, data[given : min(given + 100_000, end)])
+            taken += try_receive(host)
+            guest.loop.run_once(timeout=0.001)
+            if killed < kills and time.monotonic() >= max(next_kill, vmm.heard + ANSWERED if shared else 0):
+                device.kill_worker()
+                worker = device.wait_for_new_worker(worker)
+                killed += 1
+                next_kill = time.monotonic() + rng.uniform(0.0, 0.15)
+            if (now := (sent, given, len(taken), len(received.data), killed)) != seen:
+                seen, quiet_since = now, time.monotonic()
+        received.port.close()
+        again, reached = jumps(data, taken)
+        assert reached == sent, f"seed {seed}: the guest wrote {sent} bytes, the last that came is {reached}"
+        assert all(found < expected for expected, found in again), f"seed {seed}: bytes to the host are lost: {again}"
+        assert len(again) <= kills, f"seed {seed}: {again}"
+        left_out, reached = jumps(data, received.data)
+        assert len(left_out) <= kills, f"seed {seed}: {left_out}"
+        assert reached <= given
+    assert "internal error" not in device.log
+    assert device.log.count("was killed by SIGKILL; a new one takes over") == kills
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        guest.check_port("a", folder / "a")
+        guest.check_port("b", folder / "b")
+
+
+def test_guest_that_does_nothing_during_the_kill_works_on(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        guest.check_port("a", folder / "a")
+        worker = device.worker
+        for _ in range(3):
+            device.kill_worker()
+            worker = device.wait_for_new_worker(worker)
+            guest.check_port("a", folder / "a")
+            guest.check_port("b", folder / "b", 20_000)
+
+
+def test_port_that_is_open_stays_open_and_connected(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "a") as host:
+        received = guest.open("a")
+        guest.run_until(lambda: received.port.host_connected)
+        received.port.write(b"before")
+        assert host.recv(6) == b"before"
+        worker = device.kill_worker()
+        device.wait_for_new_worker(worker)
+        received.port.write(b"after")
+        guest.run_until(lambda: received.port.flushed())
+        assert host.recv(5) == b"after"
+        host.sendall(b"to the guest")
+        guest.run_until(lambda: received.data == b"to the guest")
+        assert received.port.host_connected
+
+
+def test_host_that_comes_while_there_is_no_worker_is_served(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        received = guest.open("a")
+        device.kill_worker()
+        with connect(folder / "a") as host:
+            host.sendall(b"hello")
+            guest.run_until(lambda: received.data == b"hello")
+
+
+def test_host_that_leaves_while_there_is_no_worker_has_left(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        received = guest.open("a")
+        with connect(folder / "a") as host:
+            guest.run_until(lambda: received.port.host_connected)
+            device.kill_worker()
+            host.close()
+        guest.run_until(lambda: not received.port.host_connected)
+        received.port.close()
+        guest.check_port("a", folder / "a", 10_000)
+
+
+def test_vmm_that_leaves_while_there_is_no_worker_has_left(device, folder):
+    before = device.descriptors_at_rest(folder / "ser0.sock")
+    guest = EmbeddedGuest(folder / "ser0.sock", "a", "b")
+    os.kill(device.worker, signal.SIGSTOP)
+    guest.driver._transport._access.close()
+    device.kill_worker()
+    guest.loop.close()
+    guest.driver._memory.close()
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        guest.check_port("a", folder / "a", 10_000)
+    wait_until(lambda: device.descriptors() == before, complaint=f"{before} became {device.descriptors()}")
+
+
+def test_maps_and_interrupts_of_the_successor_are_those_of_its_predecessor(device, folder):
+    """As the VMM set them up and no others: maps that were taken away do not come back."""
+    path = folder / "ser0.sock"
+    memory = os.memfd_create("vmm memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(memory, 1 << 20)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        with Client(path) as vmm:
+            # Addresses whose decimal digits begin alike.
+            for page in (1, 10, 100):
+                vmm.dma_map(4096 * page, 4096, fd=memory, offset=4096 * page)
+            vmm.set_irqs(wire.VFIO_PCI_MSIX_IRQ_INDEX, 1, [eventfd])
+            vmm.set_irqs(wire.VFIO_PCI_MSIX_IRQ_INDEX, 10, [eventfd])
+            vmm.dma_unmap(4096, 4096)
+            vmm.set_irqs(wire.VFIO_PCI_MSIX_IRQ_INDEX, 1, [-1])
+            before, maps = device.settled_descriptors(), device.worker_maps("vmm memory")
+            # A kill between the sending of a reply and the note that it was sent would have it sent twice.
+            wait_until(device.worker_sleeps)
+            device.wait_for_new_worker(device.kill_worker())
+            vmm.trigger_irqs(wire.VFIO_PCI_MSIX_IRQ_INDEX, 10, 1)
+            assert os.eventfd_read(eventfd) == 1
+            vmm.trigger_irqs(wire.VFIO_PCI_MSIX_IRQ_INDEX, 1, 1)
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(eventfd)
+            assert device.settled_descriptors() == before
+            assert device.worker_maps("vmm memory") == maps
+            with pytest.raises(PeerError) as refused:
+                vmm.dma_map(4096 * 10, 8192, fd=memory)
+            assert refused.value.errno == errno.EEXIST
+            vmm.dma_map(4096, 8192, fd=memory)
+            vmm.dma_unmap_all()
+            assert device.worker_maps("vmm memory") == 0
+        os.close(eventfd)
+    finally:
+        os.close(memory)
+
+
+def test_worker_that_dies_again_and_again_is_started_less_and_less_often(device, folder):
+    pauses = []
+    for _ in range(len(RESTART_DELAYS) + 1):
+        worker = device.kill_worker()
+        killed = time.monotonic()
+        device.wait_for_new_worker(worker)
+        pauses.append(time.monotonic() - killed)
+    # The first is counted as young already, so all but the delay of 0 have been there, the last one twice.
+    for pause, delay in zip(pauses, (*RESTART_DELAYS[1:], RESTART_DELAYS[-1], RESTART_DELAYS[-1]), strict=True):
+        assert pause >= delay * 0.9
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        guest.check_port("a", folder / "a", 10_000)
+
+
+def test_worker_that_hangs_is_replaced_when_somebody_needs_it(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        received = guest.open("a")
+        worker = device.kill_worker(signal.SIGSTOP)
+        with connect(folder / "a") as host:
+            device.wait_for_log(f"worker {worker} has not read its channel for {SEND_TIMEOUT} s: it is replaced")
+            device.wait_for_new_worker(worker)
+            guest.run_until(lambda: received.port.host_connected)
+            received.port.write(b"hello")
+            assert host.recv(5) == b"hello"
+    assert device.log.count("is replaced") == 1

@@ -1,0 +1,168 @@
+"""Ports and back ends that come and go while the guest runs: by QEMU's monitor and by ours, with the same words."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from exchange import socket_port
+from guest_side import PORT_HELPERS, TRANSFER
+from host_device import wait_until
+from host_end import HostEnd, HostTransfer
+
+from virtserial.rig import Guest
+from virtserial.rig.channel import GuestError
+from virtserial.rig.qmp import Qmp
+
+STAY = "org.test.stay"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def guest(host_device, folder):
+    options = ["-device", "virtio-serial,id=ser0", *socket_port(1, STAY, f"{folder}/stay")]
+    if host_device.kind == "virtserial":
+        options += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    with host_device.attach(options) as attached, Guest(attached.arguments) as guest:
+        yield guest
+
+
+@pytest.fixture
+def monitor(guest, host_device, folder):
+    """The monitor of whoever has the ports."""
+    if host_device.kind == "qemu":
+        guest.monitor.events.clear()
+        yield guest.monitor
+        return
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(f"{folder}/qmp")
+    monitor = Qmp(connection)
+    yield monitor
+    monitor.close()
+
+
+def unix_server(path):
+    return {"type": "socket", "data": {"addr": {"type": "unix", "data": {"path": path}}, "server": True, "wait": False}}
+
+
+@contextmanager
+def hot_plugged(monitor, name, number, path):
+    """A port that is there for a while, on a socket at `path`."""
+    monitor("chardev-add", id=f"chr-{name}", backend=unix_server(path))
+    monitor("device_add", driver="virtserialport", id=f"id-{name}", name=name, nr=number, chardev=f"chr-{name}")
+    yield
+    monitor("device_del", id=f"id-{name}")
+    monitor.wait_event("DEVICE_DELETED")
+    monitor("chardev-remove", id=f"chr-{name}")
+
+
+def is_there(guest, name):
+    return guest.run(f"test -e /dev/virtio-ports/{name}").status == 0
+
+
+def test_a_port_that_is_plugged_in_appears_with_its_number_and_name_and_works(guest, monitor, folder):
+    with hot_plugged(monitor, "org.test.new", 7, f"{folder}/new"):
+        wait_until(lambda: is_there(guest, "org.test.new"), complaint="the port did not appear")
+        assert guest.check("readlink /dev/virtio-ports/org.test.new").endswith("p7")
+        end = HostEnd(f"{folder}/new")
+        job = guest.start("exec 3<>/dev/virtio-ports/org.test.new; echo to the host >&3; head -n 1 <&3")
+        assert end.receive_until(b"\n") == b"to the host\n"
+        end.send(b"to the guest\n")
+        result = job.wait(20)
+        assert (result.status, result.text) == (0, "to the guest\n")
+        end.close()
+    wait_until(lambda: not is_there(guest, "org.test.new"), complaint="the port did not go")
+
+
+def test_who_holds_an_unplugged_port_open_gets_enodev(guest, monitor, folder):
+    session = guest.session()
+    session(PORT_HELPERS)
+    with hot_plugged(monitor, "org.test.gone", 8, f"{folder}/gone"):
+        session("fd = open_port('org.test.gone')")
+        end = HostEnd(f"{folder}/gone")
+        session("until(lambda: 'OUT' in events(fd)); os.write(fd, b'x')")
+        assert end.receive(1) == b"x"
+    session(
+        """
+import errno
+def error_of(call):
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+until(lambda: not os.path.exists('/dev/virtio-ports/org.test.gone'))
+"""
+    )
+    assert session("error_of(lambda: os.read(fd, 1)), error_of(lambda: os.write(fd, b'x'))") == ("ENODEV", "ENODEV")
+    session("os.close(fd)")
+    end.close()
+
+
+def next_change(monitor, timeout=10):
+    """The next VSERPORT_CHANGE of the port that stays; one of another port may still be on its way."""
+    while (data := monitor.wait_event("VSERPORT_CHANGE", timeout)["data"])["id"] != f"port-{STAY}":
+        pass
+    return data["open"]
+
+
+def test_the_monitor_hears_of_open_and_close(guest, monitor):
+    session = guest.session()
+    session(PORT_HELPERS)
+    session(f"fd = open_port('{STAY}')")
+    assert next_change(monitor) is True
+    session(f"os.close(fd); os.close(open_port('{STAY}'))")
+    # However often it changes: one a second, and the last state is never left out.
+    assert next_change(monitor) is False
+    with pytest.raises(GuestError, match="no event"):
+        next_change(monitor, 1.5)
+
+
+def test_the_back_end_of_an_open_port_is_changed(guest, monitor, folder):
+    session = guest.session()
+    session(PORT_HELPERS)
+    with hot_plugged(monitor, "org.test.swap", 9, f"{folder}/first"):
+        session("fd = open_port('org.test.swap')")
+        end = HostEnd(f"{folder}/first")
+        session("until(lambda: 'OUT' in events(fd)); os.write(fd, b'one')")
+        assert end.receive(3) == b"one"
+        monitor("chardev-change", id="chr-org.test.swap", backend=unix_server(f"{folder}/second"))
+        assert end.receive(1) == b""
+        end.close()
+        session("until(lambda: 'HUP' in events(fd))")
+        end = HostEnd(f"{folder}/second")
+        session("until(lambda: 'OUT' in events(fd)); os.write(fd, b'two')")
+        assert end.receive(3) == b"two"
+        monitor("chardev-change", id="chr-org.test.swap", backend={"type": "file", "data": {"out": f"{folder}/out"}})
+        session("until(lambda: 'OUT' in events(fd)); os.write(fd, b'three'); os.close(fd)")
+        wait_until(lambda: Path(f"{folder}/out").read_text() == "three")
+        end.close()
+
+
+def test_fifty_rounds_leave_the_data_of_another_port_alone(guest, monitor, folder):
+    block, repeat = os.urandom(MIB), 64
+    end = HostEnd(f"{folder}/stay")
+    transfer = HostTransfer(end, block, repeat, repeat * MIB)
+    job = guest.start(
+        TRANSFER.format(
+            port=f"/dev/virtio-ports/{STAY}", name="stay", block_bytes=MIB, repeat=repeat, expected_blocks=repeat << 4
+        )
+    )
+    try:
+        for turn in range(50):
+            name = f"org.test.round{turn}"
+            with hot_plugged(monitor, name, 2 + turn % 3, f"{folder}/round"):
+                if turn % 10 == 0:
+                    wait_until(lambda name=name: is_there(guest, name), complaint=f"{name} did not appear")
+        result = job.wait(120)
+        assert result.status == 0, result.text
+        sent, received = result.text.split()
+        transfer.join()
+        assert (transfer.received_sha1, transfer.sent_sha1) == (sent, received)
+    finally:
+        end.shut()
+        transfer.join()
+        end.close()
+    wait_until(lambda: not guest.run("ls /sys/class/virtio-ports | grep -v p1$").text, complaint="ports were left over")

@@ -1,0 +1,33 @@
+"""A served machine with a QMP and an HMP monitor."""
+
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+from serving import QmpClient, serve
+
+
+@pytest.fixture
+def folder():
+    """A short path: unix sockets take 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield path
+
+
+@pytest.fixture
+def served(folder):
+    """`virtserial serve` with a controller of 4 numbers; monitors at `folder`/qmp and `folder`/hmp."""
+    with serve(
+        *("-device", f"virtio-serial,id=ser0,max_ports=4,socket={folder}/vmm"),
+        *("-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
+        *("-monitor", f"unix:{folder}/hmp,server=on,wait=off"),
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def qmp(served, folder):
+    client = QmpClient(f"{folder}/qmp")
+    yield client
+    client.close()
