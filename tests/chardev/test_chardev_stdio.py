@@ -77,7 +77,9 @@ def read_until(fd, wanted, timeout=10):
     data, deadline = b"", time.monotonic() + timeout
     while wanted not in data:
         assert select.select([fd], [], [], max(0, deadline - time.monotonic()))[0], data
-        data += os.read(fd, 4096)
+        more = os.read(fd, 4096)
+        assert more, f"the end, after {data}"
+        data += more
     return data
 
 

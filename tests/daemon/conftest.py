@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from device_process import DeviceProcess
+from device_process import DeviceProcess, controller_options, port_options
 
 
 def pytest_collection_modifyitems(items):
@@ -36,18 +36,6 @@ def start(folder):
     for device in started:
         if device.process.poll() is None:
             device.kill()
-
-
-def port_options(folder, name, number=1, bus="ser0"):
-    """A port with a listening socket of its name as the host's end."""
-    return [
-        *("-chardev", f"socket,id={name},path={folder}/{name},server=on,wait=off"),
-        *("-device", f"virtserialport,bus={bus}.0,nr={number},chardev={name},name={name}"),
-    ]
-
-
-def controller_options(folder, name="ser0", more=""):
-    return ["-device", f"virtio-serial,id={name},socket={folder}/{name}.sock{more}"]
 
 
 @pytest.fixture

@@ -41,6 +41,19 @@ def connect(path):
     return connection
 
 
+def port_options(folder, name, number=1, bus="ser0"):
+    """A port with a listening socket of its name as the host's end."""
+    return [
+        *("-chardev", f"socket,id={name},path={folder}/{name},server=on,wait=off"),
+        *("-device", f"virtserialport,bus={bus}.0,nr={number},chardev={name},name={name}"),
+    ]
+
+
+def controller_options(folder, name="ser0", more=""):
+    """A controller that listens at NAME.sock."""
+    return ["-device", f"virtio-serial,id={name},socket={folder}/{name}.sock{more}"]
+
+
 class DeviceProcess:
     """A running `virtserial serve`, ready.
 

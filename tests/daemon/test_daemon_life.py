@@ -12,8 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import controller_options, port_options
-from device_process import ENVIRONMENT, connect, wait_until
+from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest
 
 from virtserial.daemon.run_directory import run_directory

@@ -9,8 +9,7 @@ import struct
 import time
 
 import pytest
-from conftest import controller_options, port_options
-from device_process import wait_until
+from device_process import controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest
 from raw_vmm import GET_INFO, VERSION, RawVmm, read_config
 

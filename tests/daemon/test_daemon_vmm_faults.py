@@ -10,8 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import controller_options, port_options
-from device_process import ENVIRONMENT, connect, wait_until
+from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest
 
 from virtserial.vfio_user import wire

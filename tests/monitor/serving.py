@@ -56,8 +56,10 @@ class Client:
         self.received = b""
 
     def send(self, data, fds=()):
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self.socket.sendmsg([data], ancillary)
+        if fds:
+            sent = self.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+            data = data[sent:]
+        self.socket.sendall(data)
 
     def until(self, wanted):
         """Everything up to and with `wanted`."""

@@ -72,7 +72,6 @@ IDENTIFIER = (
         ("socket,id=a,path=/x,server,websocket", "'websocket' is not supported by virtserial yet"),
         ("socket,id=a,path=/x,tls-creds=c", "'tls-creds' is not supported by virtserial yet"),
         ("null,id=a,mux=on", "'mux' is not supported by virtserial yet"),
-        ("null,id=a,logfile=/x", "'logfile' is not supported by virtserial yet"),
         *[(f"{kind},id=a", f"'{kind}' is not supported by virtserial yet") for kind in NOT_YET],
     ],
 )
@@ -137,6 +136,13 @@ def test_reconnect(option, seconds):
     assert parse_chardev(f"socket,id=a,path=/s,{option}").reconnect_seconds == seconds
 
 
+def test_logfile():
+    assert parse_chardev("null,id=a").log is None
+    log = parse_chardev("null,id=a,logfile=/l").log
+    assert (log.path, log.append) == ("/l", False)
+    assert parse_chardev("null,id=a,logfile=/l,logappend=on").log.append
+
+
 def test_ringbuf():
     chardev = parse_chardev("memory,id=a,size=4K")
     assert (chardev.size, chardev.kind) == (4096, "memory")
@@ -174,5 +180,8 @@ def test_json():
 
 def test_help_names_every_kind():
     assert chardev_help().splitlines()[1:] == [
-        f"  {kind}" for kind in ["socket", "udp", "serial", "pty", "file", "pipe", "stdio", "null", "ringbuf", "memory", "handler"]
+        f"  {kind}"
+        for kind in (
+            *("socket", "udp", "serial", "pty", "file", "pipe", "stdio", "null", "ringbuf", "memory", "handler"),
+        )
     ]

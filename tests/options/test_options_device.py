@@ -97,7 +97,7 @@ def test_port_of_the_fedora_page():
 def test_console(driver):
     device = parse_device(driver)
     assert (device.driver, device.is_console) == ("virtconsole", True)
-    assert device.properties == {"chardev": None, "name": None, "nr": None}
+    assert device.properties == {"chardev": None, "name": None, "nr": None, "cols": 0, "rows": 0}
 
 
 def test_json_as_libvirt_writes_it():

@@ -34,6 +34,27 @@ PEER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH,
 """What a socket, FIFO or pty says when the other side has left.  EIO of a regular file is a failure instead."""
 
 
+def front_of(buffers: Sequence[memoryview], size: int) -> list[memoryview]:
+    """The first `size` bytes of `buffers`, as buffers."""
+    front = []
+    for buffer in buffers:
+        if size < buffer.nbytes:
+            if size:
+                front.append(buffer[:size])
+            break
+        front.append(buffer)
+        size -= buffer.nbytes
+    return front
+
+
+def unread_bytes(fd: int) -> int:
+    """What waits in a descriptor to be read (FIONREAD)."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
+    except OSError:
+        return 0
+
+
 class DescriptorStream(HostEnd):
     """Reads from one descriptor and writes to another or the same; either may be None.
 
@@ -101,13 +122,8 @@ class DescriptorStream(HostEnd):
         self.listener.host_closed()
 
     def _unread_bytes(self) -> int:
-        """How much the peer sent that nobody will read (FIONREAD)."""
-        if not self._both_ways or self._read_fd is None:
-            return 0
-        try:
-            return int(struct.unpack("i", fcntl.ioctl(self._read_fd, termios.FIONREAD, bytes(4)))[0])
-        except OSError:
-            return 0
+        """How much the peer sent that nobody will read."""
+        return unread_bytes(self._read_fd) if self._both_ways and self._read_fd is not None else 0
 
     def _fail(self, what: str, error: OSError) -> BackendError:
         self.connected = False

@@ -111,6 +111,9 @@ class HostEnd:
         """The last write was short: whether `listener.host_writable` will come.  False: another try will tell."""
         return False
 
+    def unheard(self, buffers: Sequence[memoryview]) -> None:
+        """The guest has written this to a console, and nobody is connected; `buffers` are discarded after it."""
+
     def guest_opened(self) -> None:
         """The guest has opened the port."""
 
@@ -134,6 +137,22 @@ def open_host_end(
         StateError: no such flavour.
         BackendError: a handler's class cannot be loaded or made; `fds` are closed.
     """
+    log = params.get("log")
+    if not isinstance(log, int):
+        return _open_backend(flavour, fds, params, loop)
+    from virtserial.chardev.log_end import LogFile, LoggedHostEnd
+
+    log_file = LogFile(str(params["name"]), fds[log])
+    try:
+        return LoggedHostEnd(_open_backend(flavour, fds[:log], params, loop), log_file)
+    except BaseException:
+        log_file.close()
+        raise
+
+
+def _open_backend(
+    flavour: str, fds: Sequence[int], params: Mapping[str, object], loop: EventLoop
+) -> HostEnd:
     name = str(params["name"])
     if flavour in ("stream", "file", "pipe", "stdio"):
         from virtserial.chardev.descriptor_stream import DescriptorStream
@@ -161,6 +180,10 @@ def open_host_end(
         from virtserial.chardev.null import NullHostEnd
 
         return NullHostEnd(name)
+    if flavour == "log":
+        from virtserial.chardev.log_end import LogOnlyHostEnd
+
+        return LogOnlyHostEnd(name)
     if flavour == "handler":
         from virtserial.chardev.handler_end import HandlerHostEnd, load_handler
 

@@ -31,7 +31,7 @@ class StdioChardev(Chardev):
     def __init__(self, chardev_id: str, *, signal: bool = True) -> None:
         super().__init__(chardev_id)
         self.signal = signal
-        self._open = False
+        self._is_open = False
         self._blocking: list[tuple[int, bool]] = []
         self._terminal_attributes: list[Any] | None = None
         self._raw_attributes: list[Any] | None = None
@@ -46,7 +46,7 @@ class StdioChardev(Chardev):
             raise ConfigError(
                 f"cannot use stdio: standard input or output is not open: {error.strerror}"
             ) from error
-        StdioChardev._in_use = self._open = True
+        StdioChardev._in_use = self._is_open = True
         atexit.register(self.close)
         for fd, _ in self._blocking:
             os.set_blocking(fd, False)
@@ -97,9 +97,9 @@ class StdioChardev(Chardev):
             self._previous_sigcont = signal.signal(signal.SIGCONT, resumed)
 
     def _close(self) -> None:
-        if not self._open:
+        if not self._is_open:
             return
-        self._open = StdioChardev._in_use = False
+        self._is_open = StdioChardev._in_use = False
         atexit.unregister(self.close)
         self._raw_attributes = None
         if self._terminal_attributes is not None:

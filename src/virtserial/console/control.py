@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from virtserial.console.device import ConsoleDevice
-    from virtserial.console.port import Port, PortSlot
+    from virtserial.console.port import Port
+    from virtserial.console.slot import PortSlot
 
 log = logging.getLogger("virtserial.console")
 

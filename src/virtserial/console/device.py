@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from virtserial.console.control import ControlChannel
 from virtserial.console.moderation import Moderation
-from virtserial.console.port import RECEIVE, TRANSMIT, Port, PortRecord, PortSlot
+from virtserial.console.port import RECEIVE, TRANSMIT, Port
+from virtserial.console.slot import PortRecord, PortSlot
 from virtserial.console.wire import (
     CONFIG,
     CONTROL_RECEIVEQ,

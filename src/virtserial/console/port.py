@@ -10,16 +10,16 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from virtserial.errors import BackendError, VirtserialError
-from virtserial.memory.state import U16, U32, U64, Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.console.device import ConsoleDevice
-    from virtserial.memory.state import StateMemory
+    from virtserial.console.host_end import HostEnd
+    from virtserial.console.slot import PortSlot
 
 TURN_CHAINS = 256
 """Chains a port may use in one turn and direction."""
@@ -33,83 +33,6 @@ CONSOLE_BUFFER = 64 << 10
 # Work a port is scheduled for.
 TRANSMIT = 1
 RECEIVE = 2
-
-
-class HostEnd(Protocol):
-    """The host's end of a port; never blocks (chardev/ implements it)."""
-
-    connected: bool
-    """Somebody is on the other side."""
-    ended: bool
-    """It will never be connected again."""
-    readable: bool
-    """`readv` is worth a try; once False, `host_readable` says when that changes."""
-    output_discarded: int
-    """Bytes it took although nobody was there any more."""
-    input_discarded: int
-    """Bytes the host had sent and nobody will read."""
-    listener: HostListener
-
-    @property
-    def wants_input(self) -> bool:
-        """The guest has the port open, so bytes that wait at a hang-up are still to be read."""
-        ...
-
-    @wants_input.setter
-    def wants_input(self, wanted: bool) -> None: ...
-    def start(self) -> None: ...
-    def writev(self, buffers: Sequence[memoryview]) -> int: ...
-    def readv(self, buffers: Sequence[memoryview]) -> int: ...
-    def wait_readable(self) -> bool: ...
-    def wait_writable(self) -> bool: ...
-    def guest_opened(self) -> None: ...
-    def guest_closed(self) -> None: ...
-    def guest_ready(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class HostListener(Protocol):
-    """What a host end tells its port."""
-
-    def host_opened(self) -> None: ...
-    def host_closed(self) -> None: ...
-    def host_readable(self) -> None: ...
-    def host_writable(self) -> None: ...
-
-
-class PortRecord(Record):
-    """What a port keeps in state memory; it belongs to the number, whichever port has it."""
-
-    SIZE = 48
-    pending = U16(0)
-    """Control messages the driver still has to get (console/control.py)."""
-    known = U16(2)
-    """The driver was told of a port of this number."""
-    ready = U16(4)
-    """The driver has said PORT_READY."""
-    guest_open = U16(6)
-    """The driver has said PORT_OPEN 1."""
-    told_open = U16(8)
-    """The last PORT_OPEN the driver was told."""
-    plug = U16(10)
-    """Tells ports apart that had this number one after the other."""
-    order = U32(12)
-    """Grows with every plug: the order in which the driver hears of ports."""
-    transmitted = U64(16)
-    received = U64(24)
-    discarded = U64(32)
-    dropped = U64(40)
-
-
-class PortSlot:
-    """The place of a port number in a device: its record, and the port that is plugged there, if any."""
-
-    __slots__ = ("number", "port", "record")
-
-    def __init__(self, number: int, state: StateMemory) -> None:
-        self.number = number
-        self.record = PortRecord(state)
-        self.port: Port | None = None
 
 
 class Port:
@@ -293,6 +216,8 @@ class Port:
         if host is None or not host.connected:
             done = ends[-1]
             self.record.discarded += done - offset
+            if host is not None and self.is_console:
+                host.unheard(batch.views)
             count, partial_bytes = len(heads), 0
         else:
             taken = self._write(batch.views)

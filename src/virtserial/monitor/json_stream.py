@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from virtserial.errors import VirtserialError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAX_BYTES: Final = 1 << 20
 """QEMU takes 64 MiB."""
@@ -21,17 +21,18 @@ MAX_TOKENS: Final = 1 << 16
 MAX_NESTING: Final = 512
 """QEMU takes 1024; what is answered goes through Python's json, which is recursive."""
 
+# Possessive quantifiers: going back into a string of a MiB would cost a hundred times its size in memory.
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _TOKEN = re.compile(
     rb"""(?P<structural>[{}\[\]:,])
-    |(?P<string>"(?:[^"\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*"|'(?:[^'\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*')
+    |(?P<string>"(?:[^"\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+"|'(?:[^'\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+')
     |(?P<number>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)
     |(?P<keyword>[a-z]+)""",
     re.VERBOSE,
 )
 _UNFINISHED = re.compile(
-    rb"""(?:"(?:[^"\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*\\?
-    |'(?:[^'\\\x00-\x1f\xfe\xff]|\\[^\x00-\x1f\xfe\xff])*\\?
+    rb"""(?:"(?:[^"\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+\\?
+    |'(?:[^'\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+\\?
     |-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?|-
     |[a-z]+)""",
     re.VERBOSE,
@@ -40,10 +41,19 @@ _OPEN_ENDED = frozenset(("number", "keyword"))
 """Tokens that only the byte after them ends."""
 _AFTER_ERROR = re.compile(rb"[\x00-\x08\x0a-\x1f\xfe\xff{}\[\]:,]")
 """Where reading goes on after bytes that are no token."""
-_AFTER_LIMIT = re.compile(rb"[\n\xff]")
 _ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|.?)", re.DOTALL)
 _ESCAPES = {'"': '"', "'": "'", "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _KEYWORDS = {"true": True, "false": False, "null": None}
+
+
+def _after_error(data: bytes, start: int) -> int:
+    found = _AFTER_ERROR.search(data, start)
+    return found.start() if found else -1
+
+
+def _after_limit(data: bytes, start: int) -> int:
+    """The next line's end or byte that clears all; by memchr, since there may be a gibibyte before it."""
+    return min((place for byte in (b"\n", b"\xff") if (place := data.find(byte, start)) >= 0), default=-1)
 
 
 class JsonError(VirtserialError):
@@ -73,7 +83,7 @@ class JsonStream:
         self._size = 0
         self._braces = self._brackets = 0
         self._line = self._column = 1
-        self._skip: re.Pattern[bytes] | None = None
+        self._skip: Callable[[bytes, int], int] | None = None
 
     def feed(self, data: bytes) -> Iterator[object | JsonError]:
         """Yield what these bytes complete: values (as json.loads makes them) and JsonErrors."""
@@ -107,13 +117,13 @@ class JsonStream:
         self._line += lines
         self._column = end - self._data.rfind(b"\n", start, end) if lines else self._column + end - start
 
-    def _skipped(self, until: re.Pattern[bytes]) -> bool:
-        found = until.search(self._data, self._position)
-        self._advance(found.start() if found else len(self._data))
-        if found is None:
+    def _skipped(self, until: Callable[[bytes, int], int]) -> bool:
+        found = until(self._data, self._position)
+        self._advance(found if found >= 0 else len(self._data))
+        if found < 0:
             return False
-        if found[0] in (b"\xfe", b"\xff"):
-            self._advance(found.end())
+        if self._data[found : found + 1] in (b"\xfe", b"\xff"):
+            self._advance(found + 1)
         self._skip = None
         return True
 
@@ -123,7 +133,7 @@ class JsonStream:
 
     def _over(self, limit: str) -> JsonError:
         self._reset()
-        self._skip = _AFTER_LIMIT
+        self._skip = _after_limit
         return JsonError(f"JSON {limit} limit exceeded")
 
     def _stray(self) -> JsonError:
@@ -135,7 +145,7 @@ class JsonStream:
         text = token.text.decode(errors="replace")
         self._advance(end + 1)
         if self._data[end : end + 1] not in (b"\xfe", b"\xff"):
-            self._skip = _AFTER_ERROR
+            self._skip = _after_error
         self._reset()
         return token.error(f"stray '{text}'")
 

@@ -39,7 +39,7 @@ NOT_YET = (
 """Backends that QEMU 11.1 has in one build or another and virtserial has not."""
 
 NOT_YET_MODES = ("telnet", "tn3270", "websocket", "mux")
-NOT_YET_PARAMETERS = ("tls-creds", "tls-authz", "logfile")
+NOT_YET_PARAMETERS = ("tls-creds", "tls-authz")
 
 
 def parse_chardev(text: str, ids_in_use: Container[str] = ()) -> Chardev:
@@ -83,7 +83,12 @@ def make_chardev(chardev_id: str, kind: str, values: Mapping[str, object]) -> Ch
     for name in NOT_YET_PARAMETERS:
         if name in values:
             raise ConfigError(f"'{name}' is not supported by virtserial yet")
-    return maker(chardev_id, values)
+    chardev = maker(chardev_id, values)
+    if (path := _text(values, "logfile")) is not None:
+        from virtserial.chardev.log import ChardevLog
+
+        chardev.log = ChardevLog(path, append=_flag(values, "logappend", False))
+    return chardev
 
 
 def kinds() -> tuple[str, ...]:

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "cli" and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(30))
+
+
+@pytest.fixture
+def folder():
+    """A short path for sockets."""
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield Path(path)

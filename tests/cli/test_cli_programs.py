@@ -1,0 +1,101 @@
+"""The `virtserial` program: help, versions, subcommands, and what is said about wrong words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import virtserial
+from virtserial.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+START_LIMIT = 10.0
+"""Seconds for any of these programs: a sanity check, not a measurement."""
+
+
+def run(*words, program=("-m", "virtserial")):
+    """Runs the program; returns (exit status, standard output, standard error)."""
+    result = subprocess.run(
+        [sys.executable, *program, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=START_LIMIT
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help", "-help"])
+def test_help_names_every_command(word):
+    status, output, errors = run(word)
+    assert (status, errors) == (0, "")
+    assert output.startswith("usage: virtserial COMMAND")
+    assert [line.split()[0] for line in output.splitlines() if line.startswith("  ")] == list(COMMANDS)
+
+
+def test_no_words_at_all_is_the_help_and_a_wrong_use():
+    status, output, errors = run()
+    assert (status, errors) == (2, "")
+    assert output == run("--help")[1]
+
+
+@pytest.mark.parametrize("word", ["--version", "-V", "-version"])
+def test_version_is_the_package_s(word):
+    assert run(word) == (0, f"virtserial {virtserial.__version__}\n", "")
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert tomllib.load(file)["project"]["version"] == virtserial.__version__
+
+
+@pytest.mark.parametrize("word", ["serv", "--verbose", "", "main", "../serve"])
+def test_unknown_command(word):
+    assert run(word) == (2, "", f"virtserial: {word!r} is not a command; `virtserial --help` lists them\n")
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_has_a_help(command):
+    status, output, errors = run(command, "--help")
+    assert (status, errors) == (0, "")
+    assert output.startswith(f"usage: virtserial {command}")
+
+
+def test_installed_program_and_module_are_the_same():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert tomllib.load(file)["project"]["scripts"]["virtserial"] == "virtserial.cli.main:main"
+    entry = ("-c", "import sys; from virtserial.cli.main import main; sys.exit(main())")
+    for words in (["--help"], ["serve", "--help"], ["serve", "-bogus"], ["nothing"]):
+        assert run(*words, program=entry) == run(*words)
+
+
+def test_serve_without_options_is_its_help_and_a_wrong_use():
+    status, output, errors = run("serve")
+    assert (status, errors) == (2, "")
+    assert output == run("serve", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["-chardev", "help"], "Available chardev backend types"),
+        (["-device", "virtserialport,help"], "virtserialport options"),
+    ],
+)
+def test_qemu_s_way_to_ask_for_help(words, first):
+    status, output, errors = run("serve", *words)
+    assert (status, errors) == (0, "")
+    assert output.startswith(first)
+
+
+def test_importing_the_package_loads_nothing_else():
+    program = "import sys; before = set(sys.modules); import virtserial; print(sorted(set(sys.modules) - before))"
+    assert run(program=("-c", program)) == (0, "['virtserial']\n", "")
+
+
+def test_serving_does_not_load_what_is_slow_to_load():
+    program = """
+import sys
+import virtserial.cli.serve, virtserial.daemon.keeper, virtserial.daemon.worker
+print([name for name in ("asyncio", "argparse", "subprocess", "ssl") if name in sys.modules])
+"""
+    assert run(program=("-c", program)) == (0, "[]\n", "")
