@@ -181,7 +181,7 @@ def cells(line):
 
 def test_table_of_connected_ports_is_the_one_its_command_prints(monkeypatch):
     """Its head and its columns: the numbers are held by tests/interop/test_many_ports.py."""
-    command = re.search(r"`python3 (tests/\S+)` prints this table", README).group(1)
+    command = re.search(r"`PYTHONPATH=src python3 (tests/\S+)` prints this table", README).group(1)
     monkeypatch.syspath_prepend(str((ROOT / command).parent))
     specification = importlib.util.spec_from_file_location("connected_ports_command", ROOT / command)
     program = importlib.util.module_from_spec(specification)
