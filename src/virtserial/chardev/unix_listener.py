@@ -40,7 +40,7 @@ class UnixListener:
             self.socket.listen(backlog)
         except OSError as error:
             self.socket.close()
-            raise ConfigError(f"Failed to bind socket to {path}: {error.strerror}") from error
+            raise ConfigError(f"Failed to bind socket to {path}: {error.strerror or error}") from error
         self._inode = (status.st_dev, status.st_ino)
 
     def close(self) -> None:

@@ -140,16 +140,20 @@ class ConsoleDriver:
             raise
         transport.write_status(status | FEATURES_OK | DRIVER_OK)
         self._live = True
-        if self._control is None:
+        control = self._control
+        if control is None:
             self._add_port(0)
-            console = self.ports[0]
-            console.is_console = True
-            console.set_host_connected(True)
-            self._read_console_size()
-            self._listener.port_changed(console)
+            if console := self.ports.get(0):
+                console.is_console = True
+                console.set_host_connected(True)
+                self._read_console_size()
+                self._listener.port_changed(console)
         else:
-            self._control.start()
-            self._control.send(VIRTIO_CONSOLE_BAD_ID, VIRTIO_CONSOLE_DEVICE_READY, 1)
+            control.start()
+            if self._live:
+                control.send(VIRTIO_CONSOLE_BAD_ID, VIRTIO_CONSOLE_DEVICE_READY, 1)
+        if not self._live:
+            raise PeerError("the device was lost while its driver started")
 
     def stop(self) -> None:
         """Reset the device: every port is gone, no buffer is the device's any more."""

@@ -263,6 +263,9 @@ class Client:
             self._serve(header, body)
         if (header.id, header.command) != (message_id, command):
             raise _broken(f"{header.name} reply with id {header.id}, awaited is {message_id}")
+        # A request that came right behind the reply: the socket will not be readable because of it any more.
+        while self._begins_with_request() and (message := self._next_message()) is not None:
+            self._serve(*message)
         if header.flags & wire.VFIO_USER_ERROR:
             raise PeerError(f"{header.name} was refused: {os.strerror(header.error)}", header.error)
         return body
@@ -332,6 +335,11 @@ class Client:
         self._received += data
         if len(self._received) > _MAX_UNREAD:
             raise _broken(f"more than {_MAX_UNREAD} bytes that nobody asked for")
+
+    def _begins_with_request(self) -> bool:
+        if len(self._received) < HEADER_SIZE:
+            return False
+        return Header.unpack_from(self._received).flags & wire.VFIO_USER_TYPE != wire.VFIO_USER_REPLY
 
     def _next_message(self) -> tuple[Header, bytes] | None:
         received = self._received
