@@ -100,6 +100,12 @@ class House:
 
 
 @pytest.fixture
+def recording_port():
+    """Joins a RecordingPort to a host end."""
+    return RecordingPort
+
+
+@pytest.fixture
 def house():
     house = House()
     before = set(os.listdir("/proc/self/fd"))

@@ -2,12 +2,16 @@
 
 import pytest
 
+from virtserial.chardev.hub import HubChardev
+from virtserial.chardev.null import NullChardev
 from virtserial.errors import ConfigError
 from virtserial.machine.build import plug
 from virtserial.machine.model import Controller, Machine
 from virtserial.options.device_options import parse_device
 
-CHARDEVS = {"c0", "c1", "z"}
+CHARDEVS = {name: NullChardev(name) for name in ("c0", "c1", "z", "part", "mux")}
+CHARDEVS["mux"].mux = True
+CHARDEVS["hub"] = HubChardev("hub", [CHARDEVS["part"]])
 
 
 def machine_of(*devices):
@@ -88,6 +92,19 @@ RESERVED = "Port number 0 on virtio-serial devices reserved for virtconsole devi
         (
             ["virtio-serial", "virtconsole,chardev=z", "virtserialport,chardev=z"],
             "Property 'virtserialport.chardev' can't take value 'z': chardev 'z' is already in use",
+        ),
+        (
+            ["virtio-serial", "virtserialport,chardev=part"],
+            "Property 'virtserialport.chardev' can't take value 'part': chardev 'part' is already in use",
+        ),
+        (
+            ["virtio-serial", "virtserialport,chardev=hub", "virtconsole,chardev=hub"],
+            "Property 'virtconsole.chardev' can't take value 'hub': chardev 'hub' is already in use",
+        ),
+        (
+            ["virtio-serial", "virtconsole,chardev=mux", *["virtserialport,chardev=mux"] * 4],
+            "Property 'virtserialport.chardev' can't take value 'mux': "
+            "too many uses of multiplexed chardev 'mux' (maximum is 4)",
         ),
         (["virtio-serial", "virtserialport,id=p1", "virtserialport,id=p1"], "Duplicate device ID 'p1'"),
         (["virtio-serial,id=p1", "virtserialport,id=p1"], "Duplicate device ID 'p1'"),

@@ -11,11 +11,13 @@ from virtserial.chardev.ringbuf import RingbufChardev
 from virtserial.chardev.serial import LineSettings, SerialChardev
 from virtserial.chardev.socket_address import FdAddress, InetAddress, UnixAddress
 from virtserial.chardev.socket_client import SocketClientChardev
+from virtserial.chardev.socket_layers import SocketLayers
 from virtserial.chardev.socket_server import SocketServerChardev
 from virtserial.chardev.stdio import StdioChardev
+from virtserial.chardev.tls_credentials import TlsCredentials
 from virtserial.chardev.udp import UdpChardev
 from virtserial.errors import ConfigError
-from virtserial.options.chardev_options import NOT_YET, chardev_help, parse_chardev
+from virtserial.options.chardev_options import QEMU_ONLY, chardev_help, parse_chardev
 
 IDENTIFIER = (
     "Parameter 'id' expects an identifier\n"
@@ -68,16 +70,24 @@ IDENTIFIER = (
         ("socket,id=a,fd=0,path=/x", "None or one of 'path', 'fd' or 'host' option required."),
         ("socket,id=a,host=h,path=/x,server=on", "None or one of 'path', 'fd' or 'host' option required."),
         ("handler,id=a", "chardev: handler: neither 'class' nor 'path' given"),
-        ("socket,id=a,path=/x,telnet=on", "'telnet' is not supported by virtserial yet"),
-        ("socket,id=a,path=/x,server,websocket", "'websocket' is not supported by virtserial yet"),
-        ("socket,id=a,path=/x,tls-creds=c", "'tls-creds' is not supported by virtserial yet"),
-        ("null,id=a,mux=on", "'mux' is not supported by virtserial yet"),
-        *[(f"{kind},id=a", f"'{kind}' is not supported by virtserial yet") for kind in NOT_YET],
+        ("socket,id=a,path=/x,websocket=on", "Websocket client is not implemented"),
+        ("socket,id=a,path=/x,server=on,tn3270=on", "'tn3270' is not supported by virtserial"),
+        ("socket,id=a,path=/x,tls-creds=c", "No TLS credentials with id 'c'"),
+        ("socket,id=a,path=/x,tls-authz=c", "'tls_authz' option requires 'tls_creds' option"),
+        ("hub,id=h", "hub: 'chardevs' list is not defined"),
+        ("hub,id=h,chardevs.1=taken", "hub: 'chardevs' list is not defined"),
+        ("hub,id=h,chardevs.0=a", "hub: chardev can't be found by id 'a'"),
+        ("hub,id=h,chardevs.0=taken,chardevs.1=taken", "chardev 'taken' is already in use"),
+        ("hub,id=h,chardevs.0=taken,chardevs.4=taken", "Invalid parameter 'chardevs.4'"),
+        *[
+            (f"{kind},id=a", f"'{kind}' is not supported by virtserial: it is a back end of QEMU's own")
+            for kind in QEMU_ONLY
+        ],
     ],
 )
 def test_refused(text, message):
     with pytest.raises(ConfigError) as caught:
-        parse_chardev(text, {"taken"})
+        parse_chardev(text, {"taken": NullChardev("taken")})
     assert str(caught.value) == message
 
 
@@ -136,6 +146,59 @@ def test_reconnect(option, seconds):
     assert parse_chardev(f"socket,id=a,path=/s,{option}").reconnect_seconds == seconds
 
 
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ("telnet=on", SocketLayers(server=False, telnet=True)),
+        ("telnet=on,server=on", SocketLayers(server=True, telnet=True)),
+        ("websocket=on,server=on", SocketLayers(server=True, websocket=True)),
+        ("server=on", SocketLayers(server=True)),
+    ],
+)
+def test_socket_layers(options, layers):
+    assert parse_chardev(f"socket,id=a,path=/s,{options}").layers == layers
+
+
+def test_tls_credentials():
+    credentials = TlsCredentials("c", "server", True, {})
+    chardev = parse_chardev("socket,id=a,path=/s,server=on,tls-creds=c", objects={"c": credentials})
+    assert chardev.layers == SocketLayers(server=True, tls=credentials)
+    for text, message in (
+        ("socket,id=a,path=/s,tls-creds=c", "Expected TLS credentials for a client endpoint"),
+        ("socket,id=a,path=/s,server=on,tls-creds=c,tls-authz=z", "'tls-authz' is not supported by virtserial"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse_chardev(text, objects={"c": credentials})
+        assert str(caught.value) == message
+
+
+def test_hub():
+    parts = {name: parse_chardev(f"null,id={name}") for name in ("a", "b", "c")}
+    hub = parse_chardev("hub,id=h,chardevs.0=a,chardevs.1=b", parts)
+    assert hub.parts == [parts["a"], parts["b"]]
+    assert [part.hub for part in parts.values()] == [hub, hub, None]
+    known = {**parts, "h": hub, "m": parse_chardev("null,id=m,mux=on")}
+    stacked = (
+        "hub: multiplexers and hub devices can't be stacked, check chardev '{}', "
+        "chardev should not be a hub device or have 'mux=on' enabled"
+    )
+    for part, message in (("a", "chardev 'a' is already in use"), ("h", stacked), ("m", stacked)):
+        with pytest.raises(ConfigError) as caught:
+            parse_chardev(f"hub,id=g,chardevs.0=c,chardevs.1={part}", known)
+        assert str(caught.value) == message.format(part)
+        assert parts["c"].hub is None
+    hub.close()
+    assert parts["a"].hub is None
+
+
+def test_mux():
+    plain, mux = parse_chardev("null,id=a"), parse_chardev("null,id=a,mux=on")
+    assert (plain.max_users, plain.listing()) == (1, [("a", "null")])
+    assert (mux.max_users, mux.listing()) == (4, [("a", "mux"), ("a-base", "null")])
+    assert not mux.mux_quit
+    assert parse_chardev("null,id=a,mux=on,mux-quit=on").mux_quit
+
+
 def test_logfile():
     assert parse_chardev("null,id=a").log is None
     log = parse_chardev("null,id=a,logfile=/l").log
@@ -182,6 +245,6 @@ def test_help_names_every_kind():
     assert chardev_help().splitlines()[1:] == [
         f"  {kind}"
         for kind in (
-            *("socket", "udp", "serial", "pty", "file", "pipe", "stdio", "null", "ringbuf", "memory", "handler"),
+            *("socket", "udp", "serial", "pty", "file", "pipe", "stdio", "null", "ringbuf", "memory", "hub", "handler"),
         )
     ]

@@ -11,10 +11,15 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from virtserial.chardev.hub import HubChardev
     from virtserial.chardev.log import ChardevLog
     from virtserial.loop import EventLoop
+
+
+MAX_FRONTS = 4
+"""Ports on one chardev with mux=on: QEMU's MAX_MUX."""
 
 
 class Connection(NamedTuple):
@@ -54,6 +59,9 @@ class Chardev:
             a connection's HostEnd says so.
         filename: what QEMU's query-chardev shows, e.g. "disconnected:unix:/tmp/foo,server=on".
         wait: the operator wants to begin only when a client has come (`wait_connected`).
+        mux: up to four ports may use it (`mux=on`); Ctrl-a switches between them.
+        mux_quit: Ctrl-a x ends the process: the operator has said so (`mux-quit=on`, ours).
+        hub: the hub it is a part of, or None.
         announcement: a line to print once it is open, or None.
         log: the file that gets a copy of what the guest writes (`logfile=`), or None.
         report: takes lines for the operator that come up later; standard error unless the keeper sets it.
@@ -63,6 +71,9 @@ class Chardev:
     host_connected_at_start = False
     wait = False
     announcement: str | None = None
+    mux = False
+    mux_quit = False
+    hub: HubChardev | None = None
     log: ChardevLog | None = None
 
     def __init__(self, chardev_id: str) -> None:
@@ -72,6 +83,19 @@ class Chardev:
     @property
     def filename(self) -> str:
         return self.kind
+
+    def listing(self) -> list[tuple[str, str]]:
+        """(label, filename) as query-chardev shows them: under a multiplexer the back end has a label of its own."""
+        return [(self.id, "mux"), (f"{self.id}-base", self.filename)] if self.mux else [(self.id, self.filename)]
+
+    def with_connections(self) -> Sequence[Chardev]:
+        """The chardevs whose connections its port gets: itself, but of a hub the parts."""
+        return (self,)
+
+    @property
+    def max_users(self) -> int:
+        """How many ports may use it."""
+        return MAX_FRONTS if self.mux else 1
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         """Do what needs names and rights; hand connections to `sink` now or later.

@@ -135,7 +135,7 @@ def open_host_end(
 
     Raises:
         StateError: no such flavour.
-        BackendError: a handler's class cannot be loaded or made; `fds` are closed.
+        BackendError: a handler's class cannot be loaded or made, TLS credentials are none; `fds` are closed.
     """
     log = params.get("log")
     if not isinstance(log, int):
@@ -172,6 +172,10 @@ def _open_backend(
         from virtserial.chardev.ringbuf import RingbufHostEnd
 
         return RingbufHostEnd(loop, name, fds[0])
+    if flavour == "layered":
+        from virtserial.chardev.layered_stream import open_layered_stream
+
+        return open_layered_stream(loop, name, fds, params)
     if flavour == "udp":
         from virtserial.chardev.udp_end import UdpHostEnd
 

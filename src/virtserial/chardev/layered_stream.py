@@ -1,8 +1,8 @@
 """A socket with protocols on it as a host end: telnet, websocket, TLS, or one on the other.
 
 The handshakes run here, in the worker, on the descriptor that the keeper has passed: without waiting, within a time and
-a size, so that a peer that is slow, silent or floods holds up nobody else and goes.  Unlike elsewhere payload is copied:
-a frame cannot be taken apart, nor a record encrypted, in place.
+a size, so that a peer that is slow, silent or floods holds up nobody else and goes.  Unlike elsewhere payload is
+copied: a frame cannot be taken apart, nor a record encrypted, in place.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class LayeredStream(HostEnd):
         self._output = bytearray()
         self._raw_readable = False
         self._blocked = False
+        self._waits_for_room = False
         self._at_end = False
         self._finishing = False
         self._watched = False
@@ -266,7 +267,7 @@ class LayeredStream(HostEnd):
             self._loop.add_turn(self._read_on)
 
     def _read_on(self) -> None:
-        if self._closed or self._finishing:
+        if self._closed or self._finishing or not self._raw_readable:
             return
         if self.connected:
             if self._wants_input:
@@ -287,10 +288,6 @@ class LayeredStream(HostEnd):
                 self._at_end = True
             if index == self._established and layer.established:
                 self._established += 1
-                if index + 1 == len(self._layers):
-                    self._input += data
-                    self._connect()
-                    return
                 self._begin_layer()
             if not data:
                 break
@@ -376,14 +373,21 @@ class LayeredStream(HostEnd):
         if self._output:
             self._wait_for_room()
             return
-        if self._watched:
+        if self._waits_for_room and self._watched:
+            self._waits_for_room = False
             self._loop.rewatch(self._fd, INPUT_EVENTS)
+            self._loop.add_turn(self._read_on)
         if self._blocked:
             self._blocked = False
+            self._loop.add_turn(self._announce_writable)
+
+    def _announce_writable(self) -> None:
+        if not self._closed and not self._finishing:
             self.listener.host_writable()
 
     def _wait_for_room(self) -> None:
-        if self._watched:
+        if self._watched and not self._waits_for_room:
+            self._waits_for_room = True
             self._loop.rewatch(self._fd, INPUT_EVENTS | EPOLLOUT)
 
     def _write_failed(self, error: OSError) -> None:

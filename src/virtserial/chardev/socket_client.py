@@ -7,7 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.chardev.base import Chardev
 from virtserial.chardev.socket_address import (
     FdAddress,
     InetAddress,
@@ -15,6 +15,7 @@ from virtserial.chardev.socket_address import (
     connected_text,
     prepare_stream,
 )
+from virtserial.chardev.socket_layers import SocketLayers
 from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN, EPOLLOUT
 
@@ -31,10 +32,17 @@ class SocketClientChardev(Chardev):
     kind = "socket"
 
     def __init__(
-        self, chardev_id: str, address: Address, *, reconnect_seconds: float = 0, nodelay: bool = True
+        self,
+        chardev_id: str,
+        address: Address,
+        *,
+        reconnect_seconds: float = 0,
+        nodelay: bool = True,
+        layers: SocketLayers | None = None,
     ) -> None:
         super().__init__(chardev_id)
         self.address = address
+        self.layers = layers or SocketLayers(server=False)
         self.reconnect_seconds = reconnect_seconds
         self.connected = False
         self._nodelay = nodelay
@@ -49,7 +57,7 @@ class SocketClientChardev(Chardev):
 
     @property
     def filename(self) -> str:
-        return self._connected_text if self.connected else f"disconnected:{self.address.text()}"
+        return self._connected_text if self.connected else f"disconnected:{self.layers.text(self.address.text())}"
 
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         self._loop, self._sink = loop, sink
@@ -177,14 +185,11 @@ class SocketClientChardev(Chardev):
         self._places = []
         prepare_stream(connection, nodelay=self._nodelay)
         self.connected = True
-        self._connected_text = connected_text(connection, self.address, server=False)
+        self._connected_text = self.layers.text(connected_text(connection, self.address, server=False))
         if self._sink is not None:
-            params: dict[str, object] = {
-                "name": f"chardev '{self.id}' ({self._connected_text})",
-                "read": 0,
-                "write": 0,
-            }
-            self._sink.connection_opened(self, Connection("stream", (connection.detach(),), params))
+            name = f"chardev '{self.id}' ({self._connected_text})"
+            hostname = self.address.host or None if isinstance(self.address, InetAddress) else None
+            self._sink.connection_opened(self, self.layers.connection(name, connection.detach(), hostname))
 
 
 class _Resolver:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.chardev.base import Chardev
 from virtserial.chardev.socket_address import (
     FdAddress,
     InetAddress,
@@ -14,6 +14,7 @@ from virtserial.chardev.socket_address import (
     connected_text,
     prepare_stream,
 )
+from virtserial.chardev.socket_layers import SocketLayers
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EPOLLIN
 
@@ -36,10 +37,17 @@ class SocketServerChardev(Chardev):
     kind = "socket"
 
     def __init__(
-        self, chardev_id: str, address: Address, *, wait: bool = True, nodelay: bool = True
+        self,
+        chardev_id: str,
+        address: Address,
+        *,
+        wait: bool = True,
+        nodelay: bool = True,
+        layers: SocketLayers | None = None,
     ) -> None:
         super().__init__(chardev_id)
         self.address = address
+        self.layers = layers or SocketLayers(server=True)
         self.wait = wait
         self.connected = False
         self._waiting = False
@@ -48,7 +56,7 @@ class SocketServerChardev(Chardev):
         self._sink: ConnectionSink | None = None
         self._unix_listener: UnixListener | None = None
         self._listeners: list[socket.socket] = []
-        self._bound_text = address.text()
+        self._bound_text = self.layers.text(address.text())
         self._connected_text = ""
 
     @property
@@ -63,7 +71,7 @@ class SocketServerChardev(Chardev):
         else:
             self._adopt(self.address)
         self._loop, self._sink = loop, sink
-        self._bound_text = bound_text(self._listeners[0], self.address)
+        self._bound_text = self.layers.text(bound_text(self._listeners[0], self.address))
         self._watch()
 
     def _listen_unix(self, address: UnixAddress) -> None:
@@ -155,14 +163,10 @@ class SocketServerChardev(Chardev):
         prepare_stream(client, nodelay=self._nodelay)
         self._unwatch()
         self.connected = True
-        self._connected_text = connected_text(client, self.address, server=True)
+        self._connected_text = self.layers.text(connected_text(client, self.address, server=True))
         if self._sink is not None:
-            params: dict[str, object] = {
-                "name": f"chardev '{self.id}' ({self._connected_text})",
-                "read": 0,
-                "write": 0,
-            }
-            self._sink.connection_opened(self, Connection("stream", (client.detach(),), params))
+            name = f"chardev '{self.id}' ({self._connected_text})"
+            self._sink.connection_opened(self, self.layers.connection(name, client.detach()))
         if self._waiting and self._loop is not None:
             self._loop.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import TYPE_CHECKING
 
@@ -87,12 +88,11 @@ class TlsLayer(Layer):
                 return b""
         payload = bytearray()
         try:
-            while True:
-                payload += self._session.read(READ_SIZE)
+            while data := self._session.read(READ_SIZE):
+                payload += data
+            self.ended = True
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLZeroReturnError:
-            self.ended = True
         except ssl.SSLError as error:
             self._take_outgoing()
             if not payload:
@@ -122,8 +122,7 @@ class TlsLayer(Layer):
         return [self._outgoing.read()]
 
     def farewell(self) -> None:
-        try:
+        # It asks for the peer's farewell, or there was no handshake.
+        with contextlib.suppress(ssl.SSLError, ValueError):
             self._session.unwrap()
-        except (ssl.SSLError, ValueError):
-            pass  # It asks for the peer's farewell, or there was no handshake.
         self._take_outgoing()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.chardev.base import Chardev
+    from virtserial.chardev.tls_credentials import TlsCredentials
     from virtserial.machine.model import Controller, Machine
     from virtserial.options.monitor_options import MonitorOptions
 
@@ -34,6 +35,8 @@ USAGE = """usage: virtserial serve OPTION...
                         a console
   -chardev KIND,id=ID,...
                         a port's host end
+  -object tls-creds-x509,id=ID,dir=PATH,endpoint=server|client[,verify-peer=off]
+                        certificates for a chardev socket's tls-creds=ID
   -qmp CHARDEV          a monitor for programs (QMP), as -qmp unix:PATH,server=on,wait=off; -qmp-pretty indents
   -monitor CHARDEV      a monitor for people (HMP)
   -mon chardev=ID[,mode=readline|control][,pretty=on|off]
@@ -56,6 +59,7 @@ class Options:
 
     def __init__(self, words: Sequence[str]) -> None:
         self.devices: list[str] = []
+        self.objects: list[str] = []
         self.chardevs: list[str] = []
         self.monitors: list[tuple[str, str]] = []
         self.ready_fd: int | None = None
@@ -65,7 +69,7 @@ class Options:
         remaining = iter(words)
         for word in remaining:
             option = "-" + word.lstrip("-")
-            if option in ("-device", "-chardev", "-ready-fd", *MONITOR_OPTIONS):
+            if option in ("-device", "-chardev", "-object", "-ready-fd", *MONITOR_OPTIONS):
                 value = next(remaining, None)
                 if value is None:
                     raise ConfigError(f"{word}: requires an argument")
@@ -73,6 +77,8 @@ class Options:
                     self.devices.append(value)
                 elif option == "-chardev":
                     self.chardevs.append(value)
+                elif option == "-object":
+                    self.objects.append(value)
                 elif option in MONITOR_OPTIONS:
                     self.monitors.append((option, value))
                 else:
@@ -112,11 +118,12 @@ def run(words: list[str]) -> int:
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbosity, 2)],
         format="virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s",
     )
-    machine, chardevs = build(options)
+    objects = build_objects(options)
+    machine, chardevs = build(options, objects)
     monitors = build_monitors(options, machine, chardevs)
     if not machine.controllers and not monitors:
         raise ConfigError("no controller: say -device virtio-serial,socket=PATH")
-    _serve(options, machine, chardevs, monitors)
+    _serve(options, machine, chardevs, objects, monitors)
     return 0
 
 
@@ -137,7 +144,25 @@ def _helped(options: Options) -> bool:
     return False
 
 
-def build(options: Options) -> tuple[Machine, dict[str, Chardev]]:
+def build_objects(options: Options) -> dict[str, TlsCredentials]:
+    """Return what -object describes, by id.
+
+    Raises:
+        ConfigError: as QEMU says it, after the option it is about.
+    """
+    from virtserial.options.object_options import parse_object
+
+    objects: dict[str, TlsCredentials] = {}
+    for text in options.objects:
+        try:
+            credentials = parse_object(text, objects)
+        except ConfigError as error:
+            raise ConfigError(f"-object {text}: {error}") from None
+        objects[credentials.id] = credentials
+    return objects
+
+
+def build(options: Options, objects: dict[str, TlsCredentials]) -> tuple[Machine, dict[str, Chardev]]:
     """Return the machine and the chardevs that the options describe; nothing is opened.
 
     Raises:
@@ -155,7 +180,7 @@ def build(options: Options) -> tuple[Machine, dict[str, Chardev]]:
     try:
         option = "-chardev"
         for text in options.chardevs:
-            chardev = parse_chardev(text, chardevs)
+            chardev = parse_chardev(text, chardevs, objects)
             chardevs[chardev.id] = chardev
         option = "-device"
         for text in options.devices:
@@ -193,7 +218,7 @@ def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chard
             if monitor.chardev not in chardevs:
                 raise ConfigError(f'chardev "{monitor.chardev}" not found')
             taken = {other.chardev for other in monitors}
-            if monitor.chardev in taken or machine.user_of(monitor.chardev) is not None:
+            if monitor.chardev in taken or machine.user_of(monitor.chardev) or chardevs[monitor.chardev].hub:
                 raise ConfigError(f"chardev '{monitor.chardev}' is already in use")
             monitors.append(monitor)
     except ConfigError as error:
@@ -202,7 +227,11 @@ def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chard
 
 
 def _serve(
-    options: Options, machine: Machine, chardevs: dict[str, Chardev], monitor_options: list[MonitorOptions]
+    options: Options,
+    machine: Machine,
+    chardevs: dict[str, Chardev],
+    objects: dict[str, TlsCredentials],
+    monitor_options: list[MonitorOptions],
 ) -> None:
     from virtserial.daemon.announcement import announce
     from virtserial.daemon.keeper import Keeper
@@ -210,7 +239,7 @@ def _serve(
     _prepare_descriptors()
     loop = EventLoop()
     stop_on_signals(loop)
-    keeper = Keeper(loop, machine, chardevs, options.trust_vmm)
+    keeper = Keeper(loop, machine, chardevs, options.trust_vmm, objects)
     monitors = None
     if monitor_options:
         from virtserial.monitor.server import Monitors

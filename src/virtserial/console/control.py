@@ -130,7 +130,8 @@ class ControlChannel:
                     return bit, pack_control(slot.number, VIRTIO_CONSOLE_CONSOLE_PORT, 1)
                 if bit == NAME and port.name is not None:
                     # QEMU ends the name with a NUL, which the specification does not ask for; drivers expect either.
-                    return bit, pack_control(slot.number, VIRTIO_CONSOLE_PORT_NAME, 1, port.name.encode(errors="surrogateescape") + b"\0")
+                    name = port.name.encode(errors="surrogateescape") + b"\0"
+                    return bit, pack_control(slot.number, VIRTIO_CONSOLE_PORT_NAME, 1, name)
                 if bit == OPEN and port.host_open != bool(record.told_open):
                     return bit, pack_control(slot.number, VIRTIO_CONSOLE_PORT_OPEN, int(port.host_open))
                 if bit == SIZE and (port.cols or port.rows):

@@ -64,7 +64,8 @@ class HotPlug:
         else:
             self._send(keeper.port_message(device))
             if device.chardev is not None:
-                self._held.send_again(f"chardev/{device.chardev}", self._send)
+                for chardev in keeper.chardevs[device.chardev].with_connections():
+                    self._held.send_again(f"chardev/{chardev.id}", self._send)
         return device
 
     @staticmethod
@@ -82,14 +83,20 @@ class HotPlug:
 
     def port_state(self, port: Port) -> dict[str, bool]:
         """What is known here of a port's two ends: the guest's, and the host's (a connection that was handed over)."""
-        chardev = self._held.message(f"chardev/{port.chardev}")
-        connected = chardev is not None and chardev["flavour"] != "null"
+        connected = False
+        if port.chardev is not None:
+            for chardev in self._keeper.chardevs[port.chardev].with_connections():
+                held = self._held.message(f"chardev/{chardev.id}")
+                connected |= held is not None and held["flavour"] not in ("null", "log")
         return {"guest": port.guest_open, "host": connected}
 
     # Back ends
 
     def is_busy(self, chardev_id: str) -> bool:
-        """Whether a port or a monitor uses a chardev."""
+        """Whether a port, a monitor or a hub uses a chardev."""
+        return self._is_used(chardev_id) or self._keeper.chardevs[chardev_id].hub is not None
+
+    def _is_used(self, chardev_id: str) -> bool:
         return chardev_id in self._keeper.sinks or self._keeper.machine.user_of(chardev_id) is not None
 
     def add_chardev(self, chardev: Chardev) -> None:
@@ -98,6 +105,12 @@ class HotPlug:
         Raises:
             ConfigError: it cannot be opened; nothing is left behind.
         """
+        parts = chardev.with_connections() if chardev.kind == "hub" else ()
+        for part in parts:
+            if self._is_used(part.id):
+                chardev.close()
+                raise ConfigError(f"chardev '{part.id}' is already in use")
+            self._set_hub(part, chardev.id)
         self._keeper.chardevs[chardev.id] = chardev
         try:
             chardev.open(self._keeper.loop, self._keeper)
@@ -106,6 +119,11 @@ class HotPlug:
             self._held.drop(f"chardev/{chardev.id}")
             chardev.close()
             raise
+
+    def _set_hub(self, part: Chardev, hub_id: str | None) -> None:
+        """Say of a connection that there is already to which hub it belongs."""
+        if (held := self._held.message(f"chardev/{part.id}")) is not None:
+            held["hub"] = hub_id
 
     def change_chardev(self, chardev: Chardev) -> None:
         """Put a new back end in the place of the one of the same id, under its port if it has one.
@@ -117,6 +135,10 @@ class HotPlug:
             ConfigError: the new one cannot be opened; the old one stays.
         """
         key = f"chardev/{chardev.id}"
+        predecessor = self._keeper.chardevs[chardev.id]
+        if predecessor.mux or predecessor.kind == "hub" or chardev.mux or chardev.kind == "hub":
+            chardev.close()
+            raise ConfigError("Mux device hotswap not supported yet")
         successor = _Successor(self._keeper)
         try:
             chardev.open(self._keeper.loop, successor)
@@ -124,8 +146,9 @@ class HotPlug:
             successor.drop()
             chardev.close()
             raise
-        predecessor = self._keeper.chardevs[chardev.id]
         self._keeper.chardevs[chardev.id] = chardev
+        if predecessor.hub is not None:
+            predecessor.hub.replace(predecessor, chardev)
         predecessor.close()
         self._held.drop(key)
         if not successor.take_over():
@@ -134,6 +157,9 @@ class HotPlug:
     def remove_chardev(self, chardev_id: str) -> None:
         """Close a back end that nobody uses."""
         chardev = self._keeper.chardevs.pop(chardev_id)
+        if chardev.kind == "hub":
+            for part in chardev.with_connections():
+                self._set_hub(part, None)
         self._held.drop(f"chardev/{chardev_id}")
         chardev.close()
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from virtserial.chardev.base import Chardev, Connection, ConnectionSink
+    from virtserial.chardev.tls_credentials import TlsCredentials
     from virtserial.loop import EventLoop, Timer
     from virtserial.machine.model import Controller, Machine, Port
 
@@ -47,10 +48,16 @@ class Keeper:
         machine: the controllers and ports to begin with.
         chardevs: every back end by id.
         trust_vmm: map guest memory even if its file may shrink.
+        objects: what -object has made, by id.
     """
 
     def __init__(
-        self, loop: EventLoop, machine: Machine, chardevs: dict[str, Chardev], trust_vmm: bool = False
+        self,
+        loop: EventLoop,
+        machine: Machine,
+        chardevs: dict[str, Chardev],
+        trust_vmm: bool = False,
+        objects: dict[str, TlsCredentials] | None = None,
     ) -> None:
         self.loop = loop
         self.machine = machine
@@ -62,6 +69,7 @@ class Keeper:
         self.hotplug = HotPlug(self, self._held, self._send)
         self.guest_open_listener: Callable[[Port], None] | None = None
         """Hears of a port whose `guest_open` has changed."""
+        self.objects = objects or {}
         self.sinks: dict[str, ConnectionSink] = {}
         """By id: who else but a port uses a chardev, and takes its connections."""
         self._listeners: list[VmmListener] = []
@@ -332,6 +340,9 @@ class Keeper:
             self._connection_ended(str(message["chardev"]), message["serial"])
         elif kind == "guest open":
             self._guest_open_changed(message)
+        elif kind == "quit":
+            if self.chardevs[str(message["chardev"])].mux_quit:
+                self.loop.stop()
         else:
             raise ValueError(f"type {kind!r}")
 
@@ -371,6 +382,9 @@ class Keeper:
         message: Message = {
             "type": "chardev",
             "chardev": chardev.id,
+            "hub": chardev.hub.id if chardev.hub is not None else None,
+            "mux": chardev.mux,
+            "mux_quit": chardev.mux_quit,
             "serial": self._connections,
             "flavour": connection.flavour,
             "params": connection.params,

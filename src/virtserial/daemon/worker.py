@@ -14,12 +14,14 @@ import signal
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from virtserial.chardev.host_end import open_host_end
+from virtserial.chardev.hub_end import HubHostEnd
+from virtserial.chardev.mux_end import Multiplexer
 from virtserial.daemon.guest_device import GuestDevice
 from virtserial.errors import StateError, VirtserialError
 from virtserial.loop import EPOLLIN, EventLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from virtserial.console.port import Port
     from virtserial.daemon.channel import Channel, Message
@@ -41,7 +43,8 @@ class Worker:
         self.loop = EventLoop()
         self._channel = channel
         self._devices: dict[int, GuestDevice] = {}
-        self._ports: dict[str, tuple[GuestDevice, Port]] = {}
+        self._ports: dict[str, list[tuple[GuestDevice, Port]]] = {}
+        self._muxes: dict[str, tuple[int, Multiplexer]] = {}
         self._going = False
         self.loop.watch(channel.fileno(), EPOLLIN, self._keeper_spoke)
 
@@ -108,30 +111,43 @@ class Worker:
             device.console.set_size(port, cols, rows)
         port.chardev = chardev
         if chardev is not None:
-            self._ports[chardev] = device, port
+            self._ports.setdefault(chardev, []).append((device, port))
 
     def _unplug(self, device: GuestDevice, number: int) -> None:
         port = device.console.remove_port(number)
         device.port_unplugged(port)
         if port.chardev is not None:
-            del self._ports[port.chardev]
+            self._ports[port.chardev].remove((device, port))
 
     def _part(self, chardev: str) -> None:
-        """The connection of a chardev is taken away from its port."""
-        device, port = self._ports.get(chardev, (None, None))
-        if device is not None and port is not None and port.host is not None:
-            host = port.host
-            port.detach()
-            host.close()
-            device.connection_serials.pop(port, None)
+        """The connection of a chardev is taken away from its ports, or from the hub that it is a part of."""
+        for device, port in self._ports.get(chardev, ()):
+            if port.host is not None:
+                host = port.host
+                port.detach()
+                host.close()
+                device.connection_serials.pop(port, None)
+        self._muxes.pop(chardev, None)
+        for users in self._ports.values():
+            for _, port in users:
+                if isinstance(port.host, HubHostEnd):
+                    port.host.leave(chardev)
 
     def _join(self, message: Message, fds: list[int]) -> None:
         """A back end has a connection: join it to the port that uses the chardev, in place of the one it has."""
         chardev, serial = cast(str, message["chardev"]), cast(int, message["serial"])
-        device, port = self._ports.get(chardev, (None, None))
-        if device is None or port is None:
+        hub = cast("str | None", message["hub"])
+        users = self._ports.get(hub or chardev)
+        if not users:
             for fd in fds:
                 os.close(fd)
+            return
+        known_serial, mux = self._muxes.get(chardev, (0, None))
+        if mux is not None and known_serial == serial and mux.fronts:
+            # It was sent again, for a port that has just been plugged in.
+            for fd in fds:
+                os.close(fd)
+            self._join_mux(chardev, serial, mux)
             return
         try:
             host = open_host_end(
@@ -139,11 +155,40 @@ class Worker:
             )
         except VirtserialError as error:
             log.error("chardev %s: %s", chardev, error)
-            self._say({"type": "connection ended", "chardev": chardev, "serial": serial})
+            self._connection_ended(chardev, serial)
             return
         self._part(chardev)
-        device.connection_serials[port] = serial
-        port.attach(host)
+        device, port = users[0]
+        if hub is not None:
+            self._hub_of(port, hub).join(chardev, host, lambda: self._connection_ended(chardev, serial))
+        elif message["mux"]:
+            mux = Multiplexer(self.loop, host, self._quit_of(chardev) if message["mux_quit"] else None)
+            self._muxes[chardev] = serial, mux
+            self._join_mux(chardev, serial, mux)
+            mux.start()
+        else:
+            device.connection_serials[port] = serial
+            port.attach(host)
+
+    def _quit_of(self, chardev: str) -> Callable[[], None]:
+        return lambda: self._say({"type": "quit", "chardev": chardev})
+
+    def _connection_ended(self, chardev: str, serial: int) -> None:
+        self._say({"type": "connection ended", "chardev": chardev, "serial": serial})
+
+    def _hub_of(self, port: Port, hub: str) -> HubHostEnd:
+        """The hub under a port; made with the first connection of a part."""
+        if not isinstance(port.host, HubHostEnd):
+            port.attach(HubHostEnd(self.loop, f"chardev '{hub}' (hub)"))
+        assert isinstance(port.host, HubHostEnd)
+        return port.host
+
+    def _join_mux(self, chardev: str, serial: int, mux: Multiplexer) -> None:
+        """Give each port of a multiplexed chardev that has no share of it one."""
+        for device, port in self._ports[chardev]:
+            if port.host is None:
+                device.connection_serials[port] = serial
+                port.attach(mux.add_front())
 
 
 def run_forked(keeper: object, channel: Channel) -> NoReturn:

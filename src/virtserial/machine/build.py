@@ -9,8 +9,9 @@ from virtserial.errors import ConfigError
 from virtserial.machine.model import Controller, Port
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Mapping
 
+    from virtserial.chardev.base import Chardev
     from virtserial.machine.model import Machine
     from virtserial.options.device_options import DeviceOptions
 
@@ -18,11 +19,13 @@ MAX_CONSOLE_SIZE = 0xFFFF
 """The configuration and RESIZE have 16 bits for each."""
 
 
-def plug(machine: Machine, options: DeviceOptions, chardevs: Container[str], run_directory: str) -> Controller | Port:
+def plug(
+    machine: Machine, options: DeviceOptions, chardevs: Mapping[str, Chardev], run_directory: str
+) -> Controller | Port:
     """Plug in the device that the options describe.
 
     Args:
-        chardevs: the ids of the chardevs there are.
+        chardevs: those there are, by id.
         run_directory: where a controller listens that names no socket.
 
     Raises:
@@ -47,7 +50,13 @@ def plug(machine: Machine, options: DeviceOptions, chardevs: Container[str], run
         chardev,
         cols,
         rows,
+        _users(chardevs[chardev]) if chardev is not None else 1,
     )
+
+
+def _users(chardev: Chardev) -> int:
+    """How many ports may use a chardev: none that of a hub."""
+    return 0 if chardev.hub is not None else chardev.max_users
 
 
 def _controller(machine: Machine, options: DeviceOptions, run_directory: str) -> Controller:

@@ -100,9 +100,13 @@ class Machine:
             raise ConfigError(f"Device '{device_id}' not found")
         return device
 
+    def users_of(self, chardev_id: str) -> list[Port]:
+        """Return the ports that use a chardev: several only of a multiplexed one."""
+        return [port for port in self.ports() if port.chardev == chardev_id]
+
     def user_of(self, chardev_id: str) -> Port | None:
-        """Return the port that uses a chardev."""
-        return next((port for port in self.ports() if port.chardev == chardev_id), None)
+        """Return the port, or the first, that uses a chardev."""
+        return next(iter(self.users_of(chardev_id)), None)
 
     # Controllers
 
@@ -166,8 +170,12 @@ class Machine:
         chardev: str | None = None,
         cols: int = 0,
         rows: int = 0,
+        chardev_users: int = 1,
     ) -> Port:
         """Plug a port in; without a number it gets the lowest free one, a first console number 0.
+
+        Args:
+            chardev_users: how many ports may use the chardev.
 
         Raises:
             ConfigError: the id, number, name or chardev is taken, or the bus has no place.
@@ -175,10 +183,13 @@ class Machine:
         is_console = driver == "virtconsole"
         controller = self.bus(bus, driver)
         self._claim_id(device_id)
-        if chardev is not None and self.user_of(chardev) is not None:
-            raise ConfigError(
-                f"Property '{driver}.chardev' can't take value '{chardev}': chardev '{chardev}' is already in use"
+        if chardev is not None and len(self.users_of(chardev)) >= chardev_users:
+            why = (
+                f"chardev '{chardev}' is already in use"
+                if chardev_users <= 1
+                else f"too many uses of multiplexed chardev '{chardev}' (maximum is {chardev_users})"
             )
+            raise ConfigError(f"Property '{driver}.chardev' can't take value '{chardev}': {why}")
         takes_zero = is_console and 0 not in controller.ports
         if number is None and takes_zero:
             number = 0

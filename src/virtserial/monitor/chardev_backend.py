@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from virtserial.monitor.qmp import QmpError
-from virtserial.monitor.schema import Optional, Struct, Union
-from virtserial.options.chardev_options import NOT_YET, make_chardev
+from virtserial.monitor.schema import List, Optional, Struct, Union
+from virtserial.options.chardev_options import QEMU_ONLY, make_chardev
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from virtserial.chardev.base import Chardev
+    from virtserial.chardev.tls_credentials import TlsCredentials
 
 COMMON: Final[Struct] = {"logfile": Optional(str), "logappend": Optional(bool)}
 RINGBUF: Final[Struct] = {"size": Optional(int), **COMMON}
@@ -44,6 +45,9 @@ _KINDS: Final[dict[str, Struct]] = {
     "pipe": {"device": str, **COMMON},
     "socket": SOCKET,
     "pty": {"path": Optional(str), **COMMON},
+    "udp": {"remote": ADDRESS, "local": Optional(ADDRESS), **COMMON},
+    "serial": {"device": str, **COMMON},
+    "hub": {"chardevs": List(str), **COMMON},
     "null": COMMON,
     "stdio": {"signal": Optional(bool), **COMMON},
     "ringbuf": RINGBUF,
@@ -51,19 +55,25 @@ _KINDS: Final[dict[str, Struct]] = {
     # Ours: a port served by Python code.
     "handler": {"class": Optional(str), "path": Optional(str), **COMMON},
 }
-BACKEND: Final = Union({**dict.fromkeys(NOT_YET), **_KINDS})
+BACKEND: Final = Union({**dict.fromkeys(QEMU_ONLY), **_KINDS})
 
 _NAMES: Final = {"in": "input-path", "out": "path", "device": "path"}
 """Members that -chardev calls by another name."""
 
 
 def make_from_json(
-    chardev_id: str, backend: Mapping[str, object], take_descriptor: Callable[[str], int]
+    chardev_id: str,
+    backend: Mapping[str, object],
+    take_descriptor: Callable[[str], int],
+    chardevs: Mapping[str, Chardev],
+    objects: Mapping[str, TlsCredentials],
 ) -> Chardev:
     """Make a Chardev of a checked ChardevBackend.
 
     Args:
         take_descriptor: gives the descriptor of a name that getfd gave it, for good.
+        chardevs: those there are, by id.
+        objects: what -object has made, by id.
 
     Raises:
         ConfigError: what it says does not go together.
@@ -71,11 +81,18 @@ def make_from_json(
     """
     kind, data = str(backend["type"]), cast("Mapping[str, object]", backend["data"])
     values: dict[str, object] = {"backend": kind}
-    if kind in NOT_YET:
+    if kind in QEMU_ONLY:
         data = {}
     for name, value in data.items():
         if name == "addr":
             values.update(_address(cast("Mapping[str, object]", value), take_descriptor))
+        elif name == "remote":
+            values.update(_inet(value))
+        elif name == "local":
+            local = _inet(value)
+            values.update(localaddr=local["host"], localport=local["port"])
+        elif name == "chardevs":
+            values.update({f"chardevs.{index}": part for index, part in enumerate(cast("list[str]", value))})
         elif name == "nodelay":
             values["delay"] = not value
         else:
@@ -87,7 +104,16 @@ def make_from_json(
         values["delay"] = not data.get("nodelay", False)
     if kind in ("ringbuf", "memory") and cast(int, values.get("size", 1)) <= 0:
         raise QmpError("size of ringbuf chardev must be power of two")
-    return make_chardev(chardev_id, kind, values)
+    return make_chardev(chardev_id, kind, values, chardevs, objects)
+
+
+def _inet(value: object) -> dict[str, object]:
+    """The end of a UDP connection."""
+    address = cast("Mapping[str, object]", value)
+    if address["type"] != "inet":
+        raise QmpError(f"'{address['type']}' is not an address of UDP")
+    data = cast("Mapping[str, object]", address["data"])
+    return {name: data[name] for name in ("host", "port", "ipv4", "ipv6") if name in data}
 
 
 def _address(address: Mapping[str, object], take_descriptor: Callable[[str], int]) -> dict[str, object]:

@@ -101,9 +101,11 @@ def _device_list_properties(_: Operations, __: Client, arguments: Mapping[str, o
     return properties
 
 
-def _make(client: Client, arguments: Mapping[str, object]) -> Callable[[], Chardev]:
+def _make(operations: Operations, client: Client, arguments: Mapping[str, object]) -> Callable[[], Chardev]:
     backend = cast("Mapping[str, object]", arguments["backend"])
-    return lambda: make_from_json(str(arguments["id"]), backend, client.names.take)
+    return lambda: make_from_json(
+        str(arguments["id"]), backend, client.names.take, operations.keeper.chardevs, operations.keeper.objects
+    )
 
 
 def _chardev_add(operations: Operations, client: Client, arguments: Mapping[str, object]) -> object:
@@ -111,14 +113,14 @@ def _chardev_add(operations: Operations, client: Client, arguments: Mapping[str,
     if chardev_id in operations.keeper.chardevs:
         raise QmpError(f"Chardev with id '{chardev_id}' already exists")
     try:
-        chardev = operations.add_chardev(chardev_id, _make(client, arguments))
+        chardev = operations.add_chardev(chardev_id, _make(operations, client, arguments))
     except VirtserialError as error:
         raise QmpError(f"Failed to add chardev '{chardev_id}': {error}") from error
     return _where(chardev)
 
 
 def _chardev_change(operations: Operations, client: Client, arguments: Mapping[str, object]) -> object:
-    return _where(operations.change_chardev(str(arguments["id"]), _make(client, arguments)))
+    return _where(operations.change_chardev(str(arguments["id"]), _make(operations, client, arguments)))
 
 
 def _where(chardev: Chardev) -> dict[str, object]:
@@ -137,8 +139,9 @@ def _chardev_send_break(operations: Operations, _: Client, arguments: Mapping[st
 
 def _query_chardev(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
     return [
-        {"label": chardev.id, "filename": chardev.filename, "frontend-open": operations.frontend_open(chardev.id)}
+        {"label": label, "filename": filename, "frontend-open": operations.frontend_open(chardev.id)}
         for chardev in operations.chardevs()
+        for label, filename in chardev.listing()
     ]
 
 

@@ -136,7 +136,7 @@ def _device_del(operations: Operations, name: str) -> str:
 def _chardev_add(operations: Operations, text: str) -> str:
     if text in ("help", "?"):
         return chardev_options.chardev_help()
-    chardev = chardev_options.parse_chardev(text, operations.keeper.chardevs)
+    chardev = chardev_options.parse_chardev(text, operations.keeper.chardevs, operations.keeper.objects)
     operations.add_chardev(chardev.id, lambda: chardev)
     return f"{chardev.announcement}\n" if chardev.announcement else ""
 
@@ -146,7 +146,10 @@ def _chardev_change(operations: Operations, chardev_id: str, text: str) -> str:
         raise ConfigError("Unexpected 'id' parameter")
     # An id as it is written in an option: a comma in it is doubled.
     option = f"{text},id={chardev_id.replace(',', ',,')}"
-    chardev = operations.change_chardev(chardev_id, lambda: chardev_options.parse_chardev(option))
+    objects = operations.keeper.objects
+    chardev = operations.change_chardev(
+        chardev_id, lambda: chardev_options.parse_chardev(option, objects=objects)
+    )
     return f"{chardev.announcement}\n" if chardev.announcement else ""
 
 
@@ -166,7 +169,11 @@ def _quit(operations: Operations) -> str:
 
 
 def _info_chardev(operations: Operations) -> str:
-    return "".join(f"{chardev.id}: filename={chardev.filename}\n" for chardev in operations.chardevs())
+    return "".join(
+        f"{label}: filename={filename}\n"
+        for chardev in operations.chardevs()
+        for label, filename in chardev.listing()
+    )
 
 
 def _info_status(_: Operations) -> str:

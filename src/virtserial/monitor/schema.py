@@ -16,6 +16,12 @@ class Enum(NamedTuple):
     values: tuple[str, ...]
 
 
+class List(NamedTuple):
+    """An array whose elements are of one type."""
+
+    type: type
+
+
 class Union(NamedTuple):
     """An object with a "type" that says what "data" holds; None: anything."""
 
@@ -28,7 +34,7 @@ class Optional(NamedTuple):
     type: Type
 
 
-Type = type | Enum | Union | dict[str, "Type | Optional"]
+Type = type | Enum | List | Union | dict[str, "Type | Optional"]
 """str, int, bool, an enumeration, a union, or the members of an object."""
 Struct = dict[str, Type | Optional]
 
@@ -54,6 +60,11 @@ def check(value: Mapping[str, object], struct: Struct, path: str = "") -> None:
 def _check_value(value: object, kind: Type, member: str, name: str) -> None:
     if isinstance(kind, Enum):
         _check_word(value, kind.values, member, name)
+    elif isinstance(kind, List):
+        if not isinstance(value, list):
+            raise QmpError(f"Invalid parameter type for '{member}', expected: array")
+        for index, element in enumerate(value):
+            _check_value(element, kind.type, f"{member}[{index}]", name)
     elif isinstance(kind, Union):
         _check_union(_object(value, member), kind, member)
     elif isinstance(kind, dict):

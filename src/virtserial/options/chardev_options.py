@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from virtserial.errors import ConfigError
 from virtserial.options import keyval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Callable, Mapping
 
     from virtserial.chardev.base import Chardev
     from virtserial.chardev.socket_address import Address
+    from virtserial.chardev.socket_layers import SocketLayers
+    from virtserial.chardev.tls_credentials import TlsCredentials
 
 BOOL, NUMBER, SIZE, STRING = keyval.to_bool, keyval.to_number, keyval.to_size, keyval.to_string
+
+NONE: Mapping[str, Any] = {}
 
 PARAMETERS: Mapping[str, Callable[[str, object], object]] = {
     # qemu_chardev_opts of chardev/char.c: any of them is taken with any kind, and has the right type.
@@ -27,23 +31,30 @@ PARAMETERS: Mapping[str, Callable[[str, object], object]] = {
     **dict.fromkeys(("signal", "append", "logappend", "mouse", "clipboard", "tight", "abstract"), BOOL),
     **dict.fromkeys(("to", "reconnect", "reconnect-ms", "width", "height", "cols", "rows", "debug"), NUMBER),
     "size": SIZE,
-    # Ours: chardev handler's class, chardev serial's line settings.
+    # Ours: chardev handler's class, chardev serial's line settings, whether Ctrl-a x ends the process.
+    "mux-quit": BOOL,
     **dict.fromkeys(("class", "parity"), STRING),
     **dict.fromkeys(("speed", "data-bits", "stop-bits"), NUMBER),
 }
 
-NOT_YET = (
-    *("parallel", "mux", "hub", "vc", "spicevmc", "spiceport", "qemu-vdagent", "dbus"),
-    *("braille", "msmouse", "wctablet", "testdev", "console"),
+QEMU_ONLY = (
+    *("parallel", "vc", "spicevmc", "spiceport", "qemu-vdagent", "dbus"),
+    *("braille", "msmouse", "wctablet", "testdev", "console", "mux"),
 )
-"""Backends that QEMU 11.1 has in one build or another and virtserial has not."""
-
-NOT_YET_MODES = ("telnet", "tn3270", "websocket", "mux")
-NOT_YET_PARAMETERS = ("tls-creds", "tls-authz")
+"""Backends that QEMU 11.1 has in one build or another; what they need (a display, another device) is in QEMU."""
 
 
-def parse_chardev(text: str, ids_in_use: Container[str] = ()) -> Chardev:
+
+def parse_chardev(
+    text: str,
+    chardevs: Mapping[str, Chardev] = NONE,
+    objects: Mapping[str, TlsCredentials] = NONE,
+) -> Chardev:
     """Read the argument of -chardev; nothing is opened yet.
+
+    Args:
+        chardevs: those there are, by id.
+        objects: what -object has made, by id.
 
     Raises:
         ConfigError: in QEMU's words.
@@ -52,7 +63,7 @@ def parse_chardev(text: str, ids_in_use: Container[str] = ()) -> Chardev:
     chardev_id = options.pop("id", None)
     if chardev_id is not None:
         chardev_id = keyval.check_identifier(chardev_id)
-        if chardev_id in ids_in_use:
+        if chardev_id in chardevs:
             raise ConfigError(f"Duplicate ID '{chardev_id}' for chardev")
     values: dict[str, object] = {}
     for name, value in options.items():
@@ -63,27 +74,39 @@ def parse_chardev(text: str, ids_in_use: Container[str] = ()) -> Chardev:
         raise ConfigError("chardev: no id specified")
     if "backend" not in values:
         raise ConfigError(f'chardev: "{chardev_id}" missing backend')
-    return make_chardev(chardev_id, str(values["backend"]), values)
+    return make_chardev(chardev_id, str(values["backend"]), values, chardevs, objects)
 
 
-def make_chardev(chardev_id: str, kind: str, values: Mapping[str, object]) -> Chardev:
+def make_chardev(
+    chardev_id: str,
+    kind: str,
+    values: Mapping[str, object],
+    chardevs: Mapping[str, Chardev] = NONE,
+    objects: Mapping[str, TlsCredentials] = NONE,
+) -> Chardev:
     """Make a Chardev of a kind from checked values by their QEMU names (bool, int and str, as PARAMETERS has them).
+
+    Args:
+        chardevs: those there are, by id: what a hub is made of.
+        objects: what -object has made, by id.
 
     Raises:
         ConfigError: unknown kind, or values that do not go together.
     """
     maker = _MAKERS.get(kind)
     if maker is None:
-        if kind in NOT_YET:
-            raise ConfigError(f"'{kind}' is not supported by virtserial yet")
+        if kind in QEMU_ONLY:
+            raise ConfigError(f"'{kind}' is not supported by virtserial: it is a back end of QEMU's own")
         raise ConfigError(f"'{kind}' is not a valid char driver name")
-    for name in NOT_YET_MODES:
-        if values.get(name):
-            raise ConfigError(f"'{name}' is not supported by virtserial yet")
-    for name in NOT_YET_PARAMETERS:
-        if name in values:
-            raise ConfigError(f"'{name}' is not supported by virtserial yet")
-    chardev = maker(chardev_id, values)
+    if _flag(values, "tn3270", False):
+        raise ConfigError("'tn3270' is not supported by virtserial")
+    if isinstance(credentials := values.get("tls-creds"), str):
+        if credentials not in objects:
+            raise ConfigError(f"No TLS credentials with id '{credentials}'")
+        values = {**values, "tls-creds": objects[credentials]}
+    chardev = maker(chardev_id, {**values, "chardevs": chardevs} if kind == "hub" else values)
+    chardev.mux = _flag(values, "mux", False)
+    chardev.mux_quit = _flag(values, "mux-quit", False)
     if (path := _text(values, "logfile")) is not None:
         from virtserial.chardev.log import ChardevLog
 
@@ -171,6 +194,23 @@ def _handler(chardev_id: str, values: Mapping[str, object]) -> Chardev:
     return HandlerChardev(chardev_id, class_name=class_name, path=path)
 
 
+def _hub(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+    from virtserial.chardev.hub import HubChardev
+
+    chardevs = cast("Mapping[str, Chardev]", values["chardevs"])
+    parts = []
+    for index in range(4):
+        part = _text(values, f"chardevs.{index}")
+        if part is None:
+            break
+        if part not in chardevs:
+            raise ConfigError(f"hub: chardev can't be found by id '{part}'")
+        parts.append(chardevs[part])
+    if not parts:
+        raise ConfigError("hub: 'chardevs' list is not defined")
+    return HubChardev(chardev_id, parts)
+
+
 def _udp(chardev_id: str, values: Mapping[str, object]) -> Chardev:
     from virtserial.chardev.socket_address import InetAddress
     from virtserial.chardev.udp import UdpChardev
@@ -207,6 +247,7 @@ def _socket(chardev_id: str, values: Mapping[str, object]) -> Chardev:
     address = _socket_address(values)
     nodelay = not _flag(values, "delay", False)
     server = _flag(values, "server", False)
+    layers = _socket_layers(values, server)
     reconnect_seconds = _reconnect_seconds(values)
     if "fd" in values and reconnect_seconds is not None:
         raise ConfigError(f"'{_reconnect_name(values)}' option is incompatible with 'fd' address type")
@@ -218,15 +259,31 @@ def _socket(chardev_id: str, values: Mapping[str, object]) -> Chardev:
         from virtserial.chardev.socket_server import SocketServerChardev
 
         return SocketServerChardev(
-            chardev_id, address, wait=_flag(values, "wait", True), nodelay=nodelay
+            chardev_id, address, wait=_flag(values, "wait", True), nodelay=nodelay, layers=layers
         )
     if _flag(values, "wait", False):
         raise ConfigError("'wait' option is incompatible with socket in client connect mode")
     from virtserial.chardev.socket_client import SocketClientChardev
 
     return SocketClientChardev(
-        chardev_id, address, reconnect_seconds=reconnect_seconds or 0, nodelay=nodelay
+        chardev_id, address, reconnect_seconds=reconnect_seconds or 0, nodelay=nodelay, layers=layers
     )
+
+
+def _socket_layers(values: Mapping[str, object], server: bool) -> SocketLayers:
+    from virtserial.chardev.socket_layers import SocketLayers
+
+    credentials = cast("TlsCredentials | None", values.get("tls-creds"))
+    if "tls-authz" in values:
+        if credentials is None:
+            raise ConfigError("'tls_authz' option requires 'tls_creds' option")
+        raise ConfigError("'tls-authz' is not supported by virtserial")
+    if credentials is not None:
+        credentials.check_endpoint(server)
+    websocket = _flag(values, "websocket", False)
+    if websocket and not server:
+        raise ConfigError("Websocket client is not implemented")
+    return SocketLayers(server, _flag(values, "telnet", False), websocket, credentials)
 
 
 def _reconnect_name(values: Mapping[str, object]) -> str:
@@ -271,5 +328,6 @@ _MAKERS: Mapping[str, Callable[[str, Mapping[str, object]], Chardev]] = {
     "null": _null,
     "ringbuf": _ringbuf,
     "memory": _ringbuf,
+    "hub": _hub,
     "handler": _handler,
 }

@@ -1,0 +1,122 @@
+"""`-object tls-creds-x509`: certificates and keys from a directory, with QEMU's names (crypto/tlscredsx509.c)."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from virtserial.errors import ConfigError
+
+MAX_FILE = 1 << 20
+"""Bytes of one file: certificates and keys are far smaller."""
+
+FILES = {
+    # By role, the endpoint's file and whether there has to be one.
+    "server": {
+        "ca-cert": ("ca-cert.pem", True),
+        "ca-crl": ("ca-crl.pem", False),
+        "cert": ("server-cert.pem", True),
+        "key": ("server-key.pem", True),
+        "dh-params": ("dh-params.pem", False),
+    },
+    "client": {
+        "ca-cert": ("ca-cert.pem", True),
+        "ca-crl": ("ca-crl.pem", False),
+        "cert": ("client-cert.pem", False),
+        "key": ("client-key.pem", False),
+    },
+}
+
+
+class TlsCredentials(NamedTuple):
+    """Read once, when the object is made.  The worker, which opens nothing, gets them as memory files.
+
+    Attributes:
+        endpoint: "server" or "client".
+        verify_peer: a peer has to show a certificate of the CA; a server's is always looked at by name as well.
+        contents: the files' bytes by role.
+    """
+
+    id: str
+    endpoint: str
+    verify_peer: bool
+    contents: dict[str, bytes]
+
+    @classmethod
+    def load(cls, credentials_id: str, directory: str, endpoint: str, verify_peer: bool) -> TlsCredentials:
+        """Read the files.
+
+        Raises:
+            ConfigError: one is missing or too large, or OpenSSL can do nothing with them.
+        """
+        contents = {}
+        for role, (name, required) in FILES[endpoint].items():
+            path = os.path.join(directory, name)
+            try:
+                contents[role] = _read(path)
+            except FileNotFoundError as error:
+                if required:
+                    raise ConfigError(f"Unable to access credentials {path}: {error.strerror}") from error
+            except OSError as error:
+                raise ConfigError(f"Unable to access credentials {path}: {error.strerror}") from error
+        credentials = cls(credentials_id, endpoint, verify_peer, contents)
+        credentials._check(directory)
+        return credentials
+
+    def check_endpoint(self, server: bool) -> None:
+        """
+        Raises:
+            ConfigError: they are for the other end of a connection.
+        """
+        wanted = "server" if server else "client"
+        if self.endpoint != wanted:
+            raise ConfigError(f"Expected TLS credentials for a {wanted} endpoint")
+
+    def duplicate(self, first_index: int) -> tuple[dict[str, object], list[int]]:
+        """Return what the worker has to know, and a memory file for each role, whose index is named there."""
+        params: dict[str, object] = {"verify": self.verify_peer}
+        fds: list[int] = []
+        for role, content in self.contents.items():
+            fd = os.memfd_create(f"virtserial {role}", os.MFD_CLOEXEC)
+            os.write(fd, content)
+            params[role] = first_index + len(fds)
+            fds.append(fd)
+        return params, fds
+
+    def _check(self, directory: str) -> None:
+        """Let OpenSSL look at them, in a process of its own: the keeper has no use for it, nor for its memory."""
+        ours, theirs = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.write(theirs, self._complaint().encode()[:1000])
+            finally:
+                os._exit(0)
+        os.close(theirs)
+        with open(ours, "rb") as answer:
+            complaint = answer.read().decode()
+        os.waitpid(pid, 0)
+        if complaint:
+            raise ConfigError(f"{directory}: {complaint}")
+
+    def _complaint(self) -> str:
+        from virtserial.chardev.tls import make_context
+        from virtserial.errors import BackendError
+
+        params, fds = self.duplicate(0)
+        try:
+            make_context({"server": self.endpoint == "server", "hostname": None, **params}, fds)
+        except BackendError as error:
+            return str(error)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return ""
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        content = file.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise ConfigError(f"Unable to access credentials {path}: larger than {MAX_FILE} bytes")
+    return content

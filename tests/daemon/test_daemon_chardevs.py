@@ -1,0 +1,165 @@
+"""Back ends that are more than one descriptor, through keeper and worker: hub, mux, websocket, logfile, udp."""
+
+import os
+import signal
+import socket
+
+import pytest
+from device_process import connect, controller_options, wait_until
+from embedded_guest import EmbeddedGuest, try_receive
+
+
+@pytest.fixture
+def server(folder):
+    """Options of a listening chardev."""
+
+    def server(name, more=""):
+        return ["-chardev", f"socket,id={name},path={folder}/{name},server=on,wait=off{more}"]
+
+    return server
+
+
+def port(name, chardev, driver="virtserialport"):
+    return ["-device", f"{driver},chardev={chardev},name={name}"]
+
+
+def kill_worker(device):
+    worker = device.worker
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: device.worker not in (None, worker))
+
+
+def receive(guest, sock, count):
+    """Bytes that come while the guest goes on."""
+    sock.setblocking(False)
+    data = bytearray()
+
+    def complete():
+        try:
+            data.extend(sock.recv(count - len(data)))
+        except BlockingIOError:
+            return False
+        return len(data) >= count
+
+    guest.run_until(complete)
+    return bytes(data)
+
+
+def test_mux_of_two_ports(start, folder, server):
+    device = start(
+        *controller_options(folder), *server("m", ",mux=on"), *port("one", "m"), *port("two", "m")
+    )
+    with EmbeddedGuest(f"{folder}/ser0.sock", "one", "two") as guest, connect(folder / "m") as host:
+        one, two = guest.open("one"), guest.open("two")
+        guest.run_until(lambda: one.port.host_connected and two.port.host_connected)
+        one.port.write(b"1")
+        assert receive(guest, host, 1) == b"1"
+        two.port.write(b"2")
+        assert receive(guest, host, 1) == b"2"
+        host.send(b"to two\x01cto one")
+        guest.run_until(lambda: (one.data, two.data) == (b"to one", b"to two"))
+        kill_worker(device)
+        host.send(b"\x01cto one again")  # the successor begins with the last port in focus
+        guest.run_until(lambda: one.data == b"to oneto one again")
+        one.port.write(b"still")
+        assert receive(guest, host, 5) == b"still"
+        host.close()
+        guest.run_until(lambda: not one.port.host_connected and not two.port.host_connected)
+        with connect(folder / "m") as host:
+            guest.run_until(lambda: one.port.host_connected and two.port.host_connected)
+
+
+@pytest.mark.parametrize("quits", [True, False])
+def test_ctrl_a_x(start, folder, server, quits):
+    device = start(
+        *controller_options(folder), *server("m", ",mux=on" + ",mux-quit=on" * quits), *port("one", "m")
+    )
+    with EmbeddedGuest(f"{folder}/ser0.sock", "one") as guest, connect(folder / "m") as host:
+        one = guest.open("one")
+        guest.run_until(lambda: one.port.host_connected)
+        host.send(b"\x01xafter")
+        if quits:
+            assert receive(guest, host, 24) == b"virtserial: Terminated\n\r"
+            assert device.process.wait(10) == 0
+        else:
+            guest.run_until(lambda: one.data == b"after")
+
+
+def test_hub_of_a_socket_a_file_and_a_udp_peer(start, folder, server):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        peer.settimeout(10)
+        device = start(
+            *controller_options(folder),
+            *server("a"),
+            *("-chardev", f"file,id=f,path={folder}/copy"),
+            *("-chardev", f"udp,id=u,host=127.0.0.1,port={peer.getsockname()[1]}"),
+            *("-chardev", "hub,id=h,chardevs.0=a,chardevs.1=f,chardevs.2=u"),
+            *port("one", "h"),
+        )
+        with EmbeddedGuest(f"{folder}/ser0.sock", "one") as guest:
+            one = guest.open("one")
+            guest.run_until(lambda: one.port.host_connected)
+            one.port.write(b"first ")
+            assert peer.recv(100) == b"first "
+            with connect(folder / "a") as host:
+                host.send(b"from a")
+                guest.run_until(lambda: one.data == b"from a")
+                one.port.write(b"second ")
+                assert receive(guest, host, 7) == b"second "
+                datagram, place = peer.recvfrom(100)
+                assert datagram == b"second "
+                kill_worker(device)
+                peer.sendto(b"from udp", place)
+                guest.run_until(lambda: one.data.endswith(b"from udp"))
+                one.port.write(b"third")
+                assert receive(guest, host, 5) == b"third"
+            assert (folder / "copy").read_bytes() == b"first second third"
+            assert one.port.host_connected
+
+
+def test_websocket_is_connected_after_its_handshake_and_ended_by_a_takeover(start, folder, server):
+    device = start(*controller_options(folder), *server("w", ",websocket=on"), *port("one", "w"))
+    request = (
+        b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    with EmbeddedGuest(f"{folder}/ser0.sock", "one") as guest:
+        one = guest.open("one")
+        for _ in range(2):
+            with connect(folder / "w") as host:
+                for _ in range(20):
+                    guest.loop.run_once(0.005)
+                assert not one.port.host_connected
+                host.send(request)
+                guest.run_until(lambda: one.port.host_connected)
+                assert host.recv(1000).startswith(b"HTTP/1.1 101 ")
+                one.port.write(b"hello")
+                assert receive(guest, host, 7) == b"\x82\x05hello"
+                kill_worker(device)
+                guest.run_until(lambda: not one.port.host_connected)
+                host.setblocking(True)
+                assert host.recv(10) == b""
+
+
+def test_log_of_a_console_that_nobody_is_connected_to(start, folder, server):
+    device = start(
+        *controller_options(folder), *server("c", f",logfile={folder}/log"), *port("con", "c", "virtconsole")
+    )
+    with EmbeddedGuest(f"{folder}/ser0.sock", "con") as guest:
+        console = guest.open("con").port
+        console.write(b"booting ")
+        guest.run_until(lambda: (folder / "log").read_bytes() == b"booting ")
+        with connect(folder / "c") as host:
+            host.setblocking(False)
+
+            def heard():
+                console.write(b"x")
+                return try_receive(host)
+
+            guest.run_until(heard)
+        kill_worker(device)
+        console.write(b" end")
+        guest.run_until(lambda: (folder / "log").read_bytes().endswith(b" end"))
+    written = (folder / "log").read_bytes()
+    assert written == b"booting " + b"x" * (len(written) - 12) + b" end"
