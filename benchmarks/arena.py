@@ -60,8 +60,20 @@ class HostPeer:
         Raises:
             GuestError: a byte was wrong, or no answer comes.
         """
+        self.tell(command, size, amount)
+        return self.answer()
+
+    def tell(self, command: str, size: int, amount: int) -> None:
+        """Starts a command of the host's."""
         assert self._process.stdin
         self._process.stdin.write(f"{command} {size} {amount}\n")
+
+    def answer(self) -> list[float]:
+        """The figures of the answer to the last command.
+
+        Raises:
+            GuestError: a byte was wrong, or no answer comes.
+        """
         return [float(word) for word in self._expect("ok")]
 
     def close(self) -> None:

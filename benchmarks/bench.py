@@ -12,6 +12,7 @@ sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "tests" / "interop"
 
 from arena import Arena
 from contestants import QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL
+from crowd import Crowd, CrowdRun
 from environment import ROOT, Environment, Watch, look
 from measures import MEASURES, Measure, Run
 from results import Results
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 CONTESTANTS = (QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL)
 CONNECTED_PORTS = "connected_ports"
+CROWD = "crowd"
 COUNTS = (30, 510)
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- figures: written by ./scripts/bench --write-docs -->\n", "<!-- end of figures -->\n"
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = [*(measure.name for measure in MEASURES), CONNECTED_PORTS]
+    names = [*(measure.name for measure in MEASURES), CROWD, CONNECTED_PORTS]
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, help="alternating rounds (default: 7; 3 with --quick)")
     parser.add_argument("--seconds", type=float, help="about how long a run takes on QEMU's device (2; 0.5)")
@@ -73,10 +75,13 @@ def measure_all(chosen: argparse.Namespace) -> Results:
     seconds = chosen.seconds or (0.5 if chosen.quick else 2)
     measures = [measure for measure in MEASURES if not chosen.only or measure.name in chosen.only]
     environment, runs = measure_ports(measures, rounds, seconds, chosen.smp)
+    crowd: list[CrowdRun] = []
+    if not chosen.only or CROWD in chosen.only:
+        crowd = measure_crowd(rounds, 2 * seconds, chosen.smp)
     connected: list[tuple[int | str, ...]] = []
     if not chosen.only or CONNECTED_PORTS in chosen.only:
         connected = count_connected_ports(COUNTS[:1] if chosen.quick else COUNTS)
-    return Results(environment, {each.name: each.meaning for each in CONTESTANTS}, runs, connected)
+    return Results(environment, {each.name: each.meaning for each in CONTESTANTS}, runs, connected, crowd)
 
 
 def measure_ports(
@@ -91,6 +96,17 @@ def measure_ports(
             _progress(f"round {run.round + 1} of {rounds}: {run.measure} {run.contestant}")
         _progress("")
         return look(arena, watch.conditions()), runs
+
+
+def measure_crowd(rounds: int, seconds: float, smp: int) -> list[CrowdRun]:
+    """Many ports of QEMU's device and of ours at once, in turns."""
+    runs = []
+    with Crowd((QEMU, VIRTSERIAL), smp=smp) as crowd:
+        for run in crowd.rounds(rounds, seconds):
+            runs.append(run)
+            _progress(f"round {run.round + 1} of {rounds}: many ports of {run.contestant}")
+    _progress("")
+    return runs
 
 
 def count_connected_ports(counts: Sequence[int]) -> list[tuple[int | str, ...]]:

@@ -13,12 +13,13 @@
  *     take BLOCK BYTES            feed BLOCK BYTES       host to guest: a byte "d" from the guest ends it
  *     verify BLOCK BYTES          feed BLOCK BYTES       the same
  *     echo BLOCK COUNT            ping BLOCK COUNT       round trips
+ *     shout BLOCK 0               duplex BLOCK MS        both ways at once for so long; the host's leaving ends it
  *
  * The stream is a table of noise whose length is a prime number, repeated, so the byte at an offset is known, and a
  * piece that is lost, doubled or misplaced does not fit.  The host checks every byte, and so does the guest in
  * "verify".  Under TCG that takes the guest longer than reading: in "take" it looks at both ends of each piece only.
  *
- * The host's answer: "ok SECONDS [p50 p99 worst, in microseconds]"; either: "bad TEXT".
+ * The host's answer: "ok SECONDS [p50 p99 worst, in microseconds | bytes received and sent]"; either: "bad TEXT".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -173,6 +174,34 @@ static void echo(size_t size, uint64_t count)
     }
 }
 
+/* Both ways at once, as the port allows, until a time or, with none, until the host is gone. */
+static void both_ways(size_t size, double until, uint64_t *received, uint64_t *sent)
+{
+    struct pollfd state = {.fd = port, .events = POLLIN | POLLOUT};
+    fcntl(port, F_SETFL, fcntl(port, F_GETFL) | O_NONBLOCK);
+    while (until < 0 || now() < until) {
+        if (poll(&state, 1, 100) < 0)
+            fail("poll", *sent);
+        if (state.revents & POLLHUP && until < 0)
+            return;
+        if (state.revents & POLLIN) {
+            errno = 0;
+            ssize_t given = read(port, block, size);
+            if (given > 0 && !fits((size_t)given, pattern + *received % PERIOD, EDGES))
+                fail("check", *received);
+            if (given <= 0 && errno != EAGAIN && until >= 0)
+                fail("read", *received);
+            *received += given > 0 ? (uint64_t)given : 0;
+        }
+        if (state.revents & POLLOUT) {
+            ssize_t taken = write(port, pattern + *sent % PERIOD, size);
+            if (taken < 0 && errno != EAGAIN && until >= 0)
+                fail("write", *sent);
+            *sent += taken > 0 ? (uint64_t)taken : 0;
+        }
+    }
+}
+
 static void say_ready(void)
 {
     printf("ready\n");
@@ -201,6 +230,12 @@ static void obey(const char *command, size_t size, uint64_t amount)
         write_pattern(size, amount);
         wait_mark('d');
         printf("ok %.6f\n", now() - started);
+    } else if (!strcmp(command, "shout") || !strcmp(command, "duplex")) {
+        uint64_t received = 0, sent = 0;
+        if (*command == 's')
+            say_ready();
+        both_ways(size, *command == 's' ? -1 : started + (double)amount * 1e-3, &received, &sent);
+        printf("ok %.6f %llu %llu\n", now() - started, (unsigned long long)received, (unsigned long long)sent);
     } else if (!strcmp(command, "ping")) {
         ping(size, amount);
     } else {

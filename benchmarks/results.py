@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from comparison import Comparison
+from crowd import PORTS, CrowdRun, summarize_crowd
 from environment import Environment
 from measures import BYTES, MEASURES, TRIPS, Run, Unit
 from svg_chart import Panel, bar_chart
@@ -27,12 +28,14 @@ class Results:
         runs: every run that counts.
         connected_ports: rows of the table of ports that are connected at boot: requested, device, ports, named,
             connected, delivered.
+        crowd: the runs of many ports at once.
     """
 
     environment: Environment
     contestants: dict[str, str]
     runs: Sequence[Run]
     connected_ports: Sequence[tuple[int | str, ...]]
+    crowd: Sequence[CrowdRun] = ()
 
     def to_json(self) -> str:
         """The results file: the runs as they were, and the summaries a reader would make of them."""
@@ -42,6 +45,7 @@ class Results:
             "summaries": [self._summary(comparison) for comparison in self.comparisons()],
             "connected_ports": self.connected_ports,
             "runs": [run.as_json() for run in self.runs],
+            "crowd": [run.as_json() for run in self.crowd],
         }
         return json.dumps(content, indent=1, default=vars) + "\n"
 
@@ -54,6 +58,7 @@ class Results:
             content["contestants"],
             [Run.from_json(run) for run in content["runs"]],
             [tuple(row) for row in content["connected_ports"]],
+            [CrowdRun.from_json(run) for run in content.get("crowd", ())],
         )
 
     def comparisons(self, unit: Unit | None = None) -> list[Comparison]:
@@ -83,6 +88,7 @@ class Results:
             ("Throughput and round trips", self._rate_table()),
             ("Time of one round trip", self._trip_table()),
             ("CPU time", self._cost_table()),
+            (f"{PORTS} ports, both ways at once", self._crowd_table()),
             ("Connected ports at boot", self._connected_table()),
         ):
             if table:
@@ -126,6 +132,25 @@ class Results:
             vcpus = [_summary_text(comparison.cost(name, "vcpus")) for name in names]
             rows.append([f"{title}: vCPU beside it, {unit}", *vcpus, *("" for _ in ratios)])
         return _table(["", *names, *(f"x {name}" for name in names[:-1])], rows)
+
+    def _crowd_table(self) -> list[str]:
+        summaries = summarize_crowd(self.crowd)
+        if not summaries:
+            return []
+        reference = next(iter(summaries))
+        rows = [
+            [
+                name,
+                _summary_text(each.rate),
+                _ratio_text(each.rate_ratio) if name != reference else "",
+                _summary_text(each.evenness),
+                _summary_text(each.cost),
+                _ratio_text(each.cost_ratio) if name != reference else "",
+            ]
+            for name, each in summaries.items()
+        ]
+        times = f"x {reference}"
+        return _table(["", "sum, MB/s", times, "slowest port / fastest", "device CPU, s/GB", times], rows)
 
     def _connected_table(self) -> list[str]:
         head = [

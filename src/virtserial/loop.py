@@ -23,13 +23,23 @@ EPOLLHUP = select.EPOLLHUP
 EPOLLERR = select.EPOLLERR
 
 
-class Timer:
-    """A call that is due at a time; `cancel` forgets it."""
+EVENTS_AT_ONCE = 64
+"""Descriptors one look tells of: poll() makes room for as many, and for 1,023 if it is not told."""
+MILLISECOND = 0.001
 
-    __slots__ = ("callback", "due")
+
+class Timer:
+    """A call that is due at a time; `cancel` forgets it.
+
+    One that is set for less than a millisecond is exact.  Another may be that late: to be exact costs a system call
+    each time the loop waits for the last part of a millisecond.
+    """
+
+    __slots__ = ("callback", "due", "exact")
 
     def __init__(self, due: float, callback: Callable[[], None]) -> None:
         self.due = due
+        self.exact = due - time.monotonic() < MILLISECOND
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
@@ -109,12 +119,12 @@ class EventLoop:
         """Look at the descriptors once (waiting at most `timeout` seconds, None: until something happens), then
         run what is due."""
         wait = self._time_to_wait(timeout)
-        if 0 < wait < 0.001:
+        if 0 < wait < MILLISECOND:
             # epoll_wait counts whole milliseconds; an epoll descriptor is itself one that select can wait for.
             select.select([self._epoll], [], [], wait)
             wait = 0
         callbacks = self._callbacks
-        for fd, events in self._epoll.poll(wait):
+        for fd, events in self._epoll.poll(wait, EVENTS_AT_ONCE):
             callback = callbacks.get(fd)
             if callback is not None:
                 callback(events)
@@ -134,6 +144,8 @@ class EventLoop:
         if not timers:
             return -1 if timeout is None else timeout
         wait = max(0.0, timers[0].due - time.monotonic())
+        if 0 < wait < MILLISECOND and len(timers) == 1 and not timers[0].exact:
+            wait = MILLISECOND
         return wait if timeout is None else min(wait, timeout)
 
     def _run_timers(self) -> None:

@@ -130,3 +130,20 @@ def test_a_wrong_byte_is_seen(program, folder, change):
         verdict, what, *_ = converse(both, "send 4096 1000000", "collect 262144 1000000")
         assert (verdict, what) == ("bad", "check")
         both[0].kill()  # its reader has gone
+
+
+def test_both_ways_at_once_until_the_time_is_over(program, folder):
+    with peers(program, folder, lambda _, data: data) as both:
+        verdict, seconds, received, sent = converse(both, "shout 4096 0", "duplex 4096 200")
+        assert verdict == "ok"
+        assert float(seconds) >= 0.2
+        assert int(received) > 4096
+        assert int(sent) > 4096
+        both[0].kill()  # it goes on until its host has left
+
+
+def test_a_wrong_byte_is_seen_both_ways_at_once_too(program, folder):
+    with peers(program, folder, drop) as both:
+        verdict, what, *_ = converse(both, "shout 4096 0", "duplex 4096 60000")
+        assert (verdict, what) == ("bad", "check")
+        both[0].kill()

@@ -6,6 +6,7 @@ import pytest
 
 import bench
 from cpu_time import CpuTime
+from crowd import CrowdRun
 from environment import Conditions, Environment
 from measures import Run
 from results import Results
@@ -41,6 +42,10 @@ def results():
             *runs("ping_1", "virtserial", [1.0, 1.0, 1.0], CpuTime(0.3, 0.1, 0.2), (800.0, 1900.0, 2000.0)),
         ],
         [(30, "QEMU", 30, 30, 1, 1), (30, "virtserial", 30, 30, 30, 30)],
+        [
+            *(CrowdRun("QEMU", turn, 2, (1_000_000, 3_000_000), CpuTime(0, 8e-3, 0)) for turn in range(3)),
+            *(CrowdRun("virtserial", turn, 2, (4_000_000, 5_000_000), CpuTime(3e-3, 6e-3, 0)) for turn in range(3)),
+        ],
     )
 
 
@@ -61,10 +66,12 @@ def test_tables_say_rates_costs_and_ratios_of_ours_to_theirs(results):
     assert "| round trips of 1 byte, 99th percentile, us | 900 [900-900] | 1900 [1900-1900] |" in tables
     assert "| round trips of 1 byte: device, us/trip | 100 [100-100] | 400 [400-400] | **4.00**" in tables
     assert "| 30 | virtserial | 30 | 30 | 30 | 30 |" in tables
+    assert "| QEMU | 2.00 [2.00-2.00] |  | 0.33 [0.33-0.33] | 2.00 [2.00-2.00] |  |" in tables
+    assert "| virtserial | 4.50 [4.50-4.50] | **2.25** [2.25-2.25] | 0.80 [0.80-0.80] | 1.00 [1.00-1.00] | **0.50**" in tables
 
 
 def test_every_table_says_where_its_figures_are_from(results):
-    assert results.tables().count(ENVIRONMENT.caption) == results.tables().count("| --- |\n") == 4
+    assert results.tables().count(ENVIRONMENT.caption) == results.tables().count("| --- |\n") == 5
     assert ENVIRONMENT.caption.startswith("TCG; QEMU 11.1.3; guest Linux 6.1.0, 1 vCPU; host Linux 6.18, ")
 
 
