@@ -11,14 +11,18 @@ SOURCE = Path(virtserial.__file__).parent
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 FLOORS = [
-    {"errors", "loop"},
+    {"errors", "loop", "accounting"},
     {"memory", "virtio", "console", "pci"},
+    {"state"},
     {"vfio_user"},
     {"chardev"},
     {"options"},
     {"machine"},
     {"daemon"},
     {"monitor"},
+    {"guest"},
+    {"client"},
+    {"dropin"},
     {"driver"},
     {"rig", "testing"},
     {"cli"},

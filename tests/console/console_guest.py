@@ -23,6 +23,8 @@ MESSAGE = Struct("<IHH")
 class FakeHost:
     """A host end.  `room` is how many bytes it takes before it blocks (None: all), `at_most` per call."""
 
+    exact = True
+
     def __init__(self, connected=True):
         self.connected = connected
         self.ended = False

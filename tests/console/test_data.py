@@ -418,7 +418,7 @@ def test_transmit_interrupts_are_held_back_but_never_lost(guest):
     guest.rings[second].set_used_event(1)
     guest.send(second, b"b")
     assert guest.interrupts.queues == [first, second]
-    guest.scheduler.advance(0.001)
+    guest.scheduler.advance(0.005)
     assert guest.interrupts.queues == [first, second, first, second]
     guest.rings[first].set_used_event(13)
     guest.send(first, *[b"c"] * 12)
@@ -440,10 +440,63 @@ def test_a_stream_interrupts_now_and_then_and_at_its_end(make_guest):
     guest.interrupts.queues.clear()
     guest.pause = 0.0001
     for _ in range(90):
-        guest.send(5, b"x" * 100)
+        guest.send(5, b"x" * 2048)
     assert 2 <= guest.interrupts.queues.count(5) <= 6, "9 ms with an interrupt in 3 at the latest"
     guest.scheduler.advance(0.01)
     assert guest.device.queues[5].unsignalled == 0
+
+
+@pytest.fixture
+def talking(make_guest):
+    """A guest that sends single messages, with a ring of 128 and no pause of its own."""
+    guest = make_guest()
+    guest.plug(1, FakeHost())
+    guest.start()
+    guest.device.reset_queue(5)
+    guest.enable(5, size=128)
+    guest.scheduler.advance(1)
+    guest.pause = 0
+    guest.send(5, b"first")
+    guest.interrupts.queues.clear()
+    return guest
+
+
+def test_a_dialogue_is_not_interrupted_for_each_message(talking):
+    for _ in range(60):
+        talking.send(5, b"next")
+        talking.scheduler.advance(0.0005)
+    assert 1 <= talking.interrupts.queues.count(5) <= 4, "30 ms with an interrupt in 12 at the latest"
+    talking.scheduler.advance(0.01)
+    assert talking.device.queues[5].unsignalled == 0
+
+
+def test_a_message_after_a_pause_is_signalled_at_once(talking):
+    for _ in range(10):
+        talking.scheduler.advance(0.006)
+        talking.interrupts.queues.clear()
+        talking.send(5, b"lone")
+        assert talking.interrupts.queues == [5]
+
+
+def test_a_driver_that_waits_for_each_interrupt_soon_has_it_early(talking):
+    waited = []
+    for _ in range(12):
+        talking.interrupts.queues.clear()
+        talking.send(5, b"next")
+        started = talking.scheduler.now()
+        while not talking.interrupts.queues:
+            talking.scheduler.advance(0.0001)
+        waited.append(talking.scheduler.now() - started)
+    assert 0.001 < max(waited[:3]) < 0.005
+    assert max(waited[4:]) < 0.0005
+
+
+def test_a_stream_behind_a_lone_message_does_not_wait_as_long_as_that(talking):
+    talking.send(5, b"lone")
+    talking.send(5, b"x" * 2048, b"y" * 2048)
+    assert not talking.interrupts.queues
+    talking.scheduler.advance(0.0005)
+    assert talking.interrupts.queues == [5]
 
 
 def test_a_stream_is_looked_at_again_without_a_doorbell(guest):

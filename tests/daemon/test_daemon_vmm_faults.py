@@ -32,8 +32,8 @@ class GuestProcess:
     def __init__(self, folder, controller="ser0"):
         self.ports = folder / f"ports-{controller}-{time.monotonic_ns()}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "virtserial.driver.process", "--socket", str(folder / f"{controller}.sock"),
-             "--run-dir", str(self.ports)],
+            [sys.executable, "-m", "virtserial", "guest", "attach", str(folder / f"{controller}.sock"),
+             "--as", "pty", "--run-dir", str(self.ports)],
             env=ENVIRONMENT, stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -45,8 +45,9 @@ class GuestProcess:
         self.process.wait()
 
     def open(self, name):
-        wait_until((self.ports / name).exists, complaint="the guest has no such port")
-        return os.open(self.ports / name, os.O_RDWR | os.O_NOCTTY)
+        path = self.ports / "virtio-ports" / name
+        wait_until(path.exists, complaint="the guest has no such port")
+        return os.open(path, os.O_RDWR | os.O_NOCTTY)
 
 
 @contextlib.contextmanager

@@ -7,21 +7,19 @@ import select
 import socket
 import struct
 import termios
-import time
 from fcntl import ioctl
 
 import pytest
-from devices import BufferEnd, QuietEvents
+from devices import BufferEnd
 
+from machine import Machine
 from virtserial.chardev.descriptor_stream import DescriptorStream
-from virtserial.console.device import ConsoleDevice
 from virtserial.driver.bridge import PortBridge
-from virtserial.driver.pty_ports import PtyPorts, RunDirectory
+from virtserial.driver.port_nodes import PortNodes
+from virtserial.driver.pty_ports import PtyPort
+from virtserial.driver.run_directory import RunDirectory
 from virtserial.errors import BackendError
 from virtserial.loop import EventLoop
-from virtserial.memory.state import StateMemory
-from virtserial.testing.memory_driver import MemoryDriver
-from virtserial.virtio.features import TRANSPORT_FEATURES
 
 
 @pytest.fixture
@@ -29,30 +27,6 @@ def loop():
     loop = EventLoop()
     yield loop
     loop.close()
-
-
-class Machine:
-    """A device on the loop, with the driver beside it."""
-
-    def __init__(self, loop, listener=None):
-        self.loop = loop
-        state = StateMemory(bytearray(ConsoleDevice.state_size(8)))
-        self.device = ConsoleDevice(state, 8, TRANSPORT_FEATURES, loop, QuietEvents())
-        self.memory = MemoryDriver(self.device, loop, listener)
-        self.memory.driver.start()
-
-    def plug(self, number=1, name="org.example", is_console=False):
-        host = BufferEnd()
-        port = self.device.add_port(number, name, is_console, True)
-        port.attach(host)
-        self.until(lambda: number in self.memory.driver.ports and self.memory.driver.ports[number].host_connected)
-        return self.memory.driver.ports[number], port, host
-
-    def until(self, condition, seconds=10):
-        limit = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < limit, "it did not come to that"
-            self.loop.run_once(timeout=0.01)
 
 
 @pytest.fixture
@@ -146,26 +120,36 @@ def test_a_port_that_somebody_has_open_is_not_taken_away(machine, loop):
 @pytest.fixture
 def terminals(loop, tmp_path):
     directory, announced, lines = RunDirectory(tmp_path), [], []
-    ports = PtyPorts(loop, directory, 0, announce=lambda link, port: announced.append(link), report=lines.append)
+    ports = PortNodes(
+        0,
+        lambda port, node: PtyPort(loop, directory, port, node),
+        announce=lambda link, port: announced.append(link),
+        report=lines.append,
+    )
     machine = Machine(loop, ports)
     machine.announced, machine.lines = announced, lines
     yield machine
     machine.memory.driver.close()
-    assert os.listdir(tmp_path) == [], "no link is left behind"
+    assert links(tmp_path) == {}, "no link is left behind"
+    directory.close()
+    assert os.listdir(tmp_path) == [], "no folder is left behind"
 
 
 def links(path):
-    return {name: os.readlink(path / name) for name in os.listdir(path)}
+    """Every link below a folder."""
+    found = [each for each in path.rglob("*") if each.is_symlink()]
+    return {str(each.relative_to(path)): os.readlink(each) for each in found}
 
 
 def test_a_named_port_is_a_terminal_with_a_link(terminals, tmp_path):
     _, device_port, host = terminals.plug(1, "org.example")
     found = links(tmp_path)
-    assert found["org.example"] == "vport0p1"
+    assert found["virtio-ports/org.example"] == "../vport0p1"
     assert found["vport0p1"].startswith("/dev/pts/")
-    assert terminals.announced == ["org.example"]
+    assert (tmp_path / "class/virtio-ports/vport0p1/name").read_text() == "org.example\n"
+    assert terminals.announced == ["virtio-ports/org.example"]
     assert not device_port.guest_open
-    fd = os.open(tmp_path / "org.example", os.O_RDWR | os.O_NOCTTY)
+    fd = os.open(tmp_path / "virtio-ports/org.example", os.O_RDWR | os.O_NOCTTY)
     terminals.until(lambda: device_port.guest_open)
     os.write(fd, b"\x00\x03\x04raw\r\n")
     terminals.until(lambda: host.taken == b"\x00\x03\x04raw\r\n")
@@ -174,12 +158,12 @@ def test_a_named_port_is_a_terminal_with_a_link(terminals, tmp_path):
     assert os.read(fd, 100) == b"\x11\x13back\n"
     os.close(fd)
     terminals.until(lambda: not device_port.guest_open)
-    fd = os.open(tmp_path / "org.example", os.O_RDWR | os.O_NOCTTY)
+    fd = os.open(tmp_path / "virtio-ports/org.example", os.O_RDWR | os.O_NOCTTY)
     terminals.until(lambda: device_port.guest_open)
     os.close(fd)
 
 
-@pytest.mark.parametrize("name", ["../escape", "..", "vport0p1", "a/b"])
+@pytest.mark.parametrize("name", ["../escape", "..", ".", "a/b", "a\0b", "line\nline", "x" * 4000, "\x1b[31m"])
 def test_a_name_that_cannot_be_a_link_gets_none(terminals, tmp_path, name):
     terminals.plug(1, name)
     assert list(links(tmp_path)) == ["vport0p1"]
@@ -187,13 +171,26 @@ def test_a_name_that_cannot_be_a_link_gets_none(terminals, tmp_path, name):
 
 
 def test_a_file_that_is_in_the_way_stays_and_a_stale_link_is_replaced(terminals, tmp_path):
-    (tmp_path / "taken").write_text("mine")
-    (tmp_path / "stale").symlink_to("/dev/pts/99999")
+    names = tmp_path / "virtio-ports"
+    (names / "taken").write_text("mine")
+    (names / "stale").symlink_to("../vport7p7")
+    (tmp_path / "vport0p2").symlink_to("/dev/pts/99999")
     terminals.plug(1, "taken")
     terminals.plug(2, "stale")
-    assert (tmp_path / "taken").read_text() == "mine"
-    assert os.readlink(tmp_path / "stale") == "vport0p2"
-    (tmp_path / "taken").unlink()
+    assert (names / "taken").read_text() == "mine"
+    assert os.readlink(names / "stale") == "../vport0p2"
+    assert os.readlink(tmp_path / "vport0p2") != "/dev/pts/99999"
+    (names / "taken").unlink()
+
+
+def test_a_link_of_somebody_who_lives_stays(terminals, tmp_path):
+    (tmp_path / "vport7p7").write_text("a node of the kernel's")
+    link = tmp_path / "virtio-ports" / "busy"
+    link.symlink_to("../vport7p7")
+    terminals.plug(1, "busy")
+    assert os.readlink(link) == "../vport7p7"
+    link.unlink()
+    (tmp_path / "vport7p7").unlink()
 
 
 def test_consoles_are_numbered_and_have_the_host_s_window_size(terminals, tmp_path):
@@ -211,7 +208,7 @@ def test_consoles_are_numbered_and_have_the_host_s_window_size(terminals, tmp_pa
 
 def test_an_unplugged_port_loses_its_links_and_its_terminal_hangs_up(terminals, tmp_path):
     terminals.plug(1, "org.example")
-    fd = os.open(tmp_path / "org.example", os.O_RDWR | os.O_NOCTTY)
+    fd = os.open(tmp_path / "virtio-ports/org.example", os.O_RDWR | os.O_NOCTTY)
     terminals.until(lambda: terminals.memory.driver.ports[1].is_open)
     terminals.device.remove_port(1)
     terminals.until(lambda: links(tmp_path) == {})

@@ -84,13 +84,13 @@ def connect(path):
 def test_ports_are_terminals_of_a_process_of_its_own(server, tmp_path):
     run_directory = tmp_path / "ports"
     driver = start(
-        *("virtserial.driver.process", "--socket", str(tmp_path / "device"), "--run-dir", str(run_directory)),
+        *("virtserial", "guest", "attach", str(tmp_path / "device"), "--as", "pty", "--run-dir", str(run_directory)),
         stdout=subprocess.PIPE,
     )
     try:
-        assert driver.stdout.readline() == f"org.example.0: port 1 of {tmp_path}/device\n".encode()
+        until((run_directory / "virtio-ports/org.example.0").exists)
         with connect(tmp_path / "host") as host:
-            fd = os.open(run_directory / "org.example.0", os.O_RDWR | os.O_NOCTTY)
+            fd = os.open(run_directory / "virtio-ports/org.example.0", os.O_RDWR | os.O_NOCTTY)
             os.write(fd, b"from the application")
             assert host.recv(100) == b"from the application"
             host.sendall(b"from the host")
@@ -106,17 +106,17 @@ def test_a_device_that_was_lost_is_found_again(serve, tmp_path):
     run_directory = tmp_path / "ports"
     server = serve()
     driver = start(
-        *("virtserial.driver.process", "--socket", str(tmp_path / "device"), "--run-dir", str(run_directory)),
+        *("virtserial", "guest", "attach", str(tmp_path / "device"), "--as", "pty", "--run-dir", str(run_directory)),
         stdout=subprocess.DEVNULL,
     )
     try:
-        until((run_directory / "org.example.0").exists)
+        until((run_directory / "virtio-ports/org.example.0").exists)
         stop(server)
-        until(lambda: os.listdir(run_directory) == [])
+        until(lambda: os.listdir(run_directory / "virtio-ports") == [])
         server = serve()
-        until((run_directory / "org.example.0").exists)
+        until((run_directory / "virtio-ports/org.example.0").exists)
         with connect(tmp_path / "host") as host:
-            fd = os.open(run_directory / "org.example.0", os.O_RDWR | os.O_NOCTTY)
+            fd = os.open(run_directory / "virtio-ports/org.example.0", os.O_RDWR | os.O_NOCTTY)
             os.write(fd, b"again")
             assert host.recv(100) == b"again"
             os.close(fd)
@@ -127,14 +127,14 @@ def test_a_device_that_was_lost_is_found_again(serve, tmp_path):
 
 def test_no_device_there_is_one_line_and_status_1(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "virtserial.driver.process", "--socket", f"{tmp_path}/none", "--run-dir", str(tmp_path)],
+        [sys.executable, "-m", "virtserial", "guest", "attach", f"{tmp_path}/none", "--run-dir", str(tmp_path)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=20,
     )
     assert result.returncode == 1
-    assert result.stderr == f"virtserial driver: {tmp_path}/none: No such file or directory\n"
+    assert result.stderr == f"virtserial: guest: {tmp_path}/none: No such file or directory\n"
 
 
 class Reader(PortListener):

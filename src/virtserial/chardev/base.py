@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from virtserial.chardev.hub import HubChardev
     from virtserial.chardev.log import ChardevLog
+    from virtserial.chardev.preparation import Preparation
     from virtserial.loop import EventLoop
 
 
 MAX_FRONTS = 4
-"""Ports on one chardev with mux=on: QEMU's MAX_MUX."""
+"""Users of one chardev with mux=on: QEMU's MAX_MUX."""
 
 
 class Connection(NamedTuple):
@@ -61,6 +62,7 @@ class Chardev:
         wait: the operator wants to begin only when a client has come (`wait_connected`).
         mux: up to four ports may use it (`mux=on`); Ctrl-a switches between them.
         mux_quit: Ctrl-a x ends the process: the operator has said so (`mux-quit=on`, ours).
+        fronts: how many of a multiplexer's places others than ports have: monitors, QEMU's own devices.
         hub: the hub it is a part of, or None.
         announcement: a line to print once it is open, or None.
         log: the file that gets a copy of what the guest writes (`logfile=`), or None.
@@ -73,6 +75,7 @@ class Chardev:
     announcement: str | None = None
     mux = False
     mux_quit = False
+    fronts = 0
     hub: HubChardev | None = None
     log: ChardevLog | None = None
 
@@ -92,9 +95,13 @@ class Chardev:
         """The chardevs whose connections its port gets: itself, but of a hub the parts."""
         return (self,)
 
+    def preparations(self) -> Sequence[Preparation]:
+        """What the worker has to read for it before it is confined; known when it is open."""
+        return ()
+
     @property
     def max_users(self) -> int:
-        """How many ports may use it."""
+        """How many may use it."""
         return MAX_FRONTS if self.mux else 1
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:

@@ -15,6 +15,7 @@ import struct
 import termios
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import account
 from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError
 from virtserial.loop import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
@@ -62,6 +63,8 @@ class DescriptorStream(HostEnd):
     `host_closed`, and what the guest writes meanwhile is discarded and counted, so that a guest that writes before it
     reads does not wait for ever.
     """
+
+    exact = True
 
     def __init__(self, loop: EventLoop, name: str, read_fd: int | None, write_fd: int | None) -> None:
         super().__init__(name)
@@ -229,6 +232,7 @@ class DescriptorStream(HostEnd):
             if error.errno not in PEER_GONE or self._read_fd not in self._watched:
                 raise self._fail("cannot read", error) from error
             count = 0
+        account.read += count
         if count == 0 and any(buffer.nbytes for buffer in buffers):
             self._finish()
         return count
@@ -241,7 +245,9 @@ class DescriptorStream(HostEnd):
         if len(buffers) > IOV_MAX:
             buffers = buffers[:IOV_MAX]
         try:
-            return os.writev(self._write_fd, buffers)
+            count = os.writev(self._write_fd, buffers)
+            account.written += count
+            return count
         except BlockingIOError:
             self._block()
             return 0

@@ -9,6 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import Chardev, Connection, could_not_open
+from virtserial.chardev.opened_path import open_path
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class FileChardev(Chardev):
 def _open(path: str, flags: int) -> int:
     """Open without ever waiting: a FIFO without a reader is refused instead of stopping the start."""
     try:
-        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+        return open_path(path, flags)
     except OSError as error:
         if error.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(path).st_mode):
             raise ConfigError(f"Could not open '{path}': it is a FIFO that nobody reads") from error

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import Chardev, Connection
+from virtserial.chardev.preparation import Preparation
 from virtserial.chardev.socket_address import prepare_stream
 from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN
@@ -21,6 +22,7 @@ from virtserial.loop import EPOLLIN
 if TYPE_CHECKING:
     import ast
     import subprocess
+    from collections.abc import Sequence
 
     from virtserial.chardev.base import ConnectionSink
     from virtserial.loop import EventLoop
@@ -59,6 +61,16 @@ class HandlerChardev(Chardev):
         self._is_coroutine = self._look_at_the_code()
         self._loop, self._sink = loop, sink
         self._begin()
+
+    def preparations(self) -> Sequence[Preparation]:
+        if self._is_coroutine:
+            return ()
+        params: dict[str, object] = {
+            "name": f"chardev '{self.id}' ({self.filename})",
+            "module": self.module,
+            "path": self.path,
+        }
+        return (Preparation(f"handler {self.module} {self.path}", params),)
 
     def guest_opened(self) -> None:
         if self._loop is not None and not self._running:

@@ -25,10 +25,12 @@ logger = logging.getLogger("virtserial.chardev.handler")
 
 
 def load_module(module: str, path: str) -> ModuleType:
-    """Import `module`, or the file at `path` if that is given."""
+    """Import `module`, or the file at `path` if that is given; once only: a confined worker cannot read it again."""
     if not path:
         return importlib.import_module(module)
     name = f"virtserial_handler_{abs(hash(path)):x}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")

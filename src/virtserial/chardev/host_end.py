@@ -59,6 +59,9 @@ class HostEnd:
         output_discarded: bytes taken from the guest after the host had left, since `host_opened`.
     """
 
+    exact = False
+    """`readv` and `writev` are each one system call, which moves the bytes they return and no others."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.connected = False

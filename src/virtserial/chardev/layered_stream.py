@@ -11,6 +11,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import account
 from virtserial.chardev.descriptor_stream import (
     HANG_UP,
     INPUT_EVENTS,
@@ -51,12 +52,12 @@ def make_layers(params: Sequence[Mapping[str, object]], fds: Sequence[int]) -> l
     layers: list[Layer] = []
     for param in params:
         if param["kind"] == "tls":
-            from virtserial.chardev.tls import TlsLayer, make_context
+            from virtserial.chardev.tls import TlsLayer, context_of
 
             hostname = param["hostname"]
             layers.append(
                 TlsLayer(
-                    make_context(param, fds),
+                    context_of(param, fds),
                     server=bool(param["server"]),
                     hostname=str(hostname) if hostname is not None else None,
                 )
@@ -105,6 +106,7 @@ class LayeredStream(HostEnd):
     # Starting and ending
 
     def start(self) -> None:
+        account.stray = True
         try:
             os.eventfd_read(self._ticket_fd)
         except BlockingIOError:
@@ -246,6 +248,7 @@ class LayeredStream(HostEnd):
                 return
             if len(self._output) > MAX_OUTPUT:
                 return  # `_flush` goes on.
+            account.stray = True
             try:
                 data = os.read(self._fd, READ_SIZE)
             except BlockingIOError:
@@ -347,6 +350,7 @@ class LayeredStream(HostEnd):
 
     def _send(self, buffers: Sequence[Buffer]) -> None:
         """Send; what the socket does not take is kept."""
+        account.stray = True
         try:
             sent = os.writev(self._fd, buffers)
         except BlockingIOError:
@@ -363,6 +367,7 @@ class LayeredStream(HostEnd):
     def _flush(self) -> None:
         """Send what was kept."""
         if self._output:
+            account.stray = True
             try:
                 del self._output[: os.write(self._fd, self._output)]
             except BlockingIOError:

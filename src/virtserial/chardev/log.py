@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import Connection
+from virtserial.chardev.opened_path import open_path
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ class ChardevLog:
         mode = os.O_APPEND if self.append else os.O_TRUNC
         try:
             # Never waits: a FIFO that nobody reads is refused.
-            self._fd = os.open(
-                self.path, os.O_WRONLY | os.O_CREAT | mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666
-            )
+            self._fd = open_path(self.path, os.O_WRONLY | os.O_CREAT | mode)
         except OSError as error:
             raise ConfigError(f"Could not create '{self.path}': {os.strerror(error.errno or 0)}") from error
         self._chardev, self._sink = chardev, sink

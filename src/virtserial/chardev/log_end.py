@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import account
 from virtserial.chardev.descriptor_stream import IOV_MAX, front_of
 from virtserial.chardev.host_end import HostEnd
 
@@ -30,6 +31,7 @@ class LogFile:
         """Write the first `size` bytes."""
         while size:
             batch = front_of(buffers[:IOV_MAX], size)
+            account.stray = True
             try:
                 written = os.writev(self._fd, batch)
             except OSError as error:

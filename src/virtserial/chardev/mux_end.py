@@ -40,10 +40,18 @@ class Multiplexer:
     Args:
         end: the host end that is shared.
         quit: what Ctrl-a x does; None: nothing.
+        program: what that ends.
     """
 
-    def __init__(self, loop: EventLoop, end: HostEnd, quit: Callable[[], None] | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        loop: EventLoop,
+        end: HostEnd,
+        quit: Callable[[], None] | None = None,  # noqa: A002
+        program: str = "virtserial",
+    ) -> None:
         self.end = end
+        self._program = program
         self._loop = loop
         self._quit = quit
         self._fronts: list[MuxHostEnd | None] = [None] * MAX_FRONTS
@@ -92,7 +100,12 @@ class Multiplexer:
     # Input
 
     def _set_focus(self, index: int) -> None:
-        self._focus = index
+        before, self._focus = self._focused(), index
+        after = self._focused()
+        if before is not None and before is not after:
+            before.focus_changed(False)
+        if after is not None and before is not after:
+            after.focus_changed(True)
         self._loop.add_turn(self.pump)
 
     def _switch(self) -> None:
@@ -151,7 +164,7 @@ class Multiplexer:
             self._timestamps_start = self._loop.now()
             self._at_line_start = False
         elif key == "x" and self._quit is not None:
-            self._print("virtserial: Terminated\n\r")
+            self._print(f"{self._program}: Terminated\n\r")
             self._quit()
         # b, s: virtio-serial has no break, and this process no disks.
 
@@ -240,6 +253,8 @@ class MuxHostEnd(HostEnd):
         self._closed = False
         self._closing = False
         self.input = bytearray()
+        self.focus_changed: Callable[[bool], None] = lambda _: None
+        """Hears that the focus has come (True) or gone."""
 
     def start(self) -> None:
         if self._mux.end.connected and not self.connected:

@@ -11,6 +11,7 @@ import os
 import select
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import account
 from virtserial.chardev.descriptor_stream import DescriptorStream
 from virtserial.loop import EPOLLIN
 
@@ -48,6 +49,7 @@ class PtyHostEnd(DescriptorStream):
                 os.close(self._open_watch_fd)
 
     def _terminal_opened(self, _events: int) -> None:
+        account.stray = True
         try:
             while os.read(self._open_watch_fd or 0, 4096):
                 pass

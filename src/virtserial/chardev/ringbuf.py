@@ -15,6 +15,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import account
 from virtserial.chardev.base import Chardev, Connection
 from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError, ConfigError, StateError
@@ -87,6 +88,7 @@ class RingMemory:
             # Bytes that are about to be overwritten are given up first: a death in between loses them and shows no
             # mixture.
             self._header[CONSUMED] = max(self._header[CONSUMED], produced + count - self.size)
+            account.stray = True
             os.pwritev(self._fd, before_wrap, HEADER_SIZE + start)
             if start + count > self.size:
                 os.pwritev(self._fd, after_wrap, HEADER_SIZE)

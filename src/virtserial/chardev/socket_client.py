@@ -20,7 +20,10 @@ from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN, EPOLLOUT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.socket_address import Address
     from virtserial.loop import EventLoop, Timer
 
@@ -58,6 +61,9 @@ class SocketClientChardev(Chardev):
     @property
     def filename(self) -> str:
         return self._connected_text if self.connected else f"disconnected:{self.layers.text(self.address.text())}"
+
+    def preparations(self) -> Sequence[Preparation]:
+        return self.layers.preparations(f"chardev '{self.id}'")
 
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         self._loop, self._sink = loop, sink

@@ -6,8 +6,11 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtserial.chardev.base import Connection
+from virtserial.chardev.preparation import Preparation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.chardev.tls_credentials import TlsCredentials
 
 
@@ -18,6 +21,13 @@ class SocketLayers(NamedTuple):
     telnet: bool = False
     websocket: bool = False
     tls: TlsCredentials | None = None
+
+    def preparations(self, name: str) -> Sequence[Preparation]:
+        """See Chardev.preparations."""
+        if self.tls is None:
+            return ()
+        params: dict[str, object] = {"name": name, "server": self.server, **self.tls.params}
+        return (Preparation(f"tls {self.server} {self.tls.params['context']}", params, self.tls),)
 
     def text(self, address: str) -> str:
         """An address as QEMU shows it (qemu_chr_socket_protocol): only TCP ones name the protocol."""

@@ -19,7 +19,10 @@ from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.socket_address import Address
     from virtserial.chardev.unix_listener import UnixListener
     from virtserial.loop import EventLoop
@@ -62,6 +65,9 @@ class SocketServerChardev(Chardev):
     @property
     def filename(self) -> str:
         return self._connected_text if self.connected else f"disconnected:{self._bound_text},server=on"
+
+    def preparations(self) -> Sequence[Preparation]:
+        return self.layers.preparations(f"chardev '{self.id}'")
 
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if isinstance(self.address, UnixAddress):

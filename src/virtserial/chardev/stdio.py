@@ -22,10 +22,15 @@ STDIN, STDOUT = 0, 1
 
 class StdioChardev(Chardev):
     """One at a time in a process.  `signal` off hands Ctrl-C and its like to the guest.  The end of the input is the
-    host's hang-up, as with QEMU."""
+    host's hang-up, as with QEMU.
+
+    Attributes:
+        sets_terminal_modes: False: somebody else does, and puts them back.
+    """
 
     kind = "stdio"
     host_connected_at_start = True
+    sets_terminal_modes = True
     _in_use = False
 
     def __init__(self, chardev_id: str, *, signal: bool = True) -> None:
@@ -50,7 +55,7 @@ class StdioChardev(Chardev):
         atexit.register(self.close)
         for fd, _ in self._blocking:
             os.set_blocking(fd, False)
-        if os.isatty(STDIN):
+        if self.sets_terminal_modes and os.isatty(STDIN):
             self._set_raw_terminal()
         fds = (os.dup(STDIN), os.dup(STDOUT))
         params: dict[str, object] = {"name": f"chardev '{self.id}' (stdio)", "read": 0, "write": 1}

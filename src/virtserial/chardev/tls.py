@@ -50,6 +50,34 @@ def make_context(params: Mapping[str, object], fds: Sequence[int]) -> ssl.SSLCon
     return context
 
 
+_contexts: dict[tuple[object, bool, bool], ssl.SSLContext] = {}
+
+
+def _key(params: Mapping[str, object]) -> tuple[object, bool, bool]:
+    return params.get("context"), bool(params["server"]), params["hostname"] is not None
+
+
+def prepare_contexts(params: Mapping[str, object], fds: Sequence[int]) -> None:
+    """Make the contexts that connections with these credentials will need, while their files can still be opened.
+
+    Raises:
+        BackendError: see `make_context`.
+    """
+    "host.example".encode("idna")  # The codec is imported with its first use.
+    for hostname in (None,) if params["server"] else (None, ""):
+        variant = {**params, "hostname": hostname}
+        _contexts[_key(variant)] = make_context(variant, fds)
+
+
+def context_of(params: Mapping[str, object], fds: Sequence[int]) -> ssl.SSLContext:
+    """The context of a connection: one that was prepared, else a new one.
+
+    Raises:
+        BackendError: see `make_context`.
+    """
+    return _contexts.get(_key(params)) or make_context(params, fds)
+
+
 def _no_password() -> str:
     """OpenSSL would ask at the terminal."""
     raise ValueError("the key is encrypted")

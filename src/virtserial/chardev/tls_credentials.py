@@ -72,9 +72,15 @@ class TlsCredentials(NamedTuple):
         if self.endpoint != wanted:
             raise ConfigError(f"Expected TLS credentials for a {wanted} endpoint")
 
+    @property
+    def params(self) -> dict[str, object]:
+        """What the worker has to know beside the files; "context" tells these credentials from others."""
+        contents = hash((self.verify_peer, *self.contents.items()))
+        return {"verify": self.verify_peer, "context": f"{self.id} {contents:x}"}
+
     def duplicate(self, first_index: int) -> tuple[dict[str, object], list[int]]:
         """Return what the worker has to know, and a memory file for each role, whose index is named there."""
-        params: dict[str, object] = {"verify": self.verify_peer}
+        params = self.params
         fds: list[int] = []
         for role, content in self.contents.items():
             fd = os.memfd_create(f"virtserial {role}", os.MFD_CLOEXEC)

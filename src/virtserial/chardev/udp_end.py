@@ -6,6 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import account
 from virtserial.chardev.descriptor_stream import IOV_MAX
 from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError
@@ -101,6 +102,7 @@ class UdpHostEnd(HostEnd):
                 if size > room:
                     self._rest = self._socket.recv(size)
                     return self._give_rest(buffers)
+                account.stray = True
                 if count := os.readv(self._socket.fileno(), buffers):
                     return count
             except BlockingIOError:

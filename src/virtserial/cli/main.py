@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "serve": "serve devices to VMMs over vfio-user",
+    "guest": "drive devices from a guest without the kernel's driver: attach, bind, unbind",
+    "save": "keep the state of a controller in a file",
+    "restore": "have a controller go on with a saved state",
+    "send": "send files and folders over a port",
+    "receive": "receive files and folders over a port, into one folder",
+    "console": "use a port from this terminal",
+    "log": "carry log lines over a port, kept while the other end is away",
+    "ports": "list ports, their state and counters",
     "demo": "move files over ports and use consoles, on an embedded guest",
 }
 

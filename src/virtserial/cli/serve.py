@@ -44,6 +44,7 @@ USAGE = """usage: virtserial serve OPTION...
   -device DRIVER,help   what a driver takes; -chardev help lists the kinds
   --ready-fd N          close descriptor N when everything listens
   --trust-vmm           map guest memory even if the VMM may shrink its file
+  --sandbox=off         do not confine the process that handles the guest's bytes
   -v, --verbose         say more (twice: what the guest's driver says)
 
 Options are QEMU's: key=value with ,, for a comma, or JSON.  When ready it prints, for each controller, the argument
@@ -64,6 +65,7 @@ class Options:
         self.monitors: list[tuple[str, str]] = []
         self.ready_fd: int | None = None
         self.trust_vmm = False
+        self.sandbox = True
         self.verbosity = 0
         self.help = False
         remaining = iter(words)
@@ -85,6 +87,8 @@ class Options:
                     self.ready_fd = _descriptor(word, value)
             elif option == "-trust-vmm":
                 self.trust_vmm = True
+            elif option in ("-sandbox=on", "-sandbox=off"):
+                self.sandbox = option == "-sandbox=on"
             elif option in ("-v", "-verbose"):
                 self.verbosity += 1
             elif option in ("-h", "-help"):
@@ -217,8 +221,9 @@ def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chard
                 chardevs[monitor.chardev] = parse_chardev(needed, chardevs)
             if monitor.chardev not in chardevs:
                 raise ConfigError(f'chardev "{monitor.chardev}" not found')
-            taken = {other.chardev for other in monitors}
-            if monitor.chardev in taken or machine.user_of(monitor.chardev) or chardevs[monitor.chardev].hub:
+            chardev = chardevs[monitor.chardev]
+            taken = any(other.chardev == chardev.id for other in monitors) or machine.user_of(chardev.id) is not None
+            if chardev.hub or (taken and not chardev.mux):
                 raise ConfigError(f"chardev '{monitor.chardev}' is already in use")
             monitors.append(monitor)
     except ConfigError as error:
@@ -233,13 +238,20 @@ def _serve(
     objects: dict[str, TlsCredentials],
     monitor_options: list[MonitorOptions],
 ) -> None:
+    from virtserial.daemon import systemd
     from virtserial.daemon.announcement import announce
     from virtserial.daemon.keeper import Keeper
 
     _prepare_descriptors()
+    passed = systemd.take_descriptors()
+    activated = systemd.listeners_by_controller(passed, [controller.id for controller in machine.controllers])
+    for controller in machine.controllers:
+        if controller.id in activated:
+            controller.socket = activated[controller.id].path
     loop = EventLoop()
     stop_on_signals(loop)
-    keeper = Keeper(loop, machine, chardevs, options.trust_vmm, objects)
+    keeper = Keeper(loop, machine, chardevs, options.trust_vmm, objects, options.sandbox)
+    keeper.activated = activated
     monitors = None
     if monitor_options:
         from virtserial.monitor.server import Monitors
@@ -256,7 +268,9 @@ def _serve(
                 announce(qemu_argument(controller))
         if options.ready_fd is not None:
             os.close(options.ready_fd)
+        systemd.notify("READY=1", f"STATUS={_serving(machine)}")
         loop.run()
+        systemd.notify("STOPPING=1")
         if monitors is not None:
             monitors.ended_by_signal()
     finally:
@@ -264,6 +278,10 @@ def _serve(
             monitors.close()
         keeper.close()
         loop.close()
+
+
+def _serving(machine: Machine) -> str:
+    return f"Serving {len(machine.controllers)} controllers, {sum(1 for _ in machine.ports())} ports"
 
 
 def _prepare_descriptors() -> None:

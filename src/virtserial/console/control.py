@@ -161,7 +161,7 @@ class ControlChannel:
         queue = self.receiveq
         waiting = self._waiting
         budget = MESSAGES_PER_TURN
-        while waiting and budget:
+        while waiting and budget > 0:
             slot = next(iter(waiting))
             message = self._next_message(slot)
             if message is None:
@@ -172,7 +172,7 @@ class ControlChannel:
                 if queue.enable_notifications():
                     continue
                 break
-            budget -= 1
+            budget -= 1 + batch.walked // 16
             bit, data = message
             if batch.ends[0] < len(data):
                 # Too short for the message: it goes back empty, the message waits for a better one.
@@ -187,7 +187,7 @@ class ControlChannel:
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("virtio_serial_send_control_event port %d, event %d, value %d", *CONTROL.unpack_from(data))
         self._device.signal(queue)
-        return bool(waiting) and not budget
+        return bool(waiting) and budget <= 0
 
     # What the driver has to say
 
@@ -199,7 +199,10 @@ class ControlChannel:
         """
         queue = self.transmitq
         batch = queue.readable_chains(1, CONTROL.size)
-        for _ in range(MESSAGES_PER_TURN):
+        budget = MESSAGES_PER_TURN
+        while budget > 0:
+            # A long chain counts for several messages: its descriptors take their time.
+            budget -= 1 + batch.walked // 16
             if not batch.heads:
                 self._device.signal(queue)
                 if not queue.enable_notifications():

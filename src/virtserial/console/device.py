@@ -6,13 +6,15 @@ turns.  The device knows no clock and no loop: a `Scheduler` gives it both.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from virtserial.accounting import WRITE, nowhere
 from virtserial.console.control import ControlChannel
 from virtserial.console.moderation import Moderation
-from virtserial.console.port import RECEIVE, TRANSMIT, Port
+from virtserial.console.port import RECEIVE, TRANSMIT, TURN_BYTES, Port
 from virtserial.console.slot import PortRecord, PortSlot
 from virtserial.console.wire import (
     CONFIG,
@@ -36,12 +38,17 @@ from virtserial.virtio.virtqueue import QueueRecord
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from virtserial.accounting import Note
     from virtserial.errors import BackendError
     from virtserial.loop import Timer
     from virtserial.memory.state import StateMemory
     from virtserial.virtio.virtqueue import Virtqueue
 
+log = logging.getLogger("virtserial.device")
+
 PORTS_PER_TURN = 4
+DISCARDS_PER_TURN = 256
+"""Chains for ports that do not exist; a long chain counts for one more with every 16 of its descriptors."""
 
 
 class Scheduler(Protocol):
@@ -63,6 +70,7 @@ class PortEvents(Protocol):
 class ConsoleRecord(Record):
     """What the device keeps in state memory beside its registers and ports."""
 
+    __slots__ = ()
     SIZE = 8
     next_order = U32(0)
     cols = U16(4)
@@ -79,6 +87,11 @@ class ConsoleDevice(VirtioDevice):
         scheduler: clock and turns.
         port_events: who hears of ports.
         name: for messages.
+
+    Attributes:
+        controller: what the ledger calls this device.
+        ledger: where the batch that is under way is noted (accounting.py).
+        interrupted: what a predecessor was about when it was killed.
     """
 
     config_size = CONFIG.size
@@ -103,6 +116,9 @@ class ConsoleDevice(VirtioDevice):
         self.max_ports = max_ports
         self.port_events = port_events
         self.resize_rows_first = False
+        self.controller = 0
+        self.ledger = nowhere()
+        self.interrupted: Note | None = None
         self._scheduler = scheduler
         self._console = ConsoleRecord(state)
         self.slots = [PortSlot(number, state) for number in range(max_ports)]
@@ -110,6 +126,7 @@ class ConsoleDevice(VirtioDevice):
         self._ready: deque[Port] = deque()
         self._control_due = False
         self._turn_asked = False
+        self.paused = bool(self.record.paused)
         self.moderation = Moderation(scheduler, lambda queue: self._guarded(partial(self.signal, queue)))
         self._faulted: set[ControlChannel | Port] = set()
         self._retried: set[ControlChannel | Port] = set()
@@ -181,7 +198,7 @@ class ConsoleDevice(VirtioDevice):
         if host is not None:
             host.close()
         if self.live:
-            self._guarded(lambda: self._discard(slot))
+            self._guarded(lambda: self._discard(slot, DISCARDS_PER_TURN))
         port.set_guest_open(False)
         # A turn it had asked for must not meet the next port of this number.
         port.work = 0
@@ -194,19 +211,24 @@ class ConsoleDevice(VirtioDevice):
         self.control.port_removed(slot)
         return port
 
-    def _discard(self, slot: PortSlot) -> None:
-        """Return what the driver has queued for a number without a host end, unread, and ask to hear of more."""
+    def _discard(self, slot: PortSlot, budget: int) -> int:
+        """Return what the driver has queued for a number without a host end, unread, and ask to hear of more.
+
+        Returns what is left of the budget; what is left in the queue then has its turn later.
+        """
         queue = self.queues[transmitq_index(slot.number)]
-        for _ in range(queue.size):
+        while budget > 0:
             # With a budget of no bytes: one chain, and no view of it.
             batch = queue.readable_chains(1, 0)
             if not batch.heads:
                 break
             slot.record.discarded += batch.ends[-1] - queue.offset
             queue.push_used(batch.heads)
+            budget -= 1 + batch.walked // 16
         self.signal(queue)
         if queue.enable_notifications():
             self.schedule_control()
+        return budget
 
     @property
     def multiport(self) -> bool:
@@ -270,6 +292,8 @@ class ConsoleDevice(VirtioDevice):
 
     def resume(self) -> None:
         """Go on from a predecessor's state memory: ports and regions are in place, doorbells may have been lost."""
+        if self.paused:
+            return
         for queue in self.queues:
             if queue.enabled:
                 try:
@@ -278,6 +302,9 @@ class ConsoleDevice(VirtioDevice):
                     self._resting.append(queue)
                 except DriverError as error:
                     self.fail(error)
+        interrupted, self.interrupted = self.interrupted, None
+        if interrupted is not None and self.live:
+            self._guarded(lambda: self._finish(interrupted))
         for slot in self.slots:
             if slot.port is None and slot.record.order:
                 # Unplugged while nobody was there to tell the driver.
@@ -294,6 +321,43 @@ class ConsoleDevice(VirtioDevice):
                     # The predecessor's last interrupt may not have been sent: one too many does no harm.
                     self.transport.queue_interrupt(queue.index)
                     self.notify(queue.index)
+
+    def _finish(self, note: Note) -> None:
+        """Bring a queue to where a predecessor's last system call has left it."""
+        queue = self.queues[note.queue]
+        slot = self.slot(note.queue - 2 >> 1 if note.queue > 1 else 0)
+        if slot is None or slot.port is None or note.moved <= 0 or queue.record.progress != note.progress:
+            return
+        sends = note.kind == WRITE
+        try:
+            if not note.exact or queue.ring is None:
+                raise StateError("its host end, or the guest's memory, is reached by several system calls")
+            if sends:
+                slot.port.finish_transmit(note.moved)
+            else:
+                slot.port.finish_receive(note.moved)
+        except StateError as error:
+            doubtful = min(note.moved, TURN_BYTES)
+            slot.record.doubtful += doubtful
+            if not sends:
+                slot.record.dropped += doubtful
+            log.warning(
+                "%s: port %d: a worker was killed over %d bytes, which %s: %s",
+                self.name, slot.number, doubtful, "may be sent to the host again" if sends else "are lost", error,
+            )  # fmt: skip
+
+    def pause(self) -> None:
+        """Stand still: no queue is touched and no host end read or written until `go_on`."""
+        self.paused = True
+        self.record.paused = 1
+        self.moderation.clear()
+
+    def go_on(self) -> None:
+        """Run again after `pause`, with the same registers or others."""
+        self.paused = False
+        self.record.paused = 0
+        self._resting.clear()
+        self.resume()
 
     # Turns
 
@@ -322,7 +386,7 @@ class ConsoleDevice(VirtioDevice):
         An error of the driver ends here, as a failure of this device.
         """
         self._turn_asked = False
-        if not self.live:
+        if self.paused or not self.live:
             self._rest()
             return
         if self._control_due:
@@ -330,10 +394,10 @@ class ConsoleDevice(VirtioDevice):
             self._turn_of(self.control, self._control_turn)
         ready = self._ready
         for _ in range(min(len(ready), PORTS_PER_TURN)):
-            if not ready or not self.live:
-                break
             port = ready.popleft()
             self._turn_of(port, port.turn)
+            if not ready or not self.live:
+                break
         if ready or self._control_due:
             self._ask_for_turn()
 
@@ -392,11 +456,15 @@ class ConsoleDevice(VirtioDevice):
 
     def _discard_unowned(self) -> None:
         """Data for a port that does not exist is discarded, as QEMU does."""
+        budget = DISCARDS_PER_TURN
         for slot in self.slots:
             if slot.port is None:
                 queue = self.queues[transmitq_index(slot.number)]
                 if queue.ring is not None and queue.available():
-                    self._discard(slot)
+                    budget = self._discard(slot, budget)
+                    if budget <= 0:
+                        self.schedule_control()
+                        return
 
     def _address_fault(self, subject: ControlChannel | Port, error: AddressError) -> None:
         """The driver named memory that is not mapped.  A mapping that its VMM has sent may still be on the way to us,

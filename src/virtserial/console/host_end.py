@@ -24,6 +24,11 @@ class HostEnd(Protocol):
     listener: HostListener
 
     @property
+    def exact(self) -> bool:
+        """`readv` and `writev` are each one system call, which moves the bytes they return and no others."""
+        ...
+
+    @property
     def wants_input(self) -> bool:
         """The guest has the port open, so bytes that wait at a hang-up are still to be read."""
         ...

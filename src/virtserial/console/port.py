@@ -12,7 +12,8 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from virtserial.errors import BackendError, VirtserialError
+from virtserial.accounting import Ledger
+from virtserial.errors import BackendError, StateError, VirtserialError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from virtserial.console.device import ConsoleDevice
     from virtserial.console.host_end import HostEnd
     from virtserial.console.slot import PortSlot
+    from virtserial.virtio.virtqueue import ChainBatch
 
 TURN_CHAINS = 256
 """Chains a port may use in one turn and direction."""
@@ -65,7 +67,8 @@ class Port:
         self.host: HostEnd | None = None
         self.work = 0
         self.throttled = False
-        self._backlog = bytearray()
+        self.backlog = bytearray()
+        """Console output that the host end could not take yet."""
         self._window = 8
         self._returned = 0
         self._answered = 0
@@ -73,6 +76,8 @@ class Port:
         self.misdirected = 0
         """Chains with descriptors of the wrong direction; what those hold is neither read nor written."""
         self.receiveq, self.transmitq = device.queues_of(slot.number)
+        self._receive_key = Ledger.key(device.controller, self.receiveq.index)
+        self._transmit_key = Ledger.key(device.controller, self.transmitq.index)
 
     # State
 
@@ -153,8 +158,8 @@ class Port:
 
     def _host_gone(self) -> None:
         self.throttled = False
-        self.record.dropped += len(self._backlog)
-        self._backlog.clear()
+        self.record.dropped += len(self.backlog)
+        self.backlog.clear()
         if not self.is_console:
             self.device.control.open_changed(self)
         # What was half sent and what the transmitq holds has no reader any more; every chain goes back to the driver.
@@ -207,11 +212,12 @@ class Port:
         batch = queue.readable_chains(TURN_CHAINS, TURN_BYTES)
         heads = batch.heads
         if not heads:
-            if self._backlog:
+            if self.backlog:
                 self._write(())
             return queue.enable_notifications()
         ends = batch.ends
-        offset = queue.offset
+        progress = queue.record.progress
+        offset = progress >> 16
         host = self.host
         if host is None or not host.connected:
             done = ends[-1]
@@ -219,32 +225,47 @@ class Port:
             if host is not None and self.is_console:
                 host.unheard(batch.views)
             count, partial_bytes = len(heads), 0
+            queue.push_used(heads)
         else:
-            taken = self._write(batch.views)
+            device = self.device
+            exact = host.exact and queue.mapped and not self.backlog
+            device.ledger.begin_write(self._transmit_key, progress, exact)
+            try:
+                taken = self._write(batch.views)
+                count, partial_bytes = self._return_sent(batch, offset, taken)
+            finally:
+                device.ledger.end()
             done = offset + taken
-            if done >= ends[-1]:
-                count, partial_bytes = len(heads), 0
-            else:
-                count = bisect_right(ends, done)
-                partial_bytes = done - ends[count - 1] if count else done
-                heads = heads[:count]
-                if taken and host.connected:
-                    self.throttled = host.wait_writable()
-            self.record.transmitted += done - offset
-        queue.push_used(heads, None, partial_bytes)
+            if taken and done < ends[-1] and host.connected:
+                self.throttled = host.wait_writable()
         self.misdirected += batch.odd
         moderation = self.device.moderation
-        moderation.chains_returned(queue)
-        if self.throttled:
-            queue.disable_notifications()
-            return False
-        if partial_bytes or queue.available() >= queue.size >> 2:
-            return True
+        if self.throttled or partial_bytes or (waiting := queue.available()) >= queue.size >> 2:
+            moderation.chains_returned(queue)
+            if self.throttled:
+                queue.disable_notifications()
+            return not self.throttled
         if not self._is_stream(count, done):
+            moderation.chains_returned(queue, lone=not waiting)
             return queue.enable_notifications()
+        moderation.chains_returned(queue)
         queue.disable_notifications()
         moderation.look_again(self._look)
         return False
+
+    def _return_sent(self, batch: ChainBatch, offset: int, taken: int) -> tuple[int, int]:
+        """The host end took `taken` bytes: return chains to the driver, and (how many, bytes of the next one)."""
+        heads, ends = batch.heads, batch.ends
+        done = offset + taken
+        if done >= ends[-1]:
+            count, partial_bytes = len(heads), 0
+        else:
+            count = bisect_right(ends, done)
+            partial_bytes = done - ends[count - 1] if count else done
+            heads = heads[:count]
+        self.transmitq.push_used(heads, None, partial_bytes)
+        self.record.transmitted += taken
+        return count, partial_bytes
 
     def _is_stream(self, chains: int, size: int) -> bool:
         """Whether the guest seems to write a stream: what comes next may wait a moment for more to come with it."""
@@ -270,7 +291,7 @@ class Port:
 
     def _write_console(self, host: HostEnd, views: Sequence[memoryview]) -> int:
         """A console takes everything at once: a guest kernel that prints must not hang."""
-        backlog = self._backlog
+        backlog = self.backlog
         self._flush(host)
         size = sum(map(len, views))
         taken = 0 if backlog or not size else host.writev(views)
@@ -287,7 +308,7 @@ class Port:
 
     def _flush(self, host: HostEnd) -> None:
         """Give the host end what was kept until it has said that it would block."""
-        backlog = self._backlog
+        backlog = self.backlog
         while backlog:
             with memoryview(bytes(backlog)) as waiting:
                 taken = host.writev([waiting])
@@ -314,12 +335,18 @@ class Port:
             ahead, self._returned = self._returned >> 1, 0
             return queue.enable_notifications(ahead)
         size = ends[-1]
+        device = self.device
+        exact = host.exact and queue.mapped and not batch.bounces
+        device.ledger.begin_read(self._receive_key, queue.record.progress, exact)
         try:
             count = host.readv(batch.views) if size else 0
+            used = self._return_filled(batch, count) if count else 0
         except BackendError as error:
-            self.device.port_events.host_end_failed(self, error)
+            device.port_events.host_end_failed(self, error)
             self.host_closed()
             return False
+        finally:
+            device.ledger.end()
         if not count:
             if not ends[0]:
                 # No room in it at all: not a receive buffer; it goes back as it came.
@@ -328,6 +355,18 @@ class Port:
                 self.device.signal(queue)
                 return True
             return False
+        self._returned = max(self._returned, used)
+        self.misdirected += batch.odd
+        device.signal(queue)
+        if count == size:
+            self._window = min(self._window * 4, TURN_CHAINS)
+            return host.readable
+        self._window = max(used + (used >> 3) + 2, 8)
+        return not host.wait_readable()
+
+    def _return_filled(self, batch: ChainBatch, count: int) -> int:
+        """Buffers hold `count` bytes of the host end: return them to the driver, and how many they are."""
+        heads, ends, queue = batch.heads, batch.ends, self.receiveq
         used = bisect_left(ends, count) + 1
         lengths = [ends[0]]
         lengths += [end - start for start, end in pairwise(ends[:used])]
@@ -338,13 +377,30 @@ class Port:
         except VirtserialError:
             self.record.dropped += count
             raise
-        self._returned = max(self._returned, used)
         self.record.received += count
-        self.misdirected += batch.odd
-        self.device.signal(queue)
-        if count == size:
-            self._window = min(self._window * 4, TURN_CHAINS)
-            return host.readable
-        if used < self._window >> 2:
-            self._window = max(self._window >> 1, 8)
-        return not host.wait_readable()
+        return used
+
+    # After a predecessor that was killed
+
+    def finish_transmit(self, moved: int) -> None:
+        """A predecessor had given the host end `moved` bytes of the next batch when it was killed.
+
+        Raises:
+            StateError: there are not so many bytes in the queue.
+        """
+        batch = self.transmitq.readable_chains(TURN_CHAINS, TURN_BYTES)
+        offset = self.transmitq.offset
+        if not batch.heads or moved > batch.ends[-1] - offset:
+            raise StateError(f"{moved} bytes were sent to the host, the queue has less")
+        self._return_sent(batch, offset, moved)
+
+    def finish_receive(self, moved: int) -> None:
+        """A predecessor had filled buffers with `moved` bytes of the host end when it was killed.
+
+        Raises:
+            StateError: the buffers that are posted do not hold so many.
+        """
+        batch = self.receiveq.writable_chains(TURN_CHAINS, TURN_BYTES)
+        if not batch.heads or moved > batch.ends[-1]:
+            raise StateError(f"{moved} bytes were received from the host, the buffers of the queue hold less")
+        self._return_filled(batch, moved)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class PortRecord(Record):
     """What a port keeps in state memory; it belongs to the number, whichever port has it."""
 
-    SIZE = 48
+    __slots__ = ()
+    SIZE = 56
     pending = U16(0)
     """Control messages the driver still has to get (console/control.py)."""
     known = U16(2)
@@ -33,6 +34,8 @@ class PortRecord(Record):
     received = U64(24)
     discarded = U64(32)
     dropped = U64(40)
+    doubtful = U64(48)
+    """Bytes that may have been moved twice, or not at all, because a worker was killed while it moved them."""
 
 
 class PortSlot:

@@ -6,20 +6,24 @@ message that brought it is answered.
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
 import os
+import resource
 import socket
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
+from virtserial.accounting import READ, WRITE
 from virtserial.console.device import ConsoleDevice
 from virtserial.daemon.limited_log import LimitedLog
-from virtserial.errors import AccessInterrupted, DriverError, PeerError
+from virtserial.errors import AccessInterrupted, ConfigError, DriverError, PeerError
 from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from virtserial.memory.region import FileRegion, MappedRegion, MessageRegion, cannot_shrink
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
+from virtserial.state.device_state import load, save, size_limit
 from virtserial.vfio_user.dma import MessageMemory
 from virtserial.vfio_user.server import Server
 from virtserial.vfio_user.stream import MessageStream
@@ -33,10 +37,12 @@ from virtserial.virtio.features import VIRTIO_F_RING_RESET as RING_RESET
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from virtserial.accounting import Ledger, Note
     from virtserial.console.port import Port
     from virtserial.daemon.channel import Message
     from virtserial.errors import BackendError
     from virtserial.loop import EventLoop, Timer
+    from virtserial.memory.dirty_log import DirtyLog
     from virtserial.memory.region import Buffer, Region
 
     class Say(Protocol):
@@ -47,6 +53,10 @@ log = logging.getLogger("virtserial.device")
 VMM_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
 FAULT_GRACE = 0.02
 """Seconds for a DMA map that is on its way when the driver already uses the memory; then the driver is at fault."""
+
+
+DESCRIPTOR_SHARE = 4
+"""A VMM's maps may hold one in so many of the descriptors that a process may have; the keeper holds one for each."""
 
 
 def state_size(max_ports: int) -> int:
@@ -76,9 +86,10 @@ class GuestDevice(VirtioPciFunction):
         state_fd: the controller's state memory; owned.
         loop: the worker's loop.
         say: sends a message with descriptors to the keeper.
+        ledger: where the batch and the message that are under way are noted.
     """
 
-    def __init__(self, config: Message, state_fd: int, loop: EventLoop, say: Say) -> None:
+    def __init__(self, config: Message, state_fd: int, loop: EventLoop, say: Say, ledger: Ledger) -> None:
         self.index = cast(int, config["controller"])
         self.name = cast(str, config["name"])
         self._loop = loop
@@ -90,9 +101,12 @@ class GuestDevice(VirtioPciFunction):
         self.port_serials: dict[Port, int] = {}
         self.connection_serials: dict[Port, int] = {}
         self._stream: MessageStream | None = None
+        self._half_done: Note | None = None
         self._access: MessageMemory | None = None
         self._fault_timer: Timer | None = None
         self._restored_maps: set[tuple[int, int, int, int]] = set()
+        self._maps_with_descriptor: set[int] = set()
+        self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // DESCRIPTOR_SHARE
         state = StateMemory(memoryview(mmap.mmap(state_fd, 0)))
         os.close(state_fd)
         console = ConsoleDevice(
@@ -107,9 +121,11 @@ class GuestDevice(VirtioPciFunction):
         console.resize_rows_first = bool(config["resize_rows_first"])
         console.on_failure = self._device_failed
         console.on_address_fault = self._address_fault
+        console.controller, console.ledger = self.index, ledger
         self.console = console
         super().__init__(console, state, vectors=cast(int, config["vectors"]))
-        self._server = Server(self, state)
+        self._server = Server(self, state, migratable=self)
+        self._server.controller, self._server.ledger = self.index, ledger
 
     # console.device.Scheduler: turns of this device, in which nothing may end the process
 
@@ -163,6 +179,12 @@ class GuestDevice(VirtioPciFunction):
         self.port_serials.pop(port, None)
         self.connection_serials.pop(port, None)
 
+    def remove(self) -> None:
+        """The device is unplugged: let go of the VMM, and so of the guest's memory."""
+        self._disconnect("")
+        if self._fault_timer is not None:
+            self._fault_timer.cancel()
+
     # console.device.PortEvents
 
     def guest_open_changed(self, port: Port, is_open: bool) -> None:
@@ -193,6 +215,9 @@ class GuestDevice(VirtioPciFunction):
         if self._stream is not None:
             self._disconnect("a new VMM has come")
         self._stream = MessageStream(socket.socket(fileno=fd), self._server)
+        half_done, self._half_done = self._half_done, None
+        if half_done is not None:
+            self._stream.finish(half_done)
         self._loop.watch(fd, VMM_EVENTS, self._serve)
         log.info("%s: VMM connected", self.name)
 
@@ -232,6 +257,60 @@ class GuestDevice(VirtioPciFunction):
         self.reset()
         self._say({"type": "vmm gone", "controller": self.index})
 
+    # Standing still, and moving to another process (vfio_user.migration.MigratableDevice)
+
+    @property
+    def max_state_size(self) -> int:
+        """The most bytes of a saved state."""
+        return size_limit(self, self.console)
+
+    def pause(self) -> None:
+        """Stand still."""
+        self.console.pause()
+
+    def go_on(self) -> None:
+        """Run again, in a turn of its own: it may take messages to the VMM, and one of the VMM's is being handled."""
+        self.console.record.paused = 0
+        self._loop.add_turn(lambda: self._guarded(self._go_on))
+
+    def _go_on(self) -> None:
+        # Unless it was paused again before its turn.
+        if self.console.paused and not self.console.record.paused:
+            self.console.go_on()
+
+    def save_state(self) -> bytes:
+        """The state of the device, which stands still."""
+        return save(self, self.console)
+
+    def load_state(self, data: bytes) -> None:
+        """Take a state over; the device stands still.
+
+        Raises:
+            ConfigError: it is none of a device like this one.
+        """
+        try:
+            load(self, self.console, data)
+        except ConfigError as error:
+            self._log.error("the state is refused: %s", error)
+            raise
+
+    def log_writes(self, dirty: DirtyLog | None) -> None:
+        """Note in `dirty` what is written into guest memory."""
+        self.console.log_writes(dirty)
+
+    def reset(self) -> None:
+        """The VMM resets the function; it runs after that, whatever it did before."""
+        super().reset()
+        if self.console.paused:
+            self.go_on()
+
+    def finish(self, note: Note) -> None:
+        """A predecessor was killed over this; before `connect` and `resume`."""
+        if note.kind in (WRITE, READ):
+            self.console.interrupted = note
+        else:
+            self._half_done = note
+
     def resume(self) -> None:
         """Everything is in place, perhaps from a predecessor: find out what is to be done."""
         self._guarded(self.console.resume)
@@ -250,6 +329,8 @@ class GuestDevice(VirtioPciFunction):
             return
         try:
             memory.check(iova, size)
+            if fd is not None and len(self._maps_with_descriptor) >= self._most_descriptors:
+                raise PeerError(f"DMA map: more than {self._most_descriptors} with a descriptor", errno.ENOSPC)
             region = self._region(iova, size, prot, fd, offset)
             self._hold("dma", str(iova), {"iova": iova, "size": size, "prot": prot, "offset": offset}, [fd])
         except BaseException:
@@ -257,8 +338,10 @@ class GuestDevice(VirtioPciFunction):
                 os.close(fd)
             raise
         memory.map(region)
-        if fd is not None and not isinstance(region, FileRegion):
-            os.close(fd)
+        if fd is not None:
+            self._maps_with_descriptor.add(iova)
+            if not isinstance(region, FileRegion):
+                os.close(fd)
         self.console.memory_mapped()
 
     def restore_dma(self, message: Message, fds: Sequence[int]) -> None:
@@ -267,16 +350,19 @@ class GuestDevice(VirtioPciFunction):
         fd = fds[0] if fds else None
         region = self._region(iova, size, prot, fd, offset)
         self.console.memory.map(region)
+        if self.console.memory.log is not None:
+            # What the predecessor has written there is not known.
+            self.console.memory.log.mark(iova, size)
         self._restored_maps.add((iova, size, prot, offset))
-        if fd is not None and not isinstance(region, FileRegion):
-            os.close(fd)
+        if fd is not None:
+            self._maps_with_descriptor.add(iova)
+            if not isinstance(region, FileRegion):
+                os.close(fd)
 
     def _region(self, iova: int, size: int, prot: int, fd: int | None, offset: int) -> Region:
         writable = bool(prot & VFIO_DMA_MAP_FLAG_WRITE)
         if fd is None:
-            # A ROM has no file either, so this alone is nothing to tell.
-            if writable:
-                self._tell_slow_path("the VMM does not share its memory (share=on): every access is a message")
+            # ROMs and a display's memory have no file either, so this alone is nothing to tell.
             return MessageRegion(iova, size, self, writable)
         if self._trust_vmm or cannot_shrink(fd):
             return MappedRegion(iova, size, fd, offset, writable)
@@ -294,6 +380,7 @@ class GuestDevice(VirtioPciFunction):
         """Let go of a range (VfioDevice)."""
         self._restored_maps.clear()
         for region in self.console.memory.unmap(iova, size):
+            self._maps_with_descriptor.discard(region.iova)
             self._drop("dma", str(region.iova))
         self.console.memory_unmapped(iova, size)
 
@@ -301,6 +388,7 @@ class GuestDevice(VirtioPciFunction):
         """Let go of all guest memory (VfioDevice)."""
         self._restored_maps.clear()
         self.console.memory.clear()
+        self._maps_with_descriptor.clear()
         self._drop("dma", None)
         self.console.memory_unmapped(0, 1 << 64)
 
@@ -329,6 +417,7 @@ class GuestDevice(VirtioPciFunction):
         if self._stream is None:
             raise AccessInterrupted(f"{self.name}: the VMM has left")
         if self._access is None:
+            self._tell_slow_path("the VMM does not share its memory (share=on): every access is a message")
             self._access = MessageMemory(self._stream, self._server.session.max_data_xfer_size)
         return self._access
 

@@ -54,13 +54,12 @@ class HotPlug:
             self._refuse_taken(options)
         device = plug(keeper.machine, options, keeper.chardevs, run_directory())
         if isinstance(device, Controller):
-            index = len(keeper.machine.controllers) - 1
             try:
-                keeper.open_controller(index, device)
+                keeper.open_controller(device)
             except ConfigError:
                 keeper.machine.remove_controller(device)
                 raise
-            keeper.send_controller(index, device)
+            keeper.send_controller(device)
         else:
             self._send(keeper.port_message(device))
             if device.chardev is not None:
@@ -75,11 +74,22 @@ class HotPlug:
             f"Property '{options.driver}.chardev' can't take value '{chardev}': chardev '{chardev}' is already in use"
         )
 
-    def unplug(self, port: Port) -> None:
-        """Unplug a port.  A connection of its chardev stays open, for the next port that uses it."""
-        number, controller = port.number, self._keeper.machine.controllers.index(port.controller)
-        self._keeper.machine.remove_port(port)
-        self._send({"type": "unplug", "controller": controller, "number": number})
+    def unplug(self, device: Controller | Port) -> None:
+        """Unplug a port, or a controller with its ports; a VMM that is still there finds its connection closed.
+
+        Connections of chardevs stay open, for the next port that uses them.
+        """
+        if isinstance(device, Controller):
+            self._keeper.machine.remove_controller(device)
+            self._send({"type": "unplug controller", "controller": device.index})
+            self._keeper.close_controller(device)
+        else:
+            self._keeper.machine.remove_port(device)
+            self._send({"type": "unplug", "controller": device.controller.index, "number": device.number})
+
+    def has_vmm(self, controller: Controller) -> bool:
+        """Whether a VMM is connected to a controller."""
+        return self._held.message(f"vmm/{controller.index}") is not None
 
     def port_state(self, port: Port) -> dict[str, bool]:
         """What is known here of a port's two ends: the guest's, and the host's (a connection that was handed over)."""
@@ -97,7 +107,9 @@ class HotPlug:
         return self._is_used(chardev_id) or self._keeper.chardevs[chardev_id].hub is not None
 
     def _is_used(self, chardev_id: str) -> bool:
-        return chardev_id in self._keeper.sinks or self._keeper.machine.user_of(chardev_id) is not None
+        if chardev_id in self._keeper.sinks or self._keeper.chardevs[chardev_id].fronts:
+            return True
+        return self._keeper.machine.user_of(chardev_id) is not None
 
     def add_chardev(self, chardev: Chardev) -> None:
         """Open a back end.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from virtserial.daemon.systemd import ActivatedListener
     from virtserial.loop import EventLoop, Timer
 
 log = logging.getLogger("virtserial.keeper")
@@ -30,17 +31,25 @@ class VmmListener:
 
     Args:
         accepted: called with each client's socket, one at a time: the next only after `client_gone`.
+        activated: a socket that listens at `path` already, made by a service manager.
 
     Raises:
         ConfigError: a live server listens at `path`, or it cannot be used.
     """
 
-    def __init__(self, loop: EventLoop, name: str, path: str, accepted: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self,
+        loop: EventLoop,
+        name: str,
+        path: str,
+        accepted: Callable[[socket.socket], None],
+        activated: ActivatedListener | None = None,
+    ) -> None:
         self.path = path
         self._loop = loop
         self._name = name
         self._accepted = accepted
-        self._listener = UnixListener(path, path, BACKLOG, mode=0o600)
+        self._listener = activated or UnixListener(path, path, BACKLOG, mode=0o600)
         self._socket = self._listener.socket
         self._socket.setblocking(False)
         self._busy = False

@@ -39,7 +39,11 @@ from virtserial.driver.port_queues import BufferPlan, ReceiveQueue, TransmitQueu
 from virtserial.driver.ports import Port
 from virtserial.errors import PeerError, StateError
 from virtserial.virtio.driver_queue import DriverQueue, QueueLayout
-from virtserial.virtio.features import VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1
+from virtserial.virtio.features import (
+    VIRTIO_F_ACCESS_PLATFORM,
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_VERSION_1,
+)
 from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
 
 if TYPE_CHECKING:
@@ -58,6 +62,10 @@ DRIVER_FEATURES = (
     | VIRTIO_CONSOLE_F_EMERG_WRITE
 )
 """What this driver can use.  Its chains are single descriptors: indirect ones would gain nothing."""
+_NEEDED = {
+    VIRTIO_F_VERSION_1: "VIRTIO_F_VERSION_1",
+    VIRTIO_F_ACCESS_PLATFORM: "VIRTIO_F_ACCESS_PLATFORM (iommu_platform=on): its DMA would bypass the IOMMU",
+}
 MAX_QUEUE_SIZE = 256
 """Entries to use of a queue at most: it never has more chains in flight than BufferPlan has buffers."""
 
@@ -87,6 +95,7 @@ class ConsoleDriver:
         memory: rings and buffers come from there; by default from shared memory handed over by `transport`.
         plan: buffers of each port.
         features: what to accept of what is offered.
+        required: features without which the device is refused.
 
     Attributes:
         ports: by number, those that are plugged in.
@@ -102,6 +111,7 @@ class ConsoleDriver:
         memory: DmaMemory | None = None,
         plan: BufferPlan | None = None,
         features: int = DRIVER_FEATURES,
+        required: int = VIRTIO_F_VERSION_1,
     ) -> None:
         self.ports: dict[int, Port] = {}
         self.features = 0
@@ -112,6 +122,7 @@ class ConsoleDriver:
         self._memory = memory or DmaMemory(transport)
         self._plan = plan or BufferPlan()
         self._wanted = features
+        self._required = required | VIRTIO_F_VERSION_1
         self._live = False
         self._control: ControlQueues | None = None
         self._queues: dict[int, DriverQueue[DmaBuffer]] = {}
@@ -171,8 +182,9 @@ class ConsoleDriver:
     def _negotiate(self, status: int) -> None:
         transport = self._transport
         self.features = transport.read_features() & self._wanted
-        if not self.features & VIRTIO_F_VERSION_1:
-            raise PeerError("device: it does not offer VIRTIO_F_VERSION_1")
+        if missing := self._required & ~self.features:
+            names = [name for bit, name in _NEEDED.items() if bit & missing] or [f"feature bits {missing:#x}"]
+            raise PeerError(f"device: it does not offer {', '.join(names)}")
         transport.write_features(self.features)
         transport.write_status(status | FEATURES_OK)
         if not transport.read_status() & FEATURES_OK:

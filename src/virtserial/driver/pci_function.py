@@ -286,6 +286,17 @@ class PciFunction:
 
     # The connection
 
+    def replace_access(self, access: DeviceAccess) -> DeviceAccess:
+        """Go on with the same device at another place, where it was moved with all its registers; return the old access.
+
+        Interrupts come by the same eventfds.  Whose memory it uses is mapped there already.
+        """
+        old, self._access = self._access, access
+        self._loop.unwatch(old.fileno())
+        self._loop.watch(access.fileno(), EPOLLIN, self._access_ready)
+        access.set_irqs(self._irq_index, 0, self._eventfds)
+        return old
+
     def _access_ready(self, events: int) -> None:
         try:
             self._access.poll()

@@ -51,17 +51,18 @@ def plug(
         cols,
         rows,
         _users(chardevs[chardev]) if chardev is not None else 1,
+        chardevs[chardev].fronts if chardev is not None else 0,
     )
 
 
 def _users(chardev: Chardev) -> int:
-    """How many ports may use a chardev: none that of a hub."""
+    """How many may use a chardev: nobody that of a hub."""
     return 0 if chardev.hub is not None else chardev.max_users
 
 
 def _controller(machine: Machine, options: DeviceOptions, run_directory: str) -> Controller:
     properties = options.properties
-    name = options.id or f"virtio-serial{len(machine.controllers)}"
+    name = options.id or machine.name_controller()
     max_ports = cast(int, properties["max_ports"])
     vectors = cast("int | None", properties["vectors"])
     socket = cast("str | None", properties["socket"]) or os.path.join(run_directory, f"{name}.sock")

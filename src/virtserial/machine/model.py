@@ -6,7 +6,6 @@ Nothing here opens or moves anything: the keeper acts on what the model has acce
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from virtserial.console.wire import MAX_PORTS
@@ -20,7 +19,6 @@ MAX_VECTORS = 2048
 """PCI_MSIX_FLAGS_QSIZE + 1: as many as an MSI-X table can have."""
 
 
-@dataclass(eq=False)
 class Controller:
     """A virtio-serial device.
 
@@ -30,24 +28,40 @@ class Controller:
         name: what messages call it.
         socket: where it listens for its VMM.
         vectors: MSI-X vectors, 0 for INTx.
+        index: counts the controllers that were ever plugged in; names it between keeper and worker.
     """
 
-    id: str | None
-    bus: str
-    name: str
-    socket: str
-    max_ports: int = DEFAULT_MAX_PORTS
-    vectors: int = DEFAULT_MAX_PORTS + 1
-    iommu_platform: bool = True
-    event_idx: bool = True
-    indirect_desc: bool = True
-    queue_reset: bool = True
-    emergency_write: bool = True
-    resize_rows_first: bool = False
-    ports: dict[int, Port] = field(default_factory=dict)
+    def __init__(
+        self,
+        id: str | None,  # noqa: A002 - QEMU's name of it
+        bus: str,
+        name: str,
+        socket: str,
+        max_ports: int = DEFAULT_MAX_PORTS,
+        vectors: int = DEFAULT_MAX_PORTS + 1,
+        iommu_platform: bool = True,
+        event_idx: bool = True,
+        indirect_desc: bool = True,
+        queue_reset: bool = True,
+        emergency_write: bool = True,
+        resize_rows_first: bool = False,
+    ) -> None:
+        self.id = id
+        self.bus = bus
+        self.name = name
+        self.socket = socket
+        self.max_ports = max_ports
+        self.vectors = vectors
+        self.iommu_platform = iommu_platform
+        self.event_idx = event_idx
+        self.indirect_desc = indirect_desc
+        self.queue_reset = queue_reset
+        self.emergency_write = emergency_write
+        self.resize_rows_first = resize_rows_first
+        self.index = -1
+        self.ports: dict[int, Port] = {}
 
 
-@dataclass(eq=False)
 class Port:
     """A port plugged into a controller.
 
@@ -58,16 +72,31 @@ class Port:
         guest_open: the guest has it open, as far as the keeper has heard.
     """
 
-    id: str | None
-    controller: Controller
-    number: int
-    name: str | None
-    is_console: bool
-    chardev: str | None
-    cols: int = 0
-    rows: int = 0
-    serial: int = 0
-    guest_open: bool = False
+    __slots__ = (
+        "chardev", "cols", "controller", "guest_open", "id", "is_console", "name", "number", "rows", "serial",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        id: str | None,  # noqa: A002 - QEMU's name of it
+        controller: Controller,
+        number: int,
+        name: str | None,
+        is_console: bool,
+        chardev: str | None,
+        cols: int = 0,
+        rows: int = 0,
+        serial: int = 0,
+    ) -> None:
+        self.id = id
+        self.controller = controller
+        self.number = number
+        self.name = name
+        self.is_console = is_console
+        self.chardev = chardev
+        self.cols, self.rows = cols, rows
+        self.serial = serial
+        self.guest_open = False
 
     @property
     def driver(self) -> str:
@@ -81,7 +110,11 @@ class Machine:
     def __init__(self) -> None:
         self.controllers: list[Controller] = []
         self._ids: dict[str, Controller | Port] = {}
+        self._buses: dict[str, Controller] = {}
+        self._names: set[str] = set()
+        self._users: dict[str, list[Port]] = {}
         self._unnamed_buses = 0
+        self._plugged_controllers = 0
         self._plugged_ports = 0
 
     def ports(self) -> Iterator[Port]:
@@ -102,7 +135,7 @@ class Machine:
 
     def users_of(self, chardev_id: str) -> list[Port]:
         """Return the ports that use a chardev: several only of a multiplexed one."""
-        return [port for port in self.ports() if port.chardev == chardev_id]
+        return list(self._users.get(chardev_id, ()))
 
     def user_of(self, chardev_id: str) -> Port | None:
         """Return the port, or the first, that uses a chardev."""
@@ -117,6 +150,10 @@ class Machine:
         self._unnamed_buses += 1
         return f"virtio-serial-bus.{self._unnamed_buses - 1}"
 
+    def name_controller(self) -> str:
+        """Return what messages call a new controller without an id."""
+        return f"virtio-serial{self._plugged_controllers}"
+
     def add_controller(self, controller: Controller) -> Controller:
         """Plug a controller in.
 
@@ -130,7 +167,10 @@ class Machine:
             raise ConfigError(f"maximum ports supported: {MAX_PORTS}")
         if controller.vectors > MAX_VECTORS:
             raise ConfigError(f"{controller.name}: vectors={controller.vectors}, MSI-X has at most {MAX_VECTORS}")
+        controller.index = self._plugged_controllers
+        self._plugged_controllers += 1
         self.controllers.append(controller)
+        self._buses.setdefault(controller.bus, controller)
         if controller.id is not None:
             self._ids[controller.id] = controller
         return controller
@@ -140,6 +180,7 @@ class Machine:
         for port in list(controller.ports.values()):
             self.remove_port(port)
         self.controllers.remove(controller)
+        self._buses = {other.bus: other for other in reversed(self.controllers)}
         if controller.id is not None:
             del self._ids[controller.id]
 
@@ -153,10 +194,9 @@ class Machine:
             if not self.controllers:
                 raise ConfigError(f"No 'virtio-serial-bus' bus found for device '{driver}'")
             return self.controllers[-1]
-        for controller in self.controllers:
-            if name == controller.bus:
-                return controller
-        raise ConfigError(f"Bus '{name}' not found")
+        if name not in self._buses:
+            raise ConfigError(f"Bus '{name}' not found")
+        return self._buses[name]
 
     # Ports
 
@@ -171,11 +211,13 @@ class Machine:
         cols: int = 0,
         rows: int = 0,
         chardev_users: int = 1,
+        chardev_fronts: int = 0,
     ) -> Port:
         """Plug a port in; without a number it gets the lowest free one, a first console number 0.
 
         Args:
-            chardev_users: how many ports may use the chardev.
+            chardev_users: how many may use the chardev.
+            chardev_fronts: how many that are no ports use it.
 
         Raises:
             ConfigError: the id, number, name or chardev is taken, or the bus has no place.
@@ -183,7 +225,7 @@ class Machine:
         is_console = driver == "virtconsole"
         controller = self.bus(bus, driver)
         self._claim_id(device_id)
-        if chardev is not None and len(self.users_of(chardev)) >= chardev_users:
+        if chardev is not None and len(self.users_of(chardev)) + chardev_fronts >= chardev_users:
             why = (
                 f"chardev '{chardev}' is already in use"
                 if chardev_users <= 1
@@ -195,7 +237,7 @@ class Machine:
             number = 0
         if number is not None and number in controller.ports:
             raise ConfigError(f"virtio-serial-bus: A port already exists at id {number}")
-        if name is not None and any(port.name == name for port in self.ports()):
+        if name in self._names:
             raise ConfigError(f"virtio-serial-bus: A port already exists by name {name}")
         if number is None:
             number = self._free_number(controller)
@@ -210,6 +252,10 @@ class Machine:
         self._plugged_ports += 1
         port = Port(device_id, controller, number, name, is_console, chardev, cols, rows, self._plugged_ports)
         controller.ports[number] = port
+        if name is not None:
+            self._names.add(name)
+        if chardev is not None:
+            self._users.setdefault(chardev, []).append(port)
         if device_id is not None:
             self._ids[device_id] = port
         return port
@@ -217,6 +263,12 @@ class Machine:
     def remove_port(self, port: Port) -> None:
         """Unplug a port: its number, name, id and chardev are free."""
         del port.controller.ports[port.number]
+        if port.name is not None:
+            self._names.discard(port.name)
+        if port.chardev is not None:
+            self._users[port.chardev].remove(port)
+            if not self._users[port.chardev]:
+                del self._users[port.chardev]
         if port.id is not None:
             del self._ids[port.id]
 

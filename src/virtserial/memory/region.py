@@ -17,6 +17,7 @@ import os
 from typing import ClassVar, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
+from virtserial.accounting import account
 from virtserial.errors import AddressError, PeerError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -119,7 +120,11 @@ class FileRegion:
         os.close(self._fd)
 
     def read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._fd, length, self._offset + offset)
+        account.stray = True
+        try:
+            data = os.pread(self._fd, length, self._offset + offset)
+        except OSError as error:
+            raise AddressError(f"guest memory at {self.iova + offset:#x} cannot be read: {error.strerror}") from None
         if len(data) != length:
             raise AddressError(f"guest memory at {self.iova + offset:#x} is gone: its file was truncated")
         return data
@@ -129,7 +134,12 @@ class FileRegion:
         length = len(memoryview(data))
         if os.fstat(self._fd).st_size < self._offset + offset + length:
             raise AddressError(f"guest memory at {self.iova + offset:#x} is gone: its file was truncated")
-        if os.pwrite(self._fd, data, self._offset + offset) != length:
+        account.stray = True
+        try:
+            written = os.pwrite(self._fd, data, self._offset + offset)
+        except OSError as error:
+            raise AddressError(f"guest memory at {self.iova + offset:#x} cannot be stored: {error.strerror}") from None
+        if written != length:
             raise AddressError(f"guest memory at {self.iova + offset:#x} cannot be stored: its file system is full")
 
 

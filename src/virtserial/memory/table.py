@@ -14,6 +14,7 @@ from virtserial.errors import AddressError, PeerError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from virtserial.memory.dirty_log import DirtyLog
     from virtserial.memory.region import Buffer, Region
 
 ADDRESS_LIMIT = 1 << 64
@@ -26,10 +27,14 @@ class MemoryTable:
 
     Attributes:
         recent: a mapped region that was used lately; None after every change.
+        generation: counts the changes.
+        log: notes what the device writes, None while nobody asks for it; rings look at it when they are opened.
     """
 
     def __init__(self) -> None:
+        self.log: DirtyLog | None = None
         self.recent: Region | None = None
+        self.generation = 0
         self._starts: list[int] = []
         self._regions: list[Region] = []
 
@@ -65,7 +70,11 @@ class MemoryTable:
         index = bisect_right(self._starts, region.iova)
         self._starts.insert(index, region.iova)
         self._regions.insert(index, region)
+        self._changed()
+
+    def _changed(self) -> None:
         self.recent = None
+        self.generation += 1
 
     def unmap(self, iova: int, size: int) -> list[Region]:
         """Remove the regions inside [iova, iova + size) and return them; none is no error, as with VFIO.
@@ -90,13 +99,13 @@ class MemoryTable:
         if removed:
             del self._regions[first:last]
             del self._starts[first:last]
-            self.recent = None
+            self._changed()
         return removed
 
     def clear(self) -> list[Region]:
         """Remove every region and return them."""
         removed, self._regions, self._starts = self._regions, [], []
-        self.recent = None
+        self._changed()
         return removed
 
     def find(self, address: int) -> Region:
@@ -120,12 +129,17 @@ class MemoryTable:
         """
         if address + length > ADDRESS_LIMIT:
             raise AddressError(f"{length:#x} bytes at guest address {address:#x} leave the 64-bit address space")
+        end_found = False
         while length:
             region = self.find(address)
             if write and not region.writable:
                 raise AddressError(f"guest address {address:#x} is mapped read-only, the device was asked to write")
             offset = address - region.iova
             count = min(length, region.size - offset)
+            if count < length and not end_found:
+                # What ends nowhere is refused before its first byte is used.
+                self.find(address + length - 1)
+                end_found = True
             yield region, offset, count
             address += count
             length -= count

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from virtserial.errors import ConfigError, VirtserialError
 from virtserial.monitor import qom
 from virtserial.monitor.chardev_backend import BACKEND, make_from_json
+from virtserial.monitor.descriptors import NamedDescriptors
 from virtserial.monitor.events import EVENTS
-from virtserial.monitor.qmp import DEVICE_NOT_FOUND, QmpError, version
+from virtserial.monitor.hmp import run_line
+from virtserial.monitor.qmp import DEVICE_NOT_FOUND, QmpError, no_oob, no_such_command, version
 from virtserial.monitor.schema import Enum, Optional, Struct, check
 from virtserial.options import chardev_options, device_options, keyval
 
@@ -18,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from virtserial.chardev.base import Chardev
-    from virtserial.monitor.descriptors import NamedDescriptors
     from virtserial.monitor.operations import Operations
     from virtserial.monitor.qmp import Request
 
@@ -33,13 +35,10 @@ class Client(NamedTuple):
     Attributes:
         names: its descriptors by name.
         take_descriptor: gives the oldest descriptor that came by SCM_RIGHTS and was not taken yet.
-        human: runs a line of HMP and returns what it prints.
     """
 
     names: NamedDescriptors
     take_descriptor: Callable[[], int]
-    human: Callable[[str], str]
-
 
 
 class Command(NamedTuple):
@@ -55,7 +54,11 @@ def execute(operations: Operations, client: Client, request: Request) -> object:
     Raises:
         QmpError: it is refused.
     """
-    command = COMMANDS[request.command]
+    command = COMMANDS.get(request.command)
+    if command is None:
+        raise no_such_command(request.command)
+    if request.oob:
+        raise no_oob(request.command)
     if command.arguments is not None:
         check(request.arguments, command.arguments)
     try:
@@ -101,10 +104,14 @@ def _device_list_properties(_: Operations, __: Client, arguments: Mapping[str, o
     return properties
 
 
-def _make(operations: Operations, client: Client, arguments: Mapping[str, object]) -> Callable[[], Chardev]:
+def make_chardev_of(
+    operations: Operations, client: Client | None, arguments: Mapping[str, object]
+) -> Callable[[], Chardev]:
+    """Return what makes the chardev of checked arguments; without a client none of its descriptors."""
     backend = cast("Mapping[str, object]", arguments["backend"])
+    names = client.names if client is not None else NamedDescriptors()
     return lambda: make_from_json(
-        str(arguments["id"]), backend, client.names.take, operations.keeper.chardevs, operations.keeper.objects
+        str(arguments["id"]), backend, names.take, operations.keeper.chardevs, operations.keeper.objects
     )
 
 
@@ -113,17 +120,18 @@ def _chardev_add(operations: Operations, client: Client, arguments: Mapping[str,
     if chardev_id in operations.keeper.chardevs:
         raise QmpError(f"Chardev with id '{chardev_id}' already exists")
     try:
-        chardev = operations.add_chardev(chardev_id, _make(operations, client, arguments))
+        chardev = operations.add_chardev(chardev_id, make_chardev_of(operations, client, arguments))
     except VirtserialError as error:
         raise QmpError(f"Failed to add chardev '{chardev_id}': {error}") from error
-    return _where(chardev)
+    return where(chardev)
 
 
 def _chardev_change(operations: Operations, client: Client, arguments: Mapping[str, object]) -> object:
-    return _where(operations.change_chardev(str(arguments["id"]), _make(operations, client, arguments)))
+    return where(operations.change_chardev(str(arguments["id"]), make_chardev_of(operations, client, arguments)))
 
 
-def _where(chardev: Chardev) -> dict[str, object]:
+def where(chardev: Chardev) -> dict[str, object]:
+    """What chardev-add and chardev-change return."""
     return {"pty": chardev.filename.removeprefix("pty:")} if chardev.kind == "pty" else {}
 
 
@@ -221,10 +229,34 @@ def _query_fdsets(operations: Operations, _: Client, __: Mapping[str, object]) -
     return operations.descriptor_sets.query()
 
 
-def _human_monitor_command(_: Operations, client: Client, arguments: Mapping[str, object]) -> object:
-    if "cpu-index" in arguments:
+def _human_monitor_command(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    if arguments.get("cpu-index", 0) != 0:
         raise QmpError("Parameter 'cpu-index' expects a CPU number")
-    return client.human(str(arguments["command-line"])).replace("\n", "\r\n")
+    return run_line(operations, str(arguments["command-line"])).replace("\n", "\r\n")
+
+
+def _with_file(
+    client: Client, arguments: Mapping[str, object], act: Callable[[str | None, int], None]
+) -> object:
+    fd = client.names.take(str(arguments["fdname"]))
+    try:
+        act(cast("str | None", arguments.get("id")), fd)
+    finally:
+        os.close(fd)
+    return {}
+
+
+def _x_save(operations: Operations, client: Client, arguments: Mapping[str, object]) -> object:
+    return _with_file(client, arguments, operations.save_state)
+
+
+def _x_restore(operations: Operations, client: Client, arguments: Mapping[str, object]) -> object:
+    return _with_file(client, arguments, operations.restore_state)
+
+
+def _x_cont(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    operations.continue_device(cast("str | None", arguments.get("id")))
+    return {}
 
 
 def _quit(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
@@ -258,5 +290,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "human-monitor-command": Command(
         _human_monitor_command, {"command-line": str, "cpu-index": Optional(int)}
     ),
+    "x-virtserial-save": Command(_x_save, {"id": Optional(str), "fdname": str}),
+    "x-virtserial-restore": Command(_x_restore, {"id": Optional(str), "fdname": str}),
+    "x-virtserial-cont": Command(_x_cont, {"id": Optional(str)}),
     "quit": Command(_quit, {}),
 }

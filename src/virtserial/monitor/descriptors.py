@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +21,10 @@ class NamedDescriptors:
 
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
+
+    def names(self) -> frozenset[str]:
+        """The names there are."""
+        return frozenset(self._fds)
 
     def put(self, name: str, fd: int) -> None:
         """Keep a descriptor; one that had the name is closed.
@@ -63,8 +68,11 @@ class NamedDescriptors:
 
 
 class _Member(NamedTuple):
+    """`number`: what clients call it."""
+
     fd: int
     opaque: str | None
+    number: int
 
 
 class DescriptorSets:
@@ -75,8 +83,11 @@ class DescriptorSets:
     def __init__(self) -> None:
         self._sets: dict[int, list[_Member]] = {}
 
-    def add(self, fd: int, number: int | None, opaque: str | None) -> dict[str, object]:
+    def add(self, fd: int, number: int | None, opaque: str | None, called: int | None = None) -> dict[str, object]:
         """Put a descriptor into a set (None: a new one); return what add-fd returns.
+
+        Args:
+            called: the number that clients know it by, if it is not its own.
 
         Raises:
             QmpError: the number is negative, or there are too many; `fd` is closed.
@@ -88,8 +99,9 @@ class DescriptorSets:
             raise QmpError(f"more than {MAX_DESCRIPTORS} descriptors in sets")
         if number is None:
             number = next(free for free in range(len(self._sets) + 1) if free not in self._sets)
-        self._sets.setdefault(number, []).append(_Member(fd, opaque))
-        return {"fdset-id": number, "fd": fd}
+        member = _Member(fd, opaque, fd if called is None else called)
+        self._sets.setdefault(number, []).append(member)
+        return {"fdset-id": number, "fd": member.number}
 
     def find(self, number: int, mode: int) -> int | None:
         """Return a descriptor of a set that can be used so (os.O_RDONLY or os.O_WRONLY); it stays the set's."""
@@ -106,7 +118,7 @@ class DescriptorSets:
             QmpError: there is no such set or descriptor.
         """
         members = self._sets.get(number, [])
-        leaving = [member for member in members if fd is None or member.fd == fd]
+        leaving = [member for member in members if fd is None or member.number == fd]
         if not leaving:
             words = f"fdset-id:{number}" if fd is None else f"fdset-id:{number}, fd:{fd}"
             raise QmpError(f"File descriptor named '{words}' not found")
@@ -116,13 +128,18 @@ class DescriptorSets:
         if not members:
             del self._sets[number]
 
+    def forget(self, number: int, called: int | None) -> None:
+        """`remove`, where somebody else has said that it is right."""
+        with contextlib.suppress(QmpError):
+            self.remove(number, called)
+
     def query(self) -> list[Mapping[str, object]]:
         """What query-fdsets returns."""
         return [
             {
                 "fdset-id": number,
                 "fds": [
-                    {"fd": member.fd} | ({"opaque": member.opaque} if member.opaque is not None else {})
+                    {"fd": member.number} | ({"opaque": member.opaque} if member.opaque is not None else {})
                     for member in members
                 ],
             }

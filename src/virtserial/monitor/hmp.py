@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtserial.errors import ConfigError, VirtserialError
 from virtserial.monitor import qom
-from virtserial.monitor.qmp import QEMU_VERSION
 from virtserial.monitor.readline import Readline
 from virtserial.options import chardev_options, device_options, keyval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from virtserial.machine.model import Controller, Port
     from virtserial.monitor.operations import Operations
 
 PROMPT: Final = "(qemu) "
-BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n".format(**QEMU_VERSION)
+BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n"
 
 
 class HmpError(VirtserialError):
@@ -186,13 +185,19 @@ def _info_qtree(operations: Operations, option: str = "") -> str:
     lines = ["bus: main-system-bus", "  type System"]
     for controller in operations.keeper.machine.controllers:
         lines += _device_lines(operations, controller, 2, brief=bool(option))
-        lines += [f"    bus: {controller.bus}", "      type virtio-serial-bus"]
-        # QEMU shows the device that was added last first.
-        for port in reversed(controller.ports.values()):
-            lines += _device_lines(operations, port, 6, brief=bool(option))
-            if not option:
-                lines.append(f"        {_port_state(operations, port)}")
+        lines += bus_lines(operations, controller, 4, brief=bool(option))
     return "\n".join(lines) + "\n"
+
+
+def bus_lines(operations: Operations, controller: Controller, indent: int, *, brief: bool) -> list[str]:
+    """A controller's bus and the ports on it, as `info qtree` shows them."""
+    lines = [f"{' ' * indent}bus: {controller.bus}", f"{' ' * indent}  type virtio-serial-bus"]
+    # QEMU shows the device that was added last first.
+    for port in reversed(controller.ports.values()):
+        lines += _device_lines(operations, port, indent + 2, brief=brief)
+        if not brief:
+            lines.append(f"{' ' * indent}    {_port_state(operations, port)}")
+    return lines
 
 
 def _device_lines(operations: Operations, device: Controller | Port, indent: int, brief: bool) -> list[str]:
@@ -290,27 +295,39 @@ INFO: Final[Mapping[str, HmpCommand]] = {
 
 
 class HmpSession:
-    """One person's (or script's) line, without I/O."""
+    """One person's (or script's) line, without I/O; `prompt` begins it.
 
-    def __init__(self, operations: Operations) -> None:
-        self._operations = operations
-        self._readline = Readline(PROMPT, lambda text: candidates(operations, text))
-        self._out = [BANNER]
-        self._readline.show_prompt()
-        self._collect()
+    Args:
+        version: QEMU's, as query-version has it.
+        complete: gives what the last word of a line could become, and how much of that is typed.
+    """
 
-    def receive(self, data: bytes) -> None:
-        """Take what was typed; run the lines that it ends."""
+    def __init__(self, version: Mapping[str, int], complete: Callable[[str], tuple[Sequence[str], int]]) -> None:
+        self._readline = Readline(PROMPT, complete)
+        self._out = [BANNER.format(**version)]
+
+    def receive(self, data: bytes) -> Iterator[str]:
+        """Take what was typed; yield each line that it ends, to be answered before the next is asked for."""
         # A byte is a character: the line's length is QEMU's, and any encoding passes as it is.
         for character in data.decode("latin-1"):
             line = self._readline.type(character)
             self._collect()
             if line is not None:
-                text = line.encode("latin-1").decode(errors="surrogateescape")
-                printed = run_line(self._operations, text)
-                self._out.append(printed.encode(errors="surrogateescape").decode("latin-1"))
-                self._readline.show_prompt()
-                self._collect()
+                yield line.encode("latin-1").decode(errors="surrogateescape")
+
+    def answer(self, printed: str) -> None:
+        """Show what a line has printed, and the prompt."""
+        self._out.append(printed.encode(errors="surrogateescape").decode("latin-1"))
+        self.prompt()
+
+    def prompt(self) -> None:
+        """Begin a line."""
+        self._readline.show_prompt()
+        self._collect()
+
+    def leave(self) -> None:
+        """The focus goes to another user of the chardev."""
+        self._out.append("\n")
 
     def _collect(self) -> None:
         self._out.append(self._readline.output())

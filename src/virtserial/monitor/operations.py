@@ -6,6 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from virtserial.daemon.saved_state import continue_controller, restore_controller, save_controller
 from virtserial.errors import ConfigError
 from virtserial.machine.model import Controller, Port
 from virtserial.monitor.descriptors import DescriptorSets
@@ -48,7 +49,7 @@ class Operations:
             return f"{PERIPHERAL}/{device.id}"
         if isinstance(device, Port):
             return f"{ANONYMOUS}/port[{device.serial}]"
-        return f"{ANONYMOUS}/device[{self.keeper.machine.controllers.index(device)}]"
+        return f"{ANONYMOUS}/device[{device.index}]"
 
     def devices(self) -> list[Controller | Port]:
         """Every device, controllers first."""
@@ -74,19 +75,73 @@ class Operations:
         self.keeper.hotplug.plug(options)
 
     def delete_device(self, name: str) -> None:
-        """Unplug a port.
+        """Unplug a port, or a controller with its ports.
 
         Raises:
-            QmpError: there is no such device, or it is a controller.
+            QmpError: there is no such device, or it is a controller whose VMM is there: that cannot lose its device
+                from this side.
         """
         device = self.find_device(name)
+        gone = [device]
         if isinstance(device, Controller):
-            raise QmpError(f"Device '{name}' is a controller of virtserial serve: it stays until that ends")
-        path = self.path_of(device)
+            if self.keeper.hotplug.has_vmm(device):
+                raise QmpError(
+                    f"Device '{name}' is in use by the VMM at {device.socket}: "
+                    "delete its vfio-user-pci device there first"
+                )
+            gone = [*device.ports.values(), device]
+        named = [self.names_of(one) for one in gone]
         self.keeper.hotplug.unplug(device)
-        named: dict[str, object] = {"device": device.id} if device.id is not None else {}
+
+        def tell() -> None:
+            for names in named:
+                self.events.emit("DEVICE_DELETED", names)
+
         # Once the command has been answered, as with QEMU.
-        self.keeper.loop.add_turn(lambda: self.events.emit("DEVICE_DELETED", {**named, "path": path}))
+        self.keeper.loop.add_turn(tell)
+
+    def names_of(self, device: Controller | Port) -> dict[str, object]:
+        """What DEVICE_DELETED says of a device."""
+        named: dict[str, object] = {"device": device.id} if device.id is not None else {}
+        return {**named, "path": self.path_of(device)}
+
+    # A controller's state
+
+    def save_state(self, name: str | None, fd: int) -> None:
+        """Have a controller stand still and write its state to a file.
+
+        Raises:
+            ConfigError, QmpError: it cannot be; the controller runs on.
+        """
+        save_controller(self.keeper, self._controller(name), fd)
+
+    def restore_state(self, name: str | None, fd: int) -> None:
+        """Have a controller, before a driver uses it, go on with the state in a file.
+
+        Raises:
+            ConfigError, QmpError: it cannot be.
+        """
+        restore_controller(self.keeper, self._controller(name), fd)
+
+    def continue_device(self, name: str | None) -> None:
+        """Have a controller run that stands still since it was saved.
+
+        Raises:
+            ConfigError, QmpError: it cannot be.
+        """
+        continue_controller(self.keeper, self._controller(name))
+
+    def _controller(self, name: str | None) -> Controller:
+        """The controller of an id or path; without one the only controller there is."""
+        if name is None:
+            controllers = self.keeper.machine.controllers
+            if len(controllers) != 1:
+                raise QmpError(f"Parameter 'id' is missing: there are {len(controllers)} controllers")
+            return controllers[0]
+        device = self.find_device(name)
+        if not isinstance(device, Controller):
+            raise QmpError(f"Device '{name}' is no controller")
+        return device
 
     # Chardevs
 
@@ -165,7 +220,7 @@ class Operations:
 
     def frontend_open(self, chardev_id: str) -> bool:
         """Whether its user has a chardev open: a monitor and a console always, another port if its guest has."""
-        if chardev_id in self.keeper.sinks:
+        if chardev_id in self.keeper.sinks or self.keeper.chardevs[chardev_id].fronts:
             return True
         port = self.keeper.machine.user_of(chardev_id)
         return port is not None and (port.is_console or port.guest_open)

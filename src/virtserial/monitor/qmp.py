@@ -1,7 +1,8 @@
 """QMP, one client's side of it: greeting, negotiation, requests, answers, events; no I/O.
 
-A server gives what it has received to `receive`, runs each request it yields and answers it by `succeed` or `fail`
-before it asks for the next, and sends what `data_to_send` returns.
+A server gives what it has received to `receive`.  What that yields are in-band requests, to be run one after the other
+in their order, and out-of-band ones, which go past them; `request` makes each ready to be run when its turn has come,
+`answer` tells its result, and `data_to_send` returns what is to be sent.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from virtserial.errors import VirtserialError
 from virtserial.monitor.json_stream import JsonError, JsonStream
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Iterator, Mapping
 
 QEMU_VERSION: Final = {"major": 11, "minor": 1, "micro": 3}
 """The QEMU whose monitor this is like; clients decide by it what they may use."""
@@ -40,16 +41,41 @@ class QmpError(VirtserialError):
         self.error_class = error_class
 
 
+def no_such_command(command: str) -> QmpError:
+    """What to say of a command that there is not."""
+    return QmpError(f"The command {command} has not been found", COMMAND_NOT_FOUND)
+
+
+def no_oob(command: str) -> QmpError:
+    """What to say of a command that was sent out of band and has to wait for its turn."""
+    return QmpError(f"The command {command} does not support OOB")
+
+
+class Received(NamedTuple):
+    """One value that a client has sent, or what was none.
+
+    Attributes:
+        id: goes into the answer (`QmpSession`'s own mark if there was none).
+        oob: it is to be run past those that wait.
+    """
+
+    value: object
+    id: object
+    oob: bool
+
+
 class Request(NamedTuple):
     """A command to be run.
 
     Attributes:
         id: what the client sent with it; goes into the answer (`QmpSession`'s own mark if there was none).
+        oob: it was sent out of band.
     """
 
     command: str
     arguments: dict[str, object]
     id: object
+    oob: bool = False
 
 
 def version() -> dict[str, object]:
@@ -57,22 +83,29 @@ def version() -> dict[str, object]:
     return {"qemu": QEMU_VERSION, "package": f"virtserial {__version__}"}
 
 
+def greeting() -> dict[str, object]:
+    """What a monitor of our own greets with."""
+    return {"QMP": {"version": version(), "capabilities": list(CAPABILITIES)}}
+
+
 class QmpSession:
     """One client.
 
     Args:
-        commands: the names of the commands there are.
+        welcome: the greeting.
         pretty: indent what is sent.
+
+    Attributes:
+        oob: the client has asked for out-of-band commands.
     """
 
-    def __init__(self, commands: Container[str], pretty: bool = False) -> None:
-        self._commands = commands
+    def __init__(self, welcome: Mapping[str, object], pretty: bool = False) -> None:
+        self.oob = False
         self._pretty = pretty
         self._stream = JsonStream()
         self._out: list[bytes] = []
         self._negotiated = False
-        self._oob = False
-        self._send({"QMP": {"version": version(), "capabilities": list(CAPABILITIES)}})
+        self.send(welcome)
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent, once."""
@@ -80,59 +113,69 @@ class QmpSession:
         self._out.clear()
         return data
 
-    def receive(self, data: bytes) -> Iterator[Request]:
-        """Take what the client sent; yield the commands to run.  What is wrong with the rest is answered here."""
+    def receive(self, data: bytes) -> Iterator[Received]:
+        """Take what the client sent; yield its values, as they are asked for."""
         for value in self._stream.feed(data):
-            request_id = value.get("id", _NO_ID) if isinstance(value, dict) else _NO_ID
-            try:
-                if isinstance(value, JsonError):
-                    raise QmpError(str(value))
-                request = self._request(value)
-            except QmpError as error:
-                self._fail(request_id, error)
-                continue
-            if request.command == _NEGOTIATE:
-                self._negotiate(request)
+            if isinstance(value, dict):
+                yield Received(value, value.get("id", _NO_ID), self.oob and "exec-oob" in value)
             else:
-                yield request
+                yield Received(value, _NO_ID, False)
 
-    def succeed(self, request: Request, value: object) -> None:
-        """Answer a request."""
-        answer = {"return": value}
+    def request(self, received: Received) -> Request | None:
+        """Return the command to run; None: there is none, and what is wrong or was negotiated has been answered."""
+        try:
+            if isinstance(received.value, JsonError):
+                raise QmpError(str(received.value))
+            request = self._request(received)
+        except QmpError as error:
+            self._fail(received.id, error)
+            return None
+        if request.command == _NEGOTIATE:
+            self._negotiate(request)
+            return None
+        return request
+
+    def answer(self, request: Request, result: object) -> None:
+        """Answer a request: with what it returns, or a QmpError."""
+        if isinstance(result, QmpError):
+            self._fail(request.id, result)
+            return
+        answer = {"return": result}
         if request.id is not _NO_ID:
             answer["id"] = request.id
-        self._send(answer)
-
-    def fail(self, request: Request, error: QmpError) -> None:
-        """Refuse a request."""
-        self._fail(request.id, error)
+        self.send(answer)
 
     def event(self, name: str, data: dict[str, object] | None, now: float) -> None:
         """Tell of an event, if the client has negotiated.  `now`: seconds since 1970."""
-        if not self._negotiated:
-            return
         seconds, microseconds = divmod(int(now * 1_000_000), 1_000_000)
         event: dict[str, object] = {"timestamp": {"seconds": seconds, "microseconds": microseconds}, "event": name}
         if data is not None:
             event["data"] = data
-        self._send(event)
+        self.pass_event(event)
 
-    def _send(self, message: dict[str, object]) -> None:
+    def pass_event(self, event: Mapping[str, object]) -> None:
+        """Tell of an event as somebody else has made it."""
+        if self._negotiated:
+            self.send(event)
+
+    def send(self, message: Mapping[str, object]) -> None:
+        """Send a message as it is."""
         self._out.append(json.dumps(message, indent=4 if self._pretty else None).encode() + b"\r\n")
 
     def _fail(self, request_id: object, error: QmpError) -> None:
         answer: dict[str, object] = {} if request_id is _NO_ID else {"id": request_id}
         answer["error"] = {"class": error.error_class, "desc": str(error)}
-        self._send(answer)
+        self.send(answer)
 
-    def _request(self, value: object) -> Request:
+    def _request(self, received: Received) -> Request:
+        value = received.value
         if not isinstance(value, dict):
             raise QmpError("QMP input must be a JSON object")
         command: str | None = None
         arguments: dict[str, object] = {}
         oob = False
         for member, content in value.items():
-            if member == "execute" or (member == "exec-oob" and self._oob):
+            if member == "execute" or (member == "exec-oob" and self.oob):
                 if not isinstance(content, str):
                     raise QmpError(f"QMP input member '{member}' must be a string")
                 if command is not None:
@@ -148,11 +191,9 @@ class QmpSession:
             raise QmpError("QMP input lacks member 'execute'")
         if not self._negotiated and command != _NEGOTIATE:
             raise QmpError(f"Expecting capabilities negotiation with '{_NEGOTIATE}'", COMMAND_NOT_FOUND)
-        if command != _NEGOTIATE and command not in self._commands:
-            raise QmpError(f"The command {command} has not been found", COMMAND_NOT_FOUND)
-        if oob:
-            raise QmpError(f"The command {command} does not support OOB")
-        return Request(command, arguments, value.get("id", _NO_ID))
+        if command == _NEGOTIATE and oob:
+            raise no_oob(command)
+        return Request(command, arguments, received.id, oob)
 
     def _negotiate(self, request: Request) -> None:
         try:
@@ -161,11 +202,11 @@ class QmpSession:
                 text = "Capabilities negotiation is already complete, command ignored"
                 raise QmpError(text, COMMAND_NOT_FOUND)
         except QmpError as error:
-            self.fail(request, error)
+            self.answer(request, error)
             return
         self._negotiated = True
-        self._oob = "oob" in enabled
-        self.succeed(request, {})
+        self.oob = "oob" in enabled
+        self.answer(request, {})
 
     @staticmethod
     def _capabilities(arguments: dict[str, object]) -> list[str]:

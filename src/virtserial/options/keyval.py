@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 ON = ("on", "yes", "true", "y")
 OFF = ("off", "no", "false", "n")
@@ -45,7 +45,7 @@ def parse_options(text: str, implied: str) -> dict[str, object]:
     """
     if text.startswith("{"):
         return _parse_json(text)
-    return dict(_key_values(text, implied))
+    return dict(key_values(text, implied))
 
 
 def _parse_json(text: str) -> dict[str, object]:
@@ -62,7 +62,8 @@ def _parse_json(text: str) -> dict[str, object]:
     return value
 
 
-def _key_values(text: str, implied: str) -> Iterator[tuple[str, str]]:
+def key_values(text: str, implied: str) -> Iterator[tuple[str, str]]:
+    """Yield (key, value) of key=value text, as often and in the order that they are given."""
     for index, word in enumerate(_split_at_commas(text)):
         key, equals, value = word.partition("=")
         if equals:
@@ -73,6 +74,11 @@ def _key_values(text: str, implied: str) -> Iterator[tuple[str, str]]:
             yield word[2:], "off"
         elif word:
             yield word, "on"
+
+
+def to_text(pairs: Iterable[tuple[str, object]]) -> str:
+    """Return key=value text, the reverse of `key_values`."""
+    return ",".join(f"{key}={str(value).replace(',', ',,')}" for key, value in pairs)
 
 
 def _split_at_commas(text: str) -> list[str]:

@@ -68,11 +68,15 @@ def parse_monitor(
     if text.startswith("chardev:"):
         return MonitorOptions(text.removeprefix("chardev:"), mode, pretty), None
     chardev = f"compat_monitor{index}"
-    return MonitorOptions(chardev, mode, pretty), f"{_modern(text)},id={chardev}"
+    return MonitorOptions(chardev, mode, pretty), f"{modern_chardev(text)},id={chardev}"
 
 
-def _modern(text: str) -> str:
-    """From "unix:PATH,server=on" to "socket,path=PATH,server=on"."""
+def modern_chardev(text: str) -> str:
+    """From "unix:PATH,server=on" to "socket,path=PATH,server=on".
+
+    Raises:
+        ConfigError: it is no chardev that can be said so.
+    """
     kind, colon, rest = text.partition(":")
     if text in ("null", "pty", "stdio", "ringbuf"):
         return text

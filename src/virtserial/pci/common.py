@@ -31,6 +31,7 @@ admin_queue_index, admin_queue_num."""
 class CommonRecord(Record):
     """The registers that belong to the transport."""
 
+    __slots__ = ()
     SIZE = 16
     device_feature_select = U32(0)
     driver_feature_select = U32(4)

@@ -101,6 +101,19 @@ class ConfigurationSpace:
         """Return every register to its value after power-on."""
         self._data[:] = self._initial
 
+    def restore(self, data: bytes) -> None:
+        """Take over all 256 bytes of an equal function.
+
+        Raises:
+            ConfigError: the function is another one: bits differ that no driver can write.
+        """
+        if len(data) != layout.PCI_CONFIG_SPACE_SIZE:
+            raise ConfigError(f"PCI configuration space of {len(data)} bytes, it has {layout.PCI_CONFIG_SPACE_SIZE}")
+        for at, (value, initial, writable) in enumerate(zip(data, self._initial, self._writable, strict=True)):
+            if (value ^ initial) & ~writable:
+                raise ConfigError(f"PCI configuration: byte {at:#x} is {value:#x}, this function's is {initial:#x}")
+        self._data[:] = data
+
     def read(self, offset: int, length: int) -> bytes:
         """Return registers; bytes past the end are 0."""
         return bytes(self._data[offset : offset + length]).ljust(length, b"\0")

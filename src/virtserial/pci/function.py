@@ -23,7 +23,7 @@ from virtserial.pci.configuration import Bar, ConfigurationSpace, Identity
 from virtserial.pci.interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from virtserial.memory.state import StateMemory
     from virtserial.virtio.device import VirtioDevice
@@ -42,6 +42,7 @@ _IRQ_INTX: Final = 0b111  # EVENTFD, MASKABLE, AUTOMASKED
 class FunctionRecord(Record):
     """What the function keeps in state memory beside its registers."""
 
+    __slots__ = ()
     SIZE = 8
     isr = U8(0)
 
@@ -56,6 +57,7 @@ class VirtioPciFunction:
         class_code: base class and subclass.
 
     Attributes:
+        msix_table: the MSI-X table as it was written.
         ignored_accesses: how many reads and writes named no register.
 
     Raises:
@@ -106,7 +108,7 @@ class VirtioPciFunction:
         self.common = CommonConfiguration(state, device, vectors, self._driver_reset)
         self.record = FunctionRecord(state)
         # The VMM has the MSI-X table that counts; this one only reads back what was written.
-        self._msix_table = bytearray(self._msix.bar_size)
+        self.msix_table = bytearray(self._msix.bar_size)
         self._region_sizes = {
             layout.MSIX_BAR: self._msix.bar_size,
             layout.REGISTER_BAR: layout.REGISTER_BAR_SIZE,
@@ -179,7 +181,7 @@ class VirtioPciFunction:
         elif index == layout.MSIX_BAR:
             end = min(offset + len(data), self._msix.pba_offset)
             if offset < end:
-                self._msix_table[offset:end] = data[: end - offset]
+                self.msix_table[offset:end] = data[: end - offset]
 
     def _read_registers(self, offset: int, length: int) -> bytes:
         area, at = offset & ~(layout.AREA_SIZE - 1), offset & (layout.AREA_SIZE - 1)
@@ -209,7 +211,7 @@ class VirtioPciFunction:
 
     def _read_msix(self, offset: int, length: int) -> bytes:
         msix = self._msix
-        bar = bytearray(self._msix_table)
+        bar = bytearray(self.msix_table)
         pending = sum(1 << vector for vector in self.interrupts.pending)
         bar[msix.pba_offset : msix.pba_offset + msix.pba_size] = pending.to_bytes(msix.pba_size, "little")
         return bytes(bar[offset : offset + length])
@@ -289,9 +291,23 @@ class VirtioPciFunction:
         self.interrupts.reset()
 
     def reset(self) -> None:
-        """The VMM resets the function: device, registers and configuration space; eventfds stay."""
+        """The VMM resets the function."""
+        self.reset_registers()
+
+    def reset_registers(self) -> None:
+        """Return device, registers and configuration space to their state after power-on; eventfds stay."""
         self.device.reset()
         self.common.reset()
         self.configuration.reset()
         self._driver_reset()
+        self._interrupt_mode_changed()
+
+    def registers_restored(self, pending: Iterable[int]) -> None:
+        """Registers and configuration space were replaced by those of an equal function.
+
+        Args:
+            pending: MSI-X vectors whose messages are still to be sent.
+        """
+        for vector in pending:
+            self.interrupts.signal_vector(vector)
         self._interrupt_mode_changed()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import account
 from virtserial.errors import PeerError
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ _ONE = (1).to_bytes(8, "little")
 
 def _signal(fd: int) -> None:
     try:  # noqa: SIM105 - suppress() doubles the cost of every interrupt
-        os.write(fd, _ONE)
+        account.written += os.write(fd, _ONE)
     except OSError:
         # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
         pass

@@ -77,6 +77,7 @@ class Guest:
         qemu_extra: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
         boot_timeout: float = 60,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         """Describes the machine; entering the context starts it and waits for the agent.
 
@@ -90,11 +91,13 @@ class Guest:
             qemu_extra: further options of QEMU, after the devices.
             files: files to add to the guest's root: absolute path to content.
             boot_timeout: seconds until the agent must have answered.
+            pass_fds: descriptors that QEMU inherits.
         """
         self._devices = list(devices)
         self._memory_mib, self._smp, self._shared_memory, self._iommu = memory_mib, smp, shared_memory, iommu
         self._append, self._qemu_extra, self._files = append, list(qemu_extra), dict(files or {})
         self._boot_timeout = boot_timeout
+        self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: AgentChannel | None = None
         self._qmp: Qmp | None = None
@@ -153,7 +156,7 @@ class Guest:
                 self._process = subprocess.Popen(
                     arguments,
                     env={**os.environ, **program.environment},
-                    pass_fds=(agent_line.fileno(), qmp_line.fileno()),
+                    pass_fds=(agent_line.fileno(), qmp_line.fileno(), *self._pass_fds),
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,

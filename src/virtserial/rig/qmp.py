@@ -12,6 +12,20 @@ if TYPE_CHECKING:
     import socket
 
 
+class QmpRefusal(GuestError):
+    """A command was answered with an error.
+
+    Attributes:
+        error_class: QMP's class of it.
+        description: its text.
+    """
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        super().__init__(f"{command}: {description}")
+        self.error_class = error_class
+        self.description = description
+
+
 class Qmp:
     """One monitor connection; not for use by several threads."""
 
@@ -29,7 +43,8 @@ class Qmp:
         Arguments are written with _ for -, but for device_add, where they are the device's properties as they are.
 
         Raises:
-            GuestError: QEMU answered with an error (its text), or is gone.
+            QmpRefusal: QEMU answered with an error.
+            GuestError: QEMU is gone.
         """
         if command != "device_add":
             arguments = {name.replace("_", "-"): value for name, value in arguments.items()}
@@ -41,7 +56,7 @@ class Qmp:
                 if "return" in message:
                     return message["return"]
                 if "error" in message:
-                    raise GuestError(f"{command}: {message['error']['desc']}")
+                    raise QmpRefusal(command, message["error"]["class"], message["error"]["desc"])
                 self.events.append(message)
         except OSError as error:
             raise GuestError(f"{command}: the monitor is gone: {error}") from error

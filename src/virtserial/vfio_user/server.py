@@ -12,10 +12,12 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from virtserial.accounting import nowhere
 from virtserial.errors import PeerError
 from virtserial.memory.state import U8, U16, U32, Record
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.journal import Journal
+from virtserial.vfio_user.migration import Migration, MigrationRecord
 from virtserial.vfio_user.negotiation import Capabilities, server_version_data
 from virtserial.vfio_user.wire import (
     HEADER_SIZE,
@@ -32,6 +34,7 @@ from virtserial.vfio_user.wire import (
 if TYPE_CHECKING:
     from virtserial.memory.state import StateMemory
     from virtserial.vfio_user.device import VfioDevice
+    from virtserial.vfio_user.migration import MigratableDevice
 
 _DOORBELL: Final = struct.Struct("<2xHQ4xQQ2x")
 """A posted 2-byte REGION_WRITE, in few comparisons: command, size and flags, offset, region and count."""
@@ -45,6 +48,7 @@ _ACTIONS: Final = wire.VFIO_IRQ_SET_ACTION_MASK | wire.VFIO_IRQ_SET_ACTION_UNMAS
 class SessionRecord(Record):
     """What was agreed with the client, for a successor of this process."""
 
+    __slots__ = ()
     SIZE = 8
     negotiated = U8(0)
     last_request_id = U16(2)
@@ -57,19 +61,25 @@ class Server:
     Args:
         device: what is served.
         state: where the session and the journal live; one that a predecessor used goes on where that was killed.
+        migratable: the device as one that can be moved; None refuses that.
 
     Attributes:
+        controller: what the ledger calls this device.
+        ledger: where the message that is under way is noted (accounting.py).
         refusals: how many requests were refused, posted ones included.
         last_refusal: why the last one was.
     """
 
-    state_size = SessionRecord.SIZE + Journal.SIZE
+    state_size = SessionRecord.SIZE + Journal.SIZE + MigrationRecord.SIZE
     """Bytes of state memory a server needs."""
 
-    def __init__(self, device: VfioDevice, state: StateMemory) -> None:
+    def __init__(self, device: VfioDevice, state: StateMemory, migratable: MigratableDevice | None = None) -> None:
         self.device = device
+        self.controller = 0
+        self.ledger = nowhere()
         self.session = SessionRecord(state)
         self.journal = Journal(state)
+        self.migration = Migration(migratable, state) if migratable is not None else None
         # A copy outside of state memory, for the hot path.
         self._negotiated = bool(self.session.negotiated)
         self.refusals = 0
@@ -88,9 +98,9 @@ class Server:
             wire.VFIO_USER_DEVICE_RESET: self._device_reset,
             wire.VFIO_USER_DIRTY_PAGES: self._not_supported,
             wire.VFIO_USER_REGION_WRITE_MULTI: self._region_write_multi,
-            wire.VFIO_USER_DEVICE_FEATURE: self._not_supported,
-            wire.VFIO_USER_MIG_DATA_READ: self._not_supported,
-            wire.VFIO_USER_MIG_DATA_WRITE: self._not_supported,
+            wire.VFIO_USER_DEVICE_FEATURE: self._device_feature,
+            wire.VFIO_USER_MIG_DATA_READ: self._mig_data_read,
+            wire.VFIO_USER_MIG_DATA_WRITE: self._mig_data_write,
         }
 
     @property
@@ -107,6 +117,8 @@ class Server:
         self.session.clear()
         self._negotiated = False
         self.journal.record_consumed()
+        if self.migration is not None:
+            self.migration.reset()
         for index in range(self.device.num_irqs):
             if self.device.irq_count(index):
                 self.device.set_irq_eventfds(index, 0, ())
@@ -373,7 +385,23 @@ class Server:
 
     def _device_reset(self, body: bytes | memoryview, fds: list[int]) -> bytes:
         self.device.reset()
+        if self.migration is not None:
+            self.migration.reset()
         return b""
+
+    def _device_feature(self, body: bytes | memoryview, fds: list[int]) -> bytes:
+        return self._migration().feature(body)
+
+    def _mig_data_read(self, body: bytes | memoryview, fds: list[int]) -> bytes:
+        return self._migration().read_data(body)
+
+    def _mig_data_write(self, body: bytes | memoryview, fds: list[int]) -> bytes:
+        return self._migration().write_data(body)
+
+    def _migration(self) -> Migration:
+        if self.migration is None:
+            raise PeerError("migration is an optional feature that this server does not have", errno.ENOTSUP)
+        return self.migration
 
     def _not_supported(self, body: bytes | memoryview, fds: list[int]) -> bytes:
         raise PeerError("a command of an optional feature that this server does not have", errno.ENOTSUP)

@@ -18,6 +18,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from virtserial.accounting import CONSUME, REPLY, account
 from virtserial.errors import PeerError, StateError
 from virtserial.vfio_user.wire import (
     COMMAND_NAMES,
@@ -32,6 +33,7 @@ from virtserial.vfio_user.wire import (
 )
 
 if TYPE_CHECKING:
+    from virtserial.accounting import Note
     from virtserial.vfio_user.server import Server
 
 REQUEST_TIMEOUT: Final = 5.0
@@ -46,6 +48,14 @@ _CONTROL_SIZE: Final = socket.CMSG_SPACE(4 * MAX_MESSAGE_FDS)
 _PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _PEEK_WITH_FDS: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _MSG_CTRUNC: Final = int(socket.MSG_CTRUNC)
+
+_BUFFER: Final = bytearray(2 * MAX_MESSAGE_SIZE)
+"""Room for the largest message behind others, so that a peek is always worth it.
+
+All streams of a process share it: each peeks into it anew, and is done with what it saw before another does."""
+_VIEW: Final = memoryview(_BUFFER)
+_CONSUMED: Final = bytearray(2 * MAX_MESSAGE_SIZE)
+"""Where what was handled goes; nobody looks at it."""
 
 
 class RequestRefused(PeerError):
@@ -71,10 +81,9 @@ class MessageStream:
         self.at_end = False
         self._sock = sock
         self._server = server
-        # Room for the largest message behind others, so that a peek is always worth it.
-        self._buffer = bytearray(2 * MAX_MESSAGE_SIZE)
-        self._view = memoryview(self._buffer)
-        self._consumed = bytearray(2 * MAX_MESSAGE_SIZE)
+        self._buffer = _BUFFER
+        self._view = _VIEW
+        self._consumed = _CONSUMED
         self._hung_up = False
         self._handling = False
         self._took = False
@@ -216,13 +225,17 @@ class MessageStream:
                 os.close(fd)
             self._consume(header.size)
             return True
+        came_with_fds = bool(fds)
         self._handling = True
         try:
             answer = self._server.handle(header, body, fds)
         finally:
             self._handling = False
         if answer is None:
-            self._consume(header.size)
+            if came_with_fds:
+                self._consume_in_pieces(header.size)
+            else:
+                self._consume(header.size)
             return True
         self._unsent = answer
         self._answered_size = header.size
@@ -236,26 +249,53 @@ class MessageStream:
     def _flush(self) -> bool:
         """Send what is left of the reply, then take its request off the socket; False if there is no room for it."""
         journal = self._server.journal
+        ledger, controller = self._server.ledger, self._server.controller
         while self._unsent:
+            ledger.begin_message(REPLY, controller, journal.sent)
             try:
-                count = self._sock.send(self._unsent, socket.MSG_NOSIGNAL)
+                # Not `send`: what that sends is in no count of the kernel's (accounting.py).
+                count = os.write(self.fileno(), self._unsent)
+                account.written += count
+                journal.record_sent(count)
             except BlockingIOError:
                 return False
             except ConnectionError:
                 self.at_end = True
                 self._unsent = b""
                 return False
-            journal.record_sent(count)
+            finally:
+                ledger.end_message()
             self._unsent = self._unsent[count:]
+        ledger.begin_message(CONSUME, controller, self._answered_size)
         self._consume(self._answered_size)
         journal.record_consumed()
+        ledger.end_message()
         return True
+
+    def _consume_in_pieces(self, size: int) -> None:
+        """`_consume` of a message that nobody answers: a read ends behind descriptors, so it may take several."""
+        ledger = self._server.ledger
+        ledger.begin_message(CONSUME, self._server.controller, size)
+        self._consume(size)
+        ledger.end_message()
 
     def _consume(self, size: int) -> None:
         """Take bytes off the socket; descriptors that came with them are closed by the kernel."""
         self._took = True
         while size:
-            size -= self._sock.recv_into(self._consumed, size)
+            count = os.readv(self.fileno(), [memoryview(self._consumed)[:size]])
+            account.read += count
+            size -= count
+
+    def finish(self, note: Note) -> None:
+        """A predecessor was killed while it sent a reply, or took a message off the socket."""
+        journal = self._server.journal
+        if note.kind == REPLY:
+            if note.progress == journal.sent and 0 < note.moved <= journal.length - journal.sent:
+                journal.record_sent(note.moved)
+        elif 0 < note.moved <= note.progress:
+            self._consume(note.progress - note.moved)
+            journal.record_consumed()
 
     def request(self, command: int, payload: bytes, timeout: float = REQUEST_TIMEOUT) -> bytes:
         """Send a request of ours and return the payload of the reply.

@@ -19,6 +19,7 @@ from virtserial.virtio.virtqueue import Virtqueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from virtserial.memory.dirty_log import DirtyLog
     from virtserial.memory.state import StateMemory
 
 LIVE: Final = DRIVER_OK | FEATURES_OK
@@ -47,9 +48,12 @@ class NoTransport:
 class DeviceRecord(Record):
     """What every device keeps in state memory."""
 
+    __slots__ = ()
     SIZE = 16
     status = U8(0)
     config_generation = U8(1)
+    paused = U8(2)
+    """The device stands still, whatever driver and host do."""
     failures = U32(4)
     driver_features = U64(8)
 
@@ -207,10 +211,17 @@ class VirtioDevice:
         """[iova, iova + size) was taken away: a ring with a part in it rests until it is mapped again."""
         end = iova + size
         for queue in self.queues:
+            queue.forget_buffers()
             if queue.lies_in(iova, end):
                 self.epoch += 1
                 queue.detach()
                 self._resting.append(queue)
+
+    def log_writes(self, log: DirtyLog | None) -> None:
+        """Note in `log` what the device writes into guest memory from now on; None: note it no more."""
+        self.memory.log = log
+        for queue in self.queues:
+            queue.reopen_ring()
 
     def signal(self, queue: Virtqueue) -> None:
         """Interrupt the driver if it wants to hear of the chains returned on `queue`."""

@@ -7,9 +7,11 @@ a ring that spans IOMMU mappings): the same operations by reads and writes of th
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Protocol
 
 from virtserial.errors import DriverError
+from virtserial.virtio.logged_ring import LoggedRing
 from virtserial.virtio.split_ring import (
     AVAIL_FLAGS,
     AVAIL_IDX,
@@ -33,7 +35,13 @@ LOADS_AT_MOST = 16
 
 
 class RingAccess(Protocol):
-    """Loads and stores of one queue's shared fields."""
+    """Loads and stores of one queue's shared fields.
+
+    Attributes:
+        mapped: they are no system calls.
+    """
+
+    mapped: bool
 
     def avail_idx(self) -> int: ...
     def avail_flags(self) -> int: ...
@@ -57,6 +65,8 @@ class RingAccess(Protocol):
 
 class MappedRing:
     """A ring whose three areas each lie in mapped memory."""
+
+    mapped = True
 
     __slots__ = ("_avail", "_desc", "_size", "_used16", "_used32")
 
@@ -92,18 +102,26 @@ class MappedRing:
 
     def store_used(self, position: int, heads: Sequence[int], lengths: Sequence[int] | None) -> None:
         used = self._used32
-        mask = 2 * self._size - 1
-        at = 2 * position & mask
-        if lengths is None:
-            for head in heads:
-                used[at] = head
-                used[at + 1] = 0
-                at = at + 2 & mask
+        size = self._size
+        at = position % size
+        count = len(heads)
+        if count == 1:
+            used[2 * at] = heads[0]
+            used[2 * at + 1] = lengths[0] if lengths is not None else 0
+            return
+        # Nobody looks at them before the index is published: the order of these stores does not matter.
+        room = size - at
+        all_heads, all_lengths = array("I", heads), array("I", bytes(4 * count) if lengths is None else lengths)
+        if count <= room:
+            end = 2 * (at + count)
+            used[2 * at : end : 2] = all_heads
+            used[2 * at + 1 : end : 2] = all_lengths
         else:
-            for head, length in zip(heads, lengths, strict=True):
-                used[at] = head
-                used[at + 1] = length
-                at = at + 2 & mask
+            used[2 * at :: 2] = all_heads[:room]
+            used[2 * at + 1 :: 2] = all_lengths[:room]
+            end = 2 * (count - room)
+            used[:end:2] = all_heads[room:]
+            used[1:end:2] = all_lengths[room:]
 
     def publish_used_idx(self, idx: int) -> None:
         self._used16[USED_IDX] = idx
@@ -117,6 +135,8 @@ class MappedRing:
 
 class RemoteRing:
     """A ring reached through the memory table, access by access."""
+
+    mapped = False
 
     __slots__ = ("_avail", "_desc", "_memory", "_size", "_used")
 
@@ -196,6 +216,9 @@ def open_ring(memory: MemoryTable, size: int, desc: int, avail: int, used: int) 
         memory.mapped_view(avail, avail_ring_size(size)),
         memory.mapped_view(used, used_ring_size(size)),
     )
+    ring: RingAccess
     if None in views:
-        return RemoteRing(memory, size, desc, avail, used)
-    return MappedRing(size, *(view for view in views if view is not None))
+        ring = RemoteRing(memory, size, desc, avail, used)
+    else:
+        ring = MappedRing(size, *(view for view in views if view is not None))
+    return ring if memory.log is None else LoggedRing(ring, memory, memory.log, size, used)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from virtserial.errors import DriverError
 from virtserial.memory import barrier
 from virtserial.memory.state import U16, U64, Record
+from virtserial.virtio.known_buffers import WORTH_KNOWING, KnownBuffers
 from virtserial.virtio.ring_access import RingAccess, open_ring
 from virtserial.virtio.split_ring import (
     DESCRIPTOR,
@@ -49,6 +50,7 @@ _unpack = DESCRIPTOR.unpack_from
 class QueueRecord(Record):
     """What a queue keeps in state memory."""
 
+    __slots__ = ()
     SIZE = 48
     size = U16(0)
     enabled = U16(2)
@@ -80,10 +82,11 @@ class ChainBatch:
         ends: for each chain the count of bytes up to its end, from the start of the first chain.
         views: the bytes, without those that `skip` left out.
         bounces: (guest address, view) for views that are no guest memory: see MemoryTable.writable_views.
-        odd: how many chains held descriptors of the wrong direction for this queue.
+        odd: how many descriptors were of the wrong direction for this queue.
+        walked: how many descriptors were looked at in chains that are not a single one.
     """
 
-    __slots__ = ("bounces", "ends", "heads", "odd", "views")
+    __slots__ = ("bounces", "ends", "heads", "odd", "views", "walked")
 
     def __init__(self) -> None:
         self.heads: list[int] = []
@@ -91,6 +94,7 @@ class ChainBatch:
         self.views: list[memoryview] = []
         self.bounces: list[tuple[int, memoryview]] = []
         self.odd = 0
+        self.walked = 0
 
 
 class Virtqueue:
@@ -103,17 +107,18 @@ class Virtqueue:
     """
 
     __slots__ = (
+        "_end",
         "_event_idx",
         "_indirect",
+        "_known",
+        "_lowest",
         "_memory",
         "_position",
         "_size",
-        "_spans",
         "index",
         "max_size",
         "record",
         "ring",
-        "signal_time",
     )
 
     def __init__(self, index: int, max_size: int, state: StateMemory) -> None:
@@ -121,19 +126,19 @@ class Virtqueue:
         self.max_size = max_size
         self.record = QueueRecord(state)
         self.ring: RingAccess | None = None
-        self.signal_time = 0.0
         self._memory: MemoryTable | None = None
         self._event_idx = False
         self._indirect = False
         self._position = 0
         self._size = 0
-        self._spans: tuple[tuple[int, int], ...] = ()
+        self._known: KnownBuffers | None = None
+        self._lowest = self._end = 0
         if not self.record.size:
             self.reset()
 
     def reset(self) -> None:
         """Return every register to its value after a device reset."""
-        self.ring = None
+        self.detach()
         self.record.clear()
         self.record.size = self.max_size
         self.record.vector = 0xFFFF
@@ -227,11 +232,8 @@ class Virtqueue:
         size = self._size = record.size
         self.ring = None
         self._memory = memory
-        self._spans = (
-            (record.desc_address, record.desc_address + descriptor_table_size(size)),
-            (record.avail_address, record.avail_address + avail_ring_size(size)),
-            (record.used_address, record.used_address + used_ring_size(size)),
-        )
+        spans = self._spans()
+        self._lowest, self._end = min(spans)[0], max(end for _, end in spans)
         self._event_idx = bool(record.event_idx)
         self._indirect = bool(record.indirect)
         self._position = record.position
@@ -242,13 +244,43 @@ class Virtqueue:
         if self._position:
             self.ring.publish_used_idx(self._position)
 
+    def reopen_ring(self) -> None:
+        """Look up an attached ring anew: the memory table has begun or ceased to log."""
+        if self.ring is not None:
+            assert self._memory is not None
+            record = self.record
+            self.ring = open_ring(
+                self._memory, self._size, record.desc_address, record.avail_address, record.used_address
+            )
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the ring is reached without system calls."""
+        return self.ring is not None and self.ring.mapped
+
     def detach(self) -> None:
         """Let go of the ring and of every view of guest memory."""
         self.ring = None
+        self._known = None
+
+    def forget_buffers(self) -> None:
+        """Let go of views of buffers: memory was unmapped."""
+        self._known = None
 
     def lies_in(self, start: int, end: int) -> bool:
         """Whether the attached ring has a part in the guest addresses [start, end)."""
-        return self.ring is not None and any(first < end and start < last for first, last in self._spans)
+        if self.ring is None or self._lowest >= end or start >= self._end:
+            return False
+        return any(first < end and start < last for first, last in self._spans())
+
+    def _spans(self) -> tuple[tuple[int, int], ...]:
+        """[start, end) of each of the ring's areas in guest addresses."""
+        record, size = self.record, self._size
+        return (
+            (record.desc_address, record.desc_address + descriptor_table_size(size)),
+            (record.avail_address, record.avail_address + avail_ring_size(size)),
+            (record.used_address, record.used_address + used_ring_size(size)),
+        )
 
     # Taking chains
 
@@ -303,6 +335,15 @@ class Virtqueue:
         size = self._size
         heads = ring.avail_entries(self._position, min(waiting, max_chains))
         table = ring.descriptors()
+        known = None
+        if direction and len(heads) >= WORTH_KNOWING:
+            known = self._known
+            copy = bytes(table)
+            if known is None or not known.describes(copy, memory.generation):
+                known = self._known = KnownBuffers(copy, memory.generation, size)
+            elif known.fill(batch, heads, max_bytes):
+                self._check_unique(batch.heads)
+                return batch
         views, ends = batch.views, batch.ends
         region_view: memoryview | None = None
         region_iova = region_size = 0
@@ -327,15 +368,23 @@ class Virtqueue:
                         region_view, region_iova, region_size = region.view, region.iova, region.size
             else:
                 total += self._walk(batch, head, table, direction, max_bytes + skip - total, max(0, skip - total))
+                if batch.walked >= MAX_CHAIN_LENGTH:
+                    # Descriptors without a byte for us cost time as well: the batch ends here.
+                    max_bytes = 0
             ends.append(total)
             if skip and skip >= ends[0]:
                 raise DriverError(f"queue {self.index}: chain {head} was changed while it was in use")
             if total - skip >= max_bytes or len(views) >= MAX_CHAIN_LENGTH:
                 break
         batch.heads = heads[: len(ends)]
-        if len(set(batch.heads)) != len(ends):
-            raise DriverError(f"queue {self.index}: a head was made available again before it was used")
+        self._check_unique(batch.heads)
+        if known is not None and len(views) == len(ends) and not batch.bounces and not batch.walked:
+            known.learn(batch)
         return batch
+
+    def _check_unique(self, heads: Sequence[int]) -> None:
+        if len(set(heads)) != len(heads):
+            raise DriverError(f"queue {self.index}: a head was made available again before it was used")
 
     def _buffer(self, batch: ChainBatch, address: int, length: int, direction: int, limit: int, skip: int) -> int:
         """Append views of one buffer less its first `skip` bytes; return the length it counts for."""
@@ -358,7 +407,9 @@ class Virtqueue:
         """
         total = 0
         size = self.record.size
-        for address, length, flags in self._descriptors(head, table, size):
+        buffers = self._descriptors(head, table, size)
+        batch.walked += len(buffers)
+        for address, length, flags in buffers:
             if flags & VIRTQ_DESC_F_WRITE != direction:
                 # 2.6.4.2: what the other side must not have put here is neither read nor written, only returned.
                 batch.odd += 1

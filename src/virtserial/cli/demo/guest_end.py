@@ -19,7 +19,8 @@ from virtserial.cli.demo.end import make_files, report, report_digests, wait_for
 from virtserial.cli.demo.plan import Plan, incoming, outgoing
 from virtserial.driver.bridge import PortBridge
 from virtserial.driver.console_driver import DriverListener
-from virtserial.driver.pty_ports import PtyPort, RunDirectory
+from virtserial.driver.pty_ports import PtyPort
+from virtserial.driver.run_directory import RunDirectory
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.errors import BackendError, PeerError
 from virtserial.loop import EPOLLIN, EventLoop

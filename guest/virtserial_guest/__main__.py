@@ -1,0 +1,96 @@
+"""`python3 -m virtserial_guest`: the programs for a guest; they take a port by its name or its device's path."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Callable, Sequence, cast
+
+from . import __version__, programs
+from .files.messages import printable
+from .ports import list_ports, open_port, wait_for_port
+from .stream import EpollStream
+
+PROGRAM = "virtserial-guest"
+USAGE = """usage: {} COMMAND [OPTION...]
+
+{}
+
+`COMMAND --help` tells more.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit status: 0 done, 1 it could not be done, 2 the words were wrong."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        lines = "\n".join(f"  {name:10} {what}" for name, (what, _) in COMMANDS.items())
+        print(USAGE.format(PROGRAM, lines), end="")
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"{PROGRAM}: {words[0]!r} is not a command; --help lists them", file=sys.stderr)
+        return 2
+    program = f"{PROGRAM} {words[0]}"
+    return programs.run(program, lambda: COMMANDS[words[0]][1](program, words[1:]))
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """The argument that names a port."""
+    parser.add_argument("port", metavar="PORT", help="the port's name, or its device's path")
+    parser.add_argument("--wait", action="store_true", help="wait for the port if it is not there yet")
+
+
+def open_end(options: argparse.Namespace) -> EpollStream:
+    """The port that add_address()'s argument names."""
+    if options.wait:
+        wait_for_port(options.port)
+    return cast(EpollStream, open_port(options.port))
+
+
+def show_ports(program: str, words: list[str]) -> int:
+    """`ports`: a table of this guest's ports."""
+    parser = argparse.ArgumentParser(prog=program, description="List the virtio-serial ports of this guest.")
+    parser.add_argument("--run-dir", metavar="FOLDER", help="of a user-space driver that has its ports there")
+    options = parser.parse_args(words)
+    rows: list[tuple[str, ...]] = [("PORT", "NAME", "HOST", "GUEST", "SENT", "RECEIVED", "DISCARDED")]
+    for port in list_ports(run_directory=options.run_dir):
+        host = {True: "connected", False: "away", None: "?"}[port.host_connected]
+        guest = "console" if port.is_console else {True: "open", False: "closed", None: "?"}[port.guest_open]
+        counters = ("?" if each is None else str(each) for each in (port.sent, port.received, port.discarded))
+        rows.append((port.path, printable(port.name), host, guest, *counters))
+    print_table(rows)
+    return 0
+
+
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns as wide as they must be; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+COMMANDS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
+    "send": (
+        "send files and folders to the host",
+        lambda program, words: programs.send(program, words, add_address, open_end),
+    ),
+    "receive": (
+        "receive files and folders from the host",
+        lambda program, words: programs.receive(program, words, add_address, open_end),
+    ),
+    "log": (
+        "send log lines to the host, and keep them while it is away",
+        lambda program, words: programs.log(program, words, add_address, open_end, collects=False),
+    ),
+    "console": (
+        "use a port from this terminal, or run a program on it",
+        lambda program, words: programs.console(program, words, add_address, open_end),
+    ),
+    "ports": ("list the ports, their state and counters", show_ports),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""The programs send, receive, console and log for either end of a port: words, output, exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from typing import BinaryIO, Callable
+
+from .conversation import converse
+from .errors import PortError, TransferFailed
+from .files import messages as wire
+from .files.receiver import Receiver
+from .files.sender import Progress, Sender
+from .files.source import Total, count, walk
+from .files.target import Target
+from .link import Link
+from .log import SPOOL, LogCollector, LogInput, LogSender
+from .stream import EpollStream
+from .terminal import Console, parse_escape, serve_program
+
+COMPLAINTS = 100
+"""Lines about single files that are written at most: a hostile sender could cause any number."""
+PROGRESS_INTERVAL = 0.2
+
+Opener = Callable[[argparse.Namespace], EpollStream]
+Adder = Callable[[argparse.ArgumentParser], None]
+
+
+class Reporter:
+    """What a transfer says on standard error: complaints, sessions, progress on a terminal, a last line."""
+
+    def __init__(self, verb: str, quiet: bool, show_progress: bool) -> None:
+        self._verb = verb
+        self._quiet = quiet
+        self._show = show_progress and not quiet
+        self._begun = self._shown_at = time.monotonic()
+        self._had_session = False
+        self._line = False
+        self.total: Total | None = None
+        self.failures = 0
+
+    def complain(self, text: str) -> None:
+        """A file that could not be sent or received."""
+        self.failures += 1
+        if self.failures <= COMPLAINTS:
+            self._say(text)
+        elif self.failures == COMPLAINTS + 1:
+            self._say("more files failed; they are counted only")
+
+    def session(self, begun: bool) -> None:
+        """A session has begun or ended."""
+        if begun and self._had_session and not self._quiet:
+            self._say("connected again, going on")
+        self._had_session = True
+
+    def show(self, progress: Progress) -> None:
+        """Draw the line of progress, if it is time."""
+        now = time.monotonic()
+        if self._show and now - self._shown_at >= PROGRESS_INTERVAL:
+            self._shown_at = now
+            rate = progress.size / max(now - self._begun, 0.001)
+            size = _amount(progress.size)
+            if self.total is not None:
+                size += f" of {_amount(self.total.size)} ({progress.files} of {self.total.files} files)"
+            path = wire.printable(progress.path[-60:].decode("utf-8", "replace"))
+            sys.stderr.write(f"\r\x1b[K{size}, {_amount(rate)}/s  {path}"[:200])
+            sys.stderr.flush()
+            self._line = True
+
+    def finish(self, progress: Progress) -> None:
+        """The last line."""
+        if not self._quiet:
+            seconds = time.monotonic() - self._begun
+            text = f"{self._verb} {progress.files} files, {_amount(progress.size)} in {seconds:.1f} s"
+            self._say(text + (f", {self.failures} failed" if self.failures else ""))
+
+    def _say(self, text: str) -> None:
+        if self._line:
+            sys.stderr.write("\r\x1b[K")
+            self._line = False
+        print(text, file=sys.stderr, flush=True)
+
+
+def send(program: str, words: list[str], add_address: Adder, open_end: Opener) -> int:
+    """`send`: files and trees to whoever runs `receive` at the other end."""
+    parser = _parser(program, "Send files, folders and symbolic links over a port to `receive` at its other end.")
+    add_address(parser)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="what to send; FOLDER/ sends what is in it")
+    _add_transfer_options(parser)
+    options = parser.parse_args(words)
+    reporter = Reporter("sent", options.quiet, _on_terminal(options))
+    for path in options.paths:
+        if not os.path.lexists(path):
+            raise TransferFailed(f"{path}: there is no such file")
+    if not options.quiet and _on_terminal(options):
+        reporter.total = count(options.paths)
+    link = Link(Sender.purpose)
+    sender = Sender(walk(options.paths, reporter.complain), link, reporter.complain)
+    try:
+        with open_end(options) as stream:
+            converse(
+                stream, link, sender, options.timeout, lambda: reporter.show(sender.progress),
+                PROGRESS_INTERVAL if _on_terminal(options) else None, reporter.session,
+            )  # fmt: skip
+    finally:
+        sender.close()
+    reporter.finish(sender.progress)
+    return 1 if reporter.failures else 0
+
+
+def receive(program: str, words: list[str], add_address: Adder, open_end: Opener) -> int:
+    """`receive`: files and trees into one folder, and nowhere else."""
+    parser = _parser(program, "Receive what `send` at the other end of a port sends, into one folder.")
+    add_address(parser)
+    parser.add_argument("folder", metavar="FOLDER", help="where to put it; made if it is not there")
+    parser.add_argument(
+        "--all-links", action="store_true", help="also make symbolic links that lead out of the folder"
+    )
+    parser.add_argument("--limit", type=_size, metavar="SIZE", help="bytes of files in all, at most (k, M, G, T)")
+    _add_transfer_options(parser)
+    options = parser.parse_args(words)
+    reporter = Reporter("received", options.quiet, _on_terminal(options))
+    try:
+        target = Target(options.folder, options.all_links)
+    except OSError as error:
+        raise TransferFailed(f"{options.folder}: {error.strerror}") from error
+    link = Link(Receiver.purpose)
+    receiver = Receiver(target, link, reporter.complain, options.limit)
+    try:
+        with open_end(options) as stream:
+            converse(
+                stream, link, receiver, options.timeout, lambda: reporter.show(receiver.progress),
+                PROGRESS_INTERVAL if _on_terminal(options) else None, reporter.session,
+            )  # fmt: skip
+    finally:
+        receiver.close()
+        target.close()
+    reporter.finish(receiver.progress)
+    return 1 if reporter.failures else 0
+
+
+def log(program: str, words: list[str], add_address: Adder, open_end: Opener, collects: bool) -> int:
+    """`log`: lines from one end to the other, kept while the other is away.
+
+    Args:
+        collects: which part this end has if no option says it: the host collects, the guest sends.
+    """
+    parser = _parser(program, "Carry log lines over a port; the sending end keeps them while the other is away.")
+    add_address(parser)
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--from", dest="source", metavar="FILE", help="send the lines of FILE (- is standard input)")
+    part.add_argument("--to", dest="output", metavar="FILE", help="append what comes to FILE (- is standard output)")
+    parser.add_argument("--follow", action="store_true", help="with --from FILE: go on when it grows")
+    parser.add_argument("--spool", type=_size, default=SPOOL, metavar="SIZE", help="bytes to keep meanwhile")
+    parser.add_argument("--once", action="store_true", help="with --to: end when the sender has sent all it had")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long without the other end")
+    options = parser.parse_args(words)
+    if options.output or (collects and not options.source):
+        return _collect(options, open_end)
+    return _send_log(options, open_end)
+
+
+def _send_log(options: argparse.Namespace, open_end: Opener) -> int:
+    source = options.source or "-"
+    fd = 0 if source == "-" else _open(source, os.O_RDONLY | os.O_NOCTTY)
+    link = Link(LogSender.purpose)
+    with open_end(options) as stream:
+        sender = LogSender(LogInput(fd, stream, options.follow), link, options.spool)
+        converse(stream, link, sender, options.timeout, turn=1.0 if options.follow else None)
+    if sender.dropped:
+        print(f"{sender.dropped} lines were dropped: the spool was full", file=sys.stderr)
+    return 1 if sender.dropped else 0
+
+
+def _collect(options: argparse.Namespace, open_end: Opener) -> int:
+    output: BinaryIO = sys.stdout.buffer
+    if options.output not in (None, "-"):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY
+        output = os.fdopen(_open(options.output, flags), "wb")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    link = Link(LogCollector.purpose)
+    with open_end(options) as stream:
+        converse(stream, link, LogCollector(output, link, options.once, say), options.timeout)
+    return 0
+
+
+def console(program: str, words: list[str], add_address: Adder, open_end: Opener) -> int:
+    """`console`: this terminal on a port."""
+    parser = _parser(program, "Use a port from this terminal. The escape key and q leave, and ? tells what else.")
+    add_address(parser)
+    parser.add_argument("--escape", default="^]", metavar="KEY", help="the escape key (default: ^], that is Ctrl-])")
+    parser.add_argument(
+        "--exec", dest="command", nargs=argparse.REMAINDER, metavar="WORD",
+        help="run a program at this end of the port, on a terminal of its own, for each connection",
+    )  # fmt: skip
+    options = parser.parse_args(words)
+    try:
+        escape = parse_escape(options.escape)
+    except ValueError as error:
+        parser.error(str(error))
+    with open_end(options) as stream:
+        if options.command is not None:
+            serve_program(stream, options.command or [os.environ.get("SHELL", "/bin/sh")])
+        else:
+            if os.isatty(0):
+                print("[virtserial: Ctrl-] and q leave]" if escape == 0x1D else "[virtserial: console]", flush=True)
+            Console(stream, 0, 1, escape).run()
+    return 0
+
+
+def run(program: str, command: Callable[[], int]) -> int:
+    """Run a command; its exit status: 0 done, 1 not or not all of it, 130 for Ctrl-C."""
+    # A reader of ours that ends must not look like a failure of the port.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        return command()
+    except PortError as error:
+        print(f"{program}: {wire.printable(str(error))}", file=sys.stderr)
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"{program}: {text}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    return 1
+
+
+def _parser(program: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
+
+
+def _add_transfer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but what failed")
+    parser.add_argument("--progress", action="store_true", help="show progress though standard error is no terminal")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long without the other end")
+
+
+def _on_terminal(options: argparse.Namespace) -> bool:
+    return bool(options.progress) or (sys.stderr.isatty() and not options.quiet)
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _size(text: str) -> int:
+    factors = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
+    digits = text.rstrip("kKmMgGtT")
+    suffix = text[len(digits) :].lower()
+    if not digits.isdigit() or suffix not in factors:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write a number, then k, M, G or T")
+    return int(digits) * (1 << factors[suffix] if suffix else 1)
+
+
+def _amount(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,242 @@
+"""A terminal on a port: what is typed goes there raw, what comes is shown; or a program on the port's end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import termios
+import tty
+from typing import Callable, Iterator
+
+from .errors import PeerAway
+from .stream import Buffer, PortStream, advance
+
+ESCAPE = 0x1D
+"""Ctrl-], as of telnet and virsh."""
+HELP = "q: leave   r: tell the other end's shell the size of this terminal   s: send the escape key   ?: this"
+TYPED_AHEAD = 1 << 16
+
+
+class EscapeKeys:
+    """Finds the escape key and its command in what is typed."""
+
+    def __init__(self, escape: int = ESCAPE) -> None:
+        self._escape = escape
+        self._after_escape = False
+
+    def take(self, typed: bytes) -> tuple[bytes, list[str]]:
+        """What is to be sent, and the commands (q, r, ?) in it."""
+        send, commands = bytearray(), []
+        for byte in typed:
+            if self._after_escape:
+                self._after_escape = False
+                key = chr(byte).lower()
+                if key == "s" or byte == self._escape:
+                    send.append(self._escape)
+                else:
+                    commands.append(key if key in "qr.?" else "?")
+            elif byte == self._escape:
+                self._after_escape = True
+            else:
+                send.append(byte)
+        return bytes(send), ["q" if each == "." else each for each in commands]
+
+
+def parse_escape(text: str) -> int:
+    """The key of `^X` (Ctrl-X) or a single character.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if len(text) == 2 and text[0] == "^" and 0x3F <= ord(text[1].upper()) <= 0x5F:
+        return ord(text[1].upper()) ^ 0x40
+    if len(text) == 1 and ord(text) < 0x80:
+        return ord(text)
+    raise ValueError(f"{text!r} is no key: write ^] for Ctrl-], or one character")
+
+
+class Console:
+    """Joins a terminal and a port until the user leaves."""
+
+    def __init__(self, stream: PortStream, keyboard: int, screen: int, escape: int = ESCAPE) -> None:
+        """Take a port, and the descriptors that are typed on and shown to."""
+        self._stream = stream
+        self._keyboard, self._screen = keyboard, screen
+        self._keys = EscapeKeys(escape)
+        self._to_port: list[Buffer] = []
+        self._waiting = 0
+        self._present: bool | None = None
+        self._keyboard_open = True
+
+    def run(self) -> None:
+        """Serve until the escape key and q, or the end of what is typed where that is no terminal.
+
+        Raises:
+            PortRemoved: the port is gone.
+        """
+        poll = select.poll()
+        poll.register(self._stream.fileno(), select.POLLIN)
+        with _raw(self._keyboard), _size_changes(self._tell_size):
+            while True:
+                worked = self._from_port()
+                if self._to_port:
+                    taken = self._stream.send(self._to_port)
+                    self._to_port, self._waiting = advance(self._to_port, taken)
+                    worked = worked or taken > 0
+                if not self._keyboard_open and (not self._to_port or not self._stream.connected):
+                    return
+                if worked:
+                    continue
+                if self._keyboard_open and self._waiting < TYPED_AHEAD:
+                    poll.register(self._keyboard, select.POLLIN)
+                else:
+                    with contextlib.suppress(KeyError):
+                        poll.unregister(self._keyboard)
+                attempt = self._stream.next_attempt()
+                ready = dict(poll.poll(None if attempt is None else attempt * 1000 + 1))
+                if self._keyboard in ready and not self._typed():
+                    return
+                self._stream.wait(0)
+
+    def _from_port(self) -> bool:
+        present = self._stream.connected
+        data = self._stream.receive() if present else b""
+        if present and data == b"":
+            present = False
+        if present != self._present:
+            if self._present is not None or not present:
+                self._say("connected" if present else "the other end is away; waiting for it")
+            self._present = present
+            if present:
+                self._tell_size()
+        if not present:
+            self._stream.probe()
+        if data:
+            _write_all(self._screen, data)
+        return bool(data)
+
+    def _typed(self) -> bool:
+        """Take what was typed; False to leave."""
+        try:
+            typed = os.read(self._keyboard, 4096)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            typed = b""
+        if not typed:
+            self._keyboard_open = False
+            return bool(self._to_port)
+        data, commands = self._keys.take(typed) if os.isatty(self._keyboard) else (typed, [])
+        if data and self._present:
+            self._to_port.append(data)
+            self._waiting += len(data)
+        for command in commands:
+            if command == "q":
+                return False
+            if command == "r":
+                rows, columns = _size(self._keyboard)
+                self._to_port.append(b"stty rows %d cols %d\n" % (rows, columns))
+            else:
+                self._say(HELP)
+        return True
+
+    def _tell_size(self) -> None:
+        """A host end that is a pseudo-terminal can be told; others have no way for it but the command r."""
+        set_size = getattr(self._stream, "set_terminal_size", None)
+        if set_size is not None and os.isatty(self._keyboard):
+            set_size(*_size(self._keyboard))
+
+    def _say(self, text: str) -> None:
+        if os.isatty(self._keyboard):
+            _write_all(self._screen, f"\r\n[virtserial: {text}]\r\n".encode())
+
+
+def serve_program(stream: PortStream, command: list[str]) -> None:
+    """Run a program on a pseudo-terminal at the port's end, anew for every connection, until the port is gone.
+
+    Raises:
+        PortRemoved: the port is gone.
+    """
+    while True:
+        stream.wait_connected()
+        child, master = pty.fork()
+        if child == 0:
+            try:
+                os.execvp(command[0], command)
+            finally:
+                os._exit(127)
+        try:
+            _join(stream, master)
+        finally:
+            os.close(master)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGHUP)
+            os.waitpid(child, 0)
+        if stream.connected:
+            with contextlib.suppress(PeerAway):
+                stream.write(b"\r\n[the program has ended; another begins]\r\n", 10)
+
+
+def _join(stream: PortStream, master: int) -> None:
+    """Move bytes between a port and a pseudo-terminal until either end is away."""
+    os.set_blocking(master, False)
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLIN)
+    pending = b""
+    while True:
+        if not pending:
+            data = stream.receive(4096)
+            if data == b"":
+                return
+            pending = data or b""
+        with contextlib.suppress(BlockingIOError):
+            count = os.write(master, pending) if pending else 0
+            pending = pending[count:]
+            if count:
+                continue
+        poll.register(master, select.POLLIN | (select.POLLOUT if pending else 0))
+        ready = dict(poll.poll())
+        stream.wait(0)
+        if ready.get(master, 0) & ~select.POLLOUT:
+            try:
+                stream.write(os.read(master, 65536))
+            except (OSError, PeerAway):
+                return
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+@contextlib.contextmanager
+def _raw(fd: int) -> Iterator[None]:
+    if not os.isatty(fd):
+        yield
+        return
+    before = termios.tcgetattr(fd)
+    tty.setraw(fd)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _size_changes(tell: Callable[[], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGWINCH, lambda *_: tell())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+
+
+def _size(fd: int) -> tuple[int, int]:
+    rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
+    return rows or 24, columns or 80

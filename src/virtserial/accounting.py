@@ -1,0 +1,198 @@
+"""What the worker's system calls have moved, noted so that a successor can tell how far the last one came.
+
+Linux counts the bytes that a thread has read and written (/proc/PID/task/TID/io: rchar, wchar), and keeps the counts
+of a process that was killed until its parent has reaped it.  `send` and `recv` are not counted; `read`, `write` and
+their kin are.  So before it moves a batch the worker notes what the count is and whose batch it is; if it is killed
+then, the difference between the kernel's count and the note is what the batch's one system call has moved: nothing,
+all or a part.
+
+The count is not asked of the kernel for every batch, which would be a system call more.  Whoever reads or writes
+adds to `account` what it moved, or says that it cannot tell (`account.stray`): then the kernel is asked before the next
+batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import NamedTuple
+
+from virtserial.errors import StateError
+
+log = logging.getLogger("virtserial.accounting")
+
+LEDGER_SIZE = 64
+"""Bytes of shared memory a ledger needs."""
+
+# What a note is about.
+WRITE = 1
+"""Bytes of a transmitq, to a host end."""
+READ = 2
+"""Bytes of a host end, to a receiveq."""
+REPLY = 3
+"""A reply to the VMM."""
+CONSUME = 4
+"""A message of the VMM, taken off its socket."""
+
+_EXACT = 8
+
+
+class Account:
+    """What the main thread of this process has read and written, in bytes, as the kernel counts it.
+
+    Attributes:
+        read: bytes read.
+        written: bytes written.
+        stray: somebody has read or written without adding to these.
+    """
+
+    __slots__ = ("read", "stray", "written")
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.written = 0
+        self.stray = True
+
+
+account = Account()
+
+
+class Note(NamedTuple):
+    """What a killed worker was about.
+
+    Attributes:
+        kind: WRITE, READ, REPLY or CONSUME.
+        exact: the system call moves the bytes of the batch and no others.
+        controller: whose.
+        queue: the queue's index; 0 for messages.
+        progress: where the queue, or the message, stood before.
+        moved: bytes that the system call has moved.
+    """
+
+    kind: int
+    exact: bool
+    controller: int
+    queue: int
+    progress: int
+    moved: int
+
+
+class Ledger:
+    """Notes of the batch and of the message that are under way; while one is, nothing else of its kind is.
+
+    Args:
+        memory: LEDGER_SIZE bytes that outlive the process.
+        counts_fd: tells what the kernel has counted of this process (`open_counts`); -1: nothing does.
+    """
+
+    def __init__(self, memory: memoryview, counts_fd: int = -1) -> None:
+        self._words = memory.cast("B").cast("Q")
+        self._counts_fd = counts_fd
+
+    @staticmethod
+    def key(controller: int, queue: int) -> int:
+        """What `begin` takes for a queue."""
+        return controller << 24 | queue << 8
+
+    def begin_write(self, key: int, progress: int, exact: bool) -> None:
+        """The next system call writes a batch of this queue, which stands at `progress`."""
+        if account.stray:
+            self.audit()
+        words = self._words
+        words[1] = account.written
+        words[2] = progress
+        words[0] = key | WRITE | _EXACT if exact else key | WRITE
+
+    def begin_read(self, key: int, progress: int, exact: bool) -> None:
+        """The next system call reads a batch for this queue, which stands at `progress`."""
+        if account.stray:
+            self.audit()
+        words = self._words
+        words[1] = account.read
+        words[2] = progress
+        words[0] = key | READ | _EXACT if exact else key | READ
+
+    def end(self) -> None:
+        """The batch is done, and the queue's own registers say so."""
+        self._words[0] = 0
+
+    def begin_message(self, kind: int, controller: int, progress: int) -> None:
+        """The next system call sends a reply (REPLY), or takes a message off the socket (CONSUME)."""
+        self.audit()
+        words = self._words
+        words[5] = account.written if kind == REPLY else account.read
+        words[6] = progress
+        words[4] = self.key(controller, 0) | kind | _EXACT
+
+    def end_message(self) -> None:
+        """The message is done, and the journal says so."""
+        self._words[4] = 0
+
+    def audit(self) -> None:
+        """Ask the kernel what the counts are.
+
+        A count that has changed although nobody has said so is a mistake of ours, and logged.
+        """
+        if self._counts_fd < 0:
+            return
+        read, written, told = read_counts(self._counts_fd)
+        nobodys = read - account.read, written - account.written
+        # The kernel adds what telling it took afterwards.
+        account.read, account.written = read + told, written
+        was_stray, account.stray = account.stray, False
+        if any(nobodys) and not was_stray:
+            log.error("internal error: %d bytes read and %d written are in nobody's account", *nobodys)
+            account.stray = True
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._words.release()
+
+    def take_notes(self, read: int, written: int) -> list[Note]:
+        """Return what its writer was about when it was killed, and forget it.
+
+        Args:
+            read, written: the kernel's last counts of that process.
+
+        Raises:
+            StateError: the ledger makes no sense.
+        """
+        notes = []
+        for base in (0, 4):
+            token, before, progress = self._words[base : base + 3]
+            self._words[base] = 0
+            if not token:
+                continue
+            kind = token & 7
+            if kind not in (WRITE, READ, REPLY, CONSUME):
+                raise StateError(f"ledger: token {token:#x}")
+            moved = (written if kind in (WRITE, REPLY) else read) - before
+            notes.append(Note(kind, bool(token & _EXACT), token >> 24, token >> 8 & 0xFFFF, progress, moved))
+        return notes
+
+
+def nowhere() -> Ledger:
+    """A ledger for devices whose process has no successor."""
+    return Ledger(memoryview(bytearray(LEDGER_SIZE)))
+
+
+def open_counts(pid: int) -> int:
+    """Return a descriptor from which `read_counts` reads, of a process that lives.
+
+    To be opened in good time: what a zombie's files belong to is root.
+
+    Raises:
+        OSError: the kernel has no such counts (CONFIG_TASK_IO_ACCOUNTING).
+    """
+    return os.open(f"/proc/{pid}/task/{pid}/io", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def read_counts(fd: int) -> tuple[int, int, int]:
+    """Return the bytes read and written by the main thread of a process, and how many bytes telling it took.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    text = os.pread(fd, 256, 0)
+    words = text.split()
+    return int(words[1]), int(words[3]), len(text)

@@ -1,0 +1,33 @@
+"""Opening a file by its path, or by a path that stands for a descriptor this process has (`/proc/self/fd/N`)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+
+OWN_DESCRIPTOR = re.compile(r"/proc/self/fd/([0-9]{1,9})")
+
+
+def open_path(path: str, flags: int) -> int:
+    """Return a descriptor that never waits; flags: os.O_RDONLY, O_WRONLY, O_CREAT, O_TRUNC, O_APPEND.
+
+    A descriptor is duplicated, as QEMU does with those of its sets: to open its file anew takes a right that only who
+    passed it may have had.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    matched = OWN_DESCRIPTOR.fullmatch(path)
+    if matched is None:
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    fd = os.dup(int(matched[1]))
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK | (flags & os.O_APPEND))
+        if flags & os.O_TRUNC and stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, 0)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

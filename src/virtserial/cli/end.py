@@ -1,0 +1,51 @@
+"""What the commands that use a port have in common: which end of which port, by its address or by a name."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.client.address import parse_address
+from virtserial.client.host_end import HostEnd
+from virtserial.client.monitor import Monitor
+from virtserial.errors import ConfigError
+from virtserial.guest.guest_port import GuestPort
+from virtserial.guest.ports import find_port, list_ports
+
+if TYPE_CHECKING:
+    import argparse
+
+    from virtserial.guest.stream import EpollStream
+
+EPILOG_OF_ADDRESS = (
+    "the host's end: unix:PATH, tcp:HOST:PORT, pty:PATH, the path of a socket or terminal, or with --monitor the "
+    "port's name or id; in a guest: the port's name or its device's path"
+)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """The argument that says which port, and the option for the monitor that knows it."""
+    parser.add_argument("port", metavar="PORT", help=EPILOG_OF_ADDRESS)
+    parser.add_argument("--monitor", metavar="QMP", help="a QMP socket that knows where the host's end of PORT is")
+
+
+def open_end(options: argparse.Namespace) -> EpollStream:
+    """The end that add_address()'s words name.
+
+    Raises:
+        ConfigError: there is no such port, or its host end is nothing to connect to.
+    """
+    text: str = options.port
+    if options.monitor:
+        with Monitor(options.monitor) as monitor:
+            port = monitor.find_port(text)
+        if not port.host_end:
+            raise ConfigError(f"port {text!r} has no host end")
+        if not port.host_end.startswith(("unix:", "tcp:", "pty:")):
+            raise ConfigError(f"the host end of port {text!r} is {port.host_end}: nothing to connect to")
+        return HostEnd(port.host_end)
+    if text.startswith(("unix:", "tcp:", "pty:")):
+        return HostEnd(text)
+    if any(text in (port.name, port.path, os.path.basename(port.path)) for port in list_ports() if text):
+        return GuestPort(find_port(text).path)
+    return HostEnd(parse_address(text))

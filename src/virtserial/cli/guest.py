@@ -1,0 +1,171 @@
+"""`virtserial guest`: the driver half, for where the kernel's virtio_console is absent or unwanted."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from virtserial.errors import ConfigError, PeerError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Sequence
+
+    from virtserial.driver.attachment import DeviceSession, Shape
+
+USAGE = """usage: virtserial guest attach DEVICE... [--as cuse|pty|socket|auto] [--run-dir DIR] [--mode MODE]
+                               [--owner USER] [--group GROUP] [--ready-fd FD]
+       virtserial guest bind ADDRESS...
+       virtserial guest unbind ADDRESS...
+
+attach drives virtio console devices from this process until SIGTERM or SIGINT.  A DEVICE is the path of a vfio-user
+socket, or the PCI address (0000:00:05.0) of a function that vfio-pci has.  Their ports are shown
+
+  --as cuse     as character devices /dev/vportDpN with links /dev/virtio-ports/NAME (Linux: CONFIG_CUSE, root)
+  --as pty      as pseudo-terminals DIR/vportDpN, links DIR/virtio-ports/NAME
+  --as socket   as unix sockets, under the same names
+  --as auto     (default) as cuse where that is possible, else as pty
+
+and consoles as terminals, /dev/hvcK or DIR/hvcK, for a getty.  A port's name stands in
+DIR/class/virtio-ports/vportDpN/name.  DIR is /run/virtserial, or $XDG_RUNTIME_DIR/virtserial for who is not root.
+
+bind gives PCI functions to vfio-pci, unbind gives them back to the driver that the system chooses.
+"""
+DEV = Path("/dev")
+
+
+def run(words: Sequence[str]) -> int:
+    """Run `virtserial guest WORDS`; return the exit status."""
+    commands = {"attach": attach, "bind": bind, "unbind": unbind}
+    if not words or words[0] in ("-h", "--help", "-help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] not in commands:
+        print(f"virtserial guest: {words[0]!r} is not a command; `virtserial guest --help` lists them", file=sys.stderr)
+        return 2
+    try:
+        return commands[words[0]](words[1:])
+    except PeerError as error:
+        raise ConfigError(f"guest: {error}") from error
+
+
+def bind(words: Sequence[str]) -> int:
+    """Give PCI functions to vfio-pci."""
+    from virtserial.driver.pci_binding import PciBinding
+
+    for address in _addresses("bind", words):
+        before = PciBinding(address).bind()
+        print(f"{address}: vfio-pci has it" + (f", {before} had it" if before else ""))
+    return 0
+
+
+def unbind(words: Sequence[str]) -> int:
+    """Give PCI functions back."""
+    from virtserial.driver.pci_binding import PciBinding
+
+    for address in _addresses("unbind", words):
+        now = PciBinding(address).unbind()
+        print(f"{address}: {now or 'no driver'} has it")
+    return 0
+
+
+def _addresses(command: str, words: Sequence[str]) -> list[str]:
+    from virtserial.driver.pci_binding import full_address
+
+    if not words:
+        raise ConfigError(f"guest {command}: give PCI addresses")
+    addresses = [full_address(word) for word in words]
+    for word, address in zip(words, addresses, strict=True):
+        if address is None:
+            raise ConfigError(f"guest {command}: {word!r} is no PCI address, as 0000:00:05.0 is one")
+    return [address for address in addresses if address is not None]
+
+
+def attach(words: Sequence[str]) -> int:
+    """Drive devices until a signal comes."""
+    options = _attach_options(words)
+    shape = _shape(options.shape)
+
+    from virtserial.driver.attachment import DeviceSession, NodeMakers, stopped_by_signals
+    from virtserial.driver.run_directory import RunDirectory
+    from virtserial.loop import EventLoop
+
+    cuse = None
+    first = 0
+    state: Path = options.run_dir
+    directory = RunDirectory(DEV if shape == "cuse" else state, state)
+    loop = EventLoop()
+    if shape == "cuse":
+        from virtserial.driver.cuse_ports import CuseDevices, NodeRights, first_free_device
+
+        rights = NodeRights(options.mode, _id("user", options.owner), _id("group", options.group))
+        cuse = CuseDevices(loop, directory, rights)
+        first = first_free_device()
+    makers = NodeMakers(shape, loop, directory, cuse)
+    sessions: list[DeviceSession] = []
+    try:
+        with stopped_by_signals(loop):
+            for number, device in enumerate(options.devices, first):
+                sessions.append(DeviceSession(loop, device, number, makers, _say))
+                sessions[-1].open()
+            _say(f"ready: {len(sessions)} {'device' if len(sessions) == 1 else 'devices'}, ports as {shape}")
+            if options.ready_fd is not None:
+                os.close(options.ready_fd)
+            loop.run()
+    finally:
+        for session in sessions:
+            session.close()
+        if cuse is not None:
+            cuse.close()
+        directory.close()
+        loop.close()
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _attach_options(words: Sequence[str]) -> Namespace:
+    from argparse import ArgumentParser
+
+    from virtserial.daemon.run_directory import run_directory
+
+    parser = ArgumentParser(prog="virtserial guest attach", usage=USAGE)
+    parser.add_argument("devices", nargs="+")
+    parser.add_argument("--as", dest="shape", choices=("cuse", "pty", "socket", "auto"), default="auto")
+    parser.add_argument("--run-dir", type=Path, default=Path(run_directory()))
+    parser.add_argument("--mode", type=lambda text: int(text, 8), default=0o600)
+    parser.add_argument("--owner")
+    parser.add_argument("--group")
+    parser.add_argument("--ready-fd", type=int)
+    options = parser.parse_args(words)
+    if not 0 <= options.mode <= 0o777:
+        raise ConfigError(f"guest attach: --mode {options.mode:o}: 0 to 777")
+    return options
+
+
+def _shape(wanted: str) -> Shape:
+    if wanted == "auto":
+        from virtserial.driver.cuse_channel import cuse_available
+
+        return "cuse" if cuse_available() and os.access(DEV, os.W_OK) else "pty"
+    shapes: dict[str, Shape] = {"cuse": "cuse", "pty": "pty", "socket": "socket"}
+    return shapes[wanted]
+
+
+def _id(kind: str, name: str | None) -> int:
+    """The number of a user or group; -1 for none."""
+    if name is None:
+        return -1
+    if name.isdecimal():
+        return int(name)
+    import grp
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError(f"guest attach: there is no {kind} {name!r}") from None

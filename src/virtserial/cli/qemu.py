@@ -1,0 +1,104 @@
+"""`virtserial-qemu`: QEMU's command line, with the virtio-serial controllers served by virtserial."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.dropin.plan import Plan
+
+EXPLAIN = "--explain"
+NAME = "virtserial-qemu"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Become QEMU with the given words; return 1 if that cannot be, 0 after --explain."""
+    # Ctrl-C ends a program that has not started anything yet, without a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words[:1] == [EXPLAIN]:
+            explain(words[1:])
+        else:
+            run(words)
+    except ConfigError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(words: Sequence[str]) -> None:
+    """Become QEMU; does not return.
+
+    Raises:
+        ConfigError: that cannot be; nothing is left running.
+    """
+    from virtserial.dropin.launch import Streams, become_qemu, choose_run_directory, execute, start
+    from virtserial.dropin.plan import make_plan
+    from virtserial.dropin.program import VersionCheck, architecture_of, find_program
+
+    architecture = architecture_of(sys.argv[0])
+    program = find_program(architecture, sys.argv[0])
+    streams = Streams()
+    run_directory = choose_run_directory()
+    plan = make_plan(words, run_directory=run_directory, connect=streams.connect, architecture=architecture)
+    for remark in plan.remarks:
+        print(f"{NAME}: {remark}", file=sys.stderr)
+    if plan.untouched is not None:
+        execute(program, words)
+    version = VersionCheck(program)
+    start(plan, streams, run_directory)
+    version.finish()
+    become_qemu(program, plan, streams)
+
+
+def explain(words: Sequence[str]) -> None:
+    """Print what QEMU would get, an option a line, and what is whose.
+
+    Raises:
+        ConfigError: what the words ask for cannot be.
+    """
+    from virtserial.dropin.launch import FIRST_DESCRIPTOR, choose_run_directory
+    from virtserial.dropin.plan import make_plan
+    from virtserial.dropin.program import architecture_of, find_program
+
+    architecture = architecture_of(sys.argv[0])
+    streams: list[str] = []
+
+    def connect(name: str) -> int:
+        streams.append(name)
+        return FIRST_DESCRIPTOR + len(streams) - 1
+
+    plan = make_plan(words, run_directory=choose_run_directory(), connect=connect, architecture=architecture)
+    try:
+        program = find_program(architecture, sys.argv[0])
+    except ConfigError:
+        program = f"qemu-system-{architecture}"
+    print(shlex.quote(program) + "".join(f" \\\n  {line}" for line in _lines(plan)))
+    if plan.untouched is not None:
+        print(f"# as it was given: {plan.untouched}")
+    for text in (*plan.decisions, *plan.remarks):
+        print(f"# {text}")
+    for number, name in enumerate(streams):
+        print(f"# descriptor {FIRST_DESCRIPTOR + number}: {name}")
+
+
+def _lines(plan: Plan) -> list[str]:
+    from virtserial.dropin.command_line import split
+
+    options = split(plan.words)
+    if options is None:
+        return [shlex.quote(word) for word in plan.words]
+    return [shlex.join(option.emitted) for option in options]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""`virtserial restore`: have a controller of a running process go on with a state from a file."""
+
+from __future__ import annotations
+
+import os
+
+from virtserial.cli.monitor_client import MonitorClient
+from virtserial.cli.save import Options
+from virtserial.errors import ConfigError
+
+USAGE = """usage: virtserial restore --monitor SOCKET [--id ID] FILE
+
+  --monitor SOCKET      the QMP socket of the process (its -qmp unix:SOCKET,server=on,wait=off)
+  --id ID               the controller; not needed if there is only one
+
+The controller must have the ports and vectors of the one that was saved, and no driver yet.  It goes on as soon as its
+VMM has connected and mapped guest memory.  QEMU resets a device when it connects, and so cannot use this.
+"""
+
+
+def run(words: list[str]) -> int:
+    """Restore.
+
+    Raises:
+        ConfigError: it cannot be done; the controller is as after a reset.
+    """
+    options = Options(words, USAGE)
+    if options.help or options.monitor is None or options.file is None:
+        return 0 if options.help else 2
+    try:
+        fd = os.open(options.file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{options.file}: {error.strerror}") from error
+    try:
+        with MonitorClient(options.monitor) as monitor:
+            monitor.execute("getfd", {"fdname": "state"}, fd)
+            monitor.execute("x-virtserial-restore", {**options.arguments(), "fdname": "state"})
+    finally:
+        os.close(fd)
+    return 0

@@ -1,0 +1,370 @@
+"""Keeps one worker running: starts it, notices that it has died or hangs, puts another in its place, now or on request.
+
+A worker that dies leaves notes of what it was killed over; one that stops on request leaves what it had not yet
+handed on.  Its successor gets both.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, cast
+
+from virtserial.chardev.preparation import import_host_ends
+from virtserial.daemon.worker_process import SEND_TIMEOUT, WorkerProcess
+from virtserial.errors import ConfigError, StateError
+from virtserial.loop import EPOLLIN
+from virtserial.memory.state import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from virtserial.daemon.channel import Channel, Message
+    from virtserial.loop import EventLoop, Timer
+
+log = logging.getLogger("virtserial.keeper")
+
+RESTART_DELAYS = (0.0, 0.05, 0.2, 0.5, 1.0)
+"""Seconds before a worker that died young is started again: the n-th time in a row.  QEMU waits 5 s for an answer."""
+YOUNG = 2.0
+START_TIMEOUT = 20.0
+"""Seconds for a worker to read its code and that of handlers."""
+READ_AHEAD_DELAY = 0.2
+STOP_TIMEOUT = 3.0
+"""Seconds for a worker to stop for its successor; then it is killed, which loses nothing either."""
+
+
+class Supervisor:
+    """
+    Args:
+        loop: the keeper's.
+        parent: what a forked worker inherits.
+        configure: tells a new worker everything, by `send`, up to "go".
+        handle: takes what a worker says; the descriptors that it leaves in the list are closed.
+
+    Attributes:
+        worker: the process, None while there is none.
+        restarts: workers that died and were replaced.
+        upgrades: workers that were replaced on request.
+        refusal: why the last request for an upgrade came to nothing, or None.
+        inheritance: messages for the next worker, which its predecessors left.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        parent: object,
+        configure: Callable[[], None],
+        handle: Callable[[Message, list[int]], None],
+    ) -> None:
+        self.worker: WorkerProcess | None = None
+        self.restarts = 0
+        self.upgrades = 0
+        self.refusal: str | None = None
+        self.inheritance: list[Message] = []
+        self._loop = loop
+        self._parent = parent
+        self._configure = configure
+        self._handle = handle
+        self._successor: WorkerProcess | None = None
+        self._successor_ready = False
+        self._stopping = False
+        self._started = 0.0
+        self._young_deaths = 0
+        self._pings = self._pongs = 0
+        self._restart_timer: Timer | None = None
+        self._hang_timer: Timer | None = None
+        self._change_timer: Timer | None = None
+        self._requests = 0
+        self._answer: Message | None = None
+        self._closing = False
+        self._sandbox_told = False
+
+    # Life
+
+    def start(self) -> None:
+        """Start a worker, or let the one that waits for its turn begin.
+
+        Raises:
+            OSError: no process can be started.
+        """
+        self._cancel(self._change_timer)
+        self._cancel(self._hang_timer)
+        self._hang_timer = None
+        self._stopping = False
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            self._unwatch(successor)
+        worker = self.worker = successor or WorkerProcess.fork(self._parent)
+        self._started = time.monotonic()
+        self._loop.watch(worker.channel.fileno(), EPOLLIN, self._worker_spoke)
+        self._loop.watch(worker.pidfd, EPOLLIN, self._worker_exited)
+        self._pings = self._pongs = 0
+        self._ping(START_TIMEOUT)
+        self._configure()
+
+    def close(self) -> None:
+        """End the worker for good: a word first, then by force."""
+        self._closing = True
+        for timer in (self._restart_timer, self._change_timer, self._hang_timer):
+            self._cancel(timer)
+        self._dismiss_successor()
+        worker, self.worker = self.worker, None
+        if worker is None:
+            return
+        self._unwatch(worker)
+        worker.channel.close()
+        poll = select.poll()
+        poll.register(worker.pidfd, select.POLLIN)
+        if not poll.poll(1000):
+            worker.kill()
+            poll.poll()
+        worker.bury()
+
+    def _unwatch(self, worker: WorkerProcess) -> None:
+        self._loop.unwatch(worker.channel.fileno())
+        self._loop.unwatch(worker.pidfd)
+
+    @staticmethod
+    def _cancel(timer: Timer | None) -> None:
+        if timer is not None:
+            timer.cancel()
+
+    def _worker_exited(self, _: int) -> None:
+        worker, self.worker = self.worker, None
+        assert worker is not None
+        self._unwatch(worker)
+        self._drain(worker.channel)
+        status, notes = worker.bury()
+        if self._closing:
+            return
+        self.inheritance += [{"type": "interrupted", **note._asdict()} for note in notes]
+        code = os.waitstatus_to_exitcode(status)
+        if self._stopping and code == 0:
+            self.upgrades += 1
+            log.info("worker %d has stopped; a new one takes over", worker.pid)
+            self._start_or_try_again()
+            return
+        self.restarts += 1
+        young = time.monotonic() - self._started < YOUNG
+        self._young_deaths = self._young_deaths + 1 if young else 0
+        delay = RESTART_DELAYS[min(self._young_deaths, len(RESTART_DELAYS) - 1)]
+        cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        log.error("worker %d %s; a new one takes over", worker.pid, cause)
+        if not self._successor_ready:
+            self._dismiss_successor()
+        self._restart_timer = self._loop.call_later(delay, self._start_or_try_again)
+
+    def _start_or_try_again(self) -> None:
+        try:
+            self.start()
+        except OSError as error:
+            log.error("no worker can be started: %s", error.strerror)
+            self._restart_timer = self._loop.call_later(RESTART_DELAYS[-1], self._start_or_try_again)
+
+    # Another in its place
+
+    @property
+    def changing(self) -> bool:
+        """Whether an upgrade is under way."""
+        return self._successor is not None or self._stopping
+
+    def upgrade(self) -> None:
+        """Put a worker of the code that is installed now in the place of the one that runs; returns at once.
+
+        The new one reads its code first, while the old one serves.  If it cannot, the old one goes on.
+
+        Raises:
+            ConfigError: one is under way already, or no process can be started.
+        """
+        if self.changing:
+            raise ConfigError("the worker is being replaced already")
+        self.refusal = None
+        try:
+            successor = self._successor = WorkerProcess.spawn()
+        except OSError as error:
+            raise ConfigError(f"no worker can be started: {error.strerror}") from error
+        self._successor_ready = False
+        self._loop.watch(successor.channel.fileno(), EPOLLIN, self._successor_spoke)
+        self._loop.watch(successor.pidfd, EPOLLIN, lambda _: self._refuse("it ended before it was ready"))
+        self._change_timer = self._loop.call_later(
+            START_TIMEOUT, lambda: self._refuse(f"it was not ready within {START_TIMEOUT:g} s")
+        )
+
+    def replace(self) -> None:
+        """Put another worker of the same code in the place of the one that runs, if one does."""
+        if self.worker is not None and not self.changing:
+            self._stop_worker()
+
+    def _successor_spoke(self, _: int) -> None:
+        successor = self._successor
+        if successor is None or self._successor_ready:
+            return
+        try:
+            received = successor.channel.receive()
+        except (EOFError, StateError):
+            self._refuse("it ended before it was ready")
+            return
+        if received is None:
+            return
+        message, _fds = received
+        if message.get("type") != "ready" or message.get("state_version") != VERSION:
+            self._refuse(
+                f"it keeps its state in another form (version {message.get('state_version')}, not {VERSION}): "
+                "it can serve only after a stop and a start"
+            )
+            return
+        self._successor_ready = True
+        self._cancel(self._change_timer)
+        if self.worker is not None:
+            self._stop_worker()
+
+    def _stop_worker(self) -> None:
+        self._stopping = True
+        self.send({"type": "stop"})
+        self._change_timer = self._loop.call_later(STOP_TIMEOUT, self._kill_worker)
+
+    def _kill_worker(self) -> None:
+        if self.worker is not None:
+            self.worker.kill()
+
+    def _refuse(self, why: str) -> None:
+        self.refusal = f"the new worker was not taken: {why}"
+        log.error("%s", self.refusal)
+        self._dismiss_successor()
+
+    def _dismiss_successor(self) -> None:
+        self._cancel(self._change_timer)
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            self._unwatch(successor)
+            successor.kill()
+            successor.bury()
+
+    # What it is told
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        """Send to the worker.  One that is gone or hung is replaced, and its successor told everything anew."""
+        if self.worker is None:
+            return
+        try:
+            self.worker.channel.send(message, fds)
+        except BlockingIOError:
+            self._kill_hung_worker()
+        except OSError:
+            return  # its end is on its way to us
+        if self._hang_timer is None:
+            self._ping(SEND_TIMEOUT)
+
+    def ping(self) -> None:
+        """Find out whether the worker hangs."""
+        if self._hang_timer is None:
+            self._ping(SEND_TIMEOUT)
+
+    def _ping(self, timeout: float) -> None:
+        self._pings += 1
+        self._hang_timer = self._loop.call_later(timeout, self._look_whether_it_hangs)
+        self.send({"type": "ping", "number": self._pings})
+
+    def _look_whether_it_hangs(self) -> None:
+        self._hang_timer = None
+        if self.worker is not None and self._pongs != self._pings:
+            self._kill_hung_worker()
+
+    def _kill_hung_worker(self) -> None:
+        assert self.worker is not None
+        log.error("worker %d has not read its channel for %d s: it is replaced", self.worker.pid, SEND_TIMEOUT)
+        self.worker.kill()
+
+    def ask(self, message: Message, fds: Sequence[int] = ()) -> Message:
+        """Send a request and wait for its answer; what else the worker says meanwhile is handled.
+
+        Raises:
+            ConfigError: it has ended, or does not answer.
+        """
+        worker = self.worker
+        poll = select.poll()
+        if worker is not None:
+            poll.register(worker.channel, select.POLLIN)
+        self._requests += 1
+        self._answer = None
+        self.send({**message, "request": self._requests}, fds)
+        deadline = time.monotonic() + SEND_TIMEOUT
+        while worker is not None and worker is self.worker:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not poll.poll(remaining * 1000):
+                raise ConfigError(f"the worker has not answered for {SEND_TIMEOUT} s")
+            if not self._drain(worker.channel):
+                break
+            if self._answer is not None and self._answer["request"] == self._requests:
+                return self._answer
+        raise ConfigError("the worker has just ended; another one will take over")
+
+    # What it says
+
+    def hear(self) -> None:
+        """Handle what the worker has said by now."""
+        self._worker_spoke(EPOLLIN)
+
+    def _worker_spoke(self, _: int) -> None:
+        if self.worker is not None and not self._drain(self.worker.channel):
+            # End of file without an exit: it has closed its end, so it is useless.
+            self._loop.unwatch(self.worker.channel.fileno())
+            self.worker.kill()
+
+    def _drain(self, channel: Channel) -> bool:
+        """Handle everything that has arrived; False at end of file."""
+        while True:
+            try:
+                received = channel.receive()
+            except EOFError:
+                return False
+            except StateError as error:
+                log.error("worker: %s", error)
+                continue
+            if received is None:
+                return True
+            message, fds = received
+            try:
+                self._hear(message, fds)
+            except (KeyError, IndexError, TypeError, ValueError, StateError) as error:
+                log.error("worker: message %s makes no sense: %r", message.get("type"), error)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _hear(self, message: Message, fds: list[int]) -> None:
+        kind = message["type"]
+        if kind == "pong":
+            self._pongs = cast(int, message["number"])
+            if self._pongs == self._pings:
+                self._cancel(self._hang_timer)
+                self._hang_timer = None
+        elif kind == "going":
+            # What its predecessors left is done.
+            self.inheritance.clear()
+            self._loop.call_later(READ_AHEAD_DELAY, self._read_ahead)
+        elif kind == "backlog":
+            self.inheritance.append(message)
+        elif kind == "confined":
+            self._tell_sandbox(cast("list[str]", message["lacking"]))
+        elif kind == "answer":
+            self._answer = message
+        elif kind != "ready":
+            self._handle(message, fds)
+
+    @staticmethod
+    def _read_ahead() -> None:
+        """Import here what a worker imports, so that the next one, a copy of this process, is there at once."""
+        import virtserial.daemon.sandbox  # noqa: F401
+
+        import_host_ends()
+
+    def _tell_sandbox(self, lacking: list[str]) -> None:
+        if not self._sandbox_told:
+            self._sandbox_told = True
+            for what in lacking:
+                log.warning("sandbox: this system lacks %s; the worker runs without", what)

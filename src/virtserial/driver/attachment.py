@@ -1,0 +1,174 @@
+"""Devices in use by this process: opened, shown as nodes, and opened again after they were lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from virtserial.driver.pci_binding import full_address
+from virtserial.driver.port_nodes import PortNodes
+from virtserial.errors import ConfigError, PeerError
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from virtserial.driver.console_driver import ConsoleDriver, DriverListener
+    from virtserial.driver.cuse_ports import CuseDevices
+    from virtserial.driver.port_nodes import PortNode
+    from virtserial.driver.ports import Port
+    from virtserial.driver.run_directory import RunDirectory
+    from virtserial.loop import EventLoop, Timer
+
+RETRY_SECONDS = 1.0
+
+Shape = Literal["cuse", "pty", "socket"]
+
+
+def open_device(name: str, loop: EventLoop, listener: DriverListener) -> ConsoleDriver:
+    """A driver for the device of that PCI address (by the kernel's VFIO), or behind that vfio-user socket.
+
+    Raises:
+        ConfigError, PeerError: it cannot be used.
+    """
+    address = full_address(name)
+    if address is not None:
+        from virtserial.driver.vfio_device import open_vfio_device
+
+        return open_vfio_device(address, loop, listener)
+    from virtserial.driver.vfio_user_device import open_vfio_user_device
+
+    return open_vfio_user_device(name, loop, listener)
+
+
+class NodeMakers:
+    """Makes nodes of one shape.
+
+    Args:
+        cuse: the process's character devices, for the shape "cuse".
+    """
+
+    def __init__(
+        self, shape: Shape, loop: EventLoop, directory: RunDirectory, cuse: CuseDevices | None = None
+    ) -> None:
+        self._shape = shape
+        self._loop = loop
+        self._directory = directory
+        self._cuse = cuse
+
+    def node(self, port: Port, node: str) -> PortNode:
+        """A port's node, not yet open."""
+        if self._shape == "cuse":
+            from virtserial.driver.cuse_ports import CusePort
+
+            assert self._cuse is not None
+            return CusePort(self._cuse, port, node)
+        if self._shape == "socket":
+            from virtserial.driver.socket_ports import SocketPort
+
+            return SocketPort(self._loop, self._directory, port, node)
+        from virtserial.driver.pty_ports import PtyPort
+
+        return PtyPort(self._loop, self._directory, port, node)
+
+    @property
+    def console(self) -> Callable[[Port, str], PortNode] | None:
+        """Makes a console's terminal beside its node; None where the node is one."""
+        if self._shape == "pty":
+            return None
+        from virtserial.driver.pty_ports import ConsoleTerminal
+
+        return lambda port, node: ConsoleTerminal(self._loop, self._directory, port, node)
+
+
+class DeviceSession:
+    """One device, kept in use.
+
+    Args:
+        name: a PCI address or the path of a vfio-user socket.
+        number: the D of vportDpN.
+        report: takes a line whenever something happens that a person may want to know.
+    """
+
+    def __init__(
+        self, loop: EventLoop, name: str, number: int, makers: NodeMakers, report: Callable[[str], None]
+    ) -> None:
+        self._loop = loop
+        self._name = name
+        self._report = report
+        self._driver: ConsoleDriver | None = None
+        self._retry: Timer | None = None
+        self._nodes = PortNodes(
+            number,
+            makers.node,
+            makers.console,
+            announce=self._announce,
+            report=report,
+            failed=self._device_failed,
+        )
+
+    def open(self) -> None:
+        """Open the device and start the driver.
+
+        Raises:
+            ConfigError, PeerError: it cannot be used now.
+        """
+        driver = open_device(self._name, self._loop, self._nodes)
+        try:
+            driver.start()
+        except BaseException:
+            driver.close()
+            raise
+        self._driver = driver
+
+    def close(self) -> None:
+        """Reset the device and let go of it."""
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
+
+    def _announce(self, link: str, port: Port) -> None:
+        self._report(f"{link}: port {port.number} of {self._name}")
+
+    def _device_failed(self, error: PeerError) -> None:
+        if self._driver is None:
+            return  # It failed while it was being opened, which raises.
+        self._report(f"{self._name}: {error}")
+        # Not from inside the driver's own call.
+        self._retry = self._loop.call_later(0, self._let_go)
+
+    def _let_go(self) -> None:
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
+        self._retry = self._loop.call_later(RETRY_SECONDS, self._open_again)
+
+    def _open_again(self) -> None:
+        try:
+            self.open()
+        except (PeerError, ConfigError):
+            self._retry = self._loop.call_later(RETRY_SECONDS, self._open_again)
+        else:
+            self._report(f"{self._name}: in use again")
+
+
+@contextmanager
+def stopped_by_signals(loop: EventLoop) -> Iterator[None]:
+    """SIGTERM and SIGINT end `loop.run`."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    old_wakeup_fd = signal.set_wakeup_fd(write_fd)
+    old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    loop.watch(read_fd, EPOLLIN, lambda _events: loop.stop())
+    try:
+        yield
+    finally:
+        loop.unwatch(read_fd)
+        signal.set_wakeup_fd(old_wakeup_fd)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        os.close(read_fd)
+        os.close(write_fd)

@@ -1,0 +1,115 @@
+"""Where ports are found by name: nodes, links and name files, as Linux and udev lay them out under /dev and /sys.
+
+    PATH/vportDpN                         the port (who makes the node says what it is)
+    PATH/virtio-ports/NAME -> ../vportDpN for a name that can be a file's
+    PATH/hvcK                             the K-th console
+    STATE/class/virtio-ports/vportDpN/name
+
+A device chooses the names, and it is not trusted: nothing is made outside of these folders, nothing that is somebody
+else's is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from virtserial.driver.ports import file_name
+from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from virtserial.driver.ports import Port
+
+MAX_CONSOLES: Final = 64
+NAMES: Final = "virtio-ports"
+
+
+class RunDirectory:
+    """Shared by all devices of a process: a name and a console number belong to one port.
+
+    Args:
+        path: for nodes and links.
+        state: for name files; `path` if it is not given.
+
+    Raises:
+        ConfigError: a folder cannot be made.
+    """
+
+    def __init__(self, path: Path, state: Path | None = None) -> None:
+        self.path = path
+        self._classes = (state or path) / "class" / NAMES
+        self._links: dict[str, str] = {}
+        try:
+            for folder in (path / NAMES, self._classes):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{error.filename}: {error.strerror}") from error
+
+    def link(self, name: str, target: str) -> bool:
+        """Make the link PATH/`name`; False where the name is taken, which is no error of ours."""
+        if name in self._links or not self._make_room(name):
+            return False
+        try:
+            (self.path / name).symlink_to(target)
+        except OSError:
+            return False
+        self._links[name] = target
+        return True
+
+    def _make_room(self, name: str) -> bool:
+        """Remove what a process that was killed has left; False for a link of somebody who lives."""
+        link = self.path / name
+        try:
+            target = os.readlink(link)
+        except OSError:
+            return not os.path.lexists(link)
+        # A terminal's number may be somebody else's terminal by now.
+        if link.exists() and not target.startswith("/dev/pts/") and os.path.basename(target) not in self._links:
+            return False
+        with contextlib.suppress(OSError):
+            link.unlink()
+        return True
+
+    def link_name(self, port: Port, node: str) -> str | None:
+        """Make the link of a port's name to its node, and its name file; return the link, None for none."""
+        name = file_name(port.name)
+        if name is None:
+            return None
+        link = f"{NAMES}/{name}"
+        if not self.link(link, f"../{node}"):
+            return None
+        with contextlib.suppress(OSError):
+            (self._classes / node).mkdir(exist_ok=True)
+            (self._classes / node / "name").write_bytes(os.fsencode(f"{name}\n"))
+        return link
+
+    def link_console(self, target: str) -> str | None:
+        """Make the first free `hvcK`; None where there is none."""
+        return next((name for name in map("hvc{}".format, range(MAX_CONSOLES)) if self.link(name, target)), None)
+
+    def own(self, node: str) -> None:
+        """Take PATH/`node`, which was made by other means, for ours: links to it may be replaced."""
+        self._links[node] = ""
+
+    def unlink(self, name: str) -> None:
+        """Remove a link that was made here, and what else there is of a node."""
+        target = self._links.pop(name, None)
+        if target is None:
+            return
+        if target:
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+        if "/" not in name:
+            with contextlib.suppress(OSError):
+                (self._classes / name / "name").unlink()
+            with contextlib.suppress(OSError):
+                (self._classes / name).rmdir()
+
+    def close(self) -> None:
+        """Remove the folders that are empty."""
+        for folder in (self.path / NAMES, self._classes, self._classes.parent):
+            with contextlib.suppress(OSError):
+                folder.rmdir()

@@ -1,0 +1,68 @@
+"""Ports as listening unix sockets: no character device and no terminal is needed, an application connects.
+
+One application at a time is served; the next waits in the socket's backlog.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.host_end import open_host_end
+from virtserial.chardev.socket_address import UnixAddress
+from virtserial.chardev.socket_server import SocketServerChardev
+from virtserial.driver.bridge import PortBridge
+from virtserial.driver.port_nodes import PortNode
+
+if TYPE_CHECKING:
+    from virtserial.chardev.base import Chardev, Connection
+    from virtserial.driver.ports import Port
+    from virtserial.driver.run_directory import RunDirectory
+    from virtserial.errors import BackendError
+    from virtserial.loop import EventLoop
+
+
+class SocketPort(PortNode):
+    """One port as a unix socket; the port is open while somebody is connected."""
+
+    def __init__(self, loop: EventLoop, directory: RunDirectory, port: Port, node: str) -> None:
+        super().__init__(directory, port, node)
+        self._loop = loop
+        self._chardev = SocketServerChardev(node, UnixAddress(str(directory.path / node)), wait=False)
+        self._bridge: PortBridge | None = None
+        self._closed = False
+
+    def open(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: the path is taken by a live server or by something that is no socket, or is too long.
+        """
+        self._chardev.open(self._loop, self)
+        self._directory.own(self._node)
+
+    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+        """An application has connected (ConnectionSink)."""
+        end = open_host_end(connection.flavour, connection.fds, connection.params, self._loop)
+        self._bridge = PortBridge(self._loop, self._port, end, self._application_left)
+        self._bridge.start()
+
+    def _application_left(self, _error: BackendError | None) -> None:
+        self._bridge = None
+        if not self._closed:
+            self._chardev.connection_ended()
+
+    def update(self) -> str | None:
+        """Follow the name; a console is none of these."""
+        if self._port.is_console:
+            self.close()
+            return None
+        return super().update()
+
+    def close(self) -> None:
+        """End the connection, remove link and socket."""
+        super().close()
+        self._closed = True
+        if self._bridge is not None:
+            self._bridge.close()
+        self._chardev.close()
+        self._directory.unlink(self._node)

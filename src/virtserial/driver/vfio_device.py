@@ -1,0 +1,51 @@
+"""A console device on a PCI bus of this machine, by the kernel's VFIO, with the driver on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from virtserial.console.wire import VIRTIO_ID_CONSOLE
+from virtserial.driver.console_driver import ConsoleDriver
+from virtserial.driver.dma import DmaMemory
+from virtserial.driver.pci_function import PciFunction
+from virtserial.driver.port_queues import BufferPlan
+from virtserial.driver.vfio_function import VfioFunction
+from virtserial.virtio.features import VIRTIO_F_ACCESS_PLATFORM
+
+if TYPE_CHECKING:
+    from virtserial.driver.console_driver import DriverListener
+    from virtserial.loop import EventLoop
+
+PINNED_BUFFERS: Final = BufferPlan(receive_count=32, receive_size=8192, transmit_count=16, transmit_size=32768)
+"""Buffers of a port: VFIO pins every page of them, whether it is used or not.  256 KiB for each port, and 512 KiB more
+for one that was opened; a transmit buffer holds the largest write that a character device takes."""
+REGION_SIZE: Final = 1 << 20
+
+
+def open_vfio_device(
+    address: str,
+    loop: EventLoop,
+    listener: DriverListener | None = None,
+    *,
+    plan: BufferPlan = PINNED_BUFFERS,
+) -> ConsoleDriver:
+    """Open a PCI function that vfio-pci has and return a driver for its console device; `start` it.
+
+    A device that does not offer VIRTIO_F_ACCESS_PLATFORM is refused by `start`: its DMA bypasses the IOMMU
+    (virtio 1.3, section 6), so it would read and write memory of whoever has those physical addresses.
+
+    Args:
+        address: the function's full PCI address (0000:00:05.0).
+
+    Raises:
+        ConfigError: it cannot be had, see VfioFunction.
+        PeerError: it is no virtio console, or breaks a rule.
+    """
+    access = VfioFunction(address)
+    try:
+        function = PciFunction(access, loop, VIRTIO_ID_CONSOLE)
+    except BaseException:
+        access.close()
+        raise
+    memory = DmaMemory(function, region_size=REGION_SIZE)
+    return ConsoleDriver(function, listener, memory=memory, plan=plan, required=VIRTIO_F_ACCESS_PLATFORM)

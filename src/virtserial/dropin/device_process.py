@@ -1,0 +1,81 @@
+"""The device process of one virtual machine: keeper, worker and monitors, from before QEMU's start to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import shutil
+from typing import TYPE_CHECKING, Self
+
+from virtserial.daemon.keeper import Keeper
+from virtserial.dropin.memory import share_object
+from virtserial.loop import EventLoop
+from virtserial.monitor.joined import JoinedMonitors
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
+    from virtserial.dropin.plan import Plan
+
+MAX_DESCRIPTORS = 1 << 18
+
+
+class DeviceProcess:
+    """Keeper and monitors for a plan; a context that leaves nothing behind.
+
+    Args:
+        streams: our ends of the streams to QEMU, by name.
+        run_directory: where our controllers listen; it is removed at the end.
+    """
+
+    def __init__(self, plan: Plan, streams: Mapping[str, socket.socket], run_directory: str) -> None:
+        logging.basicConfig(level=logging.WARNING, format="virtserial-qemu: %(message)s")
+        _raise_descriptor_limit()
+        self._run_directory = run_directory
+        self._loop = EventLoop()
+        self._keeper = Keeper(self._loop, plan.machine, plan.chardevs, objects=plan.objects)
+        self._monitors = JoinedMonitors(
+            self._keeper,
+            plan.monitors,
+            streams,
+            chardev_texts=plan.chardev_texts,
+            share_object=share_object,
+            run_directory=run_directory,
+            newest_is_qemus=plan.newest_is_qemus,
+        )
+        for member in plan.descriptor_sets:
+            self._monitors.operations.descriptor_sets.add(member.fd, member.set, member.opaque)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._monitors.close()
+            self._keeper.close()
+        finally:
+            shutil.rmtree(self._run_directory, ignore_errors=True)
+
+    def start(self) -> None:
+        """Open everything, and wait for the clients that are to be waited for (wait=on).
+
+        Raises:
+            ConfigError: something cannot be had.
+        """
+        self._keeper.start()
+
+    def run(self) -> None:
+        """Serve until QEMU has ended."""
+        self._loop.run()
+
+
+def _raise_descriptor_limit() -> None:
+    """The keeper holds a descriptor for each DMA map, interrupt and connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+

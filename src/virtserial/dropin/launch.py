@@ -1,0 +1,205 @@
+"""How a planned virtual machine starts: the device process first, then this process becomes QEMU.
+
+QEMU keeps what its starter knows of it: pid, parent, signals, exit status, control group, terminal.  So the device
+process is no child of it: it is forked twice and belongs to init.  It ends when its "control" stream to QEMU ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from virtserial.errors import ConfigError, VirtserialError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.dropin.plan import Plan
+
+NAME = "virtserial-qemu"
+FIRST_DESCRIPTOR = 64
+"""Streams to QEMU get numbers from here on: those below are the starter's to hand out, and to get wrong."""
+READY = b"ready"
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Terminals and service managers send them to whole groups.  QEMU decides, and the device process follows it."""
+
+
+class Streams:
+    """The streams between QEMU and the device process.
+
+    Attributes:
+        ours: by name, our ends.
+    """
+
+    def __init__(self) -> None:
+        self.ours: dict[str, socket.socket] = {}
+        self._qemus: list[int] = []
+
+    def connect(self, name: str) -> int:
+        """Make a stream; return the number of QEMU's end."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fd = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, FIRST_DESCRIPTOR)
+        self.ours[name] = ours
+        self._qemus.append(fd)
+        return fd
+
+    def close_ours(self) -> None:
+        """Leave our ends to the device process."""
+        for stream in self.ours.values():
+            stream.close()
+
+    def hand_over(self) -> None:
+        """Let the program that is executed next inherit QEMU's ends."""
+        for fd in self._qemus:
+            os.set_inheritable(fd, True)
+
+
+def choose_run_directory() -> str:
+    """Return a path for the sockets of one virtual machine's controllers; nothing is made yet."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):
+        parent = "/run"
+    elif runtime and os.access(runtime, os.W_OK):
+        parent = runtime
+    else:
+        parent = os.environ.get("TMPDIR", "/tmp")
+    return os.path.join(parent, f"virtserial-{os.urandom(6).hex()}")
+
+
+def start(plan: Plan, streams: Streams, run_directory: str) -> None:
+    """Start the device process and wait until everything of it listens.
+
+    Raises:
+        ConfigError: it cannot do its part; nothing of it is left.
+    """
+    try:
+        os.mkdir(run_directory, 0o700)
+    except OSError as error:
+        raise ConfigError(f"Could not create '{run_directory}': {error.strerror}") from None
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _fork_again(plan, streams, run_directory, writer)
+    os.close(writer)
+    streams.close_ours()
+    os.waitpid(child, 0)
+    with open(reader, "rb") as file:
+        answer = file.read()
+    if answer != READY:
+        raise ConfigError(answer.decode(errors="replace") or "the device process has ended; its log tells why")
+
+
+def become_qemu(program: str, plan: Plan, streams: Streams) -> NoReturn:
+    """Execute QEMU.
+
+    Raises:
+        ConfigError: it cannot be executed.
+    """
+    streams.hand_over()
+    for fd in plan.descriptors:
+        with contextlib.suppress(OSError):
+            os.set_inheritable(fd, False)
+    execute(program, plan.words)
+
+
+def execute(program: str, words: Sequence[str]) -> NoReturn:
+    """Become another program.
+
+    Raises:
+        ConfigError: it cannot be executed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python has these two ignored, which a program would inherit.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execv(program, [program, *words])
+    except OSError as error:
+        raise ConfigError(f"{program}: {error.strerror}") from None
+
+
+# The device process
+
+
+def _fork_again(plan: Plan, streams: Streams, run_directory: str, status: int) -> NoReturn:
+    try:
+        if os.fork() == 0:
+            _serve(plan, streams, run_directory, status)
+    finally:
+        os._exit(0)
+
+
+def _serve(plan: Plan, streams: Streams, run_directory: str, status: int) -> NoReturn:
+    try:
+        for number in IGNORED_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
+            file.write("virtserial")
+        _close_what_is_not_ours(plan, streams, status)
+        _say_to_starter_only_until_ready(plan)
+        from virtserial.dropin.device_process import DeviceProcess
+
+        try:
+            with DeviceProcess(plan, streams.ours, run_directory) as process:
+                process.start()
+                os.write(status, READY)
+                os.close(status)
+                status = -1
+                if plan.daemonize:
+                    _to_null(sys.stdout.fileno(), sys.stderr.fileno())
+                process.run()
+        except VirtserialError as error:
+            _report(status, str(error))
+    except BaseException:
+        import traceback
+
+        _report(status, "internal error of virtserial:\n" + traceback.format_exc().rstrip())
+    finally:
+        os._exit(0)
+
+
+def _report(status: int, text: str) -> None:
+    """Tell the starter, while it waits; later, whoever reads standard error."""
+    if status >= 0:
+        os.write(status, text.encode()[:4000])
+    else:
+        print(f"{NAME}: {text}", file=sys.stderr, flush=True)
+
+
+def _close_what_is_not_ours(plan: Plan, streams: Streams, status: int) -> None:
+    """Close what was inherited for QEMU: a stream ends only when nobody holds its other end any more."""
+    own = {status, *plan.descriptors, *(member.fd for member in plan.descriptor_sets)}
+    own |= {stream.fileno() for stream in streams.ours.values()}
+    previous = 2
+    for fd in sorted(fd for fd in own if fd > 2):
+        os.closerange(previous + 1, fd)
+        previous = fd
+    os.closerange(previous + 1, os.sysconf("SC_OPEN_MAX"))
+
+
+def _say_to_starter_only_until_ready(plan: Plan) -> None:
+    """With -daemonize, standard input, output and error are let go of, so that nobody waits for their end.
+
+    What is said until everything is ready still gets through.
+    """
+    if not plan.daemonize:
+        return
+    os.setsid()
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
+    _to_null(0, 1, 2)
+
+
+def _to_null(*fds: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in fds:
+        os.dup2(null, fd)
+    os.close(null)

@@ -1,0 +1,204 @@
+"""Guest memory that another process can map: QEMU's RAM becomes memory-backend-memfd,share=on, which is sealed.
+
+QEMU's rules are those of system/vl.c (parse_memory_options, qemu_resolve_machine_memdev) and hw/core/machine.c.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtserial.dropin.command_line import Option, arguments_of
+from virtserial.errors import ConfigError
+from virtserial.options import keyval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+MEMFD = "memory-backend-memfd"
+CONVERTIBLE = ("memory-backend-ram", "memory-backend-file", "memory-backend-shm", MEMFD)
+FILE_ONLY = ("mem-path", "align", "offset", "discard-data", "pmem", "readonly", "rom")
+"""Properties of memory-backend-file that a memfd has not."""
+MEANS_THE_FILE = ("offset", "pmem", "readonly", "rom")
+"""Those of them by which the file's content matters."""
+NEED_THEIR_BACKEND = ("nvdimm", "virtio-pmem-pci", "virtio-pmem-device", "ivshmem-plain")
+"""Devices whose memory is a file or is shared with others on purpose, and no RAM."""
+
+DEFAULT_SIZE = 128 << 20
+SIZE_UNIT = 8192
+"""The machine rounds its memory up to multiples of it (machine_set_mem)."""
+RAM_IDS = {
+    "x86_64": ((r"pc|q35|pc-(i440fx|q35)-.*", "pc.ram"), (r"microvm", "microvm.ram")),
+    "aarch64": ((r"virt(-.*)?", "mach-virt.ram"),),
+    "riscv64": ((r"virt", "riscv_virt_board.ram"),),
+}
+"""By architecture: machines whose RAM can be given by -machine memory-backend=, and what QEMU calls it itself."""
+DEFAULT_MACHINE = {"x86_64": "pc"}
+
+
+class Machine(NamedTuple):
+    """What -machine and -m say.
+
+    Attributes:
+        backend: memory-backend=, or None.
+        size: bytes of RAM; None if what is said is no size.
+    """
+
+    type: str | None
+    backend: str | None
+    size: int | None
+
+
+def read_machine(options: Sequence[Option], architecture: str) -> Machine:
+    """Return what the options say of the machine."""
+    properties: dict[str, str] = {}
+    for _, value in arguments_of(options, "machine", "M"):
+        properties |= {key.replace("_", "-"): text for key, text in keyval.key_values(value, "type")}
+    size: int | None = DEFAULT_SIZE
+    try:
+        if "memory.size" in properties:
+            size = keyval.to_size("size", properties["memory.size"])
+        for _, value in arguments_of(options, "m"):
+            if (given := dict(keyval.key_values(value, "size")).get("size")) is not None:
+                # A bare number counts mebibytes.
+                size = keyval.to_size("size", given + "M" if given[-1:].isdigit() else given)
+    except ConfigError:
+        size = None
+    if size is not None:
+        size = -(-(size or DEFAULT_SIZE) // SIZE_UNIT) * SIZE_UNIT
+    kind = properties.get("type", DEFAULT_MACHINE.get(architecture))
+    return Machine(kind, properties.get("memory-backend"), size)
+
+
+def arrange(options: Sequence[Option], architecture: str, remarks: list[str]) -> list[str]:
+    """Let the guest's memory be shared: change the back ends that are there, or return words that add one."""
+    machine = read_machine(options, architecture)
+    kept = _kept_backends(options)
+    ids: set[str] = set()
+    for option, value in arguments_of(options, "object"):
+        properties = keyval.parse_options(value, "qom-type")
+        if not str(properties.get("qom-type")).startswith("memory-backend-"):
+            continue
+        ids.add(str(properties.get("id")))
+        if str(properties.get("id")) not in kept:
+            _share_option(option, value, properties, remarks)
+    if machine.backend is not None:
+        if machine.backend not in ids:
+            remarks.append(f"guest memory: no -object {machine.backend} to be seen; unless it is shared, it is slow")
+        return []
+    if any("memdev" in dict(keyval.key_values(value, "type")) for _, value in arguments_of(options, "numa")):
+        return []
+    return _add_backend(options, machine, architecture, ids, remarks)
+
+
+def _add_backend(
+    options: Sequence[Option], machine: Machine, architecture: str, ids: set[str], remarks: list[str]
+) -> list[str]:
+    known = RAM_IDS.get(architecture, ())
+    ram_id = next((name for pattern, name in known if re.fullmatch(pattern, machine.type or "")), None)
+    if ram_id is None or machine.size is None:
+        if machine.size is not None:
+            remarks.append(
+                f"guest memory: machine {machine.type or '(default)'} is not known to take a memory back end; "
+                f"every access is a message to QEMU, which is slow"
+            )
+        return []
+    if ram_id in ids:
+        ram_id = "virtserial-ram"
+    pairs: list[tuple[str, object]] = [("id", ram_id), ("size", _size_text(machine.size)), ("share", "on")]
+    for option, path in arguments_of(options, "mem-path"):
+        option.replace()
+        pairs += huge_pages(path)
+        if len(pairs) == 3:
+            remarks.append(f"guest memory: -mem-path {path} is not used: memory that is shared is a memfd")
+    return ["-object", f"{MEMFD},{keyval.to_text(pairs)}", "-machine", f"memory-backend={ram_id}"]
+
+
+def _size_text(size: int) -> str:
+    return f"{size >> 20}M" if size % (1 << 20) == 0 else f"{size >> 10}K"
+
+
+def _kept_backends(options: Sequence[Option]) -> set[str]:
+    kept: set[str] = set()
+    for _, value in arguments_of(options, "device"):
+        device = keyval.parse_options(value, "driver")
+        if device.get("driver") in NEED_THEIR_BACKEND:
+            kept.add(str(device.get("memdev")))
+    return kept
+
+
+def _share_option(option: Option, value: str, properties: Mapping[str, object], remarks: list[str]) -> None:
+    if (reason := why_it_stays(properties)) is not None:
+        remarks.append(f"{option.text}: {reason}; if the guest has its memory there, it is slow")
+        return
+    if value.startswith("{"):
+        shared = share_object(properties)
+        if shared != properties:
+            option.replace_value(json.dumps(shared, separators=(",", ":")))
+        return
+    changes, dropped = _changes(properties, "on")
+    if changes or dropped:
+        pairs = [pair for pair in keyval.key_values(value, "qom-type") if pair[0] not in (*dropped, *changes)]
+        kind = str(changes.pop("qom-type", properties["qom-type"]))
+        pairs = [pair for pair in pairs if pair[0] != "qom-type"]
+        option.replace_value(f"{kind},{keyval.to_text([*pairs, *changes.items()])}")
+
+
+def share_object(properties: Mapping[str, object]) -> dict[str, object]:
+    """Return the properties of -object's or object-add's JSON with a memory back end made one that can be shared.
+
+    What is no memory back end, or cannot be shared (`why_it_stays`), comes back as it is.
+    """
+    if why_it_stays(properties) is not None or properties.get("qom-type") not in CONVERTIBLE:
+        return dict(properties)
+    changes, dropped = _changes(properties, True)
+    return {name: value for name, value in properties.items() if name not in dropped} | changes
+
+
+def why_it_stays(properties: Mapping[str, object]) -> str | None:
+    """Return why a memory back end cannot become a memfd; None if it can, or is no memory back end."""
+    kind = str(properties.get("qom-type"))
+    if not kind.startswith("memory-backend-"):
+        return None
+    if kind not in CONVERTIBLE:
+        return f"{kind} stays as it is"
+    for name in MEANS_THE_FILE:
+        if properties.get(name) not in (None, "off", "no", "false", "n", "0", "auto", False, 0):
+            return f"{name}={properties[name]} is about the file itself, so it stays"
+    return None
+
+
+def _changes(properties: Mapping[str, object], on: object) -> tuple[dict[str, object], tuple[str, ...]]:
+    """(properties to set, names to drop) to make a memory back end a shared memfd."""
+    changes: dict[str, object] = {}
+    if properties["qom-type"] != MEMFD:
+        changes["qom-type"] = MEMFD
+    shared = properties.get("share", properties["qom-type"] == MEMFD)
+    if shared is not True and shared not in keyval.ON:
+        changes["share"] = on
+    if properties["qom-type"] != "memory-backend-file":
+        return changes, ()
+    typed = on is True
+    for name, value in huge_pages(str(properties.get("mem-path", ""))):
+        changes[name] = on if name == "hugetlb" else keyval.to_size(name, value) if typed else value
+    return changes, FILE_ONLY
+
+
+def huge_pages(path: str) -> list[tuple[str, str]]:
+    """Return what makes a memfd of the huge pages of the file system that `path` is on; nothing if it has none."""
+    path = os.path.realpath(path)
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                fields = line.split()
+                place = fields[4].encode().decode("unicode_escape") if "\\" in fields[4] else fields[4]
+                if (path + "/").startswith(place.rstrip("/") + "/") and len(place) >= len(best):
+                    best, kind = place, fields[fields.index("-") + 1]
+        if kind == "hugetlbfs":
+            return [("hugetlb", "on"), ("hugetlbsize", _size_text(os.statvfs(best).f_bsize))]
+    except (OSError, ValueError):
+        pass
+    return []

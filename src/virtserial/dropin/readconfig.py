@@ -1,0 +1,90 @@
+"""-readconfig: QEMU's INI files (util/qemu-config.c), read as the options they stand for.
+
+    [device "ser0"]
+      driver = "virtio-serial-pci"
+
+is `-device driver=virtio-serial-pci,id=ser0`.  QEMU reads a file itself unless it has something that the drop-in has to
+know of.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from virtserial.dropin.command_line import Option
+from virtserial.dropin.drivers import is_virtio_serial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GROUP_WITH_ID = re.compile(r'\[([^] "]{1,63}) "([^"]{1,63})"\]')
+GROUP = re.compile(r"\[([^]]{1,63})\]")
+KEY = re.compile(r'\s*([^\s=]{1,63})\s*=\s*"([^"]{0,1023})"')
+
+OPTIONS = {"memory": "m", "smp-opts": "smp", "boot-opts": "boot", "acpi": "acpitable"}
+"""Groups whose option has another name."""
+RELEVANT_GROUPS = ("chardev", "mon", "memory", "machine", "add-fd", "numa", "global")
+
+
+class Group(NamedTuple):
+    """A section of such a file."""
+
+    name: str
+    id: str | None
+    values: dict[str, str]
+
+
+def read_config_files(options: Sequence[Option]) -> list[Option]:
+    """Return the options with each -readconfig that concerns the drop-in replaced by what is in the file.
+
+    A file that cannot be read, or that QEMU would not understand, stays: QEMU says so in its own words.
+    """
+    result: list[Option] = []
+    for option in options:
+        groups = _read(option.value) if option.name == "readconfig" and option.value is not None else None
+        if groups is None or not any(map(_is_relevant, groups)):
+            result.append(option)
+        else:
+            result += map(_option_of, groups)
+    return result
+
+
+def _read(path: str) -> list[Group] | None:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return parse(file.read())
+    except OSError:
+        return None
+
+
+def parse(text: str) -> list[Group] | None:
+    """Return the groups of a file; None if it is not well formed."""
+    groups: list[Group] = []
+    for line in text.split("\n"):
+        if not line.strip() or line.startswith("#"):
+            continue
+        if matched := GROUP_WITH_ID.match(line):
+            groups.append(Group(matched[1], matched[2], {}))
+        elif matched := GROUP.match(line):
+            groups.append(Group(matched[1], None, {}))
+        elif (matched := KEY.match(line)) and groups:
+            groups[-1].values[matched[1]] = matched[2]
+        else:
+            return None
+    return groups
+
+
+def _is_relevant(group: Group) -> bool:
+    if group.name == "device":
+        return is_virtio_serial(group.values.get("driver", ""))
+    if group.name == "object":
+        return group.values.get("qom-type", "").startswith(("memory-backend-", "tls-creds-"))
+    return group.name in RELEVANT_GROUPS
+
+
+def _option_of(group: Group) -> Option:
+    values = {"id": group.id, **group.values} if group.id is not None else group.values
+    argument = ",".join(f"{key}={value.replace(',', ',,')}" for key, value in values.items() if value is not None)
+    name = OPTIONS.get(group.name, group.name)
+    return Option(name, argument, [f"-{name}", argument], from_file=True)

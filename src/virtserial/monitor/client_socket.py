@@ -1,0 +1,55 @@
+"""A monitor client's socket: bytes, and the descriptors that come along with them (SCM_RIGHTS)."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.descriptor_stream import DescriptorStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.loop import EventLoop
+
+MAX_PASSED = 16
+"""Descriptors a client can have passed and not yet used: more are closed."""
+
+
+class ClientSocket(DescriptorStream):
+    """A socket through which descriptors come along; `passed` takes them, and they are its owner's."""
+
+    def __init__(self, loop: EventLoop, name: str, fd: int) -> None:
+        super().__init__(loop, name, fd, fd)
+        self._socket = socket.socket(fileno=fd)
+        self.passed: deque[int] = deque()
+
+    def readv(self, buffers: Sequence[memoryview]) -> int:
+        if not self.readable:
+            return 0
+        space = socket.CMSG_SPACE(4 * MAX_PASSED)
+        try:
+            count, ancillary, _, _ = self._socket.recvmsg_into(buffers, space, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            self.readable = False
+            return 0
+        except OSError:
+            count, ancillary = 0, []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self.passed.extend(array.array("i", payload[: len(payload) & ~3]))
+        while len(self.passed) > MAX_PASSED:
+            os.close(self.passed.popleft())
+        if not count:
+            self._finish()
+        return count
+
+    def close(self) -> None:
+        if not self._closed:
+            self._socket.detach()
+            while self.passed:
+                os.close(self.passed.popleft())
+        super().close()

@@ -1,0 +1,180 @@
+"""The monitors of a QEMU whose virtio-serial controllers are ours: clients see one QEMU.
+
+Each monitor has a connection of its own to QEMU, so none waits for another, and events reach each client in the order
+in which QEMU sent them, with QEMU's timestamps.  One connection more is the lifeline: when it ends, QEMU has ended.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from virtserial.monitor import joined_hmp
+from virtserial.monitor.events import Events
+from virtserial.monitor.joined_machine import JoinedMachine
+from virtserial.monitor.joined_qmp import run_request
+from virtserial.monitor.line import MonitorLine
+from virtserial.monitor.operations import Operations
+from virtserial.monitor.qemu_client import Ask, QemuConnection
+from virtserial.monitor.qmp import QmpError
+from virtserial.monitor.server import attach, part_from_clients
+from virtserial.monitor.steps import run_steps
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
+
+    from virtserial.daemon.keeper import Keeper
+    from virtserial.machine.model import Port
+    from virtserial.monitor.commands import Client
+    from virtserial.monitor.qmp import Request
+    from virtserial.options.monitor_options import MonitorOptions
+
+
+class JoinedMonitors:
+    """Every monitor of a machine that QEMU and we share.  Make it before the keeper starts.
+
+    Args:
+        keeper: our half; its loop is stopped when QEMU has ended.
+        monitors: the chardevs they are on (each one of the keeper's), and how they talk.
+        streams: our ends of the connections to QEMU, by name: "control", "monitor/N" for the N-th monitor,
+            "front/CHARDEV/K" for the K-th of QEMU's own users of a chardev that is ours.  Owned from here on.
+        chardev_texts: by id, the -chardev arguments of the chardevs that are ours from the start.
+        share_object: makes an object's properties such that guest memory can be shared with us.
+        run_directory: where controllers that are added at run time listen.
+        newest_is_qemus: the virtio-serial controller that was added last is QEMU's, not ours.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        monitors: Sequence[MonitorOptions],
+        streams: Mapping[str, socket.socket],
+        *,
+        chardev_texts: Mapping[str, str],
+        share_object: Callable[[Mapping[str, object]], Mapping[str, object]],
+        run_directory: str,
+        newest_is_qemus: bool = False,
+    ) -> None:
+        self._keeper = keeper
+        self.events = Events(keeper.loop, self._send_event)
+        self.operations = Operations(keeper, self.events, keeper.loop.stop)
+        self.machine = JoinedMachine(
+            self.operations, chardev_texts, share_object, run_directory, newest_is_qemus=newest_is_qemus
+        )
+        self._lines: list[MonitorLine] = []
+        self._backends: list[QemuBackend] = []
+        for index, options in enumerate(monitors):
+            backend = QemuBackend(keeper, self.machine, streams[f"monitor/{index}"])
+            line = MonitorLine(keeper.loop, backend, options)
+            backend.line = line
+            self._backends.append(backend)
+            self._lines.append(line)
+            attach(keeper, line, options, len(self._lines))
+        for name, stream in streams.items():
+            kind, _, user = name.partition("/")
+            if kind == "front":
+                chardev, _, number = user.rpartition("/")
+                keeper.add_front(keeper.chardevs[chardev], f"qemu{number}", stream)
+        for chardev_of in keeper.chardevs.values():
+            self.machine.chardevs.was_added(chardev_of)
+        self._control = QemuConnection(
+            keeper.loop, streams["control"], self._control_event, lambda: None, self._qemu_ended
+        )
+        keeper.guest_open_listener = self._guest_open_changed
+        keeper.quit = self._quit
+        keeper.program = "QEMU"
+        keeper.quit = self._quit_qemu
+
+    def _control_event(self, event: dict[str, object]) -> None:
+        self.machine.qemu_event(event)
+
+    def _quit_qemu(self) -> None:
+        self._control.ask(Ask("quit", {}), lambda _: None)
+
+    def _quit(self) -> None:
+        """Somebody has typed Ctrl-a x."""
+        self._control.ask(Ask("quit", {}), lambda _: None)
+
+    def _guest_open_changed(self, port: Port) -> None:
+        if port.id is not None:
+            self.events.port_changed(port.id, port.guest_open)
+
+    def _send_event(self, name: str, data: Mapping[str, object] | None) -> None:
+        for line in self._lines:
+            line.send_event(name, data)
+
+    def _qemu_ended(self) -> None:
+        """QEMU is gone: what it has said last is still passed on, then all ends."""
+        for backend in self._backends:
+            backend.connection.read_all()
+        self._keeper.loop.stop()
+
+    def close(self) -> None:
+        """Let clients have what was said to them, and part."""
+        part_from_clients(self._keeper, self._lines)
+        for backend in self._backends:
+            backend.connection.close()
+        self._control.close()
+        self.operations.descriptor_sets.close()
+
+
+class QemuBackend:
+    """Runs what the clients of one monitor ask for, here or by its connection to QEMU (monitor.line.Backend)."""
+
+    def __init__(self, keeper: Keeper, machine: JoinedMachine, stream: socket.socket) -> None:
+        self.line: MonitorLine | None = None
+        self.connection = QemuConnection(keeper.loop, stream, self._event, self._qemu_ready, lambda: None)
+        self._machine = machine
+        self._waiting: list[Callable[[], None]] = []
+        self._is_ready = False
+        self._cpu = joined_hmp.Cpu()
+        self._commands: list[str] = []
+        self._items: list[str] = []
+
+    def _event(self, event: dict[str, object]) -> None:
+        # The first to hear of it acts, so that a client that hears of it finds it done.
+        self._machine.qemu_event(event)
+        if self.line is not None:
+            self.line.pass_event(event)
+
+    def _qemu_ready(self) -> None:
+        self._is_ready = True
+        for text, names in (("help", self._commands), ("help info", self._items)):
+            self.connection.ask(Ask("human-monitor-command", {"command-line": text}), partial(self._note_names, names))
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            callback()
+
+    @staticmethod
+    def _note_names(names: list[str], printed: object) -> None:
+        if not isinstance(printed, QmpError):
+            names += joined_hmp.names_in_help(str(printed))
+
+    # monitor.line.Backend
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        if self._is_ready:
+            callback()
+        else:
+            self._waiting.append(callback)
+
+    def greeting(self) -> Mapping[str, object]:
+        assert self.connection.session.greeting is not None
+        return self.connection.session.greeting
+
+    def run(self, client: Client, request: Request, answer: Callable[[object], None]) -> None:
+        run_steps(run_request(self._machine, client, request), self.connection.ask, answer)
+
+    def run_line(self, client: Client, line: str, answer: Callable[[str], None]) -> None:
+        def done(result: object) -> None:
+            answer(f"Error: {result}\n" if isinstance(result, QmpError) else str(result))
+
+        steps = cast("Any", joined_hmp.run_line(self._machine, client, line, self._cpu))
+        run_steps(steps, self.connection.ask, done)
+
+    def candidates(self, text: str) -> tuple[Sequence[str], int]:
+        return joined_hmp.candidates(self._machine, self._commands, self._items, text)
+
+    def client_left(self) -> None:
+        self._cpu = joined_hmp.Cpu()

@@ -1,0 +1,200 @@
+"""Chardevs of a machine that QEMU and we share: whose each is, and how one goes from hand to hand.
+
+A chardev that is added at run time is ours, if its kind is one we have, until a device of QEMU's asks for it: then it
+is closed here and opened there.  When that device is gone, a port of ours can have it back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+from virtserial.errors import VirtserialError
+from virtserial.monitor.commands import COMMANDS, make_chardev_of
+from virtserial.monitor.qemu_client import Ask
+from virtserial.monitor.qmp import QmpError
+from virtserial.monitor.schema import check
+from virtserial.options import keyval
+from virtserial.options.chardev_options import QEMU_ONLY, kinds, parse_chardev
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from virtserial.chardev.base import Chardev
+    from virtserial.monitor.commands import Client
+    from virtserial.monitor.operations import Operations
+    from virtserial.monitor.steps import Steps
+
+INTERNAL: Final = "virtserial-"
+"""How the ids of what is between QEMU and us begin: no client hears of them."""
+NOT_A_CHARDEV: Final = ("driver", "id", "qom-type", "type")
+"""Members of a command that name something else, whatever their value is."""
+
+Original = str | dict[str, object]
+"""What a chardev was made of: the text of an option, or the ChardevBackend of chardev-add."""
+
+
+class JoinedChardevs:
+    """
+    Args:
+        texts: by id, the -chardev arguments of those that are ours from the start.
+    """
+
+    def __init__(self, operations: Operations, texts: Mapping[str, str]) -> None:
+        self._operations = operations
+        self._originals: dict[str, Original] = dict(texts)
+        self._given_away: dict[str, Original] = {}
+
+    def is_ours(self, chardev_id: object) -> bool:
+        """Whether a chardev is ours."""
+        return chardev_id in self._operations.keeper.chardevs
+
+    # chardev-add
+
+    def takes(self, kind: str) -> bool:
+        """Whether a chardev of this kind is ours when it is added; else QEMU says what it is."""
+        return kind in kinds() and kind not in QEMU_ONLY
+
+    def add(self, client: Client, arguments: Mapping[str, object]) -> Steps[Chardev]:
+        """Add one of a kind that is ours, as QMP says it.
+
+        Raises:
+            QmpError: it cannot be.
+        """
+        check(arguments, cast("dict[str, object]", COMMANDS["chardev-add"].arguments))  # type: ignore[arg-type]
+        chardev_id, backend = str(arguments["id"]), cast("dict[str, object]", arguments["backend"])
+        yield from self._refuse_taken(chardev_id)
+        made_of = client.names.names()
+        try:
+            chardev = self._operations.add_chardev(chardev_id, make_chardev_of(self._operations, client, arguments))
+        except VirtserialError as error:
+            raise QmpError(f"Failed to add chardev '{chardev_id}': {error}") from error
+        self.was_added(chardev)
+        if client.names.names() == made_of:
+            self._originals[chardev_id] = backend
+        return chardev
+
+    def refuse_taken(self, text: str) -> Steps[None]:
+        """Whether what -chardev's syntax says has an id that QEMU has.
+
+        Raises:
+            QmpError: it has.
+        """
+        chardev_id = keyval.parse_options(text, "backend").get("id")
+        if isinstance(chardev_id, str) and not self.is_ours(chardev_id):
+            yield from self._refuse_taken(chardev_id, f"Duplicate ID '{chardev_id}' for chardev")
+
+    def _refuse_taken(self, chardev_id: str, text: str | None = None) -> Steps[None]:
+        if self.is_ours(chardev_id) or chardev_id in (yield from self.qemus()):
+            raise QmpError(text or f"Chardev with id '{chardev_id}' already exists")
+
+    def note_text(self, text: str) -> None:
+        """A chardev was made of this text."""
+        options = keyval.parse_options(text, "backend")
+        chardev_id = str(options.get("id"))
+        if self.is_ours(chardev_id):
+            self.was_added(self._operations.keeper.chardevs[chardev_id])
+            if "fd" not in options:
+                self._originals[chardev_id] = text
+
+    @staticmethod
+    def was_added(chardev: Chardev) -> None:
+        """Ctrl-a x ends QEMU, as with QEMU's own multiplexers."""
+        chardev.mux_quit = chardev.mux
+
+    def removed(self, chardev_id: str) -> None:
+        """A chardev is gone, here or in QEMU."""
+        self._originals.pop(chardev_id, None)
+        self._given_away.pop(chardev_id, None)
+
+    def qemus(self) -> Steps[list[str]]:
+        """Ask QEMU for the ids of its chardevs."""
+        listed = yield Ask("query-chardev", {})
+        return [str(entry["label"]) for entry in cast("list[dict[str, object]]", listed)]
+
+    # From hand to hand
+
+    def hand_over_named(self, arguments: Mapping[str, object]) -> Steps[None]:
+        """Give QEMU those of ours that a command for it names.
+
+        Raises:
+            QmpError: a port or monitor of ours uses it, or it cannot be opened there.
+        """
+        user = arguments.get("driver") or arguments.get("qom-type") or arguments.get("type") or "device"
+        for name, chardev_id in _members(arguments):
+            if name in NOT_A_CHARDEV or not self.is_ours(chardev_id):
+                continue
+            if self._operations.keeper.hotplug.is_busy(chardev_id):
+                raise QmpError(f"{_refused(user, name, chardev_id)} already in use")
+            yield from self._hand_over(chardev_id)
+
+    def _hand_over(self, chardev_id: str) -> Steps[None]:
+        original = self._originals.get(chardev_id)
+        if original is None:
+            raise QmpError(
+                f"chardev '{chardev_id}' was made of a descriptor that virtserial has taken: "
+                "it can serve a port of virtserial's, not another device"
+            )
+        self._operations.remove_chardev(chardev_id)
+        try:
+            yield from self._add_to_qemu(chardev_id, original)
+        except QmpError:
+            self._make(chardev_id, original)
+            raise
+        self._given_away[chardev_id] = self._originals.pop(chardev_id)
+
+    @staticmethod
+    def _add_to_qemu(chardev_id: str, original: Original) -> Steps[None]:
+        if isinstance(original, dict):
+            yield Ask("chardev-add", {"id": chardev_id, "backend": original})
+            return
+        options = keyval.parse_options(original, "backend")
+        is_server = options.get("backend") == "socket" and keyval.to_bool("server", options.get("server", "off"))
+        # QEMU would wait for a client, and everything else with it.
+        line = f"chardev-add {original}{',wait=off' if is_server else ''}"
+        printed = str((yield Ask("human-monitor-command", {"command-line": line})))
+        if printed.startswith("Error"):
+            raise QmpError(printed.partition(":")[2].strip())
+
+    def take_back(self, chardev_id: str, user: str) -> Steps[None]:
+        """Make a chardev ours that a port of ours wants, and QEMU has.
+
+        Raises:
+            QmpError: a device of QEMU's uses it, or it is of a kind that only QEMU has.
+        """
+        if self.is_ours(chardev_id) or chardev_id not in (yield from self.qemus()):
+            return
+        refused = _refused(user, "chardev", chardev_id)
+        if chardev_id not in self._given_away:
+            raise QmpError(f"{refused} QEMU's own, and the port is one of virtserial's")
+        try:
+            yield Ask("chardev-remove", {"id": chardev_id})
+        except QmpError:
+            raise QmpError(f"{refused} already in use") from None
+        self._make(chardev_id, self._given_away.pop(chardev_id))
+
+    def _make(self, chardev_id: str, original: Original) -> None:
+        operations, keeper = self._operations, self._operations.keeper
+
+        def make() -> Chardev:
+            if isinstance(original, str):
+                return parse_chardev(original, keeper.chardevs, keeper.objects)
+            return make_chardev_of(operations, None, {"id": chardev_id, "backend": original})()
+
+        self.was_added(operations.add_chardev(chardev_id, make))
+        self._originals[chardev_id] = original
+
+
+def _refused(user: object, name: str, chardev_id: str) -> str:
+    return f"Property '{user}.{name}' can't take value '{chardev_id}': chardev '{chardev_id}' is"
+
+
+def _members(arguments: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Yield each string in a command's arguments with the name of its member, the outer ones first."""
+    for name, value in arguments.items():
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _members(value)
+        elif isinstance(value, list):
+            for element in value:
+                yield from _members({name: element})

@@ -1,0 +1,172 @@
+"""Devices of a machine that QEMU and we share: whose each is; controllers that are added and deleted at run time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Final, cast
+
+from virtserial.errors import ConfigError, VirtserialError
+from virtserial.machine.model import Controller, Port
+from virtserial.monitor.operations import PERIPHERAL
+from virtserial.monitor.qemu_client import Ask, QemuGoneError
+from virtserial.monitor.qmp import QmpError
+from virtserial.options.device_options import ALIASES, CONTROLLERS, DRIVERS, NOT_YET, make_device
+from virtserial.options.vfio_user_device import vfio_user_device
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from virtserial.monitor.operations import Operations
+    from virtserial.monitor.steps import Steps
+
+NO_BUS: Final = "No 'virtio-serial-bus' bus found"
+
+
+class JoinedDevices:
+    """
+    Args:
+        run_directory: where controllers that are added listen.
+        newest_is_qemus: the virtio-serial controller that was added last is QEMU's: ports without `bus=` go there.
+    """
+
+    def __init__(self, operations: Operations, run_directory: str, *, newest_is_qemus: bool) -> None:
+        self._operations = operations
+        self._run_directory = run_directory
+        self._newest_is_qemus = newest_is_qemus
+        self._sockets = 0
+
+    @property
+    def _controllers(self) -> list[Controller]:
+        return self._operations.keeper.machine.controllers
+
+    # device_add
+
+    @staticmethod
+    def is_controller(arguments: Mapping[str, object]) -> bool:
+        """Whether a device that is to be added is a controller that will be ours."""
+        return _driver(arguments) in CONTROLLERS
+
+    def is_port_of_ours(self, arguments: Mapping[str, object]) -> bool:
+        """Whether a device that is to be added goes onto a bus of ours."""
+        if _driver(arguments) not in DRIVERS or self.is_controller(arguments):
+            return False
+        bus = arguments.get("bus")
+        if bus is None:
+            return bool(self._controllers) and not self._newest_is_qemus
+        return any(controller.bus == bus for controller in self._controllers)
+
+    def qemus_refusal_is_final(self, arguments: Mapping[str, object], refusal: str) -> bool:
+        """Whether QEMU's no to a device is the last word; else it has no bus for a port that one of ours has."""
+        if _driver(arguments) in DRIVERS and "bus" not in arguments and self._controllers and NO_BUS in refusal:
+            self._newest_is_qemus = False
+            return False
+        return True
+
+    def qemu_has_added(self, arguments: Mapping[str, object]) -> None:
+        """QEMU has a new device."""
+        if _driver(arguments) in NOT_YET:
+            self._newest_is_qemus = True
+
+    def refuse_id_of_ours(self, arguments: Mapping[str, object]) -> None:
+        """Whether the id of a device for QEMU is free here.
+
+        Raises:
+            QmpError: one of ours has it.
+        """
+        device_id = arguments.get("id")
+        if device_id is not None and any(device.id == device_id for device in self._operations.devices()):
+            raise QmpError(f"Duplicate device ID '{device_id}'")
+
+    @staticmethod
+    def refuse_id_of_qemus(arguments: Mapping[str, object]) -> Steps[None]:
+        """Whether the id of a device of ours is free in QEMU.
+
+        Raises:
+            QmpError: one of QEMU's has it.
+        """
+        device_id = arguments.get("id")
+        if device_id is not None:
+            listed = yield Ask("qom-list", {"path": PERIPHERAL})
+            if any(entry["name"] == device_id for entry in cast("list[dict[str, object]]", listed)):
+                raise QmpError(f"Duplicate device ID '{device_id}'")
+
+    def add_controller(self, arguments: Mapping[str, object], *, typed: bool) -> Steps[None]:
+        """Make a controller here, and the PCI device that it is in QEMU.
+
+        It gets INTx unless `vectors` says otherwise: QEMU 11.1 aborts when a vfio-user device with MSI-X is deleted.
+
+        Raises:
+            QmpError: one of the two cannot be; the other is undone.
+        """
+        given = {name: value for name, value in arguments.items() if name not in ("driver", "id")}
+        driver, device_id = _driver(arguments), cast("str | None", arguments.get("id"))
+        self._sockets += 1
+        socket = os.path.join(self._run_directory, f"added{self._sockets}.sock")
+        options = make_device(driver, device_id, given, typed=typed)
+        if options.properties["vectors"] is None:
+            options.properties["vectors"] = 0
+        options.properties["socket"] = socket
+        qemu_device = vfio_user_device(driver, device_id, given, socket, typed=typed)
+        controller = self._operations.keeper.hotplug.plug(options)
+        try:
+            yield Ask("device_add", qemu_device)
+        except QmpError as error:
+            self._operations.keeper.hotplug.unplug(controller)
+            if isinstance(error, QemuGoneError):
+                raise
+            raise QmpError(str(error).replace("vfio-user-pci", driver), error.error_class) from None
+        self._newest_is_qemus = False
+
+    # device_del
+
+    def find(self, name: str) -> Controller | Port | None:
+        """Return the device of ours that an id or path names; not a controller without an id, whose path is QEMU's."""
+        with contextlib.suppress(VirtserialError):
+            device = self._operations.find_device(name)
+            if isinstance(device, Port) or device.id is not None:
+                return device
+        return None
+
+    def is_port(self, name: str) -> bool:
+        """Whether an id or path names a port of ours."""
+        return isinstance(self.find(name), Port)
+
+    def check_deletion(self, name: str) -> Steps[None]:
+        """Whether QEMU may be asked to delete a device that is no port of ours.
+
+        Raises:
+            QmpError: it would abort the virtual machine, or leave half a controller behind.
+        """
+        device = self.find(name)
+        if isinstance(device, Controller):
+            if device.vectors:
+                raise QmpError(
+                    f"Device '{name}' has MSI-X (vectors={device.vectors}), and QEMU aborts the virtual machine when a "
+                    "vfio-user device with MSI-X is deleted; one that is added with vectors=0 (the default of "
+                    "device_add) can be deleted"
+                )
+            return
+        if name.startswith("/") and any(controller.id is None for controller in self._controllers):
+            kind = yield Ask("qom-get", {"path": name, "property": "type"})
+            if kind == "vfio-user-pci":
+                raise QmpError(f"Device '{name}' is a controller of virtserial without an id: it cannot be deleted")
+
+    def qemu_has_deleted(self, device_id: object) -> None:
+        """QEMU's half of a controller is gone; so its ports and it go here."""
+        named = [controller for controller in self._controllers if controller.id is not None]
+        controller = next((controller for controller in named if controller.id == device_id), None)
+        if controller is None:
+            return
+        operations = self._operations
+        ports = [operations.names_of(port) for port in controller.ports.values()]
+        operations.keeper.hotplug.unplug(controller)
+        for names in ports:
+            operations.events.emit("DEVICE_DELETED", names)
+
+
+def _driver(arguments: Mapping[str, object]) -> str:
+    driver = arguments.get("driver")
+    if not isinstance(driver, str):
+        raise ConfigError("Parameter 'driver' is missing")
+    return ALIASES.get(driver, driver)

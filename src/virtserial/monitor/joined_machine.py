@@ -1,0 +1,76 @@
+"""One machine of two halves, as its monitors see it: QEMU's, and the virtio-serial controllers that are ours."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from virtserial.errors import ConfigError
+from virtserial.monitor.joined_chardevs import JoinedChardevs
+from virtserial.monitor.joined_devices import JoinedDevices
+from virtserial.monitor.qmp import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from virtserial.monitor.operations import Operations
+
+log = logging.getLogger("virtserial.monitor")
+
+
+class JoinedMachine:
+    """
+    Args:
+        operations: our half.
+        chardev_texts: by id, the -chardev arguments of those that are ours from the start.
+        share_object: makes an object's properties such that guest memory can be shared with us.
+        run_directory: where controllers that are added listen.
+        newest_is_qemus: the virtio-serial controller that was added last is QEMU's.
+    """
+
+    def __init__(
+        self,
+        operations: Operations,
+        chardev_texts: Mapping[str, str],
+        share_object: Callable[[Mapping[str, object]], Mapping[str, object]],
+        run_directory: str,
+        *,
+        newest_is_qemus: bool,
+    ) -> None:
+        self.operations = operations
+        self.share_object = share_object
+        self.chardevs = JoinedChardevs(operations, chardev_texts)
+        self.devices = JoinedDevices(operations, run_directory, newest_is_qemus=newest_is_qemus)
+
+    def refuse_to_leave(self, command: str) -> None:
+        """Whether the machine may be saved or moved.
+
+        Raises:
+            QmpError: it has a controller of ours, whose state would stay behind: QEMU would not stop, and lose it.
+        """
+        controllers = self.operations.keeper.machine.controllers
+        if controllers:
+            names = ", ".join(controller.name for controller in controllers)
+            raise QmpError(
+                f"{command} is not supported by virtserial: the state of the virtio-serial controllers ({names}) "
+                "cannot be saved"
+            )
+
+    def qemu_event(self, event: Mapping[str, object]) -> None:
+        """QEMU tells of something; of the same thing on each of its connections."""
+        data = event.get("data")
+        if event["event"] == "DEVICE_DELETED" and isinstance(data, dict):
+            self.devices.qemu_has_deleted(data.get("device"))
+
+    def object_was_added(self, properties: Mapping[str, object]) -> None:
+        """QEMU has a new object; of TLS credentials our chardevs need their own."""
+        if properties.get("qom-type") != "tls-creds-x509":
+            return
+        from virtserial.options.object_options import make_tls_credentials
+
+        object_id = str(properties.get("id"))
+        values = {name: value for name, value in properties.items() if name not in ("qom-type", "id")}
+        try:
+            self.operations.keeper.objects[object_id] = make_tls_credentials(object_id, values)
+        except ConfigError as error:
+            log.warning("object %s is QEMU's only: %s", object_id, error)

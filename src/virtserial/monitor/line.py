@@ -1,0 +1,339 @@
+"""One monitor: the clients of its chardev, one at a time, each with a session of QMP or HMP, in the keeper's loop."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Protocol, cast
+
+from virtserial.chardev.descriptor_stream import DescriptorStream
+from virtserial.chardev.host_end import open_host_end
+from virtserial.errors import BackendError
+from virtserial.monitor.client_socket import ClientSocket
+from virtserial.monitor.commands import Client
+from virtserial.monitor.descriptors import NamedDescriptors
+from virtserial.monitor.hmp import HmpSession
+from virtserial.monitor.qmp import QmpError, QmpSession
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from virtserial.chardev.base import Chardev, Connection
+    from virtserial.chardev.host_end import HostEnd
+    from virtserial.daemon.keeper import Keeper
+    from virtserial.loop import EventLoop
+    from virtserial.monitor.qmp import Received, Request
+    from virtserial.options.monitor_options import MonitorOptions
+
+log = logging.getLogger("virtserial.monitor")
+
+READ_SIZE = 64 << 10
+MAX_UNSENT = 4 << 20
+"""Bytes a client may leave unread; then its connection is closed.  (Its requests wait long before that.)"""
+MAX_QUEUED = 8
+"""In-band requests that wait while out-of-band ones can pass them.  QEMU's QMP_REQ_QUEUE_LEN_MAX."""
+
+
+class Backend(Protocol):
+    """Who runs what the clients of one monitor ask for."""
+
+    def when_ready(self, callback: Callable[[], None]) -> None:
+        """Call back when clients can be greeted."""
+
+    def greeting(self) -> Mapping[str, object]:
+        """What QMP clients are greeted with."""
+
+    def run(self, client: Client, request: Request, answer: Callable[[object], None]) -> None:
+        """Run a command; `answer` is called once, now or later, with what it returns or a QmpError."""
+
+    def run_line(self, client: Client, line: str, answer: Callable[[str], None]) -> None:
+        """Run a line of HMP; `answer` is called once, now or later, with what it prints."""
+
+    def candidates(self, text: str) -> tuple[Sequence[str], int]:
+        """What the last word of a line could become, and how much of that is typed."""
+
+    def client_left(self) -> None:
+        """The client is gone: forget what was its own."""
+
+
+class MonitorLine:
+    """Takes the connections of a chardev (chardev.base.ConnectionSink), one at a time.
+
+    Args:
+        backend: runs what clients ask for.
+        options: how they talk.
+    """
+
+    def __init__(self, loop: EventLoop, backend: Backend, options: MonitorOptions) -> None:
+        self._loop = loop
+        self._backend = backend
+        self._options = options
+        self._chardev: Chardev | None = None
+        self._host: HostEnd | None = None
+        self._session: QmpSession | HmpSession | None = None
+        self._names = NamedDescriptors()
+        self._client = Client(self._names, self._take_passed)
+        self._incoming: Iterator[Received] | Iterator[str] | None = None
+        self._queue: deque[Received | str] = deque()
+        self._busy = False
+        self._advancing = False
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._shares = False
+        self._hear_first: Callable[[], None] = lambda: None
+        self._connection = 0
+        self._has_focus = True
+        self.unsent = bytearray()
+
+    def share(self, keeper: Keeper, chardev: Chardev, name: str) -> None:
+        """Be one of several users of a multiplexed chardev; `name` tells it from the others.
+
+        Raises:
+            ConfigError: it has all the users it can have.
+        """
+        ours, theirs = socket.socketpair()
+        keeper.add_front(chardev, name, theirs, self)
+        self._shares, self._has_focus = True, False
+        self._hear_first = keeper.hear_worker
+        ours.setblocking(False)
+        self._host = DescriptorStream(self._loop, f"chardev '{chardev.id}'", fd := ours.detach(), fd)
+        self._host.listener = self
+        self._host.wants_input = True
+        self._host.start()
+
+    # daemon.keeper.FrontUser
+
+    def front_changed(self, state: str, serial: int) -> None:
+        """The other side of a multiplexer comes or goes, or the focus does."""
+        if state == "opened" and (serial != self._connection or self._session is None):
+            self._end_session()
+            self._connection = serial
+            self._greet()
+        elif state == "closed":
+            self._end_session()
+            self._has_focus = False
+            self._discard_input()
+        elif state == "in" and not self._has_focus:
+            self._has_focus = True
+            if isinstance(self._session, HmpSession):
+                self._session.prompt()
+            self._flush()
+            self._advance()
+        elif state == "out" and self._has_focus:
+            if isinstance(self._session, HmpSession):
+                self._session.leave()
+                self._flush()
+            self._has_focus = False
+
+    def _discard_input(self) -> None:
+        """What a client that has left has typed is not the next one's."""
+        while self._host is not None and self._host.readv([self._buffer]):
+            pass
+
+    # chardev.base.ConnectionSink
+
+    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+        """A client has come."""
+        self._chardev = chardev
+        params = connection.params
+        if connection.flavour == "stream" and params.get("read") == params.get("write"):
+            fd = connection.fds[cast(int, params["read"])]
+            self._host = ClientSocket(self._loop, str(params["name"]), fd)
+        else:
+            self._host = open_host_end(connection.flavour, connection.fds, params, self._loop)
+        self._host.listener = self
+        self._host.wants_input = True
+        self._host.start()
+
+    # chardev.host_end.HostListener
+
+    def host_opened(self) -> None:
+        """Somebody is there."""
+        if not self._shares:  # else the multiplexer tells
+            self._greet()
+
+    def _greet(self) -> None:
+        """Begin a session, as soon as there is something to greet with."""
+        host, connection = self._host, self._connection
+
+        def begin() -> None:
+            is_there = host is not None and host is self._host and host.connected
+            if is_there and self._session is None and connection == self._connection:
+                self._begin_session()
+                self.host_readable()
+
+        self._backend.when_ready(begin)
+
+    def host_closed(self) -> None:
+        """The client has left."""
+        self._end_session()
+        host = self._host
+        if host is not None and host.ended:
+            self._drop_host()
+
+    def host_readable(self) -> None:
+        """The client has said something."""
+        self._hear_first()
+        # One piece in a turn, and none before the last one is done with, or while it does not take our answers.
+        if self._host is None or self._session is None or self._incoming is not None or self.unsent:
+            return
+        try:
+            count = self._host.readv([self._buffer])
+        except BackendError as error:
+            self._fail(str(error))
+            return
+        if count:
+            self._incoming = self._session.receive(bytes(self._buffer[:count]))
+            self._advance()
+
+    def host_writable(self) -> None:
+        """The client takes bytes again."""
+        self._flush()
+        self._advance()
+
+    # The session
+
+    def _begin_session(self) -> None:
+        welcome = self._backend.greeting()
+        if self._options.mode == "control":
+            self._session = QmpSession(welcome, self._options.pretty)
+        else:
+            qemu = cast("dict[str, dict[str, dict[str, dict[str, int]]]]", welcome)["QMP"]["version"]["qemu"]
+            self._session = HmpSession(qemu, self._backend.candidates)
+            if self._has_focus:
+                self._session.prompt()
+        self._flush()
+
+    def _advance(self) -> None:
+        """Run what may run now of what has been read, then read more."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while self._session is not None and not self.unsent and self._step():
+                pass
+        except Exception:
+            # The keeper must go on, whatever a client has made of us.
+            log.exception("internal error in the monitor on chardev %s", self._options.chardev)
+            self._fail("internal error")
+        finally:
+            self._advancing = False
+        if self._host is not None and self._host.readable and self._incoming is None and not self.unsent:
+            self._loop.add_turn(self.host_readable)
+
+    def _step(self) -> bool:
+        """Do one thing; False: there is nothing that may be done now."""
+        if self._queue and not self._busy:
+            self._run(self._queue.popleft())
+            return True
+        session = self._session
+        may_wait = isinstance(session, QmpSession) and session.oob and len(self._queue) < MAX_QUEUED
+        if self._incoming is None or (self._busy and not may_wait):
+            return False
+        received = next(self._incoming, None)
+        if received is None:
+            self._incoming = None
+            self._flush()
+        elif not isinstance(received, str) and received.oob:
+            self._run(received)
+        else:
+            self._queue.append(received)
+        return True
+
+    def _run(self, received: Received | str) -> None:
+        session = self._session
+        if isinstance(received, str):
+            assert isinstance(session, HmpSession)
+            self._busy = True
+            self._backend.run_line(self._client, received, lambda text: self._printed(session, text))
+            return
+        assert isinstance(session, QmpSession)
+        request = session.request(received)
+        if request is None:
+            self._flush()
+            return
+        self._busy |= not request.oob
+        self._backend.run(self._client, request, lambda result: self._answered(session, request, result))
+
+    def _printed(self, session: HmpSession, text: str) -> None:
+        if session is self._session:  # else its client has left
+            self._busy = False
+            session.answer(text)
+            self._flush()
+            self._advance()
+
+    def _answered(self, session: QmpSession, request: Request, result: object) -> None:
+        if session is self._session:  # else its client has left
+            self._busy &= request.oob
+            session.answer(request, result)
+            self._flush()
+            self._advance()
+
+    def _take_passed(self) -> int:
+        if not isinstance(self._host, ClientSocket) or not self._host.passed:
+            raise QmpError("No file descriptor supplied via SCM_RIGHTS")
+        return self._host.passed.popleft()
+
+    def send_event(self, name: str, data: Mapping[str, object] | None) -> None:
+        """Tell the client of an event of ours; HMP has none."""
+        if isinstance(self._session, QmpSession) and self._hears_events:
+            self._session.event(name, dict(data) if data is not None else None, time.time())
+            self._flush()
+
+    def pass_event(self, event: Mapping[str, object]) -> None:
+        """Tell the client of an event of QEMU's."""
+        if isinstance(self._session, QmpSession) and self._hears_events:
+            self._session.pass_event(event)
+            self._flush()
+
+    @property
+    def _hears_events(self) -> bool:
+        return self._has_focus or len(self.unsent) < READ_SIZE
+
+    def _flush(self) -> None:
+        if self._session is None or self._host is None:
+            return
+        self.unsent += self._session.data_to_send()
+        if not self._has_focus:
+            return  # As QEMU's monitors, it shows what it has to say when the focus comes back.
+        try:
+            while self.unsent and self._host is not None:
+                with memoryview(bytes(self.unsent[:READ_SIZE])) as piece:
+                    count = self._host.writev([piece])
+                if not count:
+                    break
+                del self.unsent[:count]
+        except BackendError as error:
+            self._fail(str(error))
+        if len(self.unsent) > MAX_UNSENT:
+            self._fail("the client does not read what it asked for")
+
+    def _fail(self, reason: str) -> None:
+        log.error("monitor on chardev %s: %s; the connection is closed", self._options.chardev, reason)
+        self._end_session()
+        if not self._shares:
+            self._drop_host()
+
+    def _end_session(self) -> None:
+        if self._session is not None:
+            self._session = None
+            self._backend.client_left()
+        self._incoming = None
+        self._queue.clear()
+        self._busy = False
+        self.unsent.clear()
+        self._names.close()
+
+    def _drop_host(self) -> None:
+        host, self._host = self._host, None
+        if host is not None:
+            host.close()
+        if self._chardev is not None:
+            self._chardev.connection_ended()
+
+    def close(self) -> None:
+        """Part from the client for good."""
+        self._chardev = None
+        self._end_session()
+        self._drop_host()

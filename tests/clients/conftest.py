@@ -1,0 +1,55 @@
+"""Tests with the programs that people use with virtio-serial: Debian's own, unpacked by the rig, never installed.
+
+Everything here needs a real QEMU; the devices and host ends of tests/interop are used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "interop"))
+
+from host_device import VirtserialDevice
+
+from virtserial.rig import RigUnavailable
+from virtserial.rig.image import guest_image
+from virtserial.rig.qemu import find_qemu
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if os.path.dirname(__file__) == str(item.path.parent):
+            item.add_marker(pytest.mark.qemu)
+
+
+def had(fetch, *arguments):
+    """What the rig fetches; where it cannot, the test is skipped, in CI it fails."""
+    try:
+        return fetch(*arguments)
+    except RigUnavailable as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the rig is not available: {reason}")
+        pytest.skip(f"the rig is not available: {reason}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rig():
+    had(find_qemu)
+    had(guest_image)
+
+
+@pytest.fixture(scope="module")
+def our_device():
+    return VirtserialDevice()
+
+
+@pytest.fixture(scope="module")
+def folder():
+    """A short path: unix sockets take 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield path

@@ -1,0 +1,133 @@
+"""Terminals on the host: pyserial and the real screen on a pty, and a login by agetty on a console."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import had
+
+from virtserial.rig import Guest
+from virtserial.rig.image import ROOT_PASSWORD
+from virtserial.rig.programs import programs
+
+
+@pytest.fixture(scope="module")
+def machine(our_device, folder):
+    options = ["-device", "virtio-serial"]
+    for name, device in (("port", "virtserialport,name=org.test.port"), ("console", "virtconsole")):
+        options += ["-chardev", f"pty,id={name},path={folder}/{name}", "-device", f"{device},chardev={name}"]
+    with our_device.attach(options) as attached, Guest(attached.arguments) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def serial():
+    """pyserial, from Debian's package: it is Python alone."""
+    root = had(programs, "python3-serial").root
+    sys.path.append(str(root / "usr/lib/python3/dist-packages"))
+    import serial
+
+    yield serial
+    sys.path.pop()
+
+
+def test_pyserial_talks_to_a_port(machine, folder, serial):
+    echo = 'while read -r line <&3; do echo "<$line>" >&3; done'
+    job = machine.start(f"exec 3<>/dev/virtio-ports/org.test.port; {echo}")
+    for speed in (9600, 115200):
+        with serial.Serial(f"{folder}/port", speed, timeout=20) as line:
+            for text in (b"one", b"two"):
+                line.write(text + b"\n")
+                assert line.readline() == b"<" + text + b">\n"
+            assert line.in_waiting == 0
+            binary = bytes(range(1, 10)) + bytes(range(14, 256))  # all but NUL and what ends a line
+            line.write(binary + b"\n")
+            assert line.read_until(b">\n") == b"<" + binary + b">\n"
+    job.signal(9)
+    job.wait()
+
+
+class Terminal:
+    """A pty of our own with a program on it, as a person at a terminal has it."""
+
+    def __init__(self, command, **environment):
+        self.fd, child = pty.openpty()
+        self.process = subprocess.Popen(
+            command, stdin=child, stdout=child, stderr=child, start_new_session=True,
+            env={**os.environ, "TERM": "xterm", **environment},
+        )  # fmt: skip
+        os.close(child)
+        self.shown = b""
+
+    def type(self, data):
+        os.write(self.fd, data)
+
+    def expect(self, wanted, seconds=30):
+        deadline = time.monotonic() + seconds
+        while wanted not in self.shown:
+            ready, _, _ = select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, f"no {wanted!r} in {seconds} s, only {self.shown[-1000:]!r}"
+            self.shown += os.read(self.fd, 65536)
+        self.shown = self.shown.partition(wanted)[2]
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.fd)
+
+
+def login(terminal):
+    """A login on a console where agetty waits, a command, and a logout."""
+    terminal.type(b"\r")
+    terminal.expect(b"login: ")
+    terminal.type(b"root\r")
+    terminal.expect(b"assword: ")
+    terminal.type(ROOT_PASSWORD.encode() + b"\r")
+    terminal.expect(b"# ")
+    terminal.type(b"echo $((6 * 7)) on $(tty)\r")
+    terminal.expect(b"42 on /dev/hvc0")
+    terminal.type(b"exit\r")
+    terminal.expect(b"login: ")
+
+
+@pytest.fixture
+def getty(machine):
+    job = machine.start("while :; do agetty -L 115200 hvc0 xterm; done")
+    yield
+    job.signal(9)
+    job.wait()
+
+
+def test_login_in_screen(machine, getty, folder):
+    screen = had(programs, "screen")
+    terminfo = str(screen.root / "lib/terminfo")
+    os.mkdir(f"{folder}/screens", 0o700)
+    terminal = Terminal(
+        [*screen.command("screen"), "-c", "/dev/null", f"{folder}/console"],
+        SCREENDIR=f"{folder}/screens", TERMINFO=terminfo, LC_ALL="C",
+    )  # fmt: skip
+    try:
+        login(terminal)
+    finally:
+        terminal.close()
+        for name in os.listdir(f"{folder}/screens"):
+            os.kill(int(name.partition(".")[0]), 15)
+
+
+def test_login_with_pyserial_s_miniterm(machine, getty, folder, serial):
+    terminal = Terminal(
+        [sys.executable, "-m", "serial.tools.miniterm", "--raw", f"{folder}/console", "115200"],
+        PYTHONPATH=os.path.dirname(os.path.dirname(serial.__file__)),
+    )
+    try:
+        login(terminal)
+        terminal.type(b"\x1d")
+        terminal.process.wait(20)
+    finally:
+        terminal.close()

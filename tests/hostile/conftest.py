@@ -1,0 +1,66 @@
+"""Devices for hostile drivers, and what tests of several rooms have for hosts and guests."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "virtio"))
+sys.path.append(str(Path(__file__).parents[1] / "console"))
+sys.path.append(str(Path(__file__).parents[1] / "daemon"))
+
+from console_guest import Guest
+from device_process import DeviceProcess, controller_options, port_options
+
+from virtserial.rig import RigUnavailable
+from virtserial.testing.hostile.qemu_oracle import QemuMachine
+
+
+@pytest.fixture(scope="module")
+def qemu_machine():
+    """QEMU's own device; without a QEMU its tests are skipped, in CI they fail."""
+    try:
+        machine = QemuMachine()
+    except RigUnavailable as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"the rig is not available: {reason}")
+        pytest.skip(f"the rig is not available: {reason}")
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def make_guest():
+    """Console devices whose rings a test writes byte by byte."""
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Guest(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.close()
+
+
+@pytest.fixture
+def folder():
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def device(folder):
+    """`virtserial serve` with two controllers: `ser0` with ports `a` and `b`, `ser1` with port `c`."""
+    process = DeviceProcess(
+        folder,
+        *controller_options(folder), *port_options(folder, "a", 1), *port_options(folder, "b", 2),
+        *controller_options(folder, "ser1"), *port_options(folder, "c", 1, "ser1"),
+    )  # fmt: skip
+    yield process
+    if process.process.poll() is None:
+        process.kill()

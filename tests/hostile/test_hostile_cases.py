@@ -1,0 +1,85 @@
+"""Every case on our device in three forms of guest memory, in this process and in its own; and on QEMU's device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from virtserial.testing.hostile.__main__ import main
+from virtserial.testing.hostile.cases import CASES
+from virtserial.testing.hostile.driver import HostileDriver, HostileError
+from virtserial.testing.hostile.in_memory import InMemoryMachine
+from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
+from virtserial.testing.hostile.steps import Case, Outcome, Start
+from virtserial.testing.hostile.table import differences
+
+DEVIATIONS = Path(__file__).parents[2] / "docs" / "deviations.md"
+each_case = pytest.mark.parametrize("case", CASES, ids=[case.name.split()[0] for case in CASES])
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["mapped", "file"])
+def in_memory(request):
+    machine = InMemoryMachine(sealed=request.param)
+    yield HostileDriver(machine)
+    machine.close()
+
+
+@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["shared", "messages"])
+def over_vfio_user(request):
+    machine = VfioUserMachine(shared=request.param)
+    yield HostileDriver(machine)
+    machine.close()
+
+
+@each_case
+def test_our_device_does_as_expected_and_heals(case, in_memory):
+    assert str(in_memory.play(case)) == str(case.expected)
+
+
+@each_case
+def test_our_process_does_as_expected_heals_and_its_other_device_works(case, over_vfio_user):
+    assert str(over_vfio_user.play(case)) == str(case.expected)
+
+
+@pytest.mark.qemu
+@each_case
+def test_qemus_device_does_the_same_or_what_is_listed(case, qemu_machine):
+    outcome = HostileDriver(qemu_machine).play(case)
+    assert str(outcome) == str(case.qemu or case.expected)
+
+
+def test_every_difference_is_in_the_documents_with_its_reason():
+    assert differences() in DEVIATIONS.read_text()
+    for case in CASES:
+        assert bool(case.qemu) == bool(case.reason), case.name
+        assert case.qemu is None or str(case.qemu) != str(case.expected), case.name
+
+
+def test_no_two_cases_have_one_name():
+    names = [case.name.split()[0] for case in CASES]
+    assert len(set(names)) == len(names) >= 50
+
+
+def test_the_command_prints_a_table_and_its_verdict(capsys):
+    assert main(["--on", "memory", "c0"]) == 0
+    shown = capsys.readouterr().out
+    assert "c05 loop" in shown
+    assert shown.endswith("all as expected\n")
+
+
+def test_the_command_fails_where_a_device_does_otherwise(capsys, monkeypatch):
+    wrong = Case("c00 nothing", "", (Start("open"),), Outcome(stopped=True))
+    monkeypatch.setattr("virtserial.testing.hostile.__main__.CASES", [wrong])
+    assert main(["--on", "memory"]) == 1
+    assert "!! memory: goes on" in capsys.readouterr().out
+
+
+def test_a_device_that_does_not_heal_is_found(monkeypatch):
+    machine = InMemoryMachine()
+    try:
+        monkeypatch.setattr(machine.device, "reset", lambda: None)
+        with pytest.raises(HostileError):
+            HostileDriver(machine).play(CASES[3])
+    finally:
+        machine.close()

@@ -1,0 +1,137 @@
+"""The command lines of Fedora's VirtioSerial page, as printed but for paths, by virtserial-qemu."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import tempfile
+
+import pytest
+from dropin_guest import DropinGuest
+from host_device import wait_until
+from host_end import HostEnd
+
+from virtserial.rig import RigUnavailable
+from virtserial.rig.image import ROOT_PASSWORD
+from virtserial.rig.programs import programs
+
+MACHINES = {"pc": "-machine pc -m 256", "q35": "-machine q35 -m 256"}
+
+
+@pytest.fixture(params=list(MACHINES))
+def machine(request):
+    return shlex.split(MACHINES[request.param])
+
+
+@pytest.fixture
+def folder():
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def socat():
+    """The words that start the real socat."""
+    try:
+        return programs("socat").command("socat")
+    except RigUnavailable as reason:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(reason))
+        pytest.skip(str(reason))
+
+
+def test_one_port_with_socat_on_the_host(machine, folder, socat):
+    words = shlex.split(
+        f"-device virtio-serial -chardev socket,path={folder}/foo,server,nowait,id=foo "
+        "-device virtserialport,chardev=foo,name=org.fedoraproject.port.0"
+    )
+    with DropinGuest([*machine, *words]) as guest:
+        assert guest.check("cat /sys/class/virtio-ports/vport0p1/name") == "org.fedoraproject.port.0"
+        assert guest.check("readlink /dev/virtio-ports/org.fedoraproject.port.0").endswith("vport0p1")
+        job = guest.start("exec 3<>/dev/vport0p1; head -n 1 <&3; echo from the guest >&3; cat <&3 > /dev/null")
+        with subprocess.Popen(
+            [*socat, "-", f"UNIX-CONNECT:{folder}/foo"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as client:
+            client.stdin.write(b"from the host\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == b"from the guest\n"
+            client.stdin.close()
+            client.wait(10)
+        result = job.wait(20)
+        assert result.text == "from the host\n"
+        assert "slower path" not in guest.stderr
+
+
+def log_in(path, name):
+    """Log in on a console as an operator would; return what a command prints there."""
+    end = HostEnd(path)
+    end.send(b"\n")
+    end.receive_until(b"login: ", timeout=60)
+    end.send(b"root\n")
+    end.receive_until(b"assword: ", timeout=60)
+    end.send(ROOT_PASSWORD.encode() + b"\n")
+    end.receive_until(b"# ", timeout=60)
+    end.send(f"echo this is {name[:2]}'{name[2:]}'; tty\n".encode())
+    shown = end.receive_until(b"/dev/", timeout=60) + end.receive_until(b"\n", timeout=60)
+    end.close()
+    return shown.decode()
+
+
+def test_two_consoles_with_logins(machine, folder):
+    words = shlex.split(
+        f"-device virtio-serial -chardev socket,path={folder}/foo,server,nowait,id=foo "
+        f"-chardev socket,path={folder}/bar,server,nowait,id=bar "
+        "-device virtioconsole,chardev=foo,name=org.fedoraproject.console.foo "
+        "-device virtioconsole,chardev=bar,name=org.fedoraproject.console.bar"
+    )
+    with DropinGuest([*machine, *words]) as guest:
+        for console in ("hvc0", "hvc1"):
+            guest.start(f"setsid agetty /dev/{console} 9600 vt100")
+        for name, console in (("foo", "hvc0"), ("bar", "hvc1")):
+            shown = log_in(f"{folder}/{name}", console)
+            assert f"this is {console}" in shown
+            assert f"/dev/{console}" in shown
+
+
+def test_two_controllers_with_few_ports_and_vectors(machine, folder):
+    words = shlex.split(
+        f"-chardev socket,path={folder}/p,server,nowait,id=portchar0 "
+        f"-chardev socket,path={folder}/c,server,nowait,id=conschar0 "
+        "-device virtio-serial,id=ser0,max_ports=2,vectors=4 -device virtio-serial-pci,id=ser1,max_ports=3,vectors=4 "
+        "-device virtserialport,bus=ser0.0,chardev=portchar0,id=port0,name=org.fedoraproject.port.0 "
+        "-device virtioconsole,bus=ser1.0,chardev=conschar0,id=cons0,name=org.fedoraproject.console.0"
+    )
+    with DropinGuest([*machine, *words]) as guest:
+        limits = guest.check("for f in /sys/bus/virtio/drivers/virtio_console/virtio*; do ls -d $f; done")
+        assert len(limits.split()) == 2
+        names = guest.check("cat /sys/class/virtio-ports/*/name").split()
+        assert sorted(names) == ["org.fedoraproject.console.0", "org.fedoraproject.port.0"]
+        vectors = guest.check("cat /proc/interrupts | grep -c virtio")
+        assert int(vectors) >= 4
+        end = HostEnd(f"{folder}/p")
+        guest.check("echo to port0 > /dev/virtio-ports/org.fedoraproject.port.0")
+        assert end.receive_until(b"\n") == b"to port0\n"
+        end.close()
+        end = HostEnd(f"{folder}/c")
+        guest.check("echo to cons0 > /dev/hvc0")
+        assert b"to cons0" in end.receive_until(b"\n")
+        end.close()
+
+
+def test_hot_plug_and_unplug_at_the_monitor_s_prompt(machine, folder):
+    words = ["-device", "virtio-serial", "-monitor", f"unix:{folder}/monitor,server,nowait"]
+    with DropinGuest([*machine, *words]) as guest:
+        monitor = HostEnd(f"{folder}/monitor")
+        monitor.receive_until(b"(qemu) ")
+        monitor.send(b"device_add virtserialport,name=org.fedoraproject.port.0,id=port0\n")
+        monitor.receive_until(b"(qemu) ")
+        port = "/dev/virtio-ports/org.fedoraproject.port.0"
+        wait_until(lambda: guest.run(f"test -c {port}").status == 0, complaint="the port did not appear")
+        monitor.send(b"info qtree\n")
+        shown = monitor.receive_until(b"(qemu) ")
+        assert b'dev: virtserialport, id "port0"' in shown
+        monitor.send(b"device_del port0\n")
+        monitor.receive_until(b"(qemu) ")
+        wait_until(lambda: guest.run(f"test -e {port}").status != 0, complaint="the port did not go")
+        monitor.close()
