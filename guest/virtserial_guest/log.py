@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 SENDER, COLLECTOR = b"virtserial/log", b"virtserial/log-collector"
 LINES, TAKEN, END = 1, 2, 3
-_LINES = struct.Struct("<8sQ")
+_LINES = struct.Struct("<8sQQQ")
+"""The sender's number for itself, the first line's number, lines dropped by then, and how many of them were told of."""
 _NUMBER = struct.Struct("<Q")
 BATCH = 1 << 16
 LINE_LIMIT = 1 << 14
@@ -96,6 +97,7 @@ class LogSender(Party):
         self._first = self._next = 0
         self._size = 0
         self._said_end = False
+        self._announced = self._told = 0
         self.dropped = 0
         self.finished = False
 
@@ -117,6 +119,7 @@ class LogSender(Party):
         (taken,) = _NUMBER.unpack(payload)
         while self._lines and self._first < min(taken, self._next):
             self._drop_first()
+        self._told = self._announced
 
     def pump(self) -> bool:
         """See Party."""
@@ -130,7 +133,9 @@ class LogSender(Party):
                     break
                 batch.append(self._lines[number])
                 size += len(batch[-1])
-            self._link.send(LINES, _LINES.pack(self._identity, self._next), *batch)
+            head = _LINES.pack(self._identity, self._next, self.dropped, self._told)
+            self._link.send(LINES, head, *batch)
+            self._announced = self.dropped
             self._next += len(batch)
             sent = True
         if self._source.ended and not self._lines and self._link.established and not self._said_end:
@@ -176,7 +181,7 @@ class LogCollector(Party):
         self._once = once
         self._say = say
         self._identity: bytes | None = None
-        self._expected = 0
+        self._expected = self._known = 0
         self.finished = False
 
     def established(self) -> None:
@@ -197,13 +202,14 @@ class LogCollector(Party):
             return
         if kind != LINES or len(payload) < _LINES.size:
             raise ProtocolError(f"the sender sent a message of kind {kind}")
-        identity, number = _LINES.unpack_from(payload)
+        identity, number, dropped, told = _LINES.unpack_from(payload)
         lines = [line + b"\n" for line in payload[_LINES.size :].split(b"\n")[:-1]]
         if identity != self._identity:
-            self._identity, self._expected = identity, 0
-        if number > self._expected:
-            self._say(f"{number - self._expected} lines are missing: the spool was full")
-            self._expected = number
+            self._identity, self._expected, self._known = identity, number, told
+        if dropped > self._known:
+            self._say(f"{dropped - self._known} lines are missing: the spool was full")
+            self._known = dropped
+        self._expected = max(self._expected, number)
         new = lines[self._expected - number :]
         if new:
             self._output.write(b"".join(new))

@@ -24,7 +24,7 @@ from virtserial.rig.image import KERNEL_VERSION, extra_archive, guest_image
 from virtserial.rig.programs import programs
 from virtserial.rig.qemu import find_qemu
 
-PACKAGES = ("libguestfs0", "guestfish")
+PACKAGES = ("libguestfs0", "guestfish", "e2fsprogs", "mount", "tar", "util-linux")
 SUPERMIN = "usr/lib/x86_64-linux-gnu/guestfs/supermin.d"
 PROGRAMS = ("mke2fs", "tar", "mount", "umount", "blkid", "wipefs", "e2fsck")
 MODULES = ("virtio_scsi", "sd_mod", "virtio_blk", "ext4", "crc32c_generic")
@@ -41,6 +41,11 @@ for module in {modules}; do insmod /modules/$module; done
 for port in /sys/class/virtio-ports/*; do
     name=$(cat $port/name)
     [ -n "$name" ] && ln -s ../${{port##*/}} /dev/virtio-ports/$name
+done
+# Disks are named as they are found; guestfsd numbers them by their place, which udev would have put here.
+for try in $(seq 100); do [ -e /sys/block/sda ] && [ -e /sys/block/sdb ] && break; sleep 0.1; done
+for disk in /sys/block/sd*; do
+    ln -s ../../${{disk##*/}} /dev/disk/by-path/pci-scsi-$(basename $(readlink -f $disk/device))
 done
 case $(cat /proc/cmdline) in *guestfs_verbose=1*) verbose=--verbose ;; esac
 guestfsd $verbose
@@ -143,7 +148,7 @@ def guestfish(request, unpacked, appliance, hypervisors, folder):
 def make_tree(place):
     """Files of many kinds: big, empty, many, deep, with modes, links and odd names."""
     place.mkdir()
-    (place / "big").write_bytes(os.urandom(12 << 20))
+    (place / "big").write_bytes(os.urandom(4 << 20))
     (place / "empty").touch()
     (place / "executable").write_text("#!/bin/sh\n")
     (place / "executable").chmod(0o751)
@@ -178,8 +183,7 @@ def test_a_tree_goes_in_and_comes_out(guestfish, folder, tmp_path):
     )
     out = tmp_path / "out"
     out.mkdir()
-    shown = guestfish(
-        f"add-ro {disk} format:raw", "run", "mount-ro /dev/sda /", "checksum sha1 /tree/big", f"copy-out /tree {out}"
-    )
+    add = f"add-drive {disk} readonly:true format:raw"
+    shown = guestfish(add, "run", "mount-ro /dev/sda /", "checksum sha1 /tree/big", f"copy-out /tree {out}")
     assert content(out / "tree") == content(tree)
     assert re.search(r"^[0-9a-f]{40}$", shown, re.MULTILINE)

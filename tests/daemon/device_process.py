@@ -62,16 +62,17 @@ class DeviceProcess:
         announced: what it printed, once it is ready.
     """
 
-    def __init__(self, folder, *options, environment=None, **popen):
+    def __init__(self, folder, *options, environment=None, allow_path="/", **popen):
         self._folder = Path(folder)
         number = len(list(self._folder.glob("log*")))
         self._log = self._folder / f"log{number}"
         output = self._folder / f"out{number}"
+        allowed = ["--allow-path", allow_path] if allow_path else []
         ready, ready_at_child = os.pipe()
         try:
             with self._log.open("wb") as log, output.open("wb") as out:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "virtserial", "serve", *options, "--ready-fd", str(ready_at_child)],
+                    [sys.executable, "-m", "virtserial", "serve", *allowed, *options, "--ready-fd", str(ready_at_child)],
                     env=environment or ENVIRONMENT, pass_fds=[ready_at_child], stdin=subprocess.DEVNULL,
                     stdout=popen.pop("stdout", out), stderr=log, **popen,
                 )  # fmt: skip
@@ -93,14 +94,17 @@ class DeviceProcess:
         """What it has written to standard error."""
         return self._log.read_text(errors="replace")
 
+    def children(self):
+        """The keeper's children, oldest first: the worker, and perhaps one that is to take its place."""
+        try:
+            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        except OSError:
+            return []
+
     @property
     def worker(self):
         """The worker's pid, None while there is none."""
-        try:
-            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        except OSError:
-            return None
-        return int(children[0]) if children else None
+        return next(iter(self.children()), None)
 
     def descriptors(self):
         """How many descriptors keeper and worker have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from embedded_guest import EmbeddedGuest, Received
 
@@ -109,14 +110,10 @@ class TwoWayStream:
     def step(self):
         """Move a little in every direction."""
         self.sent += self.received.port.write(self.up[self.sent : self.sent + 50_000])
-        try:
+        with suppress(BlockingIOError):
             self.given += os.write(self.writer, self.down[self.given : self.given + 50_000])
-        except BlockingIOError:
-            pass
-        try:
+        with suppress(BlockingIOError):
             self.taken += os.read(self.reader, 9_000)
-        except BlockingIOError:
-            pass
         self.guest.loop.run_once(timeout=0.002)
 
     def run_to(self, count):

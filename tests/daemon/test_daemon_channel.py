@@ -145,11 +145,11 @@ class TestChannel:
 
     def test_knows_whether_everything_was_received(self, channel):
         one, other = channel
-        assert not one.has_unread()
+        assert not one.unread()
         one.send({"type": "x"})
-        assert one.has_unread()
+        assert one.unread()
         other.receive()
-        assert not one.has_unread()
+        assert not one.unread()
 
     def test_send_gives_up_on_an_end_that_does_not_read(self, channel):
         one, _ = channel

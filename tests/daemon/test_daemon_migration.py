@@ -106,9 +106,8 @@ class TestMigration:
         stream.finish()
 
     def test_migration_data_is_refused_where_the_ports_are_others(self, two, start, folder, stream):
-        other = start(
-            *controller_options(folder, "other"), *fifo_port(folder, bus="other"), *port_options(folder, "x", 5, "other")
-        )
+        ports = [*fifo_port(folder, bus="other"), *port_options(folder, "x", 5, "other")]
+        other = start(*controller_options(folder, "other"), *ports)
         guest = stream.guest
         guest.migration.state = STOP_COPY
         data = guest.migration.read_data()

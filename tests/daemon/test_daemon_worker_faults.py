@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from device_process import connect, wait_until
@@ -201,3 +202,38 @@ def test_worker_that_hangs_is_replaced_when_somebody_needs_it(device, folder):
             received.port.write(b"hello")
             assert host.recv(5) == b"hello"
     assert device.log.count("is replaced") == 1
+
+
+def test_worker_that_hangs_is_replaced_when_only_the_guest_needs_it(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "a") as host:
+        received = guest.open("a")
+        guest.run_until(lambda: received.port.host_connected)
+        worker = device.kill_worker(signal.SIGSTOP)
+        received.port.write(b"hello")
+        device.wait_for_log(f"worker {worker} has not read its channel for {SEND_TIMEOUT} s: it is replaced")
+        device.wait_for_new_worker(worker)
+        assert host.recv(5) == b"hello"
+        received.port.write(b"again")
+        guest.run_until(received.port.flushed)
+        assert host.recv(5) == b"again"
+    assert device.log.count("is replaced") == 1
+
+
+def switches(pid):
+    """How often a process has gone to sleep."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("voluntary_ctxt")).split()[1])
+
+
+def test_nobody_wakes_up_while_nothing_happens(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "a"):
+        received = guest.open("a")
+        guest.run_until(lambda: received.port.host_connected)
+        before = []
+
+        def at_rest():
+            before.append((switches(device.pid), switches(device.worker)))
+            time.sleep(1.5)
+            return before[-1] == (switches(device.pid), switches(device.worker))
+
+        wait_until(at_rest, seconds=20, complaint=f"keeper and worker do not come to rest: {before}")

@@ -40,7 +40,7 @@ class FunctionAccess:
     def region_read(self, region, offset, length):
         return bytes(self.function.region_read(region, offset, length))
 
-    def region_write(self, region, offset, data, posted=False):
+    def region_write(self, region, offset, data, posted=False, more=False):
         doorbell = self.function.doorbell_offsets.get(offset) if region == self.function.doorbell_region else None
         if doorbell is not None:
             self.function.ring_doorbell(doorbell)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from virtserial.cli.guest import Lines
 from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.errors import PeerError
@@ -125,6 +126,64 @@ def test_a_device_that_was_lost_is_found_again(serve, tmp_path):
         stop(server)
 
 
+def test_ports_are_sockets_where_that_is_asked_for(server, tmp_path):
+    run_directory = tmp_path / "ports"
+    driver = start(
+        *("virtserial", "guest", "attach", str(tmp_path / "device"), "--as", "socket", "--run-dir", str(run_directory)),
+        stdout=subprocess.PIPE,
+    )
+    try:
+        path = run_directory / "virtio-ports/org.example.0"
+        until(path.exists)
+        assert driver.stdout.readline() == b"ready: 1 device, ports as socket\n"
+        assert (run_directory / "class/virtio-ports/vport0p1/name").read_text() == "org.example.0\n"
+        with connect(tmp_path / "host") as host:
+            for _ in range(3):
+                with connect(path) as application:
+                    application.sendall(b"from the application")
+                    assert host.recv(100) == b"from the application"
+                    host.sendall(b"from the host")
+                    assert application.recv(100) == b"from the host"
+    finally:
+        assert stop(driver) == 0
+    assert os.listdir(run_directory) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        ((), 2, ""),
+        (("--help",), 0, ""),
+        (("conquer",), 2, "virtserial guest: 'conquer' is not a command; `virtserial guest --help` lists them\n"),
+        (("bind",), 1, "virtserial: guest bind: give PCI addresses\n"),
+        (("unbind", "x"), 1, "virtserial: guest unbind: 'x' is no PCI address, as 0000:00:05.0 is one\n"),
+        (("bind", "ffff:ff:1f.7"), 1, "virtserial: ffff:ff:1f.7: there is no such PCI function\n"),
+        (("attach", "ffff:ff:1f.7", "--as", "pty"), 1, "virtserial: ffff:ff:1f.7: there is no such PCI function\n"),
+        (("attach", "x", "--mode", "1777"), 1, "virtserial: guest attach: --mode 1777: 0 to 777\n"),
+        (("attach", "x", "--run-dir", "/proc/x"), 1, "virtserial: /proc/x: No such file or directory\n"),
+    ],
+)
+def test_words_that_cannot_be_followed_are_one_line(words, status, complaint, tmp_path):
+    run_directory = () if "--run-dir" in words or "attach" not in words else ("--run-dir", str(tmp_path))
+    result = subprocess.run(
+        [sys.executable, "-m", "virtserial", "guest", *words, *run_directory],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (status, complaint)
+    assert result.stdout.startswith("usage: virtserial guest attach DEVICE...") == (not complaint)
+
+
+def test_a_device_that_makes_lines_without_end_fills_no_log(capsys):
+    time = [0.0]
+    lines = Lines(lambda: time[0])
+    for number in range(5000):
+        lines.say(f"line {number}")
+    assert len(capsys.readouterr().out.splitlines()) == Lines.MAX_LINES
+    time[0] = 1.0
+    lines.say("later")
+    assert capsys.readouterr().out == f"({5000 - Lines.MAX_LINES} lines left out)\nlater\n"
+
+
 def test_no_device_there_is_one_line_and_status_1(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "virtserial", "guest", "attach", f"{tmp_path}/none", "--run-dir", str(tmp_path)],
@@ -134,7 +193,7 @@ def test_no_device_there_is_one_line_and_status_1(tmp_path):
         timeout=20,
     )
     assert result.returncode == 1
-    assert result.stderr == f"virtserial: guest: {tmp_path}/none: No such file or directory\n"
+    assert result.stderr == f"virtserial: {tmp_path}/none: No such file or directory\n"
 
 
 class Reader(PortListener):

@@ -1,4 +1,4 @@
-"""What a guest can reach: chains over any memory, control messages, registers, rings; and the driver of a lying device."""
+"""What a guest can reach (chains over any memory, control messages, registers, rings), and a lying device's driver."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "vfio_user"))
@@ -82,7 +83,9 @@ def vfio_requests(data):
                 elif command == wire.VFIO_USER_REGION_WRITE and not refused:
                     assert body[12:16] == (len(body) - 16).to_bytes(4, "little")
                 server.journal.record_consumed()
-            assert len(server.device.memory) <= min(MAX_REGIONS, 64)
+            regions = list(server.device.memory)
+            assert len(regions) <= min(MAX_REGIONS, 64)
+            assert all(one.iova + one.size <= other.iova for one, other in pairwise(regions))
     except PeerError:
         pass
     server.disconnected()

@@ -38,7 +38,7 @@ BOUNDS = {
     ],
     "vfio_requests": [
         ("vfio_user/server.py", "irqs.start + irqs.count > self.device.irq_count(irqs.index)"),
-        ("vfio_user/server.py", "access.offset + access.count > size"),
+        ("memory/table.py", "before.iova + before.size > iova"),
         ("vfio_user/server.py", "len(data) != access.count"),
     ],
 }

@@ -6,7 +6,14 @@ from __future__ import annotations
 from console_guest import ADD, CONSOLE, CONTROL_RX, NAME, OPEN, PORT_READY, READY, REMOVE, RESIZE, FakeHost, Guest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 MAX_PORTS = 5
 NUMBERS = st.integers(1, MAX_PORTS - 1)
@@ -19,7 +26,7 @@ class ControlModel(RuleBasedStateMachine):
 
     @initialize(event_idx=st.booleans())
     def set_up(self, event_idx):
-        self.guest = Guest("mapped", MAX_PORTS, event_idx=event_idx, size=1 << 22)
+        self.guest = Guest("mapped", MAX_PORTS, event_idx=event_idx, size=1 << 19)
         self.hosts = {}
         self.plugs = 0
         self.restart()
@@ -27,7 +34,9 @@ class ControlModel(RuleBasedStateMachine):
     @rule()
     def restart(self):
         self.guest.rings.clear()
-        self.guest.memory._rings, self.guest.memory._next = 0, 0x100000
+        memory = self.guest.memory
+        memory._rings, memory._next = 0, 0x40000
+        memory.view[:] = bytes(memory.size)
         self.guest.start(control_buffers=0)
         self.believed = {}
         self.answered = set()

@@ -57,21 +57,23 @@ class CuseDriver:
         addresses = " ".join(console_functions(guest))
         guest.check(f"{PROGRAM} guest bind {addresses}")
         self.attach(guest, addresses)
-        guest.check(f"for name in {' '.join(ports)}; do {wait_for('[ -e /dev/virtio-ports/$name ]')}; done")
+        there = wait_for("[ -e /dev/virtio-ports/$name ]")
+        guest.check(f"for name in {' '.join(ports)}; do {there}; done", timeout=120)
 
     def attach(self, guest, addresses, log="/tmp/attach.log"):
         """Starts the driver's process and waits for its ready line; its process id."""
         attach = f"{PROGRAM} guest attach {addresses} {self.extra}"
         # setsid: it must outlive the shell that starts it.
         guest.check(f"rm -f {log}; setsid sh -c 'echo $$ >{log}.pid; exec {attach}' >{log} 2>&1 &")
-        guest.check(f"{wait_for(f'grep -q ^ready: {log}')} || {{ cat {log}; false; }}")
+        guest.check(f"{wait_for(f'grep -qs ^ready: {log}')} || {{ cat {log}; false; }}", timeout=120)
         return int(guest.check(f"cat {log}.pid"))
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=90):
     """A shell command that waits for a condition."""
-    tries = f"$(seq {seconds * 10})"
-    return f"{{ for _ in {tries}; do {condition} && break; sleep 0.1; done; {condition}; }}"
+    now = "$(cut -d. -f1 /proc/uptime)"
+    wait = f"until {condition}; do [ {now} -lt $end ] || break; sleep 0.2; done"
+    return f"{{ end=$(({now} + {seconds})); {wait}; {condition}; }}"
 
 
 def console_functions(guest):

@@ -20,7 +20,8 @@ PROGRAM = f"PYTHONPATH={PLACE} python3 -m virtserial_guest"
 
 def library_files():
     """The library's folder as files for a guest."""
-    return {f"{PLACE}/virtserial_guest/{path.relative_to(LIBRARY)}": path.read_bytes() for path in LIBRARY.rglob("*.py")}
+    place = f"{PLACE}/virtserial_guest"
+    return {f"{place}/{path.relative_to(LIBRARY)}": path.read_bytes() for path in LIBRARY.rglob("*.py")}
 
 
 class CuttingRelay:

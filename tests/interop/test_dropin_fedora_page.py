@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+from contextlib import closing
 
 import pytest
 from dropin_guest import DropinGuest
@@ -65,17 +66,15 @@ def test_one_port_with_socat_on_the_host(machine, folder, socat):
 
 def log_in(path, name):
     """Log in on a console as an operator would; return what a command prints there."""
-    end = HostEnd(path)
-    end.send(b"\n")
-    end.receive_until(b"login: ", timeout=60)
-    end.send(b"root\n")
-    end.receive_until(b"assword: ", timeout=60)
-    end.send(ROOT_PASSWORD.encode() + b"\n")
-    end.receive_until(b"# ", timeout=60)
-    end.send(f"echo this is {name[:2]}'{name[2:]}'; tty\n".encode())
-    shown = end.receive_until(b"/dev/", timeout=60) + end.receive_until(b"\n", timeout=60)
-    end.close()
-    return shown.decode()
+    with closing(HostEnd(path)) as end:
+        end.send(b"\n")
+        end.receive_until(b"login: ", 60)
+        end.send(b"root\n")
+        end.receive_until(b"assword: ", 60)
+        end.send(ROOT_PASSWORD.encode() + b"\n")
+        end.receive_until(b"# ", 60)
+        end.send(f"echo this is {name[:2]}'{name[2:]}'; tty\n".encode())
+        return (end.receive_until(b"/dev/", 60) + end.receive_until(b"\n", 60)).decode()
 
 
 def test_two_consoles_with_logins(machine, folder):
@@ -87,7 +86,8 @@ def test_two_consoles_with_logins(machine, folder):
     )
     with DropinGuest([*machine, *words]) as guest:
         for console in ("hvc0", "hvc1"):
-            guest.start(f"setsid agetty /dev/{console} 9600 vt100")
+            # Not /dev/hvc0, as the page has it: today's agetty puts /dev/ before its argument.
+            guest.check(f"setsid agetty {console} 9600 vt100")
         for name, console in (("foo", "hvc0"), ("bar", "hvc1")):
             shown = log_in(f"{folder}/{name}", console)
             assert f"this is {console}" in shown
@@ -109,29 +109,25 @@ def test_two_controllers_with_few_ports_and_vectors(machine, folder):
         assert sorted(names) == ["org.fedoraproject.console.0", "org.fedoraproject.port.0"]
         vectors = guest.check("cat /proc/interrupts | grep -c virtio")
         assert int(vectors) >= 4
-        end = HostEnd(f"{folder}/p")
-        guest.check("echo to port0 > /dev/virtio-ports/org.fedoraproject.port.0")
-        assert end.receive_until(b"\n") == b"to port0\n"
-        end.close()
-        end = HostEnd(f"{folder}/c")
-        guest.check("echo to cons0 > /dev/hvc0")
-        assert b"to cons0" in end.receive_until(b"\n")
-        end.close()
+        with closing(HostEnd(f"{folder}/p")) as end:
+            guest.check("echo to port0 > /dev/virtio-ports/org.fedoraproject.port.0")
+            assert end.receive_until(b"\n") == b"to port0\n"
+        with closing(HostEnd(f"{folder}/c")) as end:
+            guest.check("echo to cons0 > /dev/hvc0")
+            assert b"to cons0" in end.receive_until(b"\n")
 
 
 def test_hot_plug_and_unplug_at_the_monitor_s_prompt(machine, folder):
     words = ["-device", "virtio-serial", "-monitor", f"unix:{folder}/monitor,server,nowait"]
     with DropinGuest([*machine, *words]) as guest:
-        monitor = HostEnd(f"{folder}/monitor")
-        monitor.receive_until(b"(qemu) ")
-        monitor.send(b"device_add virtserialport,name=org.fedoraproject.port.0,id=port0\n")
-        monitor.receive_until(b"(qemu) ")
-        port = "/dev/virtio-ports/org.fedoraproject.port.0"
-        wait_until(lambda: guest.run(f"test -c {port}").status == 0, complaint="the port did not appear")
-        monitor.send(b"info qtree\n")
-        shown = monitor.receive_until(b"(qemu) ")
-        assert b'dev: virtserialport, id "port0"' in shown
-        monitor.send(b"device_del port0\n")
-        monitor.receive_until(b"(qemu) ")
-        wait_until(lambda: guest.run(f"test -e {port}").status != 0, complaint="the port did not go")
-        monitor.close()
+        with closing(HostEnd(f"{folder}/monitor")) as monitor:
+            monitor.receive_until(b"(qemu) ")
+            monitor.send(b"device_add virtserialport,name=org.fedoraproject.port.0,id=port0\n")
+            monitor.receive_until(b"\n(qemu) ")
+            port = "/dev/virtio-ports/org.fedoraproject.port.0"
+            wait_until(lambda: guest.run(f"test -c {port}").status == 0, complaint="the port did not appear")
+            monitor.send(b"info qtree\n")
+            assert b'dev: virtserialport, id "port0"' in monitor.receive_until(b"\n(qemu) ")
+            monitor.send(b"device_del port0\n")
+            monitor.receive_until(b"\n(qemu) ")
+            wait_until(lambda: guest.run(f"test -e {port}").status != 0, complaint="the port did not go")

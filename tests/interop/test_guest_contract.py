@@ -241,6 +241,35 @@ fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 @linux_only
+def test_sigio_tells_of_several_ports_and_disturbs_no_poll(app, port, free_ports, folder):
+    names = [port.name, next(free_ports)]
+    app(f"""
+fds = [open_port(name) for name in {names!r}]
+seen = set()
+signal.signal(signal.SIGIO, lambda *_: seen.update((fd, *sorted(events(fd))) for fd in fds))
+for fd in fds:
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+""")
+    ends = [HostEnd(f"{folder}/{name}") for name in names]
+    app("until(lambda: {(fd, 'OUT') for fd in fds} <= seen); seen.clear()")
+    app.begin("poll = select.poll(); poll.register(fds[0], select.POLLIN); ready = poll.poll(20000); ready[0][1]")
+    ends[0].send(b"data")
+    assert app.finish() == 1
+    app("until(lambda: (fds[0], 'IN', 'OUT') in seen); seen.clear()")
+    for end in ends:
+        end.close()
+    app("until(lambda: {(fd, 'HUP', 'IN') for fd in fds} <= seen); [os.close(fd) for fd in fds]; None")
+
+
+@linux_only
+def test_a_port_cannot_seek(app, port):
+    app(f"fd = open_port({port.name!r})")
+    with pytest.raises(GuestError, match="ESPIPE"):
+        app("os.lseek(fd, 0, os.SEEK_SET)")
+
+
+@linux_only
 def test_splice_from_a_pipe(app, opened):
     app("""
 import tempfile
@@ -308,6 +337,20 @@ except Woken:
     assert app("woken") is True
     opened.send(b"still here")
     assert app("read_exactly(fd, 10)") == b"still here"
+
+
+def test_one_thread_reads_while_another_writes(app, opened):
+    app("""
+import threading
+got = []
+thread = threading.Thread(target=lambda: got.append(os.read(fd, 100)))
+thread.start()
+""")
+    app("os.write(fd, b'written meanwhile')")
+    assert opened.receive(17) == b"written meanwhile"
+    opened.send(b"read at last")
+    app("thread.join(20)")
+    assert app("got") == [b"read at last"]
 
 
 def test_a_full_port_is_not_writable_until_the_host_reads(app, opened):

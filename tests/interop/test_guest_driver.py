@@ -9,11 +9,14 @@ import hashlib
 import os
 import threading
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from exchange import socket_port
 from guest_driver import CuseDriver, console_functions, wait_for
 from guest_side import PORT_HELPERS
+from host_device import wait_until
 from host_end import HostEnd
 from plugging import host_monitor
 
@@ -134,7 +137,7 @@ def test_a_device_whose_dma_bypasses_the_iommu_is_refused(guest, functions):
     result = guest.run(f"{PROGRAM} guest attach {functions[2]}")
     assert (result.status, result.text) == (
         1,
-        "virtserial: guest: device: it does not offer VIRTIO_F_ACCESS_PLATFORM (iommu_platform=on): "
+        "virtserial: device: it does not offer VIRTIO_F_ACCESS_PLATFORM (iommu_platform=on): "
         "its DMA would bypass the IOMMU\n",
     )
 
@@ -302,3 +305,23 @@ def test_poll_masks_follow_the_host_and_modes_change_while_open(guest, functions
             end.send(b"y")
             assert app.finish() == b"y"
         app("until(lambda: events(fd) == {'IN', 'HUP'})")
+
+
+def test_thirty_ports_that_are_connected_at_boot_are_all_known_to_be(host_device):
+    """QEMU's device drops the messages that find no posted buffer: Linux's driver learns of one of thirty."""
+    names = [f"port{number}" for number in range(1, 31)]
+    with TemporaryDirectory(prefix="vs-") as folder:
+        options = ["-device", "virtio-serial,id=ser0,max_ports=31"]
+        for number, name in enumerate(names, 1):
+            options += ["-chardev", f"file,id=c{number},path={folder}/{name}"]
+            options += ["-device", f"virtserialport,nr={number},chardev=c{number},name={name}"]
+        driver = CuseDriver()
+        with (
+            host_device.attach(driver.device_options(options)) as attached,
+            Guest(attached.arguments, **driver.machine) as guest,
+        ):
+            driver.start(guest, names)
+            writes = f"for name in {' '.join(names)}; do echo from $name >/dev/virtio-ports/$name & done; wait"
+            guest.check(writes, timeout=120)
+            for name in names:
+                wait_until(lambda: Path(f"{folder}/{name}").read_text() == f"from {name}\n")  # noqa: B023

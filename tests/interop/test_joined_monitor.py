@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from host_device import wait_until
 from joined_qemu import keeper, qemu_without_a_guest
 
 sys.path.append(str(Path(__file__).parents[1] / "monitor"))
-from serving import Client, QmpClient  # noqa: E402
+from serving import Client, QmpClient
 
 PROMPT = b"(qemu) "
 
@@ -52,8 +52,6 @@ def running():
 
 @contextlib.contextmanager
 def socket_folder():
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="vs-") as path:
         yield path
 
@@ -184,7 +182,8 @@ def test_objects_of_both_are_in_one_tree(qmp):
     assert names >= {"max_ports", "vectors", "addr", "multifunction"}
     assert len(names) == len(qmp("qom-list", path="/machine/peripheral/ser0"))
     assert qmp("qom-get", path="/machine/peripheral/ser0", property="max_ports") == 4
-    assert qmp("qom-get", path="ser0", property="addr") == qmp("qom-get", path="/machine/peripheral/ser0", property="addr")
+    addresses = [qmp("qom-get", path=path, property="addr") for path in ("ser0", "/machine/peripheral/ser0")]
+    assert addresses[0] == addresses[1]
     assert qmp("qom-get", path="/machine/peripheral/p1", property="name") == "first"
     assert qmp("qom-get", path="/machine/peripheral/rp1", property="chassis") == 1
     assert qmp("qom-list", path="/")
@@ -400,7 +399,8 @@ def test_memory_is_made_such_that_it_can_be_shared(qmp, hmp):
 def test_help_completion_and_info_are_of_the_whole(hmp):
     assert "balloon target -- request VM" in typed(hmp, "help balloon")
     shown = typed(hmp, "help")
-    assert "device_add" in shown and "balloon" in shown
+    assert "device_add" in shown
+    assert "balloon" in shown
     hmp.send(b"ballo\t")
     hmp.until(b"balloon ")
     hmp.send(b"\x15info regi\t")
@@ -414,6 +414,38 @@ def test_help_completion_and_info_are_of_the_whole(hmp):
     tree = typed(hmp, "info qtree")
     controller = tree.index('dev: vfio-user-pci, id "ser0"')
     assert controller < tree.index("bus: ser0.0") < tree.index('dev: virtserialport, id "p1"') < tree.index('id "rp')
+
+
+def test_objects_and_ring_buffers_of_ours(qmp, hmp):
+    assert "p1 (child<virtserialport>)" in typed(hmp, "qom-list /machine/peripheral")
+    assert typed(hmp, "qom-get p1 name") == '"first"\r\n'
+    assert typed(hmp, "qom-get rp1 chassis") == "1\r\n"
+    assert typed(hmp, "qom-get zz chassis") == "Error: Device 'zz' not found\r\n"
+    assert typed(hmp, "ringbuf_read ring 1000") is not None
+    assert typed(hmp, 'ringbuf_write ring "a\x1d b"') == ""
+    assert typed(hmp, "ringbuf_read ring 10") == "a\\u001D b\r\n"
+    assert typed(hmp, "ringbuf_read zz 10") == "Error: Device 'zz' not found\r\n"
+    qmp("chardev-add", id="other", backend={"type": "ringbuf", "data": {"size": 16}})
+    qmp("device_add", driver="usb-serial", id="line", chardev="other")
+    assert typed(hmp, "ringbuf_write other text") == ""
+    assert typed(hmp, "ringbuf_read other 10") == "text\r\n"
+    qmp("device_del", id="line")
+    wait_until(lambda: "error" not in qmp.ask({"execute": "chardev-remove", "arguments": {"id": "other"}}))
+
+
+def test_a_flood_out_of_band_is_held_back(machine):
+    with machine.qmp(capabilities=["oob"]) as qmp:
+        os.kill(machine.qemu.pid, signal.SIGSTOP)
+        try:
+            qmp.socket.setblocking(False)
+            sent = 0
+            with pytest.raises(BlockingIOError):
+                while sent < 64 << 20:
+                    sent += qmp.socket.send(b'{"exec-oob": "query-yank"}' * 1000)
+        finally:
+            os.kill(machine.qemu.pid, signal.SIGCONT)
+    with machine.qmp() as qmp:
+        assert qmp("query-status")
 
 
 def test_the_cpu_is_kept_for_a_session(machine, hmp):
@@ -438,10 +470,38 @@ def test_a_controller_that_is_added_has_a_bus_at_once(machine, qmp):
     assert qmp("qom-get", path="ser1", property="type") == "virtio-serial-pci"
     qmp("device_add", driver="virtserialport", id="q1")
     assert qmp("qom-get", path="q1", property="parent_bus") == "/machine/peripheral/ser1/ser1.0"
-    assert qmp.error("device_add", driver="virtio-serial-pci", id="ser2", bus="rp1")[1].startswith("PCI: slot 0 function 0")
+    _, text = qmp.error("device_add", driver="virtio-serial-pci", id="ser2", bus="rp1")
+    assert text.startswith("PCI: slot 0 function 0")
+    assert "vfio-user" not in text.partition("already")[0]
     names = {entry["name"] for entry in qmp("qom-list", path="/machine/peripheral")}
-    assert "ser1" in names and "ser2" not in names
+    assert "ser1" in names
+    assert "ser2" not in names
     qmp("device_del", id="q1")
+
+
+# A chardev that a monitor of ours and a device of QEMU's share
+
+
+def test_a_multiplexer_for_a_monitor_and_a_device_of_qemus():
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(socket_folder())
+        options = [
+            *("-device", "virtio-serial,id=ser0", "-chardev", f"socket,id=s,path={folder}/s,server=on,wait=off,mux=on"),
+            *("-mon", "chardev=s", "-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
+        ]
+        joined = stack.enter_context(keeper(options, fronts=["front/s/0"]))
+        qemu = stack.enter_context(qemu_without_a_guest(joined, "-device", "isa-debugcon,chardev=front0,iobase=0x402"))
+        with contextlib.closing(QmpClient(f"{folder}/qmp")) as qmp, contextlib.closing(Client(f"{folder}/s")) as client:
+            qmp("cont")
+            client.until(b"SeaBIOS (version")  # The firmware's own words, through QEMU's debug port.
+            client.send(b"\x01c")
+            client.until(b"monitor - type 'help' for more information\r\n(qemu) ")
+            client.send(b"info status\n")
+            client.until(b"VM status: running")
+            client.send(b"\x01x")
+            client.until(b"QEMU: Terminated")
+        assert qemu.wait(20) == 0
+        assert joined.process.wait(20) == 0
 
 
 # The end

@@ -7,10 +7,9 @@ import os
 
 import pytest
 from exchange import socket_port
-from guest_library import MANIFEST, PLACE, PROGRAM, CuttingRelay, Program, library_files, make_tree, manifest
 from host_device import wait_until
-from host_end import HostEnd
 
+from guest_library import MANIFEST, PROGRAM, CuttingRelay, Program, library_files, make_tree, manifest
 from virtserial.rig import Guest
 
 FILES, TALK = "org.test.files", "org.test.talk"

@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 
-for room in ("virtio", "console"):
-    sys.path.append(str(Path(__file__).parents[1] / room))
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("virtio", "console")]
 
 from movable_guest import MovableGuest
 
 
 @pytest.fixture
 def guest():
-    """A device with 4 ports, port 0 a console, port 1 serial, both with a connected host end; the driver has opened
-    both."""
+    """A device with 4 ports; port 0, a console, and port 1 have a connected host end, and the driver has both open."""
     guest = MovableGuest()
     guest.begin()
     yield guest

@@ -33,7 +33,8 @@ class MovableGuest(Guest):
     def plug_both(self, connected=True, first_plug=1):
         for serial, (number, name) in enumerate([(SERIAL, "one"), (CONSOLE, "con")], first_plug):
             self.hosts[number] = FakeHost(connected)
-            self.plug(number, self.hosts[number], name=name, is_console=number == CONSOLE, has_backend=True, plug=serial)
+            console = number == CONSOLE
+            self.plug(number, self.hosts[number], name=name, is_console=console, has_backend=True, plug=serial)
 
     def begin(self):
         self.plug_both()

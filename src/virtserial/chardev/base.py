@@ -95,6 +95,15 @@ class Chardev:
         """The chardevs whose connections its port gets: itself, but of a hub the parts."""
         return (self,)
 
+    def paths(self) -> list[str]:
+        """What it names in the file system; a descriptor that was passed has no name."""
+        named = [*self._paths(), *([self.log.path] if self.log is not None else [])]
+        return [path for path in named if not path.startswith("/dev/fdset/")]
+
+    def _paths(self) -> Sequence[str]:
+        """`paths` of the kind."""
+        return ()
+
     def preparations(self) -> Sequence[Preparation]:
         """What the worker has to read for it before it is confined; known when it is open."""
         return ()

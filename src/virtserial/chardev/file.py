@@ -13,6 +13,8 @@ from virtserial.chardev.opened_path import open_path
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.chardev.base import ConnectionSink
     from virtserial.loop import EventLoop
 
@@ -31,6 +33,9 @@ class FileChardev(Chardev):
         self.path = path
         self.input_path = input_path
         self.append = append
+
+    def _paths(self) -> Sequence[str]:
+        return [self.path] if self.input_path is None else [self.path, self.input_path]
 
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         # The input first: a wrong input-path must not have emptied the output file.

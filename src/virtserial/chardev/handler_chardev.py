@@ -55,6 +55,9 @@ class HandlerChardev(Chardev):
     def filename(self) -> str:
         return f"handler:{self.path or self.module}:{self.attribute}"
 
+    def _paths(self) -> Sequence[str]:
+        return [self.path or _find_module(self.module)]
+
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if not self.path and not (self.module and self.attribute):
             raise ConfigError("chardev: handler: 'class' must be package.module:Name, or 'path' be given")

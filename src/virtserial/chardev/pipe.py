@@ -9,6 +9,8 @@ from virtserial.chardev.base import Chardev, Connection, could_not_open
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.chardev.base import ConnectionSink
     from virtserial.loop import EventLoop
 
@@ -23,6 +25,9 @@ class PipeChardev(Chardev):
     def __init__(self, chardev_id: str, path: str) -> None:
         super().__init__(chardev_id)
         self.path = path
+
+    def _paths(self) -> Sequence[str]:
+        return [self.path, f"{self.path}.in", f"{self.path}.out"]
 
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         name = f"chardev '{self.id}' (pipe '{self.path}')"

@@ -10,6 +10,8 @@ from virtserial.chardev.base import Chardev, Connection
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.chardev.base import ConnectionSink
     from virtserial.loop import EventLoop
 
@@ -30,6 +32,9 @@ class PtyChardev(Chardev):
     @property
     def filename(self) -> str:
         return f"pty:{self.terminal}" if self.terminal else "pty"
+
+    def _paths(self) -> Sequence[str]:
+        return [self.path] if self.path else []
 
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         try:

@@ -10,6 +10,8 @@ from virtserial.chardev.base import Chardev, Connection, could_not_open
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.chardev.base import ConnectionSink
     from virtserial.loop import EventLoop
 
@@ -73,6 +75,9 @@ class SerialChardev(Chardev):
         super().__init__(chardev_id)
         self.path = path
         self.settings = settings or LineSettings()
+
+    def _paths(self) -> Sequence[str]:
+        return [self.path]
 
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         try:

@@ -62,6 +62,9 @@ class SocketClientChardev(Chardev):
     def filename(self) -> str:
         return self._connected_text if self.connected else f"disconnected:{self.layers.text(self.address.text())}"
 
+    def _paths(self) -> Sequence[str]:
+        return [self.address.path] if isinstance(self.address, UnixAddress) and not self.address.abstract else []
+
     def preparations(self) -> Sequence[Preparation]:
         return self.layers.preparations(f"chardev '{self.id}'")
 

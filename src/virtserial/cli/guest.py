@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtserial.errors import ConfigError, PeerError
+from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from virtserial.driver.attachment import DeviceSession, Shape
 
@@ -45,10 +46,7 @@ def run(words: Sequence[str]) -> int:
     if words[0] not in commands:
         print(f"virtserial guest: {words[0]!r} is not a command; `virtserial guest --help` lists them", file=sys.stderr)
         return 2
-    try:
-        return commands[words[0]](words[1:])
-    except PeerError as error:
-        raise ConfigError(f"guest: {error}") from error
+    return commands[words[0]](words[1:])
 
 
 def bind(words: Sequence[str]) -> int:
@@ -105,12 +103,13 @@ def attach(words: Sequence[str]) -> int:
         first = first_free_device()
     makers = NodeMakers(shape, loop, directory, cuse)
     sessions: list[DeviceSession] = []
+    say = Lines(loop.now).say
     try:
         with stopped_by_signals(loop):
             for number, device in enumerate(options.devices, first):
-                sessions.append(DeviceSession(loop, device, number, makers, _say))
+                sessions.append(DeviceSession(loop, device, number, makers, say))
                 sessions[-1].open()
-            _say(f"ready: {len(sessions)} {'device' if len(sessions) == 1 else 'devices'}, ports as {shape}")
+            say(f"ready: {len(sessions)} {'device' if len(sessions) == 1 else 'devices'}, ports as {shape}")
             if options.ready_fd is not None:
                 os.close(options.ready_fd)
             loop.run()
@@ -124,8 +123,36 @@ def attach(words: Sequence[str]) -> int:
     return 0
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+class Lines:
+    """Lines on standard output: MAX_LINES at once, LINES_PER_SECOND later on; a device can cause as many as it likes.
+
+    Args:
+        now: a clock in seconds.
+    """
+
+    MAX_LINES = 1024
+    LINES_PER_SECOND = 5.0
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._allowed = float(self.MAX_LINES)
+        self._looked = now()
+        self._left_out = 0
+
+    def say(self, line: str) -> None:
+        """Print a line, or count it; nobody listening is no error."""
+        now = self._now()
+        self._allowed = min(self._allowed + (now - self._looked) * self.LINES_PER_SECOND, self.MAX_LINES)
+        self._looked = now
+        if self._allowed < 1:
+            self._left_out += 1
+            return
+        self._allowed -= 1
+        with contextlib.suppress(OSError):
+            if self._left_out:
+                print(f"({self._left_out} lines left out)", flush=True)
+                self._left_out = 0
+            print(line, flush=True)
 
 
 def _attach_options(words: Sequence[str]) -> Namespace:
@@ -133,7 +160,7 @@ def _attach_options(words: Sequence[str]) -> Namespace:
 
     from virtserial.daemon.run_directory import run_directory
 
-    parser = ArgumentParser(prog="virtserial guest attach", usage=USAGE)
+    parser = ArgumentParser(prog="virtserial guest attach", usage=USAGE.removeprefix("usage: "))
     parser.add_argument("devices", nargs="+")
     parser.add_argument("--as", dest="shape", choices=("cuse", "pty", "socket", "auto"), default="auto")
     parser.add_argument("--run-dir", type=Path, default=Path(run_directory()))

@@ -44,6 +44,7 @@ USAGE = """usage: virtserial serve OPTION...
   -device DRIVER,help   what a driver takes; -chardev help lists the kinds
   --ready-fd N          close descriptor N when everything listens
   --trust-vmm           map guest memory even if the VMM may shrink its file
+  --allow-path PATH     let monitors name PATH and what lies under it, beside what these options name
   --sandbox=off         do not confine the process that handles the guest's bytes
   -v, --verbose         say more (twice: what the guest's driver says)
 
@@ -66,12 +67,13 @@ class Options:
         self.ready_fd: int | None = None
         self.trust_vmm = False
         self.sandbox = True
+        self.allowed_paths: list[str] = []
         self.verbosity = 0
         self.help = False
         remaining = iter(words)
         for word in remaining:
             option = "-" + word.lstrip("-")
-            if option in ("-device", "-chardev", "-object", "-ready-fd", *MONITOR_OPTIONS):
+            if option in ("-device", "-chardev", "-object", "-ready-fd", "-allow-path", *MONITOR_OPTIONS):
                 value = next(remaining, None)
                 if value is None:
                     raise ConfigError(f"{word}: requires an argument")
@@ -81,6 +83,8 @@ class Options:
                     self.chardevs.append(value)
                 elif option == "-object":
                     self.objects.append(value)
+                elif option == "-allow-path":
+                    self.allowed_paths.append(value)
                 elif option in MONITOR_OPTIONS:
                     self.monitors.append((option, value))
                 else:
@@ -241,6 +245,7 @@ def _serve(
     from virtserial.daemon import systemd
     from virtserial.daemon.announcement import announce
     from virtserial.daemon.keeper import Keeper
+    from virtserial.daemon.path_policy import PathPolicy
 
     _prepare_descriptors()
     passed = systemd.take_descriptors()
@@ -250,7 +255,8 @@ def _serve(
             controller.socket = activated[controller.id].path
     loop = EventLoop()
     stop_on_signals(loop)
-    keeper = Keeper(loop, machine, chardevs, options.trust_vmm, objects, options.sandbox)
+    policy = PathPolicy(options.allowed_paths)
+    keeper = Keeper(loop, machine, chardevs, options.trust_vmm, objects, options.sandbox, policy)
     keeper.activated = activated
     monitors = None
     if monitor_options:

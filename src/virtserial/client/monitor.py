@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any, NamedTuple, Self
 
-from virtserial.client.address import TcpAddress, UnixAddress, parse_address
+from virtserial.client.address import TerminalAddress, UnixAddress, parse_address
 from virtserial.errors import ConfigError, PeerError
 
 MESSAGE_LIMIT = 1 << 24
@@ -57,16 +57,18 @@ class Monitor:
             PeerError: nobody speaks QMP there.
         """
         where = parse_address(address)
+        if isinstance(where, TerminalAddress):
+            raise ConfigError(f"{address}: a monitor is on a socket")
+        self._socket = socket.socket(socket.AF_UNIX)
         try:
             if isinstance(where, UnixAddress):
-                self._socket = socket.socket(socket.AF_UNIX)
                 self._socket.settimeout(ANSWER_TIME)
                 self._socket.connect(where.path)
-            elif isinstance(where, TcpAddress):
-                self._socket = socket.create_connection(where, ANSWER_TIME)
             else:
-                raise ConfigError(f"{address}: a monitor is on a socket")
+                self._socket.close()
+                self._socket = socket.create_connection(where, ANSWER_TIME)
         except OSError as error:
+            self._socket.close()
             raise ConfigError(f"{address}: {error.strerror or error}") from error
         self._received = b""
         self._events: list[dict[str, Any]] = []

@@ -346,6 +346,11 @@ class ConsoleDevice(VirtioDevice):
                 self.name, slot.number, doubtful, "may be sent to the host again" if sends else "are lost", error,
             )  # fmt: skip
 
+    @property
+    def doubtful(self) -> int:
+        """Bytes of all ports that were moved twice, or not at all, because a worker was killed over them."""
+        return sum(slot.record.doubtful for slot in self.slots)
+
     def pause(self) -> None:
         """Stand still: no queue is touched and no host end read or written until `go_on`."""
         self.paused = True
@@ -439,7 +444,7 @@ class ConsoleDevice(VirtioDevice):
         else:
             self.schedule_control()
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _guarded(self, action: Callable[[], object]) -> None:
         """Do something with queues outside of a turn; an error of the driver ends here as well."""
         try:
             action()

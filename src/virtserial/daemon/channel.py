@@ -80,9 +80,9 @@ class Channel:
                     raise BlockingIOError(error.errno, error.strerror) from None
             time.sleep(0.001)
 
-    def has_unread(self) -> bool:
-        """Whether the other end has not yet received everything that was sent to it."""
-        return bool(struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0])
+    def unread(self) -> int:
+        """How much of what was sent the other end has not yet received: bytes, as the kernel counts them."""
+        return int(struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0])
 
     def receive(self, wait: bool = False) -> tuple[Message, list[int]] | None:
         """Return the next message and its descriptors (the caller's now), or None if there is none yet.

@@ -52,6 +52,9 @@ class HotPlug:
         keeper = self._keeper
         if options.properties.get("chardev") in keeper.sinks:
             self._refuse_taken(options)
+        socket = options.properties.get("socket")
+        if socket is not None and keeper.path_policy is not None:
+            keeper.path_policy.check([str(socket)])
         device = plug(keeper.machine, options, keeper.chardevs, run_directory())
         if isinstance(device, Controller):
             try:
@@ -117,6 +120,7 @@ class HotPlug:
         Raises:
             ConfigError: it cannot be opened; nothing is left behind.
         """
+        self._check_paths(chardev)
         parts = chardev.with_connections() if chardev.kind == "hub" else ()
         for part in parts:
             if self._is_used(part.id):
@@ -131,6 +135,15 @@ class HotPlug:
             self._held.drop(f"chardev/{chardev.id}")
             chardev.close()
             raise
+
+    def _check_paths(self, chardev: Chardev) -> None:
+        """What a monitor's client names must be allowed; what the command line names is."""
+        if self._keeper.path_policy is not None:
+            try:
+                self._keeper.path_policy.check(chardev.paths())
+            except ConfigError:
+                chardev.close()
+                raise
 
     def _set_hub(self, part: Chardev, hub_id: str | None) -> None:
         """Say of a connection that there is already to which hub it belongs."""
@@ -151,6 +164,7 @@ class HotPlug:
         if predecessor.mux or predecessor.kind == "hub" or chardev.mux or chardev.kind == "hub":
             chardev.close()
             raise ConfigError("Mux device hotswap not supported yet")
+        self._check_paths(chardev)
         successor = _Successor(self._keeper)
         try:
             chardev.open(self._keeper.loop, successor)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from virtserial.daemon.announcement import announce
 from virtserial.daemon.farewell import close_vmm, close_vmms_now
+from virtserial.daemon.heartbeat import Heartbeat
 from virtserial.daemon.held import HeldDescriptors
 from virtserial.daemon.hotplug import HotPlug
 from virtserial.daemon.supervisor import Supervisor
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.tls_credentials import TlsCredentials
     from virtserial.daemon.channel import Message
+    from virtserial.daemon.path_policy import PathPolicy
     from virtserial.daemon.systemd import ActivatedListener
     from virtserial.loop import EventLoop
     from virtserial.machine.model import Controller, Machine, Port
@@ -52,6 +54,7 @@ class Keeper:
         trust_vmm: map guest memory even if its file may shrink.
         objects: what -object has made, by id.
         sandbox: confine the worker (daemon/sandbox.py).
+        path_policy: what monitors may name; None trusts them.
 
     Attributes:
         workers: starts, replaces and ends the worker.
@@ -65,11 +68,14 @@ class Keeper:
         trust_vmm: bool = False,
         objects: dict[str, TlsCredentials] | None = None,
         sandbox: bool = True,
+        path_policy: PathPolicy | None = None,
     ) -> None:
         self.loop = loop
         self.machine = machine
         self.chardevs = chardevs
         self.workers = Supervisor(loop, self, self._configure_worker, self._handle)
+        self._heartbeat = Heartbeat(loop, self.workers.ping)
+        self.path_policy = path_policy
         self._sandbox = sandbox
         self._preparations: dict[str, Preparation] = {}
         self._trust_vmm = trust_vmm
@@ -106,6 +112,8 @@ class Keeper:
             chardev.report = log.warning
             chardev.open(self.loop, self)
             self._prepare_for(chardev)
+            if self.path_policy is not None:
+                self.path_policy.allow(chardev.paths())
             if chardev.announcement:
                 announce(chardev.announcement)
         self.workers.start()
@@ -131,6 +139,7 @@ class Keeper:
         def accepted(client: socket.socket) -> None:
             fd = client.detach()
             self._hold_and_send(f"vmm/{index}", {"type": "vmm", "controller": index}, [fd])
+            self._heartbeat.watch(fd)
 
         activated = self.activated.pop(controller.id, None)
         try:
@@ -160,8 +169,12 @@ class Keeper:
         for listener in self._listeners.values():
             listener.close()
         self.workers.close()
+        self._heartbeat.close()
         vmms = [key for key, _, _ in self._held.entries("vmm/")]
-        close_vmms_now([fd for key in vmms for fd in self._held.take(key)])
+        sockets = [fd for key in vmms for fd in self._held.take(key)]
+        for fd in sockets:
+            self._heartbeat.unwatch(fd)
+        close_vmms_now(sockets)
         self._held.drop_all("")
         for chardev in self.chardevs.values():
             chardev.close()
@@ -309,6 +322,7 @@ class Keeper:
         self._held.drop_all(f"dma/{index}/")
         self._held.drop_all(f"irq/{index}/")
         for fd in self._held.take(f"vmm/{index}"):
+            self._heartbeat.unwatch(fd)
             close_vmm(self.loop, fd)
 
     # Users of multiplexed chardevs that are no ports

@@ -50,6 +50,7 @@ class Supervisor:
         restarts: workers that died and were replaced.
         upgrades: workers that were replaced on request.
         refusal: why the last request for an upgrade came to nothing, or None.
+        doubtful: bytes that were moved twice, or not at all, because a worker was killed over them.
         inheritance: messages for the next worker, which its predecessors left.
     """
 
@@ -64,6 +65,7 @@ class Supervisor:
         self.restarts = 0
         self.upgrades = 0
         self.refusal: str | None = None
+        self.doubtful = 0
         self.inheritance: list[Message] = []
         self._loop = loop
         self._parent = parent
@@ -72,11 +74,14 @@ class Supervisor:
         self._successor: WorkerProcess | None = None
         self._successor_ready = False
         self._stopping = False
+        self._going = False
+        self._outdated = False
         self._started = 0.0
         self._young_deaths = 0
         self._pings = self._pongs = 0
         self._restart_timer: Timer | None = None
         self._hang_timer: Timer | None = None
+        self._unread = 0
         self._change_timer: Timer | None = None
         self._requests = 0
         self._answer: Message | None = None
@@ -94,7 +99,7 @@ class Supervisor:
         self._cancel(self._change_timer)
         self._cancel(self._hang_timer)
         self._hang_timer = None
-        self._stopping = False
+        self._stopping = self._going = self._outdated = False
         successor, self._successor = self._successor, None
         if successor is not None:
             self._unwatch(successor)
@@ -154,8 +159,8 @@ class Supervisor:
         delay = RESTART_DELAYS[min(self._young_deaths, len(RESTART_DELAYS) - 1)]
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         log.error("worker %d %s; a new one takes over", worker.pid, cause)
-        if not self._successor_ready:
-            self._dismiss_successor()
+        if self._successor is not None and not self._successor_ready:
+            self._refuse("the old one died before it was ready")
         self._restart_timer = self._loop.call_later(delay, self._start_or_try_again)
 
     def _start_or_try_again(self) -> None:
@@ -170,7 +175,7 @@ class Supervisor:
     @property
     def changing(self) -> bool:
         """Whether an upgrade is under way."""
-        return self._successor is not None or self._stopping
+        return self._successor is not None or self._stopping or not self._going
 
     def upgrade(self) -> None:
         """Put a worker of the code that is installed now in the place of the one that runs; returns at once.
@@ -195,7 +200,8 @@ class Supervisor:
         )
 
     def replace(self) -> None:
-        """Put another worker of the same code in the place of the one that runs, if one does."""
+        """Put another worker of the same code in the place of the one that runs: there is more to be told ahead."""
+        self._outdated = True
         if self.worker is not None and not self.changing:
             self._stop_worker()
 
@@ -268,10 +274,17 @@ class Supervisor:
         self._pings += 1
         self._hang_timer = self._loop.call_later(timeout, self._look_whether_it_hangs)
         self.send({"type": "ping", "number": self._pings})
+        self._unread = self.worker.channel.unread() if self.worker is not None else 0
 
     def _look_whether_it_hangs(self) -> None:
         self._hang_timer = None
-        if self.worker is not None and self._pongs != self._pings:
+        if self.worker is None or self._pongs == self._pings:
+            return
+        before, self._unread = self._unread, self.worker.channel.unread()
+        if self._unread < before:
+            # It reads: there is much to read where there are many devices.
+            self._hang_timer = self._loop.call_later(SEND_TIMEOUT, self._look_whether_it_hangs)
+        else:
             self._kill_hung_worker()
 
     def _kill_hung_worker(self) -> None:
@@ -345,8 +358,12 @@ class Supervisor:
                 self._hang_timer = None
         elif kind == "going":
             # What its predecessors left is done.
+            self._going = True
             self.inheritance.clear()
+            self.doubtful = cast(int, message["doubtful"])
             self._loop.call_later(READ_AHEAD_DELAY, self._read_ahead)
+            if self._outdated:
+                self._stop_worker()
         elif kind == "backlog":
             self.inheritance.append(message)
         elif kind == "confined":

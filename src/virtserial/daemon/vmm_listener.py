@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import struct
+from socket import SO_PEERCRED, SOL_SOCKET
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.unix_listener import UnixListener
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from virtserial.daemon.systemd import ActivatedListener
     from virtserial.loop import EventLoop, Timer
 
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred."""
+
 log = logging.getLogger("virtserial.keeper")
 
 BACKLOG = 8
@@ -24,6 +30,8 @@ ACCEPT_AGAIN = 1.0
 HANDOVER = 1.0
 """Seconds a second client waits for the first to be gone: a VMM that is started anew may be faster than the news of
 the old one's end.  Then it is refused: QEMU would wait for ever."""
+MAX_WAITING = 4
+"""Clients that wait at a time; the others stay in the backlog, so descriptors and refusals are bounded."""
 
 
 class VmmListener:
@@ -48,6 +56,7 @@ class VmmListener:
         self.path = path
         self._loop = loop
         self._name = name
+        self._any_user = activated is not None
         self._accepted = accepted
         self._listener = activated or UnixListener(path, path, BACKLOG, mode=0o600)
         self._socket = self._listener.socket
@@ -72,14 +81,32 @@ class VmmListener:
             self._loop.unwatch(self._socket.fileno())
             self._pause = self._loop.call_later(ACCEPT_AGAIN, self._watch)
             return
+        if not self._may_come(client):
+            return
         if not self._busy:
             self._busy = True
             self._accepted(client)
         else:
             self._waiting.append((client, self._loop.call_later(HANDOVER, self._refuse)))
+            if len(self._waiting) == MAX_WAITING:
+                self._loop.unwatch(self._socket.fileno())
+
+    def _may_come(self, client: socket.socket) -> bool:
+        """Whether a client is of this user, or root; at a socket that a service manager made, its mode decides."""
+        _, user, _ = _CREDENTIALS.unpack(client.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size))
+        if self._any_user or user in (0, os.geteuid()):
+            return True
+        log.warning("%s: a client of user %d was refused at %s", self._name, user, self.path)
+        close_vmm(self._loop, client.detach())
+        return False
+
+    def _next_waiting(self) -> tuple[socket.socket, Timer]:
+        if len(self._waiting) == MAX_WAITING:
+            self._watch()
+        return self._waiting.pop(0)
 
     def _refuse(self) -> None:
-        client, _ = self._waiting.pop(0)
+        client, _ = self._next_waiting()
         log.warning("%s: a second VMM was refused: the first is still connected to %s", self._name, self.path)
         close_vmm(self._loop, client.detach())
 
@@ -87,7 +114,7 @@ class VmmListener:
         """The client that was accepted is gone: the next one may come."""
         self._busy = False
         if self._waiting:
-            client, timer = self._waiting.pop(0)
+            client, timer = self._next_waiting()
             timer.cancel()
             self._busy = True
             self._accepted(client)

@@ -106,7 +106,8 @@ class Worker:
         self._going = True
         for device in self._devices.values():
             device.resume()
-        self._say({"type": "going"})
+        doubtful = sum(device.console.doubtful for device in self._devices.values())
+        self._say({"type": "going", "doubtful": doubtful})
 
     def _stop(self) -> None:
         """Stop for a successor, between two turns; what is in no ring and no socket goes to it by the keeper."""

@@ -34,8 +34,13 @@ class DeviceAccess(Protocol):
     def region_info(self, index: int) -> SizedInfo: ...
     def irq_info(self, index: int) -> CountedInfo: ...
     def region_read(self, region: int, offset: int, length: int) -> bytes: ...
-    def region_write(self, region: int, offset: int, data: bytes, posted: bool = False) -> None:
-        """Write registers; `posted`: do not wait until the device has seen it (later accesses stay behind it)."""
+    def region_write(self, region: int, offset: int, data: bytes, posted: bool = False, more: bool = False) -> None:
+        """Write registers.
+
+        Args:
+            posted: do not wait until the device has seen it (later accesses stay behind it).
+            more: another access follows at once, so that a posted write may go with that.
+        """
         ...
 
     def dma_map(

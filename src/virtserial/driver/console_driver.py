@@ -265,13 +265,11 @@ class ConsoleDriver:
             return
         try:
             if control is not None and CONTROL_RECEIVEQ <= index <= CONTROL_TRANSMITQ:
-                if index == CONTROL_TRANSMITQ:
-                    control.flush()
-                    return
                 for message, payload in control.receive():
                     self._handle_control(message, payload)
                     if self._control is not control:
                         return
+                control.flush()
                 return
             port = self.ports.get(index // 2 - (control is not None and index > 3))
             if port is None:

@@ -17,6 +17,8 @@ RECEIVE_SIZE = 4096
 """Bytes of a control receive buffer, as Linux's: the longest port name that can be heard is a little shorter."""
 TRANSMIT_SIZE = 64
 """A message of ours is 8 bytes long; the rest keeps two messages out of one cache line."""
+MOST_ANSWERS = 4
+"""What one PORT_READY is answered by: CONSOLE_PORT, PORT_NAME, PORT_OPEN, RESIZE."""
 
 
 class ControlQueues:
@@ -24,6 +26,9 @@ class ControlQueues:
 
     What waits to be sent is coalesced: of two equal events of a port the later value is sent, in the place of the
     earlier, so it is bounded by the number of ports whatever the device does.
+
+    No more is asked than can be answered into posted buffers: QEMU's device drops an answer that finds none
+    (hw/char/virtio-serial-bus.c, send_control_msg).
 
     Args:
         notify_receive, notify_transmit: ring the doorbell of the queue.
@@ -44,6 +49,8 @@ class ControlQueues:
         self._receive_buffers = allocate_buffers(memory, receiveq.size, RECEIVE_SIZE)
         self._free = allocate_buffers(memory, transmitq.size, TRANSMIT_SIZE)
         self._pending: dict[tuple[int, int], int] = {}
+        self._most_unanswered = max(1, receiveq.size // MOST_ANSWERS)
+        self._unanswered = 0
         self.malformed = 0
 
     def start(self) -> None:
@@ -56,28 +63,42 @@ class ControlQueues:
         self.flush()
 
     def flush(self) -> None:
-        """Send what waits and has room; called when the transmit queue interrupts too.
+        """Send what waits and may be sent; to be called after `receive` for either queue's interrupt.
 
         Raises:
             PeerError: the device lies about its used ring.
         """
-        self._free += [buffer for buffer, _ in self._transmitq.harvest()]
-        while self._pending:
-            if not self._free:
-                if not self._transmitq.request_interrupt():
-                    break
-                self._free += [buffer for buffer, _ in self._transmitq.harvest()]
-                continue
+        transmitq = self._transmitq
+        self._free += [buffer for buffer, _ in transmitq.harvest()]
+        while self._pending and (self._may_send() or self._all_answered()):
             (port, event), value = next(iter(self._pending.items()))
             del self._pending[port, event]
             buffer = self._free.pop()
             message = pack_control(port, event, value)
             buffer.view[: len(message)] = message
-            self._transmitq.add(((buffer.address, len(message)),), (), buffer)
+            transmitq.add(((buffer.address, len(message)),), (), buffer)
+            self._unanswered += 1
         if not self._pending:
-            self._transmitq.suppress_interrupts()
-        if self._transmitq.publish():
+            transmitq.suppress_interrupts()
+        if transmitq.publish():
             self._notify_transmit()
+
+    def _may_send(self) -> bool:
+        return bool(self._free) and self._unanswered < self._most_unanswered
+
+    def _all_answered(self) -> bool:
+        """Whether everything sent was taken, and its answers harvested; else an interrupt will come."""
+        transmitq = self._transmitq
+        if transmitq.publish():
+            self._notify_transmit()
+        # The device answers a message before it gives the buffer back.
+        if transmitq.in_flight and not transmitq.request_interrupt(transmitq.in_flight):
+            return False
+        self._free += [buffer for buffer, _ in transmitq.harvest()]
+        if self._receiveq.request_interrupt():
+            return False
+        self._unanswered = 0
+        return True
 
     def receive(self) -> Iterator[tuple[ControlMessage, bytes]]:
         """Yield (message, what follows it) until there is none; then an interrupt will come for the next.

@@ -91,11 +91,12 @@ class PciFunction:
         common = self._capabilities.common
         return int.from_bytes(self._access.region_read(common.bar, common.offset + offset, width), "little")
 
-    def _write(self, register: tuple[int, int], value: int) -> None:
+    def _write(self, register: tuple[int, int], value: int, more: bool = False) -> None:
         # Posted: the device handles messages in order, so a later read sees what these did.
         offset, width = register
         common = self._capabilities.common
-        self._access.region_write(common.bar, common.offset + offset, value.to_bytes(width, "little"), posted=True)
+        data = value.to_bytes(width, "little")
+        self._access.region_write(common.bar, common.offset + offset, data, posted=True, more=more)
 
     def reset(self) -> None:
         """Write 0 to the status and wait until it reads 0 (4.1.4.3.2)."""
@@ -133,24 +134,24 @@ class PciFunction:
 
     def queue_max_size(self, index: int) -> int:
         """The size the device suggests before it is written: its maximum (4.1.4.3)."""
-        self._write(QUEUE_SELECT, index)
+        self._write(QUEUE_SELECT, index, more=True)
         return self._read(QUEUE_SIZE)
 
     def enable_queue(self, index: int, queue: DriverQueue[Any]) -> None:
         """Give the device the rings of a queue, connect its vector, enable it."""
-        self._write(QUEUE_SELECT, index)
-        self._write(QUEUE_SIZE, queue.size)
+        self._write(QUEUE_SELECT, index, more=True)
+        self._write(QUEUE_SIZE, queue.size, more=True)
         for offset, address in (
             (QUEUE_DESC, queue.desc_address),
             (QUEUE_DRIVER, queue.avail_address),
             (QUEUE_DEVICE, queue.used_address),
         ):
             # 4.1.3.1: 64-bit fields are written as two 32-bit halves.
-            self._write((offset, 4), address & 0xFFFFFFFF)
-            self._write((offset + 4, 4), address >> 32)
+            self._write((offset, 4), address & 0xFFFFFFFF, more=True)
+            self._write((offset + 4, 4), address >> 32, more=True)
         vector = self._vector_of.get(index)
         if vector is not None:
-            self._write(QUEUE_MSIX_VECTOR, vector)
+            self._write(QUEUE_MSIX_VECTOR, vector, more=True)
             if self._read(QUEUE_MSIX_VECTOR) != vector:
                 raise PeerError(f"device: queue {index} does not take MSI-X vector {vector}")
         notify = self._capabilities.notify
@@ -158,7 +159,7 @@ class PciFunction:
         if offset + 2 > notify.length:
             raise PeerError(f"device: the doorbell of queue {index} is at {offset:#x} of {notify.length:#x} bytes")
         self._doorbells[index] = (notify.offset + offset, index.to_bytes(2, "little"))
-        self._write(QUEUE_ENABLE, 1)
+        self._write(QUEUE_ENABLE, 1, more=True)
         if self._read(QUEUE_ENABLE) != 1:
             raise PeerError(f"device: queue {index} of {queue.size} entries does not enable")
 
@@ -287,7 +288,7 @@ class PciFunction:
     # The connection
 
     def replace_access(self, access: DeviceAccess) -> DeviceAccess:
-        """Go on with the same device at another place, where it was moved with all its registers; return the old access.
+        """Go on with the same device at another place, to which it was moved with its registers; return the old access.
 
         Interrupts come by the same eventfds.  Whose memory it uses is mapped there already.
         """

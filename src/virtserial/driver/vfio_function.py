@@ -188,7 +188,7 @@ class VfioFunction:
             raise PeerError(f"{self._address}: {len(data)} of {length} bytes at {offset:#x} of region {region}")
         return data
 
-    def region_write(self, region: int, offset: int, data: bytes, posted: bool = False) -> None:
+    def region_write(self, region: int, offset: int, data: bytes, posted: bool = False, more: bool = False) -> None:
         """Write registers; the kernel's store is done when this returns, posted or not."""
         info = self.region_info(region)
         self._check(info, offset, len(data))

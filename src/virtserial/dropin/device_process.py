@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import resource
-import shutil
 from typing import TYPE_CHECKING, Self
 
 from virtserial.daemon.keeper import Keeper
@@ -52,6 +51,8 @@ class DeviceProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
+        import shutil
+
         try:
             self._monitors.close()
             self._keeper.close()

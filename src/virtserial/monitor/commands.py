@@ -259,6 +259,23 @@ def _x_cont(operations: Operations, _: Client, arguments: Mapping[str, object]) 
     return {}
 
 
+def _x_restart(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
+    operations.keeper.workers.upgrade()
+    return {}
+
+
+def _x_query(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
+    workers = operations.keeper.workers
+    return {
+        "worker-pid": workers.worker.pid if workers.worker is not None else 0,
+        "changing": workers.changing,
+        "refusal": workers.refusal or "",
+        "restarts": workers.restarts,
+        "upgrades": workers.upgrades,
+        "doubtful-bytes": workers.doubtful,
+    }
+
+
 def _quit(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
     operations.quit()
     return {}
@@ -293,5 +310,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "x-virtserial-save": Command(_x_save, {"id": Optional(str), "fdname": str}),
     "x-virtserial-restore": Command(_x_restore, {"id": Optional(str), "fdname": str}),
     "x-virtserial-cont": Command(_x_cont, {"id": Optional(str)}),
+    "x-virtserial-restart": Command(_x_restart, {}),
+    "x-virtserial-query": Command(_x_query, {}),
     "quit": Command(_quit, {}),
 }

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from virtserial.monitor.operations import Operations
 
 PROMPT: Final = "(qemu) "
+MAX_RINGBUF_READ: Final = 1 << 20
+"""Bytes that ringbuf_read shows at once; the rest waits for the next."""
 BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n"
 
 
@@ -162,6 +164,25 @@ def _chardev_send_break(operations: Operations, chardev_id: str) -> str:
     return ""
 
 
+def _ringbuf_write(operations: Operations, chardev_id: str, data: str) -> str:
+    operations.find_ringbuf(chardev_id).write(data.encode(errors="surrogateescape"))
+    return ""
+
+
+def _ringbuf_read(operations: Operations, chardev_id: str, size: str) -> str:
+    if not size.isdigit() or not int(size):
+        raise ConfigError("size must be greater than zero")
+    text = operations.find_ringbuf(chardev_id).read(min(int(size), MAX_RINGBUF_READ)).decode(errors="replace")
+    return "".join(map(_printable, text)) + "\n"
+
+
+def _printable(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    is_control = (character < " " and character != "\n") or character == "\x7f"
+    return f"\\u{ord(character):04X}" if is_control else character
+
+
 def _quit(operations: Operations) -> str:
     operations.quit()
     return ""
@@ -285,6 +306,10 @@ COMMANDS: Final[Mapping[str, HmpCommand]] = {
                        (0, 9), _info_names),
     "quit": _QUIT,
     "q": _QUIT,
+    "ringbuf_read": HmpCommand(_ringbuf_read, "device size", "Read from a ring buffer character device", (2, 2),
+                               _chardev_ids),
+    "ringbuf_write": HmpCommand(_ringbuf_write, "device data", "Write to a ring buffer character device", (2, 2),
+                                _chardev_ids),
 }  # fmt: skip
 
 INFO: Final[Mapping[str, HmpCommand]] = {

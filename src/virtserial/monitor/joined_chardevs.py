@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from virtserial.errors import VirtserialError
-from virtserial.monitor.commands import COMMANDS, make_chardev_of
+from virtserial.monitor.chardev_backend import BACKEND
+from virtserial.monitor.commands import make_chardev_of
 from virtserial.monitor.qemu_client import Ask
 from virtserial.monitor.qmp import QmpError
-from virtserial.monitor.schema import check
+from virtserial.monitor.schema import Struct, check
 from virtserial.options import keyval
 from virtserial.options.chardev_options import QEMU_ONLY, kinds, parse_chardev
 
@@ -28,6 +29,9 @@ INTERNAL: Final = "virtserial-"
 """How the ids of what is between QEMU and us begin: no client hears of them."""
 NOT_A_CHARDEV: Final = ("driver", "id", "qom-type", "type")
 """Members of a command that name something else, whatever their value is."""
+
+ARGUMENTS: Final[Struct] = {"id": str, "backend": BACKEND}
+"""What chardev-add and chardev-change take."""
 
 Original = str | dict[str, object]
 """What a chardev was made of: the text of an option, or the ChardevBackend of chardev-add."""
@@ -60,18 +64,36 @@ class JoinedChardevs:
         Raises:
             QmpError: it cannot be.
         """
-        check(arguments, cast("dict[str, object]", COMMANDS["chardev-add"].arguments))  # type: ignore[arg-type]
-        chardev_id, backend = str(arguments["id"]), cast("dict[str, object]", arguments["backend"])
+        check(arguments, ARGUMENTS)
+        chardev_id = str(arguments["id"])
         yield from self._refuse_taken(chardev_id)
-        made_of = client.names.names()
+        names = client.names.names()
         try:
             chardev = self._operations.add_chardev(chardev_id, make_chardev_of(self._operations, client, arguments))
         except VirtserialError as error:
             raise QmpError(f"Failed to add chardev '{chardev_id}': {error}") from error
-        self.was_added(chardev)
-        if client.names.names() == made_of:
-            self._originals[chardev_id] = backend
+        self._note(chardev, arguments, names == client.names.names())
         return chardev
+
+    def change(self, client: Client, arguments: Mapping[str, object]) -> Steps[Chardev]:
+        """Put another back end in the place of one of ours, as QMP says it.
+
+        Raises:
+            QmpError: it cannot be.
+        """
+        yield from ()
+        check(arguments, ARGUMENTS)
+        names = client.names.names()
+        make = make_chardev_of(self._operations, client, arguments)
+        chardev = self._operations.change_chardev(str(arguments["id"]), make)
+        self._note(chardev, arguments, names == client.names.names())
+        return chardev
+
+    def _note(self, chardev: Chardev, arguments: Mapping[str, object], can_be_made_again: bool) -> None:
+        self.was_added(chardev)
+        self._originals.pop(chardev.id, None)
+        if can_be_made_again:
+            self._originals[chardev.id] = cast("dict[str, object]", arguments["backend"])
 
     def refuse_taken(self, text: str) -> Steps[None]:
         """Whether what -chardev's syntax says has an id that QEMU has.
@@ -93,6 +115,7 @@ class JoinedChardevs:
         chardev_id = str(options.get("id"))
         if self.is_ours(chardev_id):
             self.was_added(self._operations.keeper.chardevs[chardev_id])
+            self._originals.pop(chardev_id, None)
             if "fd" not in options:
                 self._originals[chardev_id] = text
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import json
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from virtserial.errors import VirtserialError
-from virtserial.monitor import hmp
+from virtserial.monitor import hmp, joined_qom
 from virtserial.monitor.hmp import HmpError
 from virtserial.monitor.joined_chardevs import INTERNAL
 from virtserial.monitor.qemu_client import Ask, QemuGoneError
+from virtserial.monitor.qmp import Request
 from virtserial.options import keyval
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ def run_line(machine: JoinedMachine, client: Client, line: str, cpu: Cpu) -> Ste
 
 def forward(line: str, cpu: Cpu) -> Steps[str]:
     """Let QEMU run a line."""
-    arguments: dict[str, object] = {"command-line": line}
+    # JSON is Unicode: what is not becomes U+FFFD.
+    text = line.encode(errors="surrogateescape").decode(errors="replace")
+    arguments: dict[str, object] = {"command-line": text}
     if cpu.index is not None:
         arguments["cpu-index"] = cpu.index
     printed = yield Ask("human-monitor-command", arguments)
@@ -109,6 +113,14 @@ def _of_chardev(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cp
     return (yield from forward(line, cpu))
 
 
+def _chardev_change(machine: JoinedMachine, client: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
+    printed = yield from _of_chardev(machine, client, line, text, cpu)
+    chardev_id, _, backend = text.partition(" ")
+    if machine.chardevs.is_ours(chardev_id) and not printed.startswith("Error"):
+        machine.chardevs.note_text(f"{backend.strip()},id={chardev_id.replace(',', ',,')}")
+    return printed
+
+
 def _chardev_remove(machine: JoinedMachine, client: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
     printed = yield from _of_chardev(machine, client, line, text, cpu)
     if not printed:
@@ -161,6 +173,22 @@ def _closefd(_: JoinedMachine, client: Client, line: str, name: str, cpu: Cpu) -
     return (yield from forward(line, cpu))
 
 
+def _qom_list(machine: JoinedMachine, client: Client, line: str, path: str, cpu: Cpu) -> Steps[str]:
+    if not path:
+        return (yield from forward(line, cpu))
+    listed = yield from joined_qom.list_properties(machine, client, Request("qom-list", {"path": path}, None))
+    return "".join(f"{entry['name']} ({entry['type']})\n" for entry in cast("list[dict[str, str]]", listed))
+
+
+def _qom_get(machine: JoinedMachine, client: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
+    path, _, name = text.partition(" ")
+    if not name.strip():
+        return (yield from forward(line, cpu))
+    request = Request("qom-get", {"path": path, "property": name.strip()}, None)
+    value = yield from joined_qom.get_property(machine, client, request)
+    return json.dumps(value, indent=4) + "\n"
+
+
 def _cpu(_: JoinedMachine, __: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
     printed = yield from forward(line, cpu)
     if not printed and text.isdigit():
@@ -202,7 +230,7 @@ COMMANDS: Final[Mapping[str, Any]] = {
     "device_add": _device_add,
     "device_del": _device_del,
     "chardev-add": _chardev_add,
-    "chardev-change": _of_chardev,
+    "chardev-change": _chardev_change,
     "chardev-remove": _chardev_remove,
     "chardev-send-break": _of_chardev,
     "ringbuf_read": _of_chardev,
@@ -213,6 +241,8 @@ COMMANDS: Final[Mapping[str, Any]] = {
     "getfd": _getfd,
     "closefd": _closefd,
     "cpu": _cpu,
+    "qom-list": _qom_list,
+    "qom-get": _qom_get,
     **dict.fromkeys(("migrate", "migrate_incoming", "migrate_recover", "savevm", "loadvm"), _refuse_to_leave),
 }
 """By name: what is not QEMU's alone."""

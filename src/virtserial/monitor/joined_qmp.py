@@ -123,6 +123,12 @@ def _of_chardev(member: str) -> Run:
     return run
 
 
+def _chardev_change(machine: JoinedMachine, client: Client, request: Request) -> Steps[object]:
+    if machine.chardevs.is_ours(request.arguments.get("id")):
+        return where((yield from machine.chardevs.change(client, request.arguments)))
+    return (yield from forward(client, request))
+
+
 def _chardev_remove(machine: JoinedMachine, client: Client, request: Request) -> Steps[object]:
     result = yield from _of_chardev("id")(machine, client, request)
     machine.chardevs.removed(str(request.arguments.get("id")))
@@ -222,7 +228,7 @@ JOINED: Final[Mapping[str, Run]] = {
     "device_add": _device_add,
     "device_del": _device_del,
     "chardev-add": _chardev_add,
-    "chardev-change": _of_chardev("id"),
+    "chardev-change": _chardev_change,
     "chardev-remove": _chardev_remove,
     "chardev-send-break": _of_chardev("id"),
     "query-chardev": _query_chardev,

@@ -33,7 +33,8 @@ READ_SIZE = 64 << 10
 MAX_UNSENT = 4 << 20
 """Bytes a client may leave unread; then its connection is closed.  (Its requests wait long before that.)"""
 MAX_QUEUED = 8
-"""In-band requests that wait while out-of-band ones can pass them.  QEMU's QMP_REQ_QUEUE_LEN_MAX."""
+"""In-band requests that wait while out-of-band ones can pass them (QEMU's QMP_REQ_QUEUE_LEN_MAX); as many of those
+may be unanswered."""
 
 
 class Backend(Protocol):
@@ -78,6 +79,7 @@ class MonitorLine:
         self._incoming: Iterator[Received] | Iterator[str] | None = None
         self._queue: deque[Received | str] = deque()
         self._busy = False
+        self._oob_running = 0
         self._advancing = False
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._shares = False
@@ -229,7 +231,7 @@ class MonitorLine:
             return True
         session = self._session
         may_wait = isinstance(session, QmpSession) and session.oob and len(self._queue) < MAX_QUEUED
-        if self._incoming is None or (self._busy and not may_wait):
+        if self._incoming is None or (self._busy and not may_wait) or self._oob_running >= MAX_QUEUED:
             return False
         received = next(self._incoming, None)
         if received is None:
@@ -254,6 +256,7 @@ class MonitorLine:
             self._flush()
             return
         self._busy |= not request.oob
+        self._oob_running += request.oob
         self._backend.run(self._client, request, lambda result: self._answered(session, request, result))
 
     def _printed(self, session: HmpSession, text: str) -> None:
@@ -266,6 +269,7 @@ class MonitorLine:
     def _answered(self, session: QmpSession, request: Request, result: object) -> None:
         if session is self._session:  # else its client has left
             self._busy &= request.oob
+            self._oob_running -= request.oob
             session.answer(request, result)
             self._flush()
             self._advance()
@@ -322,6 +326,7 @@ class MonitorLine:
         self._incoming = None
         self._queue.clear()
         self._busy = False
+        self._oob_running = 0
         self.unsent.clear()
         self._names.close()
 

@@ -108,7 +108,9 @@ class QemuSession:
             self._has_oob = OOB in offered
             self._send(Ask("qmp_capabilities", {"enable": [OOB]} if self._has_oob else {}), self._negotiation_answered)
         else:
-            answer = self._answers.pop(cast(int, message.get("id")), None)
+            # A request that QEMU cannot read has no id for it: of those that wait it is most likely the first.
+            key = message.get("id", next(iter(self._answers), None))
+            answer = self._answers.pop(cast(int, key), None)
             if answer is None:
                 log.warning("QEMU has answered what was not asked: %.200s", message)
             else:

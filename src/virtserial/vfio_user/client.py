@@ -68,6 +68,7 @@ class Client:
         self._timeout = timeout
         self._dma_handler = dma_handler
         self._received = bytearray()
+        self._held_back = b""
         self._next_id = 0
         if isinstance(path_or_socket, socket.socket):
             self._sock = path_or_socket
@@ -157,12 +158,20 @@ class Client:
             raise _broken(f"{access}: the reply is about another access, or has {len(body) - fixed} bytes of data")
         return body[fixed:]
 
-    def region_write(self, region: int, offset: int, data: bytes, posted: bool = False) -> None:
-        """Write to a region; a posted write returns at once and has no reply, so it cannot fail here."""
+    def region_write(self, region: int, offset: int, data: bytes, posted: bool = False, more: bool = False) -> None:
+        """Write to a region.
+
+        Args:
+            posted: return at once; there is no reply, so it cannot fail here.
+            more: another message follows at once; a posted write goes out with that.
+        """
         access = wire.RegionAccess(offset, region, len(data)).pack()
         if posted:
             self._next_id = (self._next_id + 1) & 0xFFFF
-            self._send(wire.request(wire.VFIO_USER_REGION_WRITE, self._next_id, access + data, wire.VFIO_USER_NO_REPLY))
+            message = wire.request(wire.VFIO_USER_REGION_WRITE, self._next_id, access + data, wire.VFIO_USER_NO_REPLY)
+            self._held_back += message
+            if not more or len(self._held_back) > MAX_MESSAGE_SIZE:
+                self._send(b"")
         elif self._transact(wire.VFIO_USER_REGION_WRITE, access + data) != access:
             raise _broken(f"VFIO_USER_REGION_WRITE of region {region}: the reply is about another access")
 
@@ -297,6 +306,11 @@ class Client:
         return access.pack()
 
     def _send(self, message: bytes, fds: Sequence[int] = ()) -> None:
+        before, self._held_back = self._held_back, b""
+        if before and fds:
+            self._send(before)
+        else:
+            message = before + message
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         deadline = 0.0
         while message:

@@ -26,6 +26,7 @@ from virtserial.vfio_user.wire import (
     MAX_MESSAGE_FDS,
     MAX_MESSAGE_SIZE,
     VFIO_USER_ERROR,
+    VFIO_USER_NO_REPLY,
     VFIO_USER_REPLY,
     VFIO_USER_TYPE,
     Header,
@@ -144,13 +145,19 @@ class MessageStream:
         start = done = 0
         while True:
             start = server.ring_doorbells(self._buffer, start, end)
+            header = Header.unpack_from(self._buffer, start) if end - start >= HEADER_SIZE else None
+            if header is not None:
+                server.check_header(header)
+                if end - start < header.size:
+                    header = None
+                elif header.flags == VFIO_USER_NO_REPLY:
+                    # Posted ones are taken off together: a successor that handles them all once more ends where we did.
+                    server.handle(header, self._view[start + HEADER_SIZE : start + header.size], [])
+                    start += header.size
+                    continue
             if done < start:
                 self._consume(start - done)
-            if end - start < HEADER_SIZE:
-                break
-            header = Header.unpack_from(self._buffer, start)
-            server.check_header(header)
-            if end - start < header.size:
+            if header is None:
                 break
             if not self._handle(header, self._view[start + HEADER_SIZE : start + header.size], []):
                 return False

@@ -1,0 +1,21 @@
+# Completion of virtserial(1) for bash: commands, and the options of `serve`.
+_virtserial() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(virtserial --help | awk '/^  [a-z]/ {print $1}') --help --version" -- "$word")
+    elif [ "${COMP_WORDS[1]}" = serve ]; then
+        case $before in
+            -device) mapfile -t COMPREPLY < <(compgen -W "virtio-serial virtserialport virtconsole" -- "$word") ;;
+            -chardev)
+                mapfile -t COMPREPLY < <(compgen -W "$(virtserial serve -chardev help | awk '/^  ?[a-z]/ {print $1}')" -- "$word")
+                ;;
+            *)
+                mapfile -t COMPREPLY < <(compgen -W "-device -chardev -object -qmp -monitor -mon --ready-fd --trust-vmm
+                    --verbose --help" -- "$word")
+                ;;
+        esac
+    else
+        mapfile -t COMPREPLY < <(compgen -f -- "$word")
+    fi
+}
+complete -o default -F _virtserial virtserial

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+READY_TIME = 30
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "client" and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(120))
+
+
+@pytest.fixture
+def folder():
+    """A short path for sockets."""
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield Path(path)
+
+
+@contextmanager
+def running(*words):
+    """A `virtserial` command that is ready; ended afterwards."""
+    ready, ready_at_child = os.pipe()
+    command = [sys.executable, "-m", "virtserial", *words, "--ready-fd", str(ready_at_child)]
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(SOURCE)}, pass_fds=[ready_at_child],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(ready_at_child)
+    try:
+        assert select.select([ready], [], [], READY_TIME)[0], "it is not ready"
+        yield process
+    finally:
+        os.close(ready)
+        process.terminate()
+        try:
+            process.wait(READY_TIME)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def until(condition, seconds=READY_TIME):
+    """Waits for a condition and gives its value."""
+    limit = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < limit, "it did not come to that"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture
+def machine(folder):
+    """A device process with a monitor, and the user-space driver that shows its ports as sockets; no VM.
+
+    Attributes: `host` and `guest`, the sockets of the port's two ends, `qmp`, the monitor.
+    """
+    device = ("-device", f"virtio-serial,id=ser0,socket={folder}/device")
+    ports = (
+        *("-chardev", f"socket,id=c0,path={folder}/host,server=on,wait=off"),
+        *("-device", "virtserialport,id=port0,chardev=c0,name=org.example.0"),
+        *("-chardev", f"pty,id=c1,path={folder}/pty"),
+        *("-device", "virtconsole,id=console0,chardev=c1"),
+        *("-device", "virtserialport,name=org.example.none"),
+    )
+    with (
+        running("serve", *device, *ports, "-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
+        running("guest", "attach", f"{folder}/device", "--as", "socket", "--run-dir", f"{folder}/run"),
+    ):
+        until(lambda: (folder / "run/virtio-ports/org.example.0").exists())
+        yield SimpleNamespace(
+            host=f"unix:{folder}/host",
+            guest=f"unix:{folder}/run/virtio-ports/org.example.0",
+            qmp=f"{folder}/qmp",
+            folder=folder,
+        )

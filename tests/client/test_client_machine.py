@@ -1,0 +1,147 @@
+"""The client library and the programs on a device and driver without a VM: the real processes, the real monitor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import until
+
+from virtserial.client import HostEnd, Monitor
+from virtserial.errors import ConfigError, PeerError
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+WAIT = 30
+
+
+def program(*words, **more):
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "virtserial", *words], env=environment,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more},
+    )  # fmt: skip
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+def test_monitor_tells_of_ports_and_their_ends(machine):
+    with Monitor(machine.qmp) as monitor:
+        console, none, port = sorted(monitor.ports(), key=lambda port: port.id or "in the middle")
+    assert (console.id, console.is_console, console.host_end.split("/")[0]) == ("console0", True, "pty:")
+    assert (none.id, none.name, none.chardev, none.host_end) == ("", "org.example.none", "", "")
+    assert (port.id, port.name, port.chardev) == ("port0", "org.example.0", "c0")
+    assert (port.host_connected, port.guest_open) == (False, False)
+    assert port.host_end.startswith(f"unix:{machine.folder}/host")
+
+
+def test_guest_s_open_state_is_followed(machine):
+    guest = HostEnd(machine.guest)
+    with Monitor(machine.qmp) as monitor, HostEnd(machine.host) as host:
+        assert host.wait_connected(WAIT)
+        assert guest.wait_connected(WAIT)
+        assert monitor.wait_guest("org.example.0", True, WAIT)
+        assert monitor.find_port("port0").guest_open
+        threading.Timer(0.3, guest.close).start()
+        assert monitor.wait_guest("org.example.0", False, WAIT)
+        assert not monitor.wait_guest("org.example.0", True, 0.2)
+
+
+def test_monitor_s_errors(machine, folder):
+    with Monitor(machine.qmp) as monitor:
+        with pytest.raises(ConfigError, match="no port is named 'nobody'"):
+            monitor.find_port("nobody")
+        with pytest.raises(ConfigError, match="has no id"):
+            monitor.wait_guest("org.example.none")
+        with pytest.raises(PeerError, match="bogus"):
+            monitor.execute("bogus")
+    with pytest.raises(ConfigError, match="No such file"):
+        Monitor(f"unix:{folder}/nothing")
+
+
+def test_tree_is_sent_by_name_through_device_and_driver(machine, tmp_path):
+    (tmp_path / "from" / "in").mkdir(parents=True)
+    (tmp_path / "from" / "in" / "large").write_bytes(os.urandom(3 << 20))
+    (tmp_path / "from" / "script").write_text("#!/bin/sh\n")
+    sender = program("send", "org.example.0", "--monitor", machine.qmp, f"{tmp_path}/from")
+    receiver = program("receive", machine.guest, f"{tmp_path}/to")
+    assert finish(sender)[0] == 0
+    status, output, errors = finish(receiver)
+    assert (status, output) == (0, "")
+    assert errors.startswith("received 2 files, 3.0 MiB in ")
+    assert subprocess.run(["diff", "-r", tmp_path / "from", tmp_path / "to" / "from"]).returncode == 0
+
+
+def test_killed_receiver_s_successor_goes_on(machine, tmp_path):
+    (tmp_path / "large").write_bytes(os.urandom(40 << 20))
+    sender = program("send", machine.host, f"{tmp_path}/large")
+    receiver = program("receive", machine.guest, f"{tmp_path}/to")
+    parts = tmp_path / "to" / ".virtserial-partial"
+    until(lambda: parts.exists() and any(part.stat().st_size > 5 << 20 for part in parts.iterdir()))
+    receiver.send_signal(signal.SIGKILL)
+    finish(receiver)
+    assert finish(program("receive", "-q", machine.guest, f"{tmp_path}/to")) == (0, "", "")
+    status, _, errors = finish(sender)
+    assert status == 0
+    assert "connected again, going on" in errors
+    assert (tmp_path / "to" / "large").read_bytes() == (tmp_path / "large").read_bytes()
+    assert os.listdir(tmp_path / "to") == ["large"]
+
+
+def test_two_senders_notice_that_nobody_receives(machine, tmp_path):
+    first = program("send", machine.host, str(tmp_path), "--timeout", "20")
+    second = program("send", machine.guest, str(tmp_path), "--timeout", "20")
+    told = [finish(each) for each in (first, second)]
+    assert [status for status, _, _ in told] == [1, 1]
+    # Who notices first leaves; the other one may notice that too, or wait in vain.
+    assert any("the other end is 'virtserial/send', not virtserial/receive" in errors for _, _, errors in told)
+
+
+def test_nobody_at_the_other_end(machine, tmp_path):
+    status, output, errors = finish(program("receive", machine.host, f"{tmp_path}/to", "--timeout", "0.5"))
+    assert (status, output, errors) == (1, "", "virtserial receive: nobody answered in 0.5 s\n")
+    assert os.listdir(tmp_path / "to") == []
+
+
+def test_failed_file_is_an_exit_status_of_one(machine, tmp_path):
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "way out").symlink_to("/etc/passwd")
+    (tmp_path / "from" / "file").write_text("good")
+    sender = program("send", "-q", machine.host, f"{tmp_path}/from/")
+    receiver = program("receive", "-q", machine.guest, f"{tmp_path}/to")
+    said = "way out: the symbolic link leads out of the folder\n"
+    assert finish(receiver) == (1, "", said)
+    assert finish(sender) == (1, "", f"{tmp_path}/from/{said}")
+    assert os.listdir(tmp_path / "to") == ["file"]
+
+
+def test_ports_prints_a_table(machine):
+    status, output, errors = finish(program("ports", "--monitor", machine.qmp))
+    assert (status, errors) == (0, "")
+    heading, *rows = output.splitlines()
+    assert heading.split() == ["NR", "NAME", "ID", "KIND", "GUEST", "HOST", "HOST", "END"]
+    assert sorted(row.split()[2:6] for row in rows) == [
+        ["-", "port", "?", "-"], ["console0", "console", "open", "connected"], ["port0", "port", "closed", "away"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("send", "unix:/nowhere", "/no/such/file"), "virtserial send: /no/such/file: there is no such file\n"),
+        (("receive", "unix:/nowhere", "/proc/no"), "virtserial receive: /proc/no: No such file or directory\n"),
+        (("log", "/no/socket"), "virtserial: /no/socket: No such file or directory; write unix:PATH for a socket that "
+                                "is not there yet\n"),
+        (("ports", "--monitor", "/no/qmp"), "virtserial: /no/qmp: No such file or directory; write unix:PATH for a "
+                                            "socket that is not there yet\n"),
+    ],
+)  # fmt: skip
+def test_words_that_lead_nowhere(words, said):
+    assert finish(program(*words)) == (1, "", said)

@@ -1,0 +1,117 @@
+"""Proxmox VE's words: what `qm start` says to QEMU about monitors, agents and memory, said to virtserial-qemu.
+
+Proxmox itself is not run; no guest is booted.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from dropin_guest import PROGRAM, environment, wait_until_nothing_is_left
+from host_device import wait_until
+
+from virtserial.rig.qmp import Qmp
+
+# Root ports and a USB controller, as Proxmox' own files describe them.
+MACHINE_CONFIG = """
+[device "ehci"]
+  driver = "ich9-usb-ehci1"
+  multifunction = "on"
+  bus = "pcie.0"
+  addr = "1d.7"
+
+[device "ich9-pcie-port-1"]
+  driver = "pcie-root-port"
+  port = "1"
+  chassis = "1"
+  bus = "pcie.0"
+  addr = "1c.0"
+"""
+
+
+def words(folder):
+    """The command line, an option a line; paths are the test's."""
+    lines = f"""
+        -name vm,debug-threads=on
+        -no-shutdown
+        -chardev socket,id=qmp,path={folder}/100.qmp,server=on,wait=off
+        -mon chardev=qmp,mode=control
+        -chardev socket,id=qmp-event,path={folder}/qmeventd.sock,reconnect-ms=200
+        -mon chardev=qmp-event,mode=control
+        -pidfile {folder}/100.pid
+        -daemonize
+        -smbios type=1,uuid=7d9a1f4e-2f5c-4cc2-8b59-0a8a9b9f6b11
+        -smp 1,sockets=1,cores=1,maxcpus=1
+        -nodefaults
+        -vnc unix:{folder}/100.vnc,password=on
+        -display none
+        -cpu qemu64
+        -m 256
+        -object memory-backend-ram,id=ram-node0,size=256M
+        -numa node,nodeid=0,cpus=0,memdev=ram-node0
+        -S
+        -readconfig {folder}/pve-q35.cfg
+        -device vmgenid,guid=32b5c0d2-7d1b-4b5a-9d7c-1f4cb9a1d9f3
+        -chardev socket,path={folder}/100.qga,server=on,wait=off,id=qga0
+        -device virtio-serial,id=qga0,bus=pcie.0,addr=0x8
+        -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0
+        -machine type=q35
+        -accel tcg
+    """
+    return [word for line in lines.strip().splitlines() for word in line.split(maxsplit=1)]
+
+
+@pytest.fixture
+def manager():
+    """A folder, and the listening socket of an event daemon in it."""
+    with tempfile.TemporaryDirectory(prefix="vs-") as folder, socket.socket(socket.AF_UNIX) as listener:
+        Path(folder, "pve-q35.cfg").write_text(MACHINE_CONFIG)
+        listener.bind(f"{folder}/qmeventd.sock")
+        listener.listen(4)
+        listener.settimeout(30)
+        yield folder, listener
+        pid = Path(folder, "100.pid")
+        if pid.exists():
+            os.kill(int(pid.read_text()), 9)
+        wait_until_nothing_is_left(folder)
+
+
+def test_a_machine_as_proxmox_starts_it(manager):
+    folder, listener = manager
+    done = subprocess.run(
+        [*PROGRAM, *words(folder)], env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pid = int(Path(folder, "100.pid").read_text())
+    os.kill(pid, 0)
+
+    # The event daemon's connection: made by the monitor, and made again when it was lost.
+    for _ in range(2):
+        connection, _ = listener.accept()
+        Qmp(connection).close()
+    connection, _ = listener.accept()
+    events = Qmp(connection)
+
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(f"{folder}/100.qmp")
+    monitor = Qmp(client)
+    assert monitor("query-status")["status"] == "prelaunch"
+    assert {"qmp", "qmp-event", "qga0"} <= {each["label"] for each in monitor("query-chardev")}
+    assert "qga0" in {each["name"] for each in monitor("qom-list", path="/machine/peripheral")}
+    assert "virtserialport" in monitor("human-monitor-command", command_line="info qtree")
+    (node,) = monitor("query-memdev")
+    assert (node["id"], node["share"]) == ("ram-node0", True)
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.connect(f"{folder}/100.qga")
+
+    monitor("quit")
+    assert events.wait_event("SHUTDOWN")["data"]["reason"] == "host-qmp-quit"
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 30, "QEMU is still there")
+    events.close()
+    monitor.close()

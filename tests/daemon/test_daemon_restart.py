@@ -1,0 +1,157 @@
+"""`virtserial restart`: another worker, of the code that is installed now, in the middle of everything."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from device_process import ENVIRONMENT, ROOT, connect, controller_options, port_options, wait_until
+from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
+
+RESTARTS = int(os.environ.get("VIRTSERIAL_RESTARTS", "5"))
+
+
+def restart(folder, environment=ENVIRONMENT):
+    """Run the command; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp"],
+        env=environment, capture_output=True, text=True, timeout=40, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def device(start, folder):
+    return start(
+        *controller_options(folder), *port_options(folder, "a", 1), *port_options(folder, "b", 2),
+        "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(60 + 10 * RESTARTS)
+def test_restarts_in_the_middle_of_a_transfer_lose_and_double_nothing(device, folder):
+    seed = random.randrange(1 << 30)
+    data = random.Random(seed).randbytes(16 << 20)
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "a") as host:
+        host.setblocking(False)
+        received = guest.open("a")
+        guest.run_until(lambda: received.port.host_connected)
+        sent = given = restarts = 0
+        taken = bytearray()
+        command, workers = None, [device.worker]
+        limit = time.monotonic() + 50 + 9 * RESTARTS
+        while restarts < RESTARTS or len(taken) < len(data) or len(received.data) < len(data):
+            assert guest.failure is None, f"seed {seed}: {guest.failure}; {device.log}"
+            assert received.port.host_connected, "the guest has seen the host leave"
+            assert time.monotonic() < limit, f"seed {seed}: {restarts} restarts, {len(taken)}, {len(received.data)}"
+            end = len(data) * (restarts + 1) // (RESTARTS + 1)
+            sent += received.port.write(data[sent : min(sent + 20_000, end)]) if sent < end else 0
+            given += try_send(host, data[given : min(given + 20_000, end)])
+            taken += try_receive(host)
+            guest.loop.run_once(timeout=0.001)
+            if command is None and restarts < RESTARTS:
+                command = subprocess.Popen(
+                    [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp"],
+                    env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+            elif command is not None and command.poll() is not None:
+                assert command.returncode == 0
+                command, restarts = None, restarts + 1
+                workers.append(device.worker)
+        received.port.close()
+    assert taken == data, f"seed {seed}: {jumps(data, taken)}"
+    assert received.data == data, f"seed {seed}: {jumps(data, received.data)}"
+    assert len(set(workers)) == RESTARTS + 1
+    assert device.log == ""
+
+
+def test_new_worker_runs_the_code_that_is_installed_now(device, folder):
+    worker = device.worker
+    done = restart(folder)
+    assert done.returncode == 0, done.stderr
+    assert device.worker != worker
+    assert done.stdout == f"worker {worker} is replaced by {device.worker}\n"
+    # It was not copied from the keeper: another program was executed.
+    with open(f"/proc/{device.worker}/cmdline", "rb") as file:
+        assert b"run_spawned" in file.read()
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        guest.check_port("b", folder / "b")
+
+
+def test_code_that_cannot_start_changes_nothing(start, folder):
+    code = folder / "code"
+    shutil.copytree(ROOT / "src" / "virtserial", code / "virtserial")
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    device = start(
+        *controller_options(folder), *port_options(folder, "a"), "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
+        environment=environment,
+    )  # fmt: skip
+    worker = device.worker
+    broken = code / "virtserial" / "daemon" / "worker.py"
+    source = broken.read_text()
+    broken.write_text("raise ImportError('half installed')\n")
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        refused = restart(folder)
+        assert refused.returncode == 1
+        assert "the new worker was not taken: it ended before it was ready" in refused.stderr
+        assert device.worker == worker
+        guest.check_port("a", folder / "a", 10_000)
+        state = code / "virtserial" / "memory" / "state.py"
+        broken.write_text(source)
+        state.write_text(state.read_text().replace("VERSION = ", "VERSION = 1000 + "))
+        refused = restart(folder)
+        assert "it keeps its state in another form" in refused.stderr
+        assert device.worker == worker
+        guest.check_port("a", folder / "a", 10_000)
+
+
+def test_worker_killed_while_its_successor_starts_is_replaced_all_the_same(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        worker = device.worker
+        command = subprocess.Popen(
+            [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp"],
+            env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        device.kill_worker()
+        command.wait(40)
+        device.wait_for_new_worker(worker)
+        guest.check_port("a", folder / "a", 50_000)
+        assert len(device.children()) == 1
+
+
+def test_console_output_that_waits_for_its_host_goes_to_the_successor(start, folder):
+    device = start(
+        *controller_options(folder),
+        "-chardev", f"socket,id=c,path={folder}/c,server=on,wait=off",
+        "-device", "virtconsole,bus=ser0.0,nr=1,chardev=c,name=c",
+        "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
+    )  # fmt: skip
+    text = random.randbytes(600_000)
+    with EmbeddedGuest(folder / "ser0.sock", "c") as guest, connect(folder / "c") as host:
+        received = guest.open("c")
+        sent = 0
+
+        def all_written():
+            nonlocal sent
+            # The host does not read: what its socket does not take is kept, up to 64 KiB.
+            sent += received.port.write(text[sent : sent + 4096])
+            return sent >= 240_000
+
+        guest.run_until(all_written)
+        guest.run_until(received.port.flushed)
+        assert restart(folder).returncode == 0
+        wait_until(lambda: device.worker is not None)
+        host.setblocking(False)
+        taken = bytearray()
+
+        def all_taken():
+            nonlocal taken
+            taken += try_receive(host)
+            return len(taken) >= sent
+
+        guest.run_until(all_taken)
+        assert taken == text[:sent]

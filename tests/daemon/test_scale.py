@@ -1,0 +1,115 @@
+"""Many devices and ports in one worker: what they take, and that they take nothing when nothing happens.
+
+Times are measured by benchmarks/scale.py; here are counts, which do not depend on the load of the machine.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
+from embedded_guest import EmbeddedGuest
+
+DEVICES, PORTS = 20, 4
+PER_PORT = 48
+"""KiB of anonymous memory."""
+pytestmark = pytest.mark.timeout(180)
+
+
+def status(pid, field):
+    """A number of /proc/PID/status."""
+    return int(Path(f"/proc/{pid}/status").read_text().split(f"\n{field}:")[1].split()[0])
+
+
+@pytest.fixture
+def crowd(start, folder):
+    """A process with many controllers, a guest on each, a host at every port, every port open."""
+    options, guests, hosts = [], [], []
+    for index in range(DEVICES):
+        options += controller_options(folder, f"c{index}")
+        for number in range(1, PORTS + 1):
+            options += port_options(folder, f"c{index}p{number}", number, f"c{index}")
+    alone = start(*controller_options(folder, "alone"))
+    device = start(*options)
+    base = status(alone.worker, "RssAnon")
+    try:
+        for index in range(DEVICES):
+            names = [f"c{index}p{number}" for number in range(1, PORTS + 1)]
+            guest = EmbeddedGuest(folder / f"c{index}.sock", *names)
+            guests.append(guest)
+            hosts += [connect(folder / name) for name in names]
+            ports = [guest.open(name).port for name in names]
+            guest.run_until(lambda ports=ports: all(port.host_connected for port in ports))
+        yield device, base, guests, hosts
+    finally:
+        for each in (*guests, *hosts):
+            each.close()
+
+
+def test_connected_ports_take_little_memory_and_idle_ones_wake_nobody(crowd):
+    device, base, _, _ = crowd
+    growth = status(device.worker, "RssAnon") - base
+    assert growth <= PER_PORT * DEVICES * PORTS, f"{growth / DEVICES / PORTS:.1f} KiB for each port"
+
+    def wake_ups():
+        return sum(status(pid, "voluntary_ctxt_switches") for pid in (device.pid, device.worker))
+
+    def still():
+        before = wake_ups()
+        subprocess.run(["sleep", "2"], check=True)
+        return wake_ups() == before
+
+    wait_until(still, 60, "it is not idle for two seconds")
+
+
+def test_every_port_of_a_crowd_carries_bytes(crowd):
+    _, _, guests, hosts = crowd
+    for index, guest in enumerate(guests):
+        for number, host in enumerate(hosts[PORTS * index : PORTS * (index + 1)], 1):
+            message = f"{index} {number}".encode()
+            port = guest.port(f"c{index}p{number}")
+            port.write(message)
+            host.setblocking(False)
+            assert guest.run_until(lambda host=host: receive(host)) == message
+
+
+def receive(host):
+    with suppress(BlockingIOError):
+        return host.recv(100)
+    return b""
+
+
+def test_a_host_that_writes_without_end_to_a_guest_that_does_not_read_takes_no_memory(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "a") as host:
+        guest.open("a")
+        guest.run_until(lambda: guest.port("a").host_connected)
+        before = status(device.worker, "RssAnon")
+        host.setblocking(False)
+        blocked = written = 0
+        while blocked < 50 and written < 256 << 20:
+            try:
+                written += host.send(bytes(1 << 16))
+                blocked = 0
+            except BlockingIOError:
+                blocked += 1
+                subprocess.run(["sleep", "0.01"], check=True)
+        assert blocked == 50, "it takes bytes without end"
+        assert status(device.worker, "RssAnon") - before <= 1024
+
+
+def test_the_programs_import_nothing_slow_at_start():
+    program = (
+        "import sys, virtserial\n"
+        "assert len([name for name in sys.modules if name.startswith('virtserial')]) == 1\n"
+        "import virtserial.cli.serve, virtserial.machine.build, virtserial.daemon.keeper\n"
+        "import virtserial.options.device_options, virtserial.options.chardev_options\n"
+        "print(*sorted({'asyncio', 'dataclasses', 'inspect', 'subprocess', 'argparse', 'ssl'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,91 @@
+"""A worker that is replaced or killed under a real guest that moves data: neither the guest nor the bytes notice.
+
+VIRTSERIAL_RESTARTS and VIRTSERIAL_KILLS make it more than the few of an ordinary run (the release's: 100 and 50).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+from endless import EndlessStreams
+from exchange import exchange, socket_port
+from host_device import SOURCE, wait_until
+
+from virtserial.cli.monitor_client import MonitorClient
+from virtserial.rig import Guest
+
+RESTARTS = int(os.environ.get("VIRTSERIAL_RESTARTS", "4"))
+KILLS = int(os.environ.get("VIRTSERIAL_KILLS", "5"))
+NAME = "org.test.stream"
+
+
+@pytest.fixture(scope="module")
+def folder(our_device):
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield path
+
+
+@pytest.fixture
+def attached(our_device, folder):
+    options = ["-device", "virtio-serial,id=ser0", *socket_port(1, NAME, f"{folder}/stream")]
+    with our_device.attach([*options, "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]) as attachment:
+        yield attachment
+
+
+def restart(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp"],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def counts(folder):
+    with MonitorClient(f"{folder}/qmp") as monitor:
+        return monitor.execute("x-virtserial-query")
+
+
+@pytest.mark.timeout(150 + 10 * RESTARTS)
+def test_restarts_lose_and_double_no_byte_and_no_poller_sees_a_hang_up(attached, folder):
+    with Guest(attached.arguments) as guest:
+        with EndlessStreams(guest, NAME, f"{folder}/stream") as streams:
+            streams.wait_for_progress()
+            for _ in range(RESTARTS):
+                restart(folder)
+                streams.wait_for_progress()
+            assert streams.finish()["hangups"] == 0
+        found = counts(folder)
+        assert (found["upgrades"], found["restarts"], found["doubtful-bytes"]) == (RESTARTS, 0, 0)
+        exchange(guest, {NAME: f"{folder}/stream"}, mib=2)
+    assert attached.log == ""
+
+
+@pytest.mark.timeout(150 + 12 * KILLS)
+def test_kills_at_random_moments_cost_no_guest_and_no_byte(attached, folder):
+    rng = random.Random()
+    with Guest(attached.arguments) as guest:
+        with EndlessStreams(guest, NAME, f"{folder}/stream") as streams:
+            streams.wait_for_progress()
+            for _ in range(KILLS):
+                time.sleep(rng.uniform(0, 0.5))
+                worker = wait_until(lambda: attached.worker_pid, complaint="there is no worker")
+                os.kill(worker, signal.SIGKILL)
+                wait_until(
+                    lambda killed=worker: attached.worker_pid not in (None, killed), complaint="no new worker came"
+                )
+                assert guest.alive, guest.diagnosis()
+                streams.wait_for_progress()
+            assert streams.finish()["hangups"] == 0
+        found = counts(folder)
+        assert (found["restarts"], found["doubtful-bytes"]) == (KILLS, 0)
+        exchange(guest, {NAME: f"{folder}/stream"}, mib=2)
+        guest.reboot()
+        exchange(guest, {NAME: f"{folder}/stream"}, mib=2)
+    assert "internal error" not in attached.log

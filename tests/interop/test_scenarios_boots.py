@@ -1,0 +1,76 @@
+"""tp-qemu's scenarios of machines with many ports, consoles and controllers from the start (docs/tp-qemu.md)."""
+
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+from host_device import wait_until
+from scenario import STARTERS, machine, transfer
+
+
+def serial_ports(count, folder, bus="ser0.0"):
+    options, sockets = [], {}
+    for number in range(count):
+        name = f"{bus.partition('.')[0]}.p{number}"
+        sockets[name] = f"{folder}/{name}"
+        options += ["-chardev", f"socket,id=chr-{name},path={folder}/{name},server=on,wait=off"]
+        options += ["-device", f"virtserialport,bus={bus},chardev=chr-{name},name={name}"]
+    return options, sockets
+
+
+def consoles(count):
+    options = []
+    for number in range(count):
+        options += ["-chardev", f"ringbuf,id=con{number}", "-device", f"virtconsole,chardev=con{number}"]
+    return options
+
+
+@pytest.fixture(params=STARTERS)
+def starter(request):
+    return request.param
+
+
+@pytest.fixture
+def folder():
+    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+        yield path
+
+
+def test_thirty_serial_ports(starter, folder):
+    """max_ports virtserialport_test, virtio_serial_file_transfer max_ports."""
+    options, sockets = serial_ports(30, folder)
+    with machine(starter, ["-device", "virtio-serial-pci,id=ser0", *options]) as guest:
+        transfer(guest, dict(list(sockets.items())[::5]))
+
+
+def test_fifteen_serial_ports_and_fifteen_consoles(starter, folder):
+    """max_serials_and_consoles."""
+    options, sockets = serial_ports(15, folder)
+    with machine(starter, ["-device", "virtio-serial-pci,id=ser0", *consoles(15), *options]) as guest:
+        wait_until(lambda: guest.check("ls -d /dev/hvc* | wc -l") >= "8", 20)
+        assert guest.check("ls /sys/class/virtio-ports | wc -l") == "30"
+        transfer(guest, dict(list(sockets.items())[::5]))
+
+
+def test_thirty_consoles(starter):
+    """max_ports virtconsole_test."""
+    with machine(starter, ["-device", "virtio-serial-pci,id=ser0", *consoles(30)]) as guest:
+        assert guest.check("ls /sys/class/virtio-ports | wc -l") == "30"
+        for number in (0, 14):
+            guest.check(f"stty raw </dev/hvc{number}; echo console {number} >/dev/hvc{number}")
+            read = {"device": f"con{number}", "size": 100}
+            wait_until(
+                lambda read=read, number=number: f"console {number}" in guest.monitor("ringbuf-read", **read), 20
+            )
+
+
+def test_many_controllers_with_a_port_each(starter, folder):
+    """boot_with_multiple_virtserialports N_1."""
+    options, sockets = [], {}
+    for bus in range(20):
+        more, of_bus = serial_ports(1, folder, f"bus{bus}.0")
+        options += ["-device", f"virtio-serial-pci,id=bus{bus},max_ports=2", *more]
+        sockets |= of_bus
+    with machine(starter, options) as guest:
+        transfer(guest, sockets)
