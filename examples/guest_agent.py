@@ -1,14 +1,14 @@
 """A guest agent: answers the host's requests, one JSON object a line, and survives the host's coming and going.
 
     guest# python3 guest_agent.py org.example.agent
-    host$  echo '{"do": "run", "words": ["uname", "-r"]}' | socat -t 5 - UNIX:/run/vm/agent
+    host$ echo '{"do": "run", "words": ["uname", "-r"]}' | socat -t 5 - UNIX:/run/vm/agent
     {"ok": true, "status": 0, "output": "6.1.0\\n"}
 
-The host may do anything here that the agent's user may: give the port to nobody else.
+The host may do all here that the agent's user may.
 """
 
+import contextlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def ping(_request):
 
 
 def facts(_request):
-    return {"name": platform.node(), "system": platform.platform(), "load": os.getloadavg()}
+    return {"system": platform.platform()}
 
 
 def read(request):
@@ -31,8 +31,7 @@ def read(request):
 
 
 def run(request):
-    limit = request.get("seconds", 30)
-    done = subprocess.run(request["words"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit)
+    done = subprocess.run(request["words"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
     return {"status": done.returncode, "output": done.stdout[-100_000:].decode("utf-8", "replace")}
 
 
@@ -52,11 +51,9 @@ def serve(name):
     with open_port(name) as port:
         while True:
             port.wait_connected()
-            while (line := port.readline()).endswith(b"\n"):
-                try:
+            with contextlib.suppress(PeerAway):  # a host that does not wait for its answer
+                while (line := port.readline()).endswith(b"\n"):
                     port.write(json.dumps(answer(line)).encode() + b"\n")
-                except PeerAway:
-                    break  # the host did not wait for the answer
 
 
 if __name__ == "__main__":

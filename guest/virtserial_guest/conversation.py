@@ -95,7 +95,7 @@ def converse(
             link.connected(now)
         worked = False
         if present:
-            data = stream.receive(READ_SIZE)
+            data = stream.take(READ_SIZE)
             if data == b"":
                 present = False
                 handle(link.disconnected())

@@ -95,6 +95,10 @@ def send(program: str, words: list[str], add_address: Adder, open_end: Opener) -
     for path in options.paths:
         if not os.path.lexists(path):
             raise TransferFailed(f"{path}: there is no such file")
+    names = [os.path.basename(path) for path in options.paths if os.path.basename(path) not in ("", ".", "..")]
+    for name in names:
+        if names.count(name) > 1:
+            raise TransferFailed(f"{name}: more than one of the paths would arrive under this name")
     if not options.quiet and _on_terminal(options):
         reporter.total = count(options.paths)
     link = Link(Sender.purpose)

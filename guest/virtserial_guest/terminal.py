@@ -15,7 +15,7 @@ import tty
 from typing import Callable, Iterator
 
 from .errors import PeerAway
-from .stream import Buffer, PortStream, advance
+from .stream import READ_SIZE, Buffer, PortStream, advance
 
 ESCAPE = 0x1D
 """Ctrl-], as of telnet and virsh."""
@@ -106,7 +106,7 @@ class Console:
 
     def _from_port(self) -> bool:
         present = self._stream.connected
-        data = self._stream.receive() if present else b""
+        data = self._stream.take(READ_SIZE) if present else b""
         if present and data == b"":
             present = False
         if present != self._present:
@@ -191,7 +191,7 @@ def _join(stream: PortStream, master: int) -> None:
     pending = b""
     while True:
         if not pending:
-            data = stream.receive(4096)
+            data = stream.take(4096)
             if data == b"":
                 return
             pending = data or b""

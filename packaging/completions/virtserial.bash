@@ -11,6 +11,7 @@ _virtserial() {
                 ;;
             *)
                 mapfile -t COMPREPLY < <(compgen -W "-device -chardev -object -qmp -monitor -mon --ready-fd --trust-vmm
+                    --allow-path --sandbox=off
                     --verbose --help" -- "$word")
                 ;;
         esac

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -19,10 +20,10 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 WAIT = 30
 
 
-def program(*words, **more):
+def program(*words, command=(sys.executable, "-m", "virtserial"), **more):
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     return subprocess.Popen(
-        [sys.executable, "-m", "virtserial", *words], env=environment,
+        [*command, *words], env=environment,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more},
     )  # fmt: skip
 
@@ -132,10 +133,35 @@ def test_ports_prints_a_table(machine):
     ]  # fmt: skip
 
 
+def test_example_of_a_clipboard_is_the_same_on_both_sides(machine, tmp_path):
+    example = SOURCE.parent / "examples" / "clipboard.py"
+    here, there = tmp_path / "here", tmp_path / "there"
+    sides = [
+        program(port, "--file", str(file), command=(sys.executable, str(example)))
+        for port, file in ((machine.host, here), (machine.guest, there))
+    ]
+    try:
+        for one, other in ((here, there), (there, here), (here, there)):
+            # What was copied before the two have found each other is not shared: copy until it is.
+            for number in range(30):
+                text = f"copy {number} from {one.name} ".encode() * 10000
+                one.write_bytes(text)
+                with contextlib.suppress(AssertionError):
+                    until(lambda text=text, other=other: other.exists() and other.read_bytes() == text, 3)
+                    break
+            assert other.read_bytes() == text
+    finally:
+        for side in sides:
+            side.kill()
+            finish(side)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("send", "unix:/nowhere", "/no/such/file"), "virtserial send: /no/such/file: there is no such file\n"),
+        (("send", "unix:/nowhere", "/etc/hosts", "/etc/../etc/hosts"), "virtserial send: hosts: more than one of the "
+                                                                      "paths would arrive under this name\n"),
         (("receive", "unix:/nowhere", "/proc/no"), "virtserial receive: /proc/no: No such file or directory\n"),
         (("log", "/no/socket"), "virtserial: /no/socket: No such file or directory; write unix:PATH for a socket that "
                                 "is not there yet\n"),

@@ -72,7 +72,8 @@ class DeviceProcess:
         try:
             with self._log.open("wb") as log, output.open("wb") as out:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "virtserial", "serve", *allowed, *options, "--ready-fd", str(ready_at_child)],
+                    [sys.executable, "-m", "virtserial", "serve", *allowed, *options,
+                     "--ready-fd", str(ready_at_child)],
                     env=environment or ENVIRONMENT, pass_fds=[ready_at_child], stdin=subprocess.DEVNULL,
                     stdout=popen.pop("stdout", out), stderr=log, **popen,
                 )  # fmt: skip

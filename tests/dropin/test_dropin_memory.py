@@ -8,6 +8,7 @@ import pytest
 
 from virtserial.dropin import memory
 from virtserial.dropin.command_line import split, words_of
+from virtserial.errors import ConfigError
 
 ADDED = "-object memory-backend-memfd,id={id},size={size},share=on -machine memory-backend={id}"
 
@@ -131,12 +132,23 @@ def test_files_that_are_no_ram_stay(device):
     assert remarks == []
 
 
-@pytest.mark.parametrize("about", ["readonly=on", "rom=on", "pmem=on", "offset=4096"])
+@pytest.mark.parametrize("about", ["readonly=on", "rom=on", "pmem=on"])
 def test_file_whose_content_counts_stays_and_is_said(about):
-    line = f"-M memory-backend=d -object memory-backend-file,id=d,size=1G,mem-path=/x,{about}"
+    line = f"-M memory-backend=d -object memory-backend-file,id=d,size=1G,mem-path=/x,share=on,{about}"
     words, _, remarks = arrange(line)
     assert words == shlex.split(line)
     assert about in remarks[0]
+
+
+@pytest.mark.parametrize("about", ["offset=4096", "offset=4096,share=on", "pmem=on", "readonly=on,share=off"])
+def test_memory_in_which_a_controller_would_find_nothing_is_refused_where_there_is_one(about):
+    backend = f"memory-backend-file,id=d,size=1G,mem-path=/x,{about}"
+    with pytest.raises(ConfigError, match=f"^-object {backend}: .* cannot reach the guest's memory there: "):
+        arrange(f"-M memory-backend=d -object {backend}")
+    remarks = []
+    words = ["-object", backend, "-M", "memory-backend=d"]
+    assert memory.arrange(split(words), "x86_64", remarks, has_controller=False) == []
+    assert len(remarks) == 1
 
 
 def test_mem_path_becomes_a_memfd_and_prealloc_stays(tmp_path):

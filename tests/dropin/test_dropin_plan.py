@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virtserial.dropin.command_line import WITHOUT_ARGUMENT, split
-from virtserial.dropin.plan import make_plan
+from virtserial.dropin.planner import make_plan
 from virtserial.errors import ConfigError
 
 RUN = "/run/vm"
@@ -110,6 +111,13 @@ def test_controller_becomes_a_vfio_user_device_in_its_place(case):
     assert words_of(words) == [
         *shlex.split(BARE), "-device", "e1000", "-device", expected, "-device", "nec-usb-xhci"
     ]  # fmt: skip
+
+
+def test_controller_given_as_key_value_still_comes_before_devices_given_as_json():
+    """QEMU plugs all of the former in first, and gives PCI slots in that order."""
+    net = '{"driver":"e1000"}'
+    words = words_of([*shlex.split(BARE), "-device", net, "-S", "-device", "virtio-serial,id=a", "-device", "e1000e"])
+    assert words[len(shlex.split(BARE)) :] == ["-device", device_json("a"), "-device", net, "-S", "-device", "e1000e"]
 
 
 def controllers_of(line):
@@ -359,6 +367,16 @@ REFUSED = {
         "-device virtio-serial -chardev null,id=c -device virtserialport,chardev=c -serial chardev:c",
         "-device virtserialport,chardev=c: chardev 'c' is already in use",
     ),
+    "chardev taken by a monitor": (
+        "-device virtio-serial -chardev null,id=c -device virtserialport,chardev=c -mon chardev=c",
+        "-mon chardev=c: chardev 'c' is already in use",
+    ),
+    "chardev of two monitors": ("-chardev null,id=c -mon c -mon c,mode=control", "-mon c,mode=control: chardev 'c' is"),
+    "multiplexed chardev with too many users": (
+        "-chardev null,id=c,mux=on -mon c -serial chardev:c -serial chardev:c -device virtio-serial "
+        "-device virtserialport,chardev=c -device virtserialport,chardev=c",
+        "-mon c: too many uses of multiplexed chardev 'c' (maximum is 4)",
+    ),
     "wrong chardev": (
         "-device virtio-serial -chardev socket,id=c,path=x,reconnect-ms=1,server=on -device virtserialport,chardev=c",
         "-chardev socket,id=c,path=x,reconnect-ms=1,server=on: 'reconnect-ms' option is incompatible with",
@@ -381,6 +399,7 @@ REFUSED = {
         """-device '{"driver":"virtio-serial","max_ports":"3"}'""",
         """-device {"driver":"virtio-serial","max_ports":"3"}: Parameter 'max_ports' expects uint64""",
     ),
+    "JSON that is none": ("-device virtio-serial -object {", "-object {: JSON parse error, "),
     "unknown descriptor set": (
         "-device virtio-serial -chardev file,id=f,path=/dev/fdset/3 -device virtserialport,chardev=f",
         "-chardev file,id=f,path=/dev/fdset/3: Could not open '/dev/fdset/3'",
@@ -410,6 +429,16 @@ def test_inherited_descriptors_are_known():
     ]
     assert plan.chardevs["f"].path == "/proc/self/fd/9"
     assert plan.words.count("-add-fd") == 2
+
+
+def test_options_from_a_pipe_reach_qemu_though_nothing_is_ours():
+    reader, writer = os.pipe()
+    with open(writer, "w") as file:
+        file.write('[rtc]\n base = "utc"\n')
+    plan, _ = plan_of(f"-nodefaults -readconfig /dev/fd/{reader}")
+    os.close(reader)
+    assert plan.untouched
+    assert plan.words == ["-nodefaults", "-rtc", "base=utc"]
 
 
 def test_s390x_keeps_its_own_device():

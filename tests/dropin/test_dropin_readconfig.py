@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from virtserial.dropin.command_line import split, words_of
 from virtserial.dropin.readconfig import parse, read_config_files
+from virtserial.errors import ConfigError
 
 PLAIN = """# a comment
 [drive "d0"]
@@ -74,6 +77,22 @@ def test_file_that_has_what_the_rest_may_refer_to_is_read(group, tmp_path):
 
 def test_missing_file_is_qemu_s_to_complain_of():
     assert words_of(read_config_files(split(["-readconfig", "/no/such/file"]))) == ["-readconfig", "/no/such/file"]
+
+
+def through_a_pipe(text):
+    reader, writer = os.pipe()
+    with open(writer, "w") as file:
+        file.write(text)
+    try:
+        return words_of(read_config_files(split(["-readconfig", f"/dev/fd/{reader}"])))
+    finally:
+        os.close(reader)
+
+
+def test_pipe_is_read_in_any_case_since_nobody_can_read_it_again():
+    assert through_a_pipe('[rtc]\n base = "utc"\n') == ["-rtc", "base=utc"]
+    with pytest.raises(ConfigError, match="parse error"):
+        through_a_pipe("nonsense")
 
 
 def test_values_and_groups_as_qemu_takes_them():

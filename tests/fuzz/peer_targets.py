@@ -51,6 +51,11 @@ def vfio_stream(data):
     assert len(server.device.memory) == 0
 
 
+def _check_regions(memory):
+    assert len(memory) <= min(MAX_REGIONS, 64)
+    assert all(one.iova + one.size <= other.iova for one, other in pairwise(memory))
+
+
 def vfio_requests(data):
     """Whole messages with right headers, some with descriptors: bodies are the fuzzer's."""
     source = AnyBytes(data)
@@ -83,9 +88,7 @@ def vfio_requests(data):
                 elif command == wire.VFIO_USER_REGION_WRITE and not refused:
                     assert body[12:16] == (len(body) - 16).to_bytes(4, "little")
                 server.journal.record_consumed()
-            regions = list(server.device.memory)
-            assert len(regions) <= min(MAX_REGIONS, 64)
-            assert all(one.iova + one.size <= other.iova for one, other in pairwise(regions))
+            _check_regions(server.device.memory)
     except PeerError:
         pass
     server.disconnected()

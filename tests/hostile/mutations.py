@@ -38,12 +38,24 @@ TESTS = {
     "console": ("tests/console",),
     "virtio/driver_queue.py": ("tests/virtio/test_driver_queue.py", "tests/driver"),
     "vfio_user": ("tests/vfio_user",),
-    "vfio_user/server.py": ("tests/vfio_user/test_vfio_server.py", "tests/vfio_user/test_vfio_negotiation.py"),
-    "vfio_user/client.py": ("tests/vfio_user/test_vfio_client.py",),
+    "vfio_user/server.py": (
+        "tests/vfio_user/test_vfio_checks.py",
+        "tests/vfio_user/test_vfio_server.py",
+        "tests/vfio_user/test_vfio_negotiation.py",
+    ),
+    "vfio_user/client.py": ("tests/vfio_user/test_vfio_checks.py", "tests/vfio_user/test_vfio_client.py",),
     "vfio_user/stream.py": ("tests/vfio_user/test_vfio_stream.py",),
     "vfio_user/dma.py": ("tests/vfio_user/test_vfio_dma.py",),
 }
 """By room or file: where a check's tests are."""
+EXPLAINED = {
+    ("memory/barrier.py", "machine"): "another machine",
+    ("memory/state.py", "sys.byteorder"): "another machine",
+    ("vfio_user/server.py", "access.count > MAX_DATA_XFER_SIZE"): "a region is smaller, its size is checked next",
+    ("vfio_user/server.py", "length > len(data)"): "the count of each write is compared with its data next",
+    ("vfio_user/stream.py", "time.monotonic() > deadline"): "the wait has the same limit; this one is for floods",
+}
+"""Survivors that are no gap, and why."""
 
 
 class Check(NamedTuple):
@@ -192,7 +204,10 @@ def try_all(only=""):
         if not noticed:
             noticed, words = _in_mutant(check, " ".join(_tests_of(check)))
             words = f"tests: {words}"
-        if not noticed:
+        reason = next((why for (path, text), why in EXPLAINED.items() if path == check.path and text in check.text), "")
+        if not noticed and reason:
+            words = f"explained: {reason}"
+        elif not noticed:
             survivors.append(check.name)
         print(f"{'noticed ' if noticed else 'SURVIVES'} {check.name:100} {words}", flush=True)
     stopping = [case.name.split()[0] for case in CASES if case.expected.stopped]
@@ -213,7 +228,8 @@ def main():
         return 0
     survivors, idle = try_all(words.only)
     print(f"\n{len(survivors)} survivors", *survivors, sep="\n  ")
-    print("cases of a stopped device that noticed nothing:", *idle)
+    if not words.only:
+        print("cases of a stopped device that noticed nothing:", *idle)
     return 1 if survivors else 0
 
 

@@ -157,5 +157,5 @@ class ConnectionModel(RuleBasedStateMachine):
 
 def test_a_connection_is_what_was_asked_for():
     run_state_machine_as_test(
-        ConnectionModel, settings=settings(max_examples=80, stateful_step_count=40, deadline=None)
+        ConnectionModel, settings=settings(max_examples=50, stateful_step_count=40, deadline=None)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import random
 import socket
 import threading
 
@@ -16,13 +16,12 @@ from guest_side import PORT_HELPERS
 from host_device import wait_until
 from host_end import HostEnd
 
-BLOCK = os.urandom(1_000_003)
+SEED = 20
+BLOCK = random.Random(SEED).randbytes(1_000_003)
 
-GUEST_END = (
-    PORT_HELPERS
-    + """
-import json, os, select, time
-block = open('/tmp/block', 'rb').read()
+GUEST_END = """
+import json, os, random, select, time
+block = random.Random({seed}).randbytes(1_000_003)
 twice = block * 2
 fd = open_port({name!r}, os.O_RDWR | os.O_NONBLOCK)
 poll = select.poll()
@@ -54,7 +53,6 @@ while target is None or got < target:
             poll.modify(fd, select.POLLIN)
 print(json.dumps(dict(sent=sent, got=got, wrong=wrong, hangups=hangups)))
 """
-)
 
 
 class EndlessStreams:
@@ -72,8 +70,7 @@ class EndlessStreams:
         self.wrong = None
         self._stop = threading.Event()
         self._end = HostEnd(path, timeout=0.2)
-        guest.write_file("/tmp/block", BLOCK)
-        self._job = guest.start_python(GUEST_END.format(name=name))
+        self._job = guest.start_python("import os, time\n" + PORT_HELPERS + GUEST_END.format(name=name, seed=SEED))
         self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
 
     def __enter__(self):
@@ -92,8 +89,12 @@ class EndlessStreams:
         twice = BLOCK * 2
         while not self._stop.is_set():
             at = self.sent % len(BLOCK)
-            with contextlib.suppress(TimeoutError):
+            try:
                 self.sent += self._end.socket.send(twice[at : at + 65536])
+            except TimeoutError:
+                continue
+            except OSError:
+                return
 
     def _receive(self):
         twice = BLOCK * 2
@@ -114,9 +115,10 @@ class EndlessStreams:
         """Wait until so many more bytes have gone each way."""
         sent, got = self.sent, self.got
         wait_until(
-            lambda: self.sent >= sent + size and self.got >= got + size, seconds,
+            lambda: self._job.status is not None or (self.sent >= sent + size and self.got >= got + size), seconds,
             complaint=f"the streams stand still at {sent} sent and {got} received",
         )  # fmt: skip
+        assert self._job.status is None, f"the guest's end has ended: {self._job.output!r}"
 
     def finish(self):
         """End both streams; return the guest's findings and compare the counts."""

@@ -88,7 +88,8 @@ class VirtserialDevice:
     def _serve(options, log):
         ready, ready_at_child = os.pipe()
         environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-        serve = [sys.executable, "-m", "virtserial", "serve", "--allow-path", "/", *options, "--ready-fd", str(ready_at_child)]
+        options = ["--allow-path", "/", *options]
+        serve = [sys.executable, "-m", "virtserial", "serve", *options, "--ready-fd", str(ready_at_child)]
         command = [*ENDS_WITH_ITS_PARENT, *serve]
         try:
             with open(log, "wb") as output:

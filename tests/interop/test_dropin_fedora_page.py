@@ -119,15 +119,14 @@ def test_two_controllers_with_few_ports_and_vectors(machine, folder):
 
 def test_hot_plug_and_unplug_at_the_monitor_s_prompt(machine, folder):
     words = ["-device", "virtio-serial", "-monitor", f"unix:{folder}/monitor,server,nowait"]
-    with DropinGuest([*machine, *words]) as guest:
-        with closing(HostEnd(f"{folder}/monitor")) as monitor:
-            monitor.receive_until(b"(qemu) ")
-            monitor.send(b"device_add virtserialport,name=org.fedoraproject.port.0,id=port0\n")
-            monitor.receive_until(b"\n(qemu) ")
-            port = "/dev/virtio-ports/org.fedoraproject.port.0"
-            wait_until(lambda: guest.run(f"test -c {port}").status == 0, complaint="the port did not appear")
-            monitor.send(b"info qtree\n")
-            assert b'dev: virtserialport, id "port0"' in monitor.receive_until(b"\n(qemu) ")
-            monitor.send(b"device_del port0\n")
-            monitor.receive_until(b"\n(qemu) ")
-            wait_until(lambda: guest.run(f"test -e {port}").status != 0, complaint="the port did not go")
+    with DropinGuest([*machine, *words]) as guest, closing(HostEnd(f"{folder}/monitor")) as monitor:
+        monitor.receive_until(b"(qemu) ")
+        monitor.send(b"device_add virtserialport,name=org.fedoraproject.port.0,id=port0\n")
+        monitor.receive_until(b"\n(qemu) ")
+        port = "/dev/virtio-ports/org.fedoraproject.port.0"
+        wait_until(lambda: guest.run(f"test -c {port}").status == 0, complaint="the port did not appear")
+        monitor.send(b"info qtree\n")
+        assert b'dev: virtserialport, id "port0"' in monitor.receive_until(b"\n(qemu) ")
+        monitor.send(b"device_del port0\n")
+        monitor.receive_until(b"\n(qemu) ")
+        wait_until(lambda: guest.run(f"test -e {port}").status != 0, complaint="the port did not go")

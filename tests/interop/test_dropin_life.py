@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from dropin_guest import PROGRAM, QUIET, device_processes, environment, wait_until_nothing_is_left
+from dropin_guest import PROGRAM, QUIET, DropinGuest, device_processes, environment, wait_until_nothing_is_left
 from host_device import wait_until
 
 from virtserial.rig.qmp import Qmp
@@ -26,20 +27,13 @@ def folder():
     with tempfile.TemporaryDirectory(prefix="vs-") as path:
         yield path
         wait_until_nothing_is_left(path)
-        assert run_directories() <= RUN_DIRECTORIES_BEFORE
 
 
-def run_directories():
-    return {path.name for path in Path("/run").glob("virtserial-*")} if os.geteuid() == 0 else set()
-
-
-RUN_DIRECTORIES_BEFORE = set()
-
-
-@pytest.fixture(autouse=True)
-def _note_run_directories_of_others():
-    RUN_DIRECTORIES_BEFORE.clear()
-    RUN_DIRECTORIES_BEFORE.update(run_directories())
+def run_directory(process):
+    """Where the controller listens, by the words that QEMU got."""
+    words = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+    device = next(word for word in words if '"vfio-user-pci"' in word)
+    return Path(json.loads(device)["socket"]["path"]).parent
 
 
 def words_with_a_port(folder):
@@ -138,9 +132,13 @@ def test_qemu_that_is_killed_takes_the_device_process_with_it(folder):
 def test_quit_ends_both_with_qemu_s_status(folder):
     with started(folder, *words_with_a_port(folder)) as process:
         monitor = qmp(folder)
+        private = run_directory(process)
+        assert private.stat().st_mode & 0o777 == 0o700
         monitor("quit")
         assert process.wait(LIMIT) == 0
         monitor.close()
+        wait_until_nothing_is_left(folder)
+        assert not private.exists()
 
 
 def test_qemu_s_own_errors_are_qemu_s(folder):
@@ -278,6 +276,13 @@ def test_start_that_waits_can_be_interrupted(folder):
         assert process.wait(LIMIT) == -signal.SIGINT
         wait_until_nothing_is_left(folder)
     assert not Path(folder, "port").exists()
+
+
+def test_no_reboot_ends_qemu_when_the_guest_reboots(folder):
+    with DropinGuest(["-machine", "q35", "-m", "256", "-device", "virtio-serial", "-no-reboot"]) as guest:
+        guest.start("reboot -f")
+        wait_until(lambda: not guest.alive, LIMIT, "QEMU goes on")
+        assert "QEMU (status 0)" in guest.diagnosis()
 
 
 def test_stopped_at_start_and_continued(folder):

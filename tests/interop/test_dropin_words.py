@@ -57,7 +57,8 @@ MEMORY = [
     "-m size=64M,slots=2,maxmem=1G -object memory-backend-ram,id=d,size=64M -device pc-dimm,id=dimm,memdev=d",
     "-machine q35,memory.size=50331648",
     "-machine q35,memory-backend=x -object memory-backend-ram,id=x,size=64M",
-    """-M memory-backend=x -m 64M -object '{"qom-type":"memory-backend-file","id":"x","size":67108864,"mem-path":"/tmp"}'""",
+    "-M memory-backend=x -m 64M "
+    """-object '{"qom-type":"memory-backend-file","id":"x","size":67108864,"mem-path":"/tmp"}'""",
     "-m 128 -numa node,memdev=a -numa node,memdev=b -object memory-backend-ram,id=a,size=64M "
     "-object memory-backend-shm,id=b,size=64M",
     "-m 64 -mem-path /tmp -mem-prealloc",
@@ -85,7 +86,8 @@ def test_devices_keep_their_places_and_options_in_json_work(folder):
     words = [
         *shlex.split("-machine q35 -m 256 -device pcie-root-port,id=rp,slot=1,chassis=1,addr=0x4"),
         *("-device", json.dumps({"driver": "virtio-serial-pci", "id": "a", "bus": "rp", "addr": "0x0"})),
-        *shlex.split("-device virtio-serial,id=f0,addr=0x7.0x0,multifunction=on -device virtio-serial,id=f1,addr=0x7.0x1"),
+        *("-device", "virtio-serial,id=f0,addr=0x7.0x0,multifunction=on"),
+        *("-device", "virtio-serial,id=f1,addr=0x7.0x1"),
         *("-chardev", f"socket,id=c,path={folder}/c,server=on,wait=off"),
         *("-device", json.dumps(port)),
     ]

@@ -300,6 +300,16 @@ def test_a_chardev_of_a_kind_that_only_qemu_has(qmp):
     qmp("chardev-remove", id="vc0")
 
 
+def test_a_chardev_with_options_that_only_qemu_has(machine, qmp, hmp):
+    backend = unix_server(f"{machine.folder}/tn")
+    backend["data"]["tn3270"] = True
+    qmp("chardev-add", id="tn", backend=backend)
+    assert "QEMU's own" in qmp.error("device_add", driver="virtserialport", chardev="tn")[1]
+    qmp("chardev-remove", id="tn")
+    assert typed(hmp, f"chardev-add socket,id=tn,path={machine.folder}/tn,server=on,wait=off,tn3270=on") == ""
+    assert typed(hmp, "chardev-remove tn") == ""
+
+
 def test_hmp_hands_over_too(machine, hmp):
     assert typed(hmp, f"chardev-add socket,id=h,path={machine.folder}/h,server=on,wait=off") == ""
     assert typed(hmp, "chardev-add null,id=h") == "Error: Duplicate ID 'h' for chardev\r\n"
@@ -419,11 +429,12 @@ def test_help_completion_and_info_are_of_the_whole(hmp):
 def test_objects_and_ring_buffers_of_ours(qmp, hmp):
     assert "p1 (child<virtserialport>)" in typed(hmp, "qom-list /machine/peripheral")
     assert typed(hmp, "qom-get p1 name") == '"first"\r\n'
-    assert typed(hmp, "qom-get rp1 chassis") == "1\r\n"
+    assert typed(hmp, "qom-get /machine/peripheral/rp1 chassis") == "1\r\n"
     assert typed(hmp, "qom-get zz chassis") == "Error: Device 'zz' not found\r\n"
     assert typed(hmp, "ringbuf_read ring 1000") is not None
-    assert typed(hmp, 'ringbuf_write ring "a\x1d b"') == ""
-    assert typed(hmp, "ringbuf_read ring 10") == "a\\u001D b\r\n"
+    assert typed(hmp, 'ringbuf_write ring "a b"') == ""
+    qmp("ringbuf-write", device="ring", data="\x1d\\")
+    assert typed(hmp, "ringbuf_read ring 10") == "a b\\u001D\\\\\r\n"
     assert typed(hmp, "ringbuf_read zz 10") == "Error: Device 'zz' not found\r\n"
     qmp("chardev-add", id="other", backend={"type": "ringbuf", "data": {"size": 16}})
     qmp("device_add", driver="usb-serial", id="line", chardev="other")
@@ -441,7 +452,7 @@ def test_a_flood_out_of_band_is_held_back(machine):
             sent = 0
             with pytest.raises(BlockingIOError):
                 while sent < 64 << 20:
-                    sent += qmp.socket.send(b'{"exec-oob": "query-yank"}' * 1000)
+                    sent += qmp.socket.send(b'{"exec-oob": "query-yank", "id": "%s"}' % (b"x" * 4000))
         finally:
             os.kill(machine.qemu.pid, signal.SIGCONT)
     with machine.qmp() as qmp:
@@ -477,6 +488,21 @@ def test_a_controller_that_is_added_has_a_bus_at_once(machine, qmp):
     assert "ser1" in names
     assert "ser2" not in names
     qmp("device_del", id="q1")
+
+
+def test_a_controller_that_only_qemu_can_be_is_qemus(qmp):
+    qmp("device_add", driver="virtio-serial-pci", id="packed", bus="rp2", packed=True)
+    assert qmp("qom-get", path="/machine/peripheral/packed", property="packed") is True
+    qmp("chardev-add", id="forit", backend=NULL)
+    qmp("device_add", driver="virtserialport", id="on-packed", chardev="forit")  # The controller that was added last.
+    parent = qmp("qom-get", path="/machine/peripheral/on-packed", property="parent_bus")
+    assert parent.startswith("/machine/peripheral/packed/")
+    assert qmp.error("device_add", driver="virtserialport", bus="ser0.0", chardev="forit")[1] == (
+        "Property 'virtserialport.chardev' can't take value 'forit': chardev 'forit' is already in use"
+    )
+    qmp("device_add", driver="virtserialport", id="ours", bus="ser0.0")
+    assert qmp("qom-get", path="ours", property="parent_bus") == "/machine/peripheral/ser0/ser0.0"
+    qmp("device_del", id="ours")
 
 
 # A chardev that a monitor of ours and a device of QEMU's share

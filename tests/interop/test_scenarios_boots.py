@@ -57,12 +57,9 @@ def test_thirty_consoles(starter):
     """max_ports virtconsole_test."""
     with machine(starter, ["-device", "virtio-serial-pci,id=ser0", *consoles(30)]) as guest:
         assert guest.check("ls /sys/class/virtio-ports | wc -l") == "30"
-        for number in (0, 14):
-            guest.check(f"stty raw </dev/hvc{number}; echo console {number} >/dev/hvc{number}")
-            read = {"device": f"con{number}", "size": 100}
-            wait_until(
-                lambda read=read, number=number: f"console {number}" in guest.monitor("ringbuf-read", **read), 20
-            )
+        guest.check("stty raw </dev/hvc0; echo the first console >/dev/hvc0")
+        read = {"device": "con0", "size": 100}
+        wait_until(lambda: "the first console" in guest.monitor("ringbuf-read", **read), 20)
 
 
 def test_many_controllers_with_a_port_each(starter, folder):

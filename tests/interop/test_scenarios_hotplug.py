@@ -38,7 +38,7 @@ def starter(request):
 
 
 @pytest.fixture(scope="module")
-def folder():
+def folder(starter):
     with tempfile.TemporaryDirectory(prefix="vs-") as path:
         yield path
 

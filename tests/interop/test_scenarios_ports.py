@@ -22,7 +22,7 @@ def starter(request):
 
 
 @pytest.fixture(scope="module")
-def folder():
+def folder(starter):
     with tempfile.TemporaryDirectory(prefix="vs-") as path:
         yield path
 
@@ -76,6 +76,20 @@ def connect(kind, folder, tcp_port):
     return end
 
 
+@pytest.fixture
+def host_end(folder, tcp_port):
+    """Makes host ends: HostEnd on a unix socket by name, or `connect` by kind; all are closed afterwards."""
+    ends = []
+
+    def make(name, kind=None):
+        ends.append(connect(kind, folder, tcp_port) if kind else HostEnd(f"{folder}/{name}"))
+        return ends[-1]
+
+    yield make
+    for end in ends:
+        end.close()
+
+
 class Terminal:
     """A pty with a socket's calls."""
 
@@ -91,15 +105,17 @@ class Terminal:
         return os.read(self._fd, count)
 
     def close(self):
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp", "pty", "tight", "loose"])
-def test_a_file_goes_both_ways(app, folder, tcp_port, kind):
+def test_a_file_goes_both_ways(app, host_end, kind):
     """virtio_serial_file_transfer over unix_socket, tcp_socket, pty and abstract sockets."""
     size = 200_000
     content = os.urandom(size)
-    end = connect(kind, folder, tcp_port)
+    end = host_end(kind, kind)
     app(f"fd = open_port('{kind}'); until(lambda: 'OUT' in events(fd))")
     app.begin(f"data = read_exactly(fd, {size}); len(data)")
     end.sendall(content)
@@ -119,11 +135,11 @@ def test_all_ports_of_both_controllers_at_once(guest, folder):
 
 
 @pytest.mark.parametrize("sizes", [(4, 2, 4, 8), (16384, 2048, 4096, 8192)], ids=["small", "big"])
-def test_one_port_is_looped_to_three(app, folder, sizes):
+def test_one_port_is_looped_to_three(app, host_end, sizes):
     """loopback serialport_small and serialport_big: one is sent to, three repeat it, each with a buffer of its own."""
     first, *others = "unix", "second", "third", "fourth"
-    ends = {name: HostEnd(f"{folder}/{name}") for name in (first, *others)}
-    total = sizes[0] * 50
+    ends = {name: host_end(name) for name in (first, *others)}
+    total = sizes[0] * 5  # what the others' sockets take while nobody reads them
     app(f"source = open_port('{first}'); targets = [open_port(name) for name in {others!r}]")
     app("until(lambda: all('OUT' in events(fd) for fd in [source, *targets]))")
     app.begin(
@@ -141,8 +157,6 @@ def test_one_port_is_looped_to_three(app, folder, sizes):
         assert ends[name].receive(total) == content
     app.finish(60)
     app("for fd in [source, *targets]: os.close(fd)")
-    for end in ends.values():
-        end.close()
 
 
 def test_console_is_opened_twice(app):
@@ -167,7 +181,7 @@ os.close(fd)
     assert app("refused") == "ESPIPE"
 
 
-def test_much_is_written_while_the_host_is_away(app, folder):
+def test_much_is_written_while_the_host_is_away(app, host_end):
     """rw_host_offline, rw_host_offline_big_data, serial_no_listening: the writer waits, and nothing of it is lost."""
     app("import threading; fd = open_port('second'); block = os.urandom(1 << 15); sent = []")
     app("until(lambda: 'HUP' in events(fd))")
@@ -177,7 +191,7 @@ def test_much_is_written_while_the_host_is_away(app, folder):
         "thread = threading.Thread(target=write); thread.start(); time.sleep(0.5)"
     )
     assert app("len(sent)") == 0
-    end = HostEnd(f"{folder}/second")
+    end = host_end("second")
     received = end.receive(1 << 20)
     app("thread.join(); os.close(fd)")
     assert app("sum(sent)") == 1 << 20
@@ -185,9 +199,9 @@ def test_much_is_written_while_the_host_is_away(app, folder):
     end.close()
 
 
-def test_host_sends_to_a_port_that_nobody_reads(app, folder):
+def test_host_sends_to_a_port_that_nobody_reads(app, host_end):
     """rw_notconnect_guest: as much as fits, the same again after an open and close, and the first of it arrives."""
-    end = HostEnd(f"{folder}/third")
+    end = host_end("third")
     end.socket.settimeout(0.5)
 
     def send():
@@ -209,9 +223,9 @@ def test_host_sends_to_a_port_that_nobody_reads(app, folder):
 
 
 @pytest.mark.parametrize("sender", ["guest", "host"])
-def test_an_empty_line_is_one_byte(app, folder, sender):
+def test_an_empty_line_is_one_byte(app, host_end, sender):
     """virtio_serial_empty_line, with the driver's own counters."""
-    end = HostEnd(f"{folder}/fourth")
+    end = host_end("fourth")
     app("fd = open_port('fourth'); until(lambda: 'OUT' in events(fd))")
     field = "bytes_sent" if sender == "guest" else "bytes_received"
     before = int(app(f"debug('fourth', '{field}')"))
@@ -227,9 +241,9 @@ def test_an_empty_line_is_one_byte(app, folder, sender):
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_a_host_that_reads_nothing_throttles_and_harms_nobody(guest, app, folder, tcp_port, kind):
+def test_a_host_that_reads_nothing_throttles_and_harms_nobody(guest, app, host_end, folder, kind):
     """virtio_serial_throttling."""
-    end = connect(kind, folder, tcp_port)
+    end = host_end(kind, kind)
     app(f"fd = open_port('{kind}'); until(lambda: 'OUT' in events(fd)); os.write(fd, bytes(1024)); count = fill(fd)")
     end.sendall(b"Hello world \n" * 100)
     assert app("os.set_blocking(fd, True); read_exactly(fd, 1300)") == b"Hello world \n" * 100
@@ -243,7 +257,7 @@ def test_a_host_that_reads_nothing_throttles_and_harms_nobody(guest, app, folder
     end.close()
 
 
-def test_host_disconnects_during_transfers(app, folder):
+def test_host_disconnects_during_transfers(app, host_end):
     """interrupted_transfer port_disconnect: twenty times; every part that came is of one piece."""
     app("import threading; fd = open_port('second'); going = True")
     app(
@@ -252,7 +266,7 @@ def test_host_disconnects_during_transfers(app, folder):
     )
     last = -1
     for _ in range(20):
-        end = HostEnd(f"{folder}/second")
+        end = host_end("second")
         received = end.receive(64 << 10)
         end.close()
         numbers = [int.from_bytes(received[at : at + 4], "big") for at in range(0, len(received) - 3, 4)]
@@ -260,7 +274,7 @@ def test_host_disconnects_during_transfers(app, folder):
         assert all(later - earlier in (0, 1) for earlier, later in pairwise(numbers)), numbers
         assert numbers[0] >= last
         last = numbers[-1]
-    end = HostEnd(f"{folder}/second")
+    end = host_end("second")
     app("going = False")
     end.socket.settimeout(1)
     wait_until(lambda: not app("thread.is_alive()"), 30)
@@ -284,9 +298,9 @@ def test_driver_is_unloaded_and_loaded(guest, folder):
         transfer(guest, {name: f"{folder}/{name}" for name in ("unix", "second")})
 
 
-def test_machine_is_reset_while_ports_carry_data(guest, folder):
+def test_machine_is_reset_while_ports_carry_data(guest, host_end, folder):
     """vioser_in_use, win_virtio_serial_data_transfer_reboot in their Linux form."""
-    ends = [HostEnd(f"{folder}/{name}") for name in ("unix", "second")]
+    ends = [host_end(name) for name in ("unix", "second")]
     guest.start("exec cat /dev/zero >/dev/virtio-ports/unix")
     ends[1].socket.setblocking(False)
     assert ends[0].receive(100_000) == bytes(100_000)

@@ -24,7 +24,8 @@ def serve(*options, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=(
     ready, ready_at_child = os.pipe()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "virtserial", "serve", "--allow-path", "/", *options, "--ready-fd", str(ready_at_child)],
+            [sys.executable, "-m", "virtserial", "serve", "--allow-path", "/", *options,
+             "--ready-fd", str(ready_at_child)],
             env={**os.environ, "PYTHONPATH": str(SOURCE)},
             stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=[ready_at_child, *pass_fds],
         )  # fmt: skip

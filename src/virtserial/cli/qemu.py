@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -42,7 +41,7 @@ def run(words: Sequence[str]) -> None:
         ConfigError: that cannot be; nothing is left running.
     """
     from virtserial.dropin.launch import Streams, become_qemu, choose_run_directory, execute, start
-    from virtserial.dropin.plan import make_plan
+    from virtserial.dropin.planner import make_plan
     from virtserial.dropin.program import VersionCheck, architecture_of, find_program
 
     architecture = architecture_of(sys.argv[0])
@@ -53,7 +52,7 @@ def run(words: Sequence[str]) -> None:
     for remark in plan.remarks:
         print(f"{NAME}: {remark}", file=sys.stderr)
     if plan.untouched is not None:
-        execute(program, words)
+        execute(program, plan.words)
     version = VersionCheck(program)
     start(plan, streams, run_directory)
     version.finish()
@@ -66,8 +65,10 @@ def explain(words: Sequence[str]) -> None:
     Raises:
         ConfigError: what the words ask for cannot be.
     """
+    import shlex
+
     from virtserial.dropin.launch import FIRST_DESCRIPTOR, choose_run_directory
-    from virtserial.dropin.plan import make_plan
+    from virtserial.dropin.planner import make_plan
     from virtserial.dropin.program import architecture_of, find_program
 
     architecture = architecture_of(sys.argv[0])
@@ -92,6 +93,8 @@ def explain(words: Sequence[str]) -> None:
 
 
 def _lines(plan: Plan) -> list[str]:
+    import shlex
+
     from virtserial.dropin.command_line import split
 
     options = split(plan.words)

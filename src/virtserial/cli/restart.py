@@ -1,4 +1,4 @@
-"""`virtserial restart`: have a running process put a worker of the code that is installed now in the place of its own."""
+"""`virtserial restart`: have a running process replace its worker by one of the code that is installed now."""
 
 from __future__ import annotations
 

@@ -46,6 +46,8 @@ NAME: Final = 8
 OPEN: Final = 16
 SIZE: Final = 32
 
+UNKNOWN: Final = bytes(10)
+"""What a PortRecord begins with as long as the driver has said and heard nothing of its number."""
 MESSAGES_PER_TURN: Final = 64
 WARNING_INTERVAL: Final = 1.0
 """Seconds between two warnings that a driver can provoke; it must not fill the log."""
@@ -69,7 +71,8 @@ class ControlChannel:
         self._waiting.clear()
         for each in self._device.slots:
             record = each.record
-            record.pending = record.known = record.ready = record.told_open = 0
+            if not record.holds(UNKNOWN):
+                record.pending = record.known = record.ready = record.told_open = 0
 
     def resume(self) -> None:
         """Pick up what a predecessor had not said, in plug order."""

@@ -43,6 +43,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.keeper")
 
+STATE_BASE = 256 << 10
+STATE_PER_PORT = 4 << 10
+
+
+def state_room(max_ports: int) -> int:
+    """Bytes of state memory for one controller, whole pages: more than it needs (daemon.guest_device.state_size).
+
+    To know what exactly would be to import all that a worker is made of before the first socket listens; pages that
+    nobody touches take no memory; and a newer worker may need more.
+    """
+    return STATE_BASE + STATE_PER_PORT * max_ports
+
 
 class Keeper:
     """Keeps one machine running.
@@ -127,9 +139,7 @@ class Keeper:
         Raises:
             ConfigError: its socket cannot be had.
         """
-        from virtserial.daemon.guest_device import state_size
-
-        index, size = controller.index, state_size(controller.max_ports)
+        index, size = controller.index, state_room(controller.max_ports)
         memory = os.memfd_create(f"virtserial {controller.name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(memory, size)
         self._states[index] = memory

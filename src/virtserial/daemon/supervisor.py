@@ -376,7 +376,8 @@ class Supervisor:
     @staticmethod
     def _read_ahead() -> None:
         """Import here what a worker imports, so that the next one, a copy of this process, is there at once."""
-        import virtserial.daemon.sandbox  # noqa: F401
+        import virtserial.daemon.sandbox
+        import virtserial.daemon.worker  # noqa: F401
 
         import_host_ends()
 

@@ -191,7 +191,7 @@ def is_ours(words: ChardevWords) -> bool:
     """Whose a chardev is: ours if a port or monitor of ours uses it, or if nobody does yet.
 
     Raises:
-        ConfigError: both ours and QEMU's use one that is not multiplexed.
+        ConfigError: more use it than can.
     """
     if words.hub is not None:
         return words.hub.chardev is not None and is_ours(words.hub)
@@ -199,6 +199,18 @@ def is_ours(words: ChardevWords) -> bool:
         if words.users:
             raise words.error(words.failure)
         return False
-    if words.users and words.qemu_users and not words.chardev.mux:
-        raise ConfigError(f"{words.users[0].text}: chardev '{words.id}' is already in use")
+    if words.users:
+        _check_number_of_users(words, words.chardev.max_users)
     return bool(words.users) or not words.qemu_users
+
+
+def _check_number_of_users(words: ChardevWords, most: int) -> None:
+    users = [*words.qemu_users, *words.users]
+    if len(users) <= most or (all(option.name == "device" for option in users) and not words.qemu_users):
+        return  # Of ports alone, the machine tells which one is too many, in its own words.
+    why = (
+        f"chardev '{words.id}' is already in use"
+        if most <= 1
+        else f"too many uses of multiplexed chardev '{words.id}' (maximum is {most})"
+    )
+    raise ConfigError(f"{users[-1].text}: {why}")

@@ -10,17 +10,18 @@ import json
 from typing import TYPE_CHECKING
 
 from virtserial.dropin.command_line import arguments_of
-from virtserial.dropin.drivers import (
-    ARCHITECTURES_WITHOUT_PCI_ALIAS,
-    CONTROLLERS,
-    NOT_YET,
-    PORTS,
-    is_virtio_serial,
-    resolve,
-)
+from virtserial.dropin.drivers import ARCHITECTURES_WITHOUT_PCI_ALIAS, PORTS, is_virtio_serial, resolve
 from virtserial.errors import ConfigError
 from virtserial.options import keyval
-from virtserial.options.device_options import DRIVERS, FIXED, PASSED_BY, DeviceOptions, make_device
+from virtserial.options.device_options import (
+    CONTROLLERS,
+    DRIVERS,
+    FIXED,
+    NOT_YET,
+    PASSED_BY,
+    DeviceOptions,
+    make_device,
+)
 from virtserial.options.vfio_user_device import typed_value, vfio_user_device
 
 if TYPE_CHECKING:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from virtserial.options.device_options import ALIASES, CONTROLLERS, NOT_YET, PORT_PROPERTIES
+from virtserial.options.device_options import ALIASES, CONTROLLERS, NOT_YET
 
 PORTS = ("virtserialport", "virtconsole")
 ARCHITECTURES_WITHOUT_PCI_ALIAS = ("s390x",)
 """Where `virtio-serial` is another device than virtio-serial-pci."""
-
-__all__ = ["CONTROLLERS", "NOT_YET", "PORTS", "PORT_PROPERTIES", "is_virtio_serial", "resolve"]
 
 
 def resolve(driver: str) -> str:

@@ -43,9 +43,9 @@ class Streams:
     def connect(self, name: str) -> int:
         """Make a stream; return the number of QEMU's end."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with ours, theirs:
             fd = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, FIRST_DESCRIPTOR)
-        self.ours[name] = ours
+            self.ours[name] = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, FIRST_DESCRIPTOR))
         self._qemus.append(fd)
         return fd
 
@@ -91,8 +91,11 @@ def start(plan: Plan, streams: Streams, run_directory: str) -> None:
     os.close(writer)
     streams.close_ours()
     os.waitpid(child, 0)
-    with open(reader, "rb") as file:
-        answer = file.read()
+    answer = b""
+    # Not to the end of the pipe: the worker, which was forked meanwhile, takes its time to let go of it.
+    while answer != READY and (piece := os.read(reader, 4096)):
+        answer += piece
+    os.close(reader)
     if answer != READY:
         raise ConfigError(answer.decode(errors="replace") or "the device process has ended; its log tells why")
 
@@ -179,6 +182,8 @@ def _close_what_is_not_ours(plan: Plan, streams: Streams, status: int) -> None:
     """Close what was inherited for QEMU: a stream ends only when nobody holds its other end any more."""
     own = {status, *plan.descriptors, *(member.fd for member in plan.descriptor_sets)}
     own |= {stream.fileno() for stream in streams.ours.values()}
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # One of the three was closed: nothing may come to stand in its place.
     previous = 2
     for fd in sorted(fd for fd in own if fd > 2):
         os.closerange(previous + 1, fd)
@@ -194,6 +199,7 @@ def _say_to_starter_only_until_ready(plan: Plan) -> None:
     if not plan.daemonize:
         return
     os.setsid()
+    os.umask(0o027)  # as QEMU's own sockets get it then (os_daemonize)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
     _to_null(0, 1, 2)
 

@@ -72,8 +72,14 @@ def read_machine(options: Sequence[Option], architecture: str) -> Machine:
     return Machine(kind, properties.get("memory-backend"), size)
 
 
-def arrange(options: Sequence[Option], architecture: str, remarks: list[str]) -> list[str]:
-    """Let the guest's memory be shared: change the back ends that are there, or return words that add one."""
+def arrange(
+    options: Sequence[Option], architecture: str, remarks: list[str], *, has_controller: bool = True
+) -> list[str]:
+    """Let the guest's memory be shared: change the back ends that are there, or return words that add one.
+
+    Raises:
+        ConfigError: a controller of ours would see other memory than the guest.
+    """
     machine = read_machine(options, architecture)
     kept = _kept_backends(options)
     ids: set[str] = set()
@@ -83,6 +89,8 @@ def arrange(options: Sequence[Option], architecture: str, remarks: list[str]) ->
             continue
         ids.add(str(properties.get("id")))
         if str(properties.get("id")) not in kept:
+            if has_controller:
+                _refuse_unreachable(option, properties)
             _share_option(option, value, properties, remarks)
     if machine.backend is not None:
         if machine.backend not in ids:
@@ -127,6 +135,21 @@ def _kept_backends(options: Sequence[Option]) -> set[str]:
         if device.get("driver") in NEED_THEIR_BACKEND:
             kept.add(str(device.get("memdev")))
     return kept
+
+
+def _refuse_unreachable(option: Option, properties: Mapping[str, object]) -> None:
+    """Refuse memory of which QEMU 11.1.3 hands on the file, but not so that the guest's memory is found in it."""
+    if properties.get("qom-type") not in CONVERTIBLE or why_it_stays(properties) is None:
+        return
+    why = None
+    if properties.get("offset") not in (None, "0", 0):
+        why = "offset= is not told to the device"
+    elif properties.get("share") is not True and properties.get("share") not in keyval.ON:
+        why = "without share=on it is a private copy of the file"
+    if why is not None:
+        raise ConfigError(
+            f"{option.text}: virtserial's virtio-serial controllers cannot reach the guest's memory there: {why}"
+        )
 
 
 def _share_option(option: Option, value: str, properties: Mapping[str, object], remarks: list[str]) -> None:

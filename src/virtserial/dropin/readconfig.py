@@ -9,11 +9,14 @@ know of.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtserial.dropin.command_line import Option
 from virtserial.dropin.drivers import is_virtio_serial
+from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,24 +41,34 @@ class Group(NamedTuple):
 def read_config_files(options: Sequence[Option]) -> list[Option]:
     """Return the options with each -readconfig that concerns the drop-in replaced by what is in the file.
 
-    A file that cannot be read, or that QEMU would not understand, stays: QEMU says so in its own words.
+    A file that cannot be read, or that QEMU would not understand, stays: QEMU says so in its own words.  A pipe cannot
+    be read twice, so it is replaced in any case.
+
+    Raises:
+        ConfigError: a pipe that is not well formed.
     """
     result: list[Option] = []
     for option in options:
-        groups = _read(option.value) if option.name == "readconfig" and option.value is not None else None
-        if groups is None or not any(map(_is_relevant, groups)):
+        if option.name != "readconfig" or option.value is None:
             result.append(option)
-        else:
+            continue
+        groups, is_consumed = _read(option.value)
+        if is_consumed and groups is None:
+            raise ConfigError(f"{option.text}: parse error")
+        if groups is not None and (is_consumed or any(map(_is_relevant, groups))):
             result += map(_option_of, groups)
+        else:
+            result.append(option)
     return result
 
 
-def _read(path: str) -> list[Group] | None:
+def _read(path: str) -> tuple[list[Group] | None, bool]:
+    """(the groups, None if there are none to be had; whether the file is empty now)."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return parse(file.read())
+            return parse(file.read()), not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except OSError:
-        return None
+        return None, False
 
 
 def parse(text: str) -> list[Group] | None:

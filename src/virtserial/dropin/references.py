@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from virtserial.dropin.command_line import Option
 
-AFTER_A_WORD = ("serial", "parallel", "debugcon", "gdb")
+AFTER_A_WORD = ("serial", "parallel", "debugcon", "gdb", "qtest")
 """Options that say `chardev:ID`."""
 IMPLIED = {
     "device": "driver",

@@ -8,13 +8,13 @@ avail.idx.  Both call `full`.
 
 from __future__ import annotations
 
-import platform
+import os
 import threading
 
 from virtserial.errors import StateError
 
-if platform.machine() not in ("x86_64", "AMD64"):  # pragma: no cover - refused at start
-    raise StateError(f"virtserial's memory ordering is proven on x86-64 only, this machine is {platform.machine()}")
+if os.uname().machine != "x86_64":  # pragma: no cover - refused at start
+    raise StateError(f"virtserial's memory ordering is proven on x86-64 only, this machine is {os.uname().machine}")
 
 _lock = threading.Lock()
 

@@ -58,8 +58,8 @@ class JoinedChardevs:
         """Whether a chardev of this kind is ours when it is added; else QEMU says what it is."""
         return kind in kinds() and kind not in QEMU_ONLY
 
-    def add(self, client: Client, arguments: Mapping[str, object]) -> Steps[Chardev]:
-        """Add one of a kind that is ours, as QMP says it.
+    def add(self, client: Client, arguments: Mapping[str, object]) -> Steps[Chardev | None]:
+        """Add one of a kind that is ours, as QMP says it; None: not with these options, so it is QEMU's.
 
         Raises:
             QmpError: it cannot be.
@@ -71,6 +71,8 @@ class JoinedChardevs:
         try:
             chardev = self._operations.add_chardev(chardev_id, make_chardev_of(self._operations, client, arguments))
         except VirtserialError as error:
+            if self.is_for_qemu(str(error)):
+                return None
             raise QmpError(f"Failed to add chardev '{chardev_id}': {error}") from error
         self._note(chardev, arguments, names == client.names.names())
         return chardev
@@ -94,6 +96,11 @@ class JoinedChardevs:
         self._originals.pop(chardev.id, None)
         if can_be_made_again:
             self._originals[chardev.id] = cast("dict[str, object]", arguments["backend"])
+
+    @staticmethod
+    def is_for_qemu(refusal: str) -> bool:
+        """Whether a chardev was refused here for something that QEMU has."""
+        return "is not supported by virtserial" in refusal
 
     def refuse_taken(self, text: str) -> Steps[None]:
         """Whether what -chardev's syntax says has an id that QEMU has.

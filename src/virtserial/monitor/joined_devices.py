@@ -11,7 +11,8 @@ from virtserial.machine.model import Controller, Port
 from virtserial.monitor.operations import PERIPHERAL
 from virtserial.monitor.qemu_client import Ask, QemuGoneError
 from virtserial.monitor.qmp import QmpError
-from virtserial.options.device_options import ALIASES, CONTROLLERS, DRIVERS, NOT_YET, make_device
+from virtserial.options.device_options import ALIASES, CONTROLLERS, DRIVERS, FIXED, NOT_YET, make_device
+from virtserial.options.keyval import OFF
 from virtserial.options.vfio_user_device import vfio_user_device
 
 if TYPE_CHECKING:
@@ -44,12 +45,16 @@ class JoinedDevices:
 
     @staticmethod
     def is_controller(arguments: Mapping[str, object]) -> bool:
-        """Whether a device that is to be added is a controller that will be ours."""
-        return _driver(arguments) in CONTROLLERS
+        """Whether a device to be added is a controller that will be ours; not if only QEMU has its properties."""
+        driver = _driver(arguments)
+        if driver not in CONTROLLERS or arguments.get("disable-legacy") == "off":
+            return False
+        fixed = {name: spec.default for name, spec in DRIVERS[driver].items() if spec.role == FIXED}
+        return all(arguments[name] in (default, *OFF) for name, default in fixed.items() if name in arguments)
 
     def is_port_of_ours(self, arguments: Mapping[str, object]) -> bool:
         """Whether a device that is to be added goes onto a bus of ours."""
-        if _driver(arguments) not in DRIVERS or self.is_controller(arguments):
+        if _driver(arguments) not in DRIVERS or _driver(arguments) in CONTROLLERS:
             return False
         bus = arguments.get("bus")
         if bus is None:
@@ -58,14 +63,14 @@ class JoinedDevices:
 
     def qemus_refusal_is_final(self, arguments: Mapping[str, object], refusal: str) -> bool:
         """Whether QEMU's no to a device is the last word; else it has no bus for a port that one of ours has."""
-        if _driver(arguments) in DRIVERS and "bus" not in arguments and self._controllers and NO_BUS in refusal:
+        if "bus" not in arguments and self._controllers and NO_BUS in refusal:
             self._newest_is_qemus = False
             return False
         return True
 
     def qemu_has_added(self, arguments: Mapping[str, object]) -> None:
         """QEMU has a new device."""
-        if _driver(arguments) in NOT_YET:
+        if _driver(arguments) in (*NOT_YET, *CONTROLLERS):
             self._newest_is_qemus = True
 
     def refuse_id_of_ours(self, arguments: Mapping[str, object]) -> None:

@@ -102,6 +102,8 @@ def _chardev_add(machine: JoinedMachine, _: Client, line: str, text: str, cpu: C
         return (yield from forward(line, cpu))
     yield from machine.chardevs.refuse_taken(text)
     printed = _local(machine, line)
+    if machine.chardevs.is_for_qemu(printed):
+        return (yield from forward(line, cpu))
     if not printed.startswith("Error"):
         machine.chardevs.note_text(text)
     return printed

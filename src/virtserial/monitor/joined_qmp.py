@@ -109,7 +109,8 @@ def _chardev_add(machine: JoinedMachine, client: Client, request: Request) -> St
         if machine.chardevs.is_ours(chardev_id := request.arguments.get("id")):
             raise QmpError(f"Chardev with id '{chardev_id}' already exists")
         return (yield from forward(client, request))
-    return where((yield from machine.chardevs.add(client, request.arguments)))
+    chardev = yield from machine.chardevs.add(client, request.arguments)
+    return where(chardev) if chardev is not None else (yield from forward(client, request))
 
 
 def _of_chardev(member: str) -> Run:

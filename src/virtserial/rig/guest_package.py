@@ -9,14 +9,12 @@ import virtserial
 
 FOLDER: Final = "/usr/lib/virtserial"
 PROGRAM: Final = f"env PYTHONPATH={FOLDER} python3 -m virtserial"
-ROOMS: Final = ("memory", "virtio", "console", "pci", "vfio_user", "chardev", "daemon", "driver", "cli")
-PLAIN_FILES: Final = ("__init__.py", "__main__.py", "errors.py", "loop.py")
+NOT_FOR_GUESTS: Final = ("rig", "testing")
 
 
 def package_files() -> dict[str, bytes]:
-    """What the guest driver and its command line need: absolute guest path -> content."""
+    """The package as a guest can use it: absolute guest path -> content."""
     source = Path(virtserial.__file__).parent
-    paths = [source / name for name in PLAIN_FILES]
-    for room in ROOMS:
-        paths += sorted((source / room).glob("*.py"))
-    return {f"{FOLDER}/virtserial/{path.relative_to(source)}": path.read_bytes() for path in paths}
+    paths = [path.relative_to(source) for path in sorted(source.rglob("*.py"))]
+    wanted = [path for path in paths if path.parts[0] not in NOT_FOR_GUESTS]
+    return {f"{FOLDER}/virtserial/{path}": (source / path).read_bytes() for path in wanted}

@@ -374,6 +374,8 @@ class Server:
         if len(body) < wire.WRITE_COUNT.size:
             raise PeerError(f"VFIO_USER_REGION_WRITE_MULTI: {len(body)} bytes of payload, at least 8 are needed")
         (count,) = wire.WRITE_COUNT.unpack_from(body)
+        if count > wire.MAX_WRITES:
+            raise PeerError(f"VFIO_USER_REGION_WRITE_MULTI: {count} writes, at most {wire.MAX_WRITES}")
         writes = bytes(body[wire.WRITE_COUNT.size :])
         if len(writes) != count * wire.ONE_WRITE.size:
             raise PeerError(f"VFIO_USER_REGION_WRITE_MULTI: {count} writes came in {len(writes)} bytes")

@@ -37,8 +37,12 @@ if TYPE_CHECKING:
     from virtserial.accounting import Note
     from virtserial.vfio_user.server import Server
 
-REQUEST_TIMEOUT: Final = 5.0
-"""Seconds to wait for the reply to a request of ours: as long as QEMU waits for ours (x-msg-timeout)."""
+REQUEST_TIMEOUT: Final = 2.5
+"""Seconds to wait for the reply to a request of ours: half of what QEMU waits for ours (x-msg-timeout), and less than
+it takes the keeper to believe that we hang."""
+
+TURN_SECONDS: Final = 0.002
+"""Other devices wait no longer than that for one VMM's messages, and for the last of them."""
 
 MAX_PREDECESSORS: Final = 16
 """As many workers, killed one after the other, may each have left a request whose reply is still to come."""
@@ -85,7 +89,7 @@ class MessageStream:
         self._buffer = _BUFFER
         self._view = _VIEW
         self._consumed = _CONSUMED
-        self._hung_up = False
+        self._hung_up = self._cut_short = False
         self._handling = False
         self._took = False
         self._unsent = b""
@@ -117,7 +121,7 @@ class MessageStream:
         Raises:
             PeerError: the stream cannot be trusted any more; close it.
         """
-        self._took = False
+        self._took = self._cut_short = False
         if events is not None and events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
             self._hung_up = True
         if self._unsent and not self._flush():
@@ -136,20 +140,31 @@ class MessageStream:
             more = self._serve_one()
         else:
             more = self._serve_buffer(length) and length == len(self._buffer)
-        more = more or self._hung_up or (events is None and self._took)
+        more = more or self._cut_short or self._hung_up or (events is None and self._took)
         return more and not self._unsent and not self.at_end
 
     def _serve_buffer(self, end: int) -> bool:
-        """Handle the whole messages in the buffer; False if a reply could not be sent and stopped that."""
+        """Handle the whole messages in the buffer; False if a reply could not be sent and stopped that.
+
+        What is behind TURN_SECONDS of work stays in the socket for the next call: a buffer has room for 4,000 resets.
+        """
         server = self._server
         start = done = 0
+        due = 0.0
         while True:
             start = server.ring_doorbells(self._buffer, start, end)
             header = Header.unpack_from(self._buffer, start) if end - start >= HEADER_SIZE else None
             if header is not None:
                 server.check_header(header)
+                now = time.monotonic()
+                due = due or now + TURN_SECONDS
                 if end - start < header.size:
                     header = None
+                elif now > due:
+                    self._cut_short = True
+                    if done < start:
+                        self._consume(start - done)
+                    return True
                 elif header.flags == VFIO_USER_NO_REPLY:
                     # Posted ones are taken off together: a successor that handles them all once more ends where we did.
                     server.handle(header, self._view[start + HEADER_SIZE : start + header.size], [])

@@ -85,6 +85,8 @@ MAX_MESSAGE_SIZE: Final = 16 + 16 + MAX_DATA_XFER_SIZE
 """Header, the 16 bytes of a REGION_WRITE or of a DMA_READ's reply, and the data."""
 MAX_MESSAGE_FDS: Final = 16
 """Descriptors in one message: QEMU's VFIO_USER_MAX_MAX_FDS, more would be refused by it as malformed."""
+MAX_WRITES: Final = 200
+"""Writes in one VFIO_USER_REGION_WRITE_MULTI: as many as QEMU gathers (VFIO_USER_MULTI_MAX)."""
 PAGE_SIZE: Final = 4096
 """The DMA page size we announce: every map starts and ends on such a boundary."""
 

@@ -115,6 +115,7 @@ class Virtqueue:
         "_memory",
         "_position",
         "_size",
+        "_untouched",
         "index",
         "max_size",
         "record",
@@ -133,16 +134,20 @@ class Virtqueue:
         self._size = 0
         self._known: KnownBuffers | None = None
         self._lowest = self._end = 0
+        self._untouched = max_size.to_bytes(2, "little") + b"\0\0\xff\xff" + bytes(QueueRecord.SIZE - 6)
         if not self.record.size:
             self.reset()
 
     def reset(self) -> None:
         """Return every register to its value after a device reset."""
         self.detach()
+        self._position = 0
+        if self.record.holds(self._untouched):
+            # Most queues of a large device: a driver can reset it as fast as it can write a byte.
+            return
         self.record.clear()
         self.record.size = self.max_size
         self.record.vector = 0xFFFF
-        self._position = 0
 
     # Registers, as the transport shows them.  A driver sets them before it enables the queue (4.1.5.1.3); later writes
     # are ignored, so that nothing a live ring was checked against can change.

@@ -1,0 +1,313 @@
+"""From QEMU's command line to a plan: what is ours, and the words that QEMU gets.
+
+Nothing is opened or started here; files are read (-readconfig, certificates).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.stdio import StdioChardev
+from virtserial.dropin import chardevs, devices, memory, monitors
+from virtserial.dropin.command_line import Option, arguments_of, split, words_of
+from virtserial.dropin.plan import Plan
+from virtserial.dropin.readconfig import read_config_files
+from virtserial.dropin.references import chardevs_used, redirect
+from virtserial.errors import ConfigError
+from virtserial.machine.build import plug
+from virtserial.machine.model import Controller
+from virtserial.options import keyval
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from virtserial.dropin.chardevs import ChardevWords
+    from virtserial.dropin.devices import Device
+    from virtserial.dropin.monitors import MonitorWords
+
+INTERNAL = "virtserial-"
+"""What the ids of chardevs begin with that QEMU has for our sake."""
+CONTROL = "control"
+ANSWER_AND_EXIT = ("h", "help", "version", "dump-vmstate")
+ASK_FOR_HELP = (
+    *("device", "machine", "M", "cpu", "accel", "chardev", "object", "netdev", "nic", "net", "audio", "audiodev"),
+    *("d", "trace", "L", "display", "vga", "smp", "tpmdev", "spice", "global", "plugin"),
+)
+"""Options whose argument can be, or contain, the word `help`."""
+
+
+def make_plan(
+    words: Sequence[str],
+    *,
+    run_directory: str,
+    connect: Callable[[str], int],
+    architecture: str = "x86_64",
+) -> Plan:
+    """Plan the start of a virtual machine.
+
+    Args:
+        words: QEMU's arguments, without the program.
+        run_directory: where our controllers listen.
+        connect: asked once for each stream between QEMU and us by its name ("control", "monitor/N",
+            "front/CHARDEV/K"); returns the number of the descriptor that QEMU shall inherit.
+        architecture: QEMU's name of the guest's.
+
+    Raises:
+        ConfigError: QEMU would refuse it, or it cannot be had with virtserial; the text names the option.
+    """
+    given = split(words)
+    if given is None:
+        return Plan(list(words), "the last option lacks its argument")
+    if (reason := _why_untouched(given)) is not None:
+        return Plan(list(words), reason)
+    _check_json(given)
+    options = read_config_files(given)
+    if not all(os.path.isfile(path) for _, path in arguments_of(given, "readconfig")):
+        words = words_of(options)  # A pipe has been read: QEMU cannot do that again.
+    planner = _Planner(options, run_directory, connect, architecture)
+    if (reason := planner.decide()) is not None:
+        return Plan(list(words), reason, remarks=planner.plan.remarks)
+    planner.carry_out()
+    return planner.plan
+
+
+def _why_untouched(options: Sequence[Option]) -> str | None:
+    for option in options:
+        if option.name in ANSWER_AND_EXIT:
+            return f"-{option.name} answers and exits"
+    for option, value in arguments_of(options, *ASK_FOR_HELP):
+        if not value.startswith("{") and any(word in ("help", "?") for word in value.split(",")):
+            return f"{option.text} asks for help"
+    if memory.read_machine(options, "").type == "none":
+        return "-machine none has no devices"
+    return None
+
+
+def _check_json(options: Sequence[Option]) -> None:
+    for option, value in arguments_of(options, "device", "object", "chardev"):
+        try:
+            keyval.parse_options(value, "")
+        except ConfigError as error:
+            raise ConfigError(f"{option.text}: {error}") from None
+
+
+class _Planner:
+    def __init__(
+        self, options: list[Option], run_directory: str, connect: Callable[[str], int], architecture: str
+    ) -> None:
+        self.plan = Plan([])
+        self._options = options
+        self._run_directory = run_directory
+        self._connect = connect
+        self._architecture = architecture
+        self._devices: list[Device] = []
+        self._controllers: list[Device] = []
+        self._monitors: list[MonitorWords] = []
+        self._chardevs: dict[str, ChardevWords] = {}
+        self._ours: set[str] = set()
+        self._maker = chardevs.Maker(options)
+
+    # What is whose
+
+    def decide(self) -> str | None:
+        """Decide; return why nothing is to be done, or None."""
+        self._options += monitors.default_options(self._options)
+        self._devices, others = devices.collect(self._options, self._architecture)
+        devices.apply_set(self._options, self._devices)
+        devices.apply_global(self._options, self._devices)
+        self._refuse_ids_given_twice(others)
+        if any(not device.is_port for device in self._devices):
+            self._controllers = devices.place_ports(self._devices)
+        asked = monitors.collect(self._options)
+        brought_along = [(words.option, words.chardev) for words in asked if words.chardev is not None]
+        self._chardevs = chardevs.collect(self._options, brought_along)
+        self._maker.make_all(self._chardevs)
+        for controller in self._controllers:
+            controller.kept = self._why_kept(controller)
+        self._monitors = [words for words in asked if self._can_be_ours(words)]
+        ours = [controller for controller in self._controllers if controller.kept is None]
+        self._remark_what_stays(asked)
+        if not ours and not self._monitors:
+            return "there is no virtio-serial controller and no monitor for virtserial"
+        for option, value in arguments_of(self._options, "incoming", "loadvm"):
+            if not ours:
+                return f"-{option.name} and no virtio-serial controller for virtserial"
+            raise ConfigError(
+                f"-{option.name} {value}: the state of virtserial's virtio-serial controllers can be neither "
+                f"migrated nor loaded"
+            )
+        self._note_users(ours)
+        self._ours = {name for name, words in self._chardevs.items() if chardevs.is_ours(words)}
+        return None
+
+    def _refuse_ids_given_twice(self, others: list[str]) -> None:
+        seen = set(others)
+        for device in self._devices:
+            if device.id is not None and device.id in seen:
+                raise device.error(f"Duplicate device ID '{device.id}'")
+            if device.id is not None:
+                seen.add(device.id)
+
+    def _why_kept(self, controller: Device) -> str | None:
+        if (reason := devices.why_qemu_s(controller)) is not None:
+            return reason
+        for port in controller.ports:
+            if (name := port.chardev) is None:
+                continue
+            words = self._chardevs.get(name)
+            if words is None:
+                raise port.error(f"Property '{port.driver}.chardev' can't find value '{name}'")
+            if words.chardev is None and words.is_qemu_s:
+                return f"chardev '{name}' of a port is of a kind that only QEMU has ({words.kind})"
+        return None
+
+    def _can_be_ours(self, words: MonitorWords) -> bool:
+        if words.monitor is None or words.monitor.chardev not in self._chardevs:
+            return False
+        chardev = self._chardevs[words.monitor.chardev]
+        return chardev.chardev is not None or not chardev.is_qemu_s
+
+    def _remark_what_stays(self, asked: list[MonitorWords]) -> None:
+        for controller in self._controllers:
+            if controller.kept is not None:
+                self.plan.remarks.append(f"{controller.option.text}: stays QEMU's with its ports: {controller.kept}")
+        for words in asked:
+            if words not in self._monitors and not words.option.is_default:
+                self.plan.remarks.append(f"{words.option.text}: stays QEMU's: it does not know virtserial's ports")
+
+    def _note_users(self, ours: list[Device]) -> None:
+        own = {port.option: port.chardev for controller in ours for port in controller.ports}
+        own |= {words.option: words.monitor.chardev for words in self._monitors if words.monitor is not None}
+        for option, name in own.items():
+            if name is not None and name in self._chardevs:
+                self._chardevs[name].users.append(option)
+        settings = [option for controller in ours for port in controller.ports for option in port.settings]
+        for option in self._options:
+            if option not in own and option not in settings:
+                for name in chardevs_used(option):
+                    if name in self._chardevs:
+                        self._chardevs[name].qemu_users.append(option)
+        for words in self._monitors:
+            if words.is_shared and words.monitor is not None:
+                self._chardevs[words.monitor.chardev].qemu_users.insert(0, words.option)
+
+    # What is done about it
+
+    def carry_out(self) -> None:
+        """Fill the plan, and change what QEMU gets."""
+        plan = self.plan
+        plan.newest_is_qemus = bool(self._controllers) and self._controllers[-1].kept is not None
+        plan.daemonize = any(option.name == "daemonize" for option in self._options)
+        plan.descriptor_sets = self._maker.descriptor_sets
+        plan.objects = self._maker.objects
+        for name, words in self._chardevs.items():
+            if name in self._ours:
+                self._take_chardev(words)
+        self._redirect_to_fronts()
+        for number, monitor in enumerate(self._monitors):
+            self._take_monitor(number, monitor)
+        for device in self._devices:
+            self._take_device(device)
+        has_controller = bool(plan.machine.controllers)
+        extra = memory.arrange(self._options, self._architecture, plan.remarks, has_controller=has_controller)
+        plan.words = [*words_of(self._options), *extra, *self._monitor_words(CONTROL)]
+
+    def _take_chardev(self, words: ChardevWords) -> None:
+        plan = self.plan
+        chardev = words.chardev
+        assert chardev is not None
+        plan.chardevs[words.id] = chardev
+        plan.chardev_texts[words.id] = words.text
+        plan.decisions.append(f"chardev {words.id} ({chardev.kind}): {self._use_of(words)}")
+        values = keyval.parse_options(words.text, "backend")
+        if chardev.kind == "socket" and str(values.get("fd", "")).isdecimal():
+            plan.descriptors.add(int(str(values["fd"])))
+        for option in words.settings:
+            option.replace()
+        emitted: list[str] = []
+        if isinstance(chardev, StdioChardev):
+            chardev.sets_terminal_modes = False
+            # QEMU sets the terminal's modes and puts them back, as ever; only we read and write.
+            signal = "" if keyval.to_bool("signal", values.get("signal", "on")) else ",signal=off"
+            emitted += ["-chardev", f"stdio,id={INTERNAL}terminal{signal}"]
+        for index in range(len(words.qemu_users)):
+            emitted += self._socket_words(f"front/{words.id}/{index}")
+        if words.option.name in monitors.SHARED_LINES:
+            emitted += [f"-{words.option.name}", f"chardev:{_internal_id(f'front/{words.id}/0')}"]
+        words.option.replace(*emitted)
+
+    @staticmethod
+    def _use_of(words: ChardevWords) -> str:
+        users = [f"virtserial's {option.text}" for option in words.users]
+        users += [f"QEMU's {option.text}" for option in words.qemu_users]
+        return ", ".join(users) or "nobody yet"
+
+    def _redirect_to_fronts(self) -> None:
+        """QEMU's own users of our chardevs get a stream to us each, in the order they were noted."""
+        taken = dict.fromkeys(self._ours, 0)
+        for shared in self._monitors:
+            if shared.is_shared and shared.monitor is not None:
+                taken[shared.monitor.chardev] += 1
+
+        def front(name: str) -> str:
+            if name not in taken:
+                return name
+            taken[name] += 1
+            return _internal_id(f"front/{name}/{taken[name] - 1}")
+
+        for words in self._chardevs.values():
+            if words.id in self._ours:
+                for option in dict.fromkeys(words.qemu_users):
+                    if option is not words.option:
+                        redirect(option, front)
+
+    def _take_monitor(self, number: int, words: MonitorWords) -> None:
+        assert words.monitor is not None
+        self.plan.monitors.append(words.monitor)
+        if words.chardev is None:
+            words.option.replace()
+        words.option.emitted += self._monitor_words(f"monitor/{number}")
+
+    def _monitor_words(self, name: str) -> list[str]:
+        # Not -mon, which QEMU 11.1 warns of; not -object monitor-qmp, which came with it.
+        return [*self._socket_words(name), "-qmp", f"chardev:{_internal_id(name)}"]
+
+    def _socket_words(self, name: str) -> list[str]:
+        return ["-chardev", f"socket,id={_internal_id(name)},fd={self._connect(name)}"]
+
+    def _take_device(self, device: Device) -> None:
+        controller = device.controller
+        if controller is None or controller.kept is not None:
+            if device is controller and device.id is None:
+                self.plan.machine.name_bus(None)  # QEMU's and ours are counted together.
+            return
+        bus = controller.bus if device.is_port else None
+        try:
+            plugged = plug(self.plan.machine, device.options(bus), self.plan.chardevs, self._run_directory)
+        except ConfigError as error:
+            raise device.error(error) from None
+        for option in device.settings:
+            option.replace()
+        if isinstance(plugged, Controller):
+            self._place(device, ["-device", device.qemu_argument(os.path.abspath(plugged.socket))])
+            self.plan.decisions.append(f"controller {plugged.name}, bus {plugged.bus}: at {plugged.socket}")
+        else:
+            device.option.replace()
+            self.plan.decisions.append(f"port {plugged.number} of {plugged.controller.name}: {device.option.text}")
+
+    def _place(self, controller: Device, words: list[str]) -> None:
+        """Put QEMU's half of a controller where it was; one that was given as key=value still comes before all JSON."""
+        devices = [option for option, value in arguments_of(self._options, "device") if value.startswith("{")]
+        first = next(iter(devices), None)
+        position = self._options.index(controller.option)
+        if controller.typed or first is None or self._options.index(first) > position:
+            controller.option.replace(*words)
+            return
+        controller.option.replace()
+        earlier = self._options.index(first)
+        self._options.insert(earlier, Option("", None, words))
+
+
+def _internal_id(name: str) -> str:
+    return INTERNAL + name.replace("/", "-")
