@@ -67,7 +67,8 @@ def test_tables_say_rates_costs_and_ratios_of_ours_to_theirs(results):
     assert "| round trips of 1 byte: device, us/trip | 100 [100-100] | 400 [400-400] | **4.00**" in tables
     assert "| 30 | virtserial | 30 | 30 | 30 | 30 |" in tables
     assert "| QEMU | 2.00 [2.00-2.00] |  | 0.33 [0.33-0.33] | 2.00 [2.00-2.00] |  |" in tables
-    assert "| virtserial | 4.50 [4.50-4.50] | **2.25** [2.25-2.25] | 0.80 [0.80-0.80] | 1.00 [1.00-1.00] | **0.50**" in tables
+    ours = "| virtserial | 4.50 [4.50-4.50] | **2.25** [2.25-2.25] | 0.80 [0.80-0.80] | 1.00 [1.00-1.00] | **0.50**"
+    assert ours in tables
 
 
 def test_every_table_says_where_its_figures_are_from(results):
