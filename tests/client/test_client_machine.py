@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-from conftest import until
+from client_machine import SOURCE, until
 
 from virtserial.client import HostEnd, Monitor
 from virtserial.errors import ConfigError, PeerError
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 WAIT = 30
 
 

@@ -1,0 +1,46 @@
+"""Processes of `virtserial` for the tests of the client library, and waiting for what they do."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+READY_TIME = 30
+
+
+@contextmanager
+def running(*words):
+    """A `virtserial` command that is ready; ended afterwards."""
+    ready, ready_at_child = os.pipe()
+    command = [sys.executable, "-m", "virtserial", *words, "--ready-fd", str(ready_at_child)]
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(SOURCE)}, pass_fds=[ready_at_child],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(ready_at_child)
+    try:
+        assert select.select([ready], [], [], READY_TIME)[0], "it is not ready"
+        yield process
+    finally:
+        os.close(ready)
+        process.terminate()
+        try:
+            process.wait(READY_TIME)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def until(condition, seconds=READY_TIME):
+    """Waits for a condition and gives its value."""
+    limit = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < limit, "it did not come to that"
+        time.sleep(0.02)
+    return value
