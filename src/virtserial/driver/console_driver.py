@@ -336,6 +336,15 @@ class ConsoleDriver:
             except PeerError as error:
                 self.fail(error)
 
+    def _control_taken(self) -> bool:
+        if self._control is None:
+            return True
+        try:
+            return self._control.taken()
+        except PeerError as error:
+            self.fail(error)
+            return True
+
     # Ports
 
     def _add_port(self, number: int) -> None:
@@ -347,7 +356,7 @@ class ConsoleDriver:
                 ReceiveQueue(self._queues[receive], self._doorbell(receive)),
                 TransmitQueue(self._queues[transmit], self._doorbell(transmit)),
             )
-        port = Port(number, *queues, self._memory, self._plan, self._send, self.fail)
+        port = Port(number, *queues, self._memory, self._plan, self._send, self.fail, self._control_taken)
         self.ports[number] = port
         queues[0].post(self._memory, self._plan)
         self._listener.port_added(port)

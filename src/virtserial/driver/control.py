@@ -62,6 +62,11 @@ class ControlQueues:
         self._pending[port, event] = value
         self.flush()
 
+    def taken(self) -> bool:
+        """Whether the device has taken everything that was to be sent."""
+        self.flush()
+        return not self._pending and not self._transmitq.in_flight
+
     def flush(self) -> None:
         """Send what waits and may be sent; to be called after `receive` for either queue's interrupt.
 

@@ -1,6 +1,6 @@
 """What /dev/vportNpM does, by the rules of Linux's console driver (drivers/char/virtio_console.c, port_fops_*).
 
-Requests come in and replies go out through a RequestChannel; no system call is made here, and no byte is copied that
+Requests come in and replies go out through a RequestChannel; no file is read or written here, and no byte is copied that
 can be moved at once.  Memory is bounded: a write that has to wait is kept whole, and only MAX_WAITING may.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from virtserial.driver.cuse_wire import (
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 MAX_WAITING: Final = 64
 """Reads and writes of one node that may wait at a time, each in a thread of its own; what is beyond gets EAGAIN."""
+
+OPEN_SECONDS: Final = 0.02
+"""Linux's driver spins in open(2) until the device has taken the message; so long at most it is waited for here."""
 
 _READABLE: Final = select.POLLIN | select.POLLRDNORM
 _WRITABLE: Final = select.POLLOUT
@@ -151,8 +155,15 @@ class CuseNode(PortListener):
                 return
             self._in_use = True
             self._opens += 1
+            self._wait_until_known()
             if not self._channel.reply(unique, OPEN_OUT.pack(self._opens, FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE, 0)):
                 self._close()
+
+    def _wait_until_known(self) -> None:
+        """A host that sends and leaves after open(2) has returned must find the port open."""
+        limit = time.monotonic() + OPEN_SECONDS
+        while not self._unplugged and not self._port.open_is_known and time.monotonic() < limit:
+            os.sched_yield()
 
     def _release(self, unique: int) -> None:
         self._close()

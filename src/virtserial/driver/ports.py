@@ -64,6 +64,7 @@ class Port:
         plan: BufferPlan,
         send: Callable[[int, int, int], None],
         fail: Callable[[PeerError], None],
+        heard: Callable[[], bool] = lambda: True,
     ) -> None:
         self.number = number
         self.name = ""
@@ -77,6 +78,7 @@ class Port:
         self._plan = plan
         self._send = send
         self._fail = fail
+        self._heard = heard
         self._listener: PortListener | None = None
         self._unplugged = False
 
@@ -118,6 +120,11 @@ class Port:
         self._listener = None
         self._send(self.number, VIRTIO_CONSOLE_PORT_OPEN, 0)
         self._discard()
+
+    @property
+    def open_is_known(self) -> bool:
+        """Whether the device has taken the message that the port is open: a host that leaves now leaves an open port."""
+        return self._heard()
 
     # Bytes
 
