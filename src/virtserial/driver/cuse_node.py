@@ -1,7 +1,7 @@
 """What /dev/vportNpM does, by the rules of Linux's console driver (drivers/char/virtio_console.c, port_fops_*).
 
-Requests come in and replies go out through a RequestChannel; no file is read or written here, and no byte is copied that
-can be moved at once.  Memory is bounded: a write that has to wait is kept whole, and only MAX_WAITING may.
+Requests come in and replies go out through a RequestChannel; no file is read or written here, and no byte is copied
+that can be moved at once.  Memory is bounded: a write that has to wait is kept whole, and only MAX_WAITING may.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Port:
 
     @property
     def open_is_known(self) -> bool:
-        """Whether the device has taken the message that the port is open: a host that leaves now leaves an open port."""
+        """Whether the device has taken the message that the port is open."""
         return self._heard()
 
     # Bytes

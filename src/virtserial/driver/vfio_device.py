@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from virtserial.driver.console_driver import DriverListener
     from virtserial.loop import EventLoop
 
-PINNED_BUFFERS: Final = BufferPlan(receive_count=32, receive_size=4096, transmit_count=4, transmit_size=32768)
-"""Buffers of a port: VFIO pins every page of them, whether it is used or not, and behind a virtual IOMMU every page is a
-map of its own to the VMM, and to a device server a descriptor.  128 KiB for each port, and as much again for one that
+PINNED_BUFFERS: Final = BufferPlan(receive_count=32, receive_size=4096, transmit_count=8, transmit_size=32768)
+"""Buffers of a port: VFIO pins every page of them, whether it is used or not, and behind a virtual IOMMU every page is
+a map of its own to the VMM, and to a device server a descriptor.  128 KiB for each port, and 256 KiB more for one that
 was opened; a transmit buffer holds the largest write that a character device takes."""
 REGION_SIZE: Final = 1 << 20
 
