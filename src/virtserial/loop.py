@@ -7,6 +7,7 @@ their own side of a port (virtserial.chardev.handler).
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import select
 import time
@@ -26,6 +27,12 @@ EPOLLERR = select.EPOLLERR
 EVENTS_AT_ONCE = 64
 """Descriptors one look tells of: poll() makes room for as many, and for 1,023 if it is not told."""
 MILLISECOND = 0.001
+
+
+def sharpen_timers() -> None:
+    """Let this thread's waits end within a microsecond of their time, where the kernel adds 50 by default."""
+    with contextlib.suppress(OSError), open("/proc/self/timerslack_ns", "w") as slack:
+        slack.write("1000")
 
 
 class Timer:

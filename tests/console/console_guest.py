@@ -56,6 +56,9 @@ class FakeHost:
     def wait_readable(self):
         return False
 
+    def hold_input(self):
+        return False
+
     def wait_writable(self):
         return False
 

@@ -297,7 +297,8 @@ def test_a_chardev_of_a_kind_that_only_qemu_has(qmp):
     assert qmp.error("chardev-add", id="vc0", backend=NULL)[1] == "Chardev with id 'vc0' already exists"
     qmp("device_add", driver="usb-serial", id="line", chardev="vc0")
     qmp("device_del", id="line")
-    qmp("chardev-remove", id="vc0")
+    # QEMU lets go of the chardev when the device's memory is reclaimed, a moment after the answer.
+    wait_until(lambda: "return" in qmp.ask({"execute": "chardev-remove", "arguments": {"id": "vc0"}}))
 
 
 def test_a_chardev_with_options_that_only_qemu_has(machine, qmp, hmp):

@@ -74,6 +74,7 @@ class DescriptorStream(HostEnd):
         self._both_ways = read_fd is not None and read_fd == write_fd
         self._watched: set[int] = set()
         self._blocked = False
+        self._held = False
         self._hung_up = False
         self._finishing = False
         self._closed = False
@@ -104,8 +105,15 @@ class DescriptorStream(HostEnd):
     @wants_input.setter
     def wants_input(self, wanted: bool) -> None:
         self._wants_input = wanted
-        if not wanted and self._hung_up:
+        if wanted:
+            self._input_wanted()
+            return
+        self._let_go()
+        if self._hung_up:
             self._finish()
+
+    def _input_wanted(self) -> None:
+        """The guest has opened the port."""
 
     def _finish(self) -> None:
         """Nothing more will come: let the loop say so."""
@@ -189,23 +197,35 @@ class DescriptorStream(HostEnd):
     def _block(self) -> None:
         if self._write_fd in self._watched:
             self._blocked = True
-            self._loop.rewatch(self._write_fd, self._output_events() | EPOLLOUT)
+            self._rewatch_output()
 
     def _unblock(self) -> None:
         if self._blocked:
             self._blocked = False
             if self._write_fd in self._watched:
-                self._loop.rewatch(self._write_fd, self._output_events())
+                self._rewatch_output()
             self.listener.host_writable()
 
     def wait_readable(self) -> bool:
         """Ask epoll anew instead of trying: what is there already raises an event, too."""
-        fd = self._read_fd
-        if fd not in self._watched or self._finishing:
+        if self._read_fd not in self._watched or self._finishing:
             return False
-        self.readable = False
-        self._loop.rewatch(fd, INPUT_EVENTS | EPOLLOUT if self._both_ways and self._blocked else INPUT_EVENTS)
+        self.readable = self._held = False
+        self._rewatch_input()
         return True
+
+    def hold_input(self) -> bool:
+        """No event until the port has looked: each would wake this process for a piece of what comes."""
+        if not self._held and self._read_fd in self._watched and not self._hung_up and not self._finishing:
+            self._held = True
+            self._rewatch_input()
+        return self._held
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._held = False
+            if self._read_fd in self._watched:
+                self._rewatch_input()
 
     def wait_writable(self) -> bool:
         """Ask epoll for the moment when there is room."""
@@ -213,8 +233,17 @@ class DescriptorStream(HostEnd):
             self._block()
         return self._blocked
 
-    def _output_events(self) -> int:
-        return INPUT_EVENTS if self._both_ways else EPOLLET
+    def _rewatch_input(self) -> None:
+        events = EPOLLET if self._held else INPUT_EVENTS
+        assert self._read_fd is not None
+        self._loop.rewatch(self._read_fd, events | EPOLLOUT if self._both_ways and self._blocked else events)
+
+    def _rewatch_output(self) -> None:
+        if self._both_ways:
+            self._rewatch_input()
+        else:
+            assert self._write_fd is not None
+            self._loop.rewatch(self._write_fd, EPOLLET | EPOLLOUT if self._blocked else EPOLLET)
 
     # Moving
 
@@ -227,6 +256,7 @@ class DescriptorStream(HostEnd):
             count = os.readv(self._read_fd, buffers)
         except BlockingIOError:
             self.readable = False
+            self._let_go()
             return 0
         except OSError as error:
             if error.errno not in PEER_GONE or self._read_fd not in self._watched:

@@ -110,6 +110,11 @@ class HostEnd:
         """The last read was short: whether `listener.host_readable` will tell of more.  False: another try will."""
         return False
 
+    def hold_input(self) -> bool:
+        """More is sure to come, and the port will try `readv` by itself in a moment: whether `host_readable` keeps
+        still until `readv` has returned 0 or `wait_readable` was called.  False: it does not, or need not."""
+        return False
+
     def wait_writable(self) -> bool:
         """The last write was short: whether `listener.host_writable` will come.  False: another try will tell."""
         return False

@@ -101,6 +101,9 @@ class LoggedHostEnd(HostEnd):
     def wait_readable(self) -> bool:
         return self._end.wait_readable()
 
+    def hold_input(self) -> bool:
+        return self._end.hold_input()
+
     def wait_writable(self) -> bool:
         return self._end.wait_writable()
 

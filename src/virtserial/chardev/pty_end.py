@@ -90,16 +90,8 @@ class PtyHostEnd(DescriptorStream):
         if self.connected:
             super()._input_event(events)
 
-    @property
-    def wants_input(self) -> bool:
-        return self._wants_input
-
-    @wants_input.setter
-    def wants_input(self, wanted: bool) -> None:
-        self._wants_input = wanted
-        if not wanted and self._hung_up:
-            self._finish()
-        elif wanted and not self.connected:
+    def _input_wanted(self) -> None:
+        if not self.connected:
             self._loop.add_turn(self._look_who_is_there)
 
     def _deliver_closed(self) -> None:
@@ -108,8 +100,8 @@ class PtyHostEnd(DescriptorStream):
         self.connected = False
         self._hung_up = False
         self._finishing = False
-        if self._blocked:
-            self._blocked = False
-            self._loop.rewatch(self._master_fd, self._output_events())
+        if self._blocked or self._held:
+            self._blocked = self._held = False
+            self._rewatch_input()
         self.listener.host_closed()
         self._look_who_is_there()

@@ -24,7 +24,9 @@ SIGNAL_QUIET: Final = 0.0003
 SIGNAL_LIMIT: Final = 0.003
 """Seconds after which it is sent in any case."""
 LOOK_AGAIN: Final = 0.0002
-"""Seconds until the device looks at a ring again for whose doorbell it has not asked."""
+"""Seconds until the device looks at a ring again for whose doorbell it has not asked..."""
+LOOK_AGAIN_AT_MOST: Final = 0.0008
+"""...and as long as that in a steady stream that leaves most of the ring free."""
 
 DIALOGUE_QUIET: Final = 0.004
 """The same as SIGNAL_QUIET for a lone message soon after another: what comes next is an answer to an answer.  An
@@ -88,11 +90,12 @@ class Moderation:
         self._paces.clear()
         self._looks.clear()
 
-    def chains_returned(self, queue: Virtqueue, lone: bool = False) -> None:
+    def chains_returned(self, queue: Virtqueue, lone: bool = False, quiet: float = SIGNAL_QUIET) -> None:
         """Interrupt for returned chains now, if there was none for a while or most of the ring waits; else soon.
 
         Args:
             lone: it was a single message, with none behind it.
+            quiet: otherwise, seconds without new chains after which a held interrupt is sent.
         """
         pace = self._paces.get(queue)
         if pace is None:
@@ -103,11 +106,11 @@ class Moderation:
         now = self._scheduler.now()
         if pace.due:
             # More came without an interrupt: nobody waits for one yet.
-            if not lone and pace.quiet != SIGNAL_QUIET:
-                pace.quiet, pace.limit = SIGNAL_QUIET, min(pace.limit, now + SIGNAL_LIMIT)
-                self._wake_at(now + SIGNAL_QUIET)
+            if not lone:
+                pace.quiet, pace.limit = quiet, min(pace.limit, now + SIGNAL_LIMIT)
             pace.due = min(now + pace.quiet, pace.limit)
             pace.waits = 0
+            self._wake_at(pace.due)
             return
         if pace.late:
             pace.came_after_late(now)
@@ -115,7 +118,7 @@ class Moderation:
         if now - pace.signalled >= (DIALOGUE_PAUSE if dialogue else SIGNAL_QUIET):
             self._signal_now(queue, pace)
             return
-        pace.quiet, limit = (DIALOGUE_QUIET, DIALOGUE_LIMIT) if dialogue else (SIGNAL_QUIET, SIGNAL_LIMIT)
+        pace.quiet, limit = (DIALOGUE_QUIET, DIALOGUE_LIMIT) if dialogue else (quiet, SIGNAL_LIMIT)
         pace.due, pace.limit = now + pace.quiet, now + limit
         self._wake_at(pace.due)
 
@@ -123,10 +126,10 @@ class Moderation:
         pace.signalled, pace.due = self._scheduler.now(), 0.0
         self._signal(queue)
 
-    def look_again(self, look: Callable[[], None]) -> None:
-        """Call `look` a moment later."""
+    def look_again(self, look: Callable[[], None], delay: float) -> None:
+        """Call `look` after `delay` seconds, unless it will be called anyway."""
         if look not in self._looks:
-            due = self._looks[look] = self._scheduler.now() + LOOK_AGAIN
+            due = self._looks[look] = self._scheduler.now() + delay
             self._wake_at(due)
 
     def _wake_at(self, due: float) -> None:

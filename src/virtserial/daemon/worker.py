@@ -28,7 +28,7 @@ from virtserial.daemon.channel import Channel
 from virtserial.daemon.guest_device import GuestDevice
 from virtserial.daemon.saved_state import answer_request
 from virtserial.errors import StateError, VirtserialError
-from virtserial.loop import EPOLLIN, EventLoop
+from virtserial.loop import EPOLLIN, EventLoop, sharpen_timers
 from virtserial.memory.state import VERSION as STATE_VERSION
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Worker:
 
     def _begin(self, message: Message, ledger_fd: int) -> None:
         """Take the ledger, and go into the sandbox: from here on nothing can be opened."""
+        sharpen_timers()
         with contextlib.suppress(OSError):
             self._ledger = Ledger(memoryview(mmap.mmap(ledger_fd, 0)), open_counts(os.getpid()))
         os.close(ledger_fd)

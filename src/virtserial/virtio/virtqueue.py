@@ -504,6 +504,15 @@ class Virtqueue:
         """Chains returned since the driver was last considered for an interrupt."""
         return (self._position - self.record.signalled) & 0xFFFF
 
+    def unseen(self) -> int:
+        """How many of the returned chains the driver has not looked at yet, as far as it tells: with EVENT_IDX it wants
+        to hear of the one behind the last that it has seen.  0 where that is not known, or costs a system call."""
+        ring = self.ring
+        if ring is None or not ring.mapped or not self._event_idx:
+            return 0
+        unseen = (self._position - ring.used_event()) & 0xFFFF
+        return unseen if unseen <= self._size else 0
+
     def take_signal(self) -> bool:
         """Whether the driver wants an interrupt for the chains returned since the last call (2.7.7.2)."""
         ring = self.ring

@@ -55,6 +55,9 @@ class KeepingHost:
     def wait_readable(self) -> bool:
         return False
 
+    def hold_input(self) -> bool:
+        return False
+
     def wait_writable(self) -> bool:
         return False
 
