@@ -1,0 +1,113 @@
+"""Streams from the host: when the device leaves the host's end alone, and when it looks for returned buffers itself."""
+
+import pytest
+from console_guest import CONTROL_RX, CONTROL_TX, FEATURES, LIVE, FakeHost, Guest
+
+from virtserial.console.port import HOLD, STARVED_LOOKS
+
+RECEIVEQ, TRANSMITQ = 4, 5
+BUFFER = 4096
+
+
+class HoldingHost(FakeHost):
+    """A host end that can keep still."""
+
+    held = False
+
+    def hold_input(self):
+        self.held = True
+        return True
+
+    def wait_readable(self):
+        self.held = False
+        return False
+
+    def fill(self, count):
+        """More input of which nobody is told."""
+        self.input += bytes(count)
+
+
+@pytest.fixture
+def streaming():
+    """A guest with EVENT_IDX and 64 receive buffers, whose port is open; the host has filled 40 of them."""
+    guest = Guest(event_idx=True)
+    host = HoldingHost()
+    guest.plug(1, host)
+    guest.negotiate(FEATURES)
+    guest.enable(CONTROL_RX, CONTROL_TX, TRANSMITQ)
+    guest.enable(RECEIVEQ, size=64)
+    guest.device.set_status(LIVE)
+    guest.post(RECEIVEQ, *[BUFFER] * 64)
+    guest.open(1)
+    guest.pause = 0
+    host.feed(bytes(40 * BUFFER))
+    guest.run()
+    yield guest, host
+    guest.close()
+
+
+def test_a_streaming_host_is_left_alone_while_the_driver_has_most_of_the_ring_to_look_at(streaming):
+    guest, host = streaming
+    assert not host.held
+    host.feed(bytes(10 * BUFFER))
+    guest.run()
+    assert not host.held, "half of the ring is not most of it"
+    host.feed(bytes(5 * BUFFER))
+    guest.run()
+    assert host.held
+    host.fill(BUFFER)
+    guest.scheduler.advance(HOLD[1])
+    assert guest.rings[RECEIVEQ].used_idx == 56, "the device looks again by itself"
+
+
+def test_a_driver_that_has_seen_its_buffers_is_not_kept_waiting(streaming):
+    guest, host = streaming
+    host.feed(bytes(15 * BUFFER))
+    guest.run()
+    host.feed(bytes(4 * BUFFER))
+    guest.run()
+    assert host.held
+    guest.received(RECEIVEQ)
+    guest.rings[RECEIVEQ].set_used_event(guest.rings[RECEIVEQ].used_idx)
+    guest.post(RECEIVEQ, *[BUFFER] * 59)
+    host.feed(bytes(5 * BUFFER))
+    guest.run()
+    assert not host.held
+
+
+def test_a_small_message_is_never_held(streaming):
+    guest, host = streaming
+    host.feed(bytes(16 * BUFFER))
+    guest.run()
+    host.feed(b"small")
+    guest.run()
+    assert not host.held
+
+
+def test_returned_buffers_of_a_stream_are_found_without_a_doorbell(streaming):
+    guest, host = streaming
+    ring = guest.rings[RECEIVEQ]
+    host.feed(bytes(60 * BUFFER))
+    guest.run()
+    assert ring.used_idx == 64
+    for _ in range(20):
+        ring.add(writable=[BUFFER])
+    assert not ring.wants_bell()
+    guest.scheduler.advance(STARVED_LOOKS[0])
+    assert ring.used_idx == 84
+
+
+def test_a_driver_that_returns_nothing_for_a_while_is_asked_for_a_doorbell(streaming):
+    guest, host = streaming
+    ring = guest.rings[RECEIVEQ]
+    host.feed(bytes(60 * BUFFER))
+    guest.run()
+    guest.scheduler.advance(sum(STARVED_LOOKS) + 0.001)
+    for count in range(1, 33):
+        ring.add(writable=[BUFFER])
+        if ring.wants_bell():
+            break
+    assert count == 17, "half of its largest batch"
+    guest.device.notify(RECEIVEQ)
+    guest.run()
+    assert ring.used_idx == 81
