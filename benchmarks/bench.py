@@ -12,10 +12,14 @@ sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "tests" / "interop"
 
 from arena import Arena
 from contestants import QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL
-from crowd import Crowd, CrowdRun
+from crowd import PORTS, Crowd, CrowdRun
+from embedded import EmbeddedRun
+from embedded import measure as measure_embedded
 from environment import ROOT, Environment, Watch, look
 from measures import MEASURES, Measure, Run
 from results import Results
+from scale import Figure, allow_descriptors
+from scale import measure as measure_scale
 from virtserial.rig import GuestError, RigUnavailable
 
 if TYPE_CHECKING:
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 CONTESTANTS = (QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL)
 CONNECTED_PORTS = "connected_ports"
 CROWD = "crowd"
+DUPLEX = "duplex"
+EMBEDDED = "embedded"
+SCALE = "scale"
+EMBEDDED_CHUNK = 65536
+SCALE_SHAPE = 1000, 4, 2
+"""Devices, ports of each, interrupt vectors of each."""
 COUNTS = (30, 510)
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- figures: written by ./scripts/bench --write-docs -->\n", "<!-- end of figures -->\n"
@@ -49,12 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = [*(measure.name for measure in MEASURES), CROWD, CONNECTED_PORTS]
+    names = [*(measure.name for measure in MEASURES), DUPLEX, CROWD, EMBEDDED, SCALE, CONNECTED_PORTS]
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, help="alternating rounds (default: 7; 3 with --quick)")
     parser.add_argument("--seconds", type=float, help="about how long a run takes on QEMU's device (2; 0.5)")
     parser.add_argument(
-        "--quick", action="store_true", help="few short rounds, and 30 connected ports but not 510"
+        "--quick", action="store_true", help="few short rounds, 100 devices instead of 1000, 30 connected ports"
     )
     parser.add_argument("--only", action="append", metavar="NAME", choices=names, help=", ".join(names))
     parser.add_argument("--smp", type=int, default=1, help="vCPUs of the guest (default: 1)")
@@ -75,13 +85,25 @@ def measure_all(chosen: argparse.Namespace) -> Results:
     seconds = chosen.seconds or (0.5 if chosen.quick else 2)
     measures = [measure for measure in MEASURES if not chosen.only or measure.name in chosen.only]
     environment, runs = measure_ports(measures, rounds, seconds, chosen.smp)
-    crowd: list[CrowdRun] = []
-    if not chosen.only or CROWD in chosen.only:
-        crowd = measure_crowd(rounds, 2 * seconds, chosen.smp)
-    connected: list[tuple[int | str, ...]] = []
-    if not chosen.only or CONNECTED_PORTS in chosen.only:
-        connected = count_connected_ports(COUNTS[:1] if chosen.quick else COUNTS)
-    return Results(environment, {each.name: each.meaning for each in CONTESTANTS}, runs, connected, crowd)
+
+    def wanted(name: str) -> bool:
+        return not chosen.only or name in chosen.only
+
+    crowds = {1: DUPLEX, PORTS: CROWD}
+    return Results(
+        environment,
+        {each.name: each.meaning for each in CONTESTANTS},
+        runs,
+        count_connected_ports(COUNTS[:1] if chosen.quick else COUNTS) if wanted(CONNECTED_PORTS) else [],
+        [
+            run
+            for ports, name in crowds.items()
+            if wanted(name)
+            for run in measure_crowd(ports, rounds, 2 * seconds, chosen.smp)
+        ],
+        measure_embedded_guest(rounds, seconds) if wanted(EMBEDDED) else [],
+        measure_many_devices(rounds, chosen.quick) if wanted(SCALE) else [],
+    )
 
 
 def measure_ports(
@@ -98,15 +120,37 @@ def measure_ports(
         return look(arena, watch.conditions()), runs
 
 
-def measure_crowd(rounds: int, seconds: float, smp: int) -> list[CrowdRun]:
-    """Many ports of QEMU's device and of ours at once, in turns."""
+def measure_crowd(ports: int, rounds: int, seconds: float, smp: int) -> list[CrowdRun]:
+    """Ports of QEMU's device and of ours, both ways at once, in turns."""
     runs = []
-    with Crowd((QEMU, VIRTSERIAL), smp=smp) as crowd:
+    with Crowd((QEMU, VIRTSERIAL), ports=ports, smp=smp) as crowd:
         for run in crowd.rounds(rounds, seconds):
             runs.append(run)
-            _progress(f"round {run.round + 1} of {rounds}: many ports of {run.contestant}")
+            _progress(f"round {run.round + 1} of {rounds}: {ports} ports of {run.contestant}, both ways")
     _progress("")
     return runs
+
+
+def measure_embedded_guest(rounds: int, seconds: float) -> list[EmbeddedRun]:
+    """Our driver on our device, without a VM, beside a pair of sockets."""
+    runs = []
+    for run in measure_embedded(rounds, seconds / 2, EMBEDDED_CHUNK):
+        runs.append(run)
+        _progress(f"round {run.round + 1} of {rounds}: {run.direction}, {run.way}")
+    _progress("")
+    return runs
+
+
+def measure_many_devices(rounds: int, quick: bool) -> list[Figure]:
+    """Start-up, memory and idle cost of many devices in one process."""
+    allow_descriptors()
+    devices, ports, vectors = SCALE_SHAPE
+    figures = []
+    for figure in measure_scale(devices // 10 if quick else devices, ports, vectors, rounds):
+        figures.append(figure)
+        _progress(figure.name)
+    _progress("")
+    return figures
 
 
 def count_connected_ports(counts: Sequence[int]) -> list[tuple[int | str, ...]]:

@@ -41,6 +41,11 @@ class CrowdRun:
     cpu: CpuTime
 
     @property
+    def ports(self) -> int:
+        """How many ports."""
+        return len(self.moved)
+
+    @property
     def rate(self) -> float:
         """MB/s of all ports together."""
         return sum(self.moved) / self.seconds / 1e6

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from comparison import Comparison
-from crowd import PORTS, CrowdRun, summarize_crowd
+from crowd import CrowdRun, summarize_crowd
+from embedded import PAIR, EmbeddedRun, summarize_embedded
 from environment import Environment
 from measures import BYTES, MEASURES, TRIPS, Run, Unit
+from scale import Figure
 from svg_chart import Panel, bar_chart
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ class Results:
         runs: every run that counts.
         connected_ports: rows of the table of ports that are connected at boot: requested, device, ports, named,
             connected, delivered.
-        crowd: the runs of many ports at once.
+        crowd: the runs of one or many ports both ways at once.
+        embedded: the runs of the embedded guest and of the pair of sockets beside it.
+        scale: start-up, memory and idle cost of many devices.
     """
 
     environment: Environment
@@ -36,6 +40,8 @@ class Results:
     runs: Sequence[Run]
     connected_ports: Sequence[tuple[int | str, ...]]
     crowd: Sequence[CrowdRun] = ()
+    embedded: Sequence[EmbeddedRun] = ()
+    scale: Sequence[Figure] = ()
 
     def to_json(self) -> str:
         """The results file: the runs as they were, and the summaries a reader would make of them."""
@@ -46,6 +52,8 @@ class Results:
             "connected_ports": self.connected_ports,
             "runs": [run.as_json() for run in self.runs],
             "crowd": [run.as_json() for run in self.crowd],
+            "embedded": [run.as_json() for run in self.embedded],
+            "scale": [figure._asdict() for figure in self.scale],
         }
         return json.dumps(content, indent=1, default=vars) + "\n"
 
@@ -59,6 +67,8 @@ class Results:
             [Run.from_json(run) for run in content["runs"]],
             [tuple(row) for row in content["connected_ports"]],
             [CrowdRun.from_json(run) for run in content.get("crowd", ())],
+            [EmbeddedRun(**run) for run in content.get("embedded", ())],
+            [Figure(**figure) for figure in content.get("scale", ())],
         )
 
     def comparisons(self, unit: Unit | None = None) -> list[Comparison]:
@@ -88,7 +98,9 @@ class Results:
             ("Throughput and round trips", self._rate_table()),
             ("Time of one round trip", self._trip_table()),
             ("CPU time", self._cost_table()),
-            (f"{PORTS} ports, both ways at once", self._crowd_table()),
+            ("Ports both ways at once", self._crowd_table()),
+            ("The embedded guest", self._embedded_table()),
+            ("Start, memory, and many devices in one process", self._scale_table()),
             ("Connected ports at boot", self._connected_table()),
         ):
             if table:
@@ -134,23 +146,38 @@ class Results:
         return _table(["", *names, *(f"x {name}" for name in names[:-1])], rows)
 
     def _crowd_table(self) -> list[str]:
-        summaries = summarize_crowd(self.crowd)
-        if not summaries:
-            return []
-        reference = next(iter(summaries))
-        rows = [
-            [
-                name,
-                _summary_text(each.rate),
-                _ratio_text(each.rate_ratio) if name != reference else "",
-                _summary_text(each.evenness),
-                _summary_text(each.cost),
-                _ratio_text(each.cost_ratio) if name != reference else "",
+        rows = []
+        reference = ""
+        for ports in sorted({run.ports for run in self.crowd}):
+            summaries = summarize_crowd([run for run in self.crowd if run.ports == ports])
+            reference = next(iter(summaries))
+            rows += [
+                [
+                    str(ports),
+                    name,
+                    _summary_text(each.rate),
+                    _ratio_text(each.rate_ratio) if name != reference else "",
+                    _summary_text(each.evenness) if ports > 1 else "",
+                    _summary_text(each.cost),
+                    _ratio_text(each.cost_ratio) if name != reference else "",
+                ]
+                for name, each in summaries.items()
             ]
-            for name, each in summaries.items()
-        ]
         times = f"x {reference}"
-        return _table(["", "sum, MB/s", times, "slowest port / fastest", "device CPU, s/GB", times], rows)
+        head = ["ports", "device", "sum, MB/s", times, "slowest port / fastest", "device CPU, s/GB", times]
+        return _table(head, rows)
+
+    def _embedded_table(self) -> list[str]:
+        rows = [
+            [direction, _summary_text(pair), _summary_text(ours), _ratio_text(ratio)]
+            for direction, (pair, ours, ratio) in summarize_embedded(self.embedded).items()
+        ]
+        return _table(["", f"{PAIR}, MB/s", "virtserial, MB/s", "x the pair"], rows)
+
+    def _scale_table(self) -> list[str]:
+        return _table(
+            ["", "", ""], [[figure.name, f"{figure.value:.1f}", figure.unit] for figure in self.scale]
+        )
 
     def _connected_table(self) -> list[str]:
         head = [

@@ -22,14 +22,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "src"))
+if __name__ == "__main__":
+    sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "src"))
 
 from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.port_queues import BufferPlan
 from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.loop import EventLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -38,6 +43,14 @@ PLAN = BufferPlan(8, 4096, 8, 4096)
 IDLE_SECONDS = 5
 TRIPS = 2000
 BLOCKED_BYTES = 64 << 20
+
+
+class Figure(NamedTuple):
+    """One figure of a table."""
+
+    name: str
+    value: float
+    unit: str
 
 
 class Served:
@@ -211,49 +224,50 @@ def blocked_growth_kib(folder: Path) -> float:
         served.stop()
 
 
-def measure(devices: int, ports: int, vectors: int, rounds: int) -> dict[str, float]:
-    """All figures, by name."""
-    figures: dict[str, float] = {}
+def allow_descriptors() -> None:
+    """As many as this process may have: each device takes some of every process."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
-    def note(name: str, value: float, unit: str) -> None:
-        figures[name] = value
-        print(f"{name:58} {value:12.1f} {unit}", flush=True)
 
-    note("import virtserial", import_milliseconds(rounds), "ms")
-    note("virtserial serve to socket ready", start_milliseconds(rounds), "ms")
+def measure(devices: int, ports: int, vectors: int, rounds: int) -> Iterator[Figure]:
+    """All figures, one after the other."""
+    yield Figure("`import virtserial`", import_milliseconds(rounds), "ms")
+    yield Figure("`virtserial serve` to socket ready", start_milliseconds(rounds), "ms")
     with tempfile.TemporaryDirectory(prefix="vs-") as name:
-        note("RssAnon growth, one port blocked, host writing", blocked_growth_kib(Path(name)), "KiB")
+        yield Figure("RssAnon growth, one port blocked, its host writing", blocked_growth_kib(Path(name)), "KiB")
     with tempfile.TemporaryDirectory(prefix="vs-") as name:
         alone = Served(Path(name), 1, 0)
         base = status(alone.worker, "RssAnon")
-        note("RssAnon of a worker with one controller, no ports", base, "KiB")
+        yield Figure("RssAnon of a worker with one controller, no ports", base, "KiB")
         alone.stop()
     with tempfile.TemporaryDirectory(prefix="vs-") as name:
         alone = Served(Path(name), 1, 1)
         trip_alone = round_trip_microseconds(f"{name}/dev0.sock", "d0p0")
-        note("round trip of one byte, alone", trip_alone, "us")
+        yield Figure("round trip of one byte, alone", trip_alone, "us")
         alone.stop()
     with tempfile.TemporaryDirectory(prefix="vs-") as name:
         served = Served(Path(name), devices + 1, ports, vectors)
-        note(f"start with {devices} devices of {ports} ports", served.start_seconds, "s")
+        yield Figure(f"start with {devices} devices of {ports} ports", served.start_seconds, "s")
         guests = Guests()
         worker, keeper = served.worker, served.process.pid
         guests.settle()
-        note("RssAnon for each port, before any VMM", (status(worker, "RssAnon") - base) / devices / ports, "KiB")
+        grown = (status(worker, "RssAnon") - base) / devices / ports
+        yield Figure("RssAnon for each port, before any VMM", grown, "KiB")
         started = time.perf_counter()
         for device in range(devices):
             guests.attach(served, device, ports)
-        note(f"{devices} devices attached, every port connected and open", time.perf_counter() - started, "s")
+        took = time.perf_counter() - started
+        yield Figure(f"{devices} devices attached, every port connected and open", took, "s")
         guests.settle(2)
-        note("RssAnon for each connected port", (status(worker, "RssAnon") - base) / devices / ports, "KiB")
+        yield Figure("RssAnon for each connected port", (status(worker, "RssAnon") - base) / devices / ports, "KiB")
         before = switches(worker) + switches(keeper)
         time.sleep(IDLE_SECONDS)
-        note("wake-ups when idle", (switches(worker) + switches(keeper) - before) / IDLE_SECONDS, "1/s")
+        yield Figure("wake-ups when idle", (switches(worker) + switches(keeper) - before) / IDLE_SECONDS, "1/s")
         trip = round_trip_microseconds(f"{name}/dev{devices}.sock", f"d{devices}p0")
-        note(f"round trip of one byte beside {devices * ports} idle ports", trip, "us")
-        note("  against alone", trip / trip_alone, "x")
+        yield Figure(f"round trip of one byte beside {devices * ports} idle ports", trip, "us")
+        yield Figure("the same, against alone", trip / trip_alone, "x")
         served.stop()
-    return figures
 
 
 def main() -> None:
@@ -269,11 +283,13 @@ def main() -> None:
     if chosen.round_trip:
         round_trips(*chosen.round_trip)
         return
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    figures = measure(chosen.devices, chosen.ports, chosen.vectors, chosen.rounds)
+    allow_descriptors()
+    figures = []
+    for figure in measure(chosen.devices, chosen.ports, chosen.vectors, chosen.rounds):
+        figures.append(figure)
+        print(f"{figure.name:58} {figure.value:12.1f} {figure.unit}", flush=True)
     if chosen.json:
-        chosen.json.write_text(json.dumps(figures, indent=1))
+        chosen.json.write_text(json.dumps({figure.name: figure.value for figure in figures}, indent=1))
 
 
 if __name__ == "__main__":
