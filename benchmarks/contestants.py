@@ -81,13 +81,13 @@ def attach(contestant: Contestant, bus: str, ports: dict[str, str], folder: Path
         return
     socket = str(folder / f"{bus}.vfio-user")
     served = ["-device", f"virtio-serial,{controller},socket={socket}", *options]
-    with _served(served, contestant.source) as pid:
+    with serve(served, contestant.source) as pid:
         vfio_user = json.dumps({"driver": "vfio-user-pci", "socket": {"path": socket, "type": "unix"}})
         yield Attached(("-device", vfio_user), (pid,))
 
 
 @contextmanager
-def _served(options: list[str], source: Path) -> Iterator[int]:
+def serve(options: list[str], source: Path = SOURCE) -> Iterator[int]:
     """Runs `virtserial serve` of a source tree; gives its pid when it is ready."""
     ready, ready_at_child = os.pipe()
     with os.fdopen(ready), os.fdopen(ready_at_child) as child_end:

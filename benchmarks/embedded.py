@@ -112,20 +112,24 @@ def receive_from_socket(stream: Stream, sock: socket.socket) -> None:
 
 
 class GuestPort:
-    """The guest's end of the port, in this process."""
+    """The guest's end of the port, in this process.
+
+    Attributes:
+        loop, port: to be run, and used.
+    """
 
     def __init__(self, path: str) -> None:
-        self._loop = EventLoop()
-        self._driver = open_vfio_user_device(path, self._loop, DriverListener())
+        self.loop = EventLoop()
+        self._driver = open_vfio_user_device(path, self.loop, DriverListener())
         self._driver.start()
         while not (ports := [port for port in self._driver.ports.values() if port.name == PORT]):
-            self._loop.run_once(1)
-        self._port = ports[0]
-        self._port.open(PortListener())
+            self.loop.run_once(1)
+        self.port = ports[0]
+        self.port.open(PortListener())
 
     def send(self, stream: Stream) -> None:
         """Copy the stream into the driver's buffers, a chunk at a time, and wait until all of it was taken."""
-        port, loop = self._port, self._loop
+        port, loop = self.port, self.loop
         for chunk in stream.chunks():
             done = 0
             while done < len(chunk):
@@ -144,7 +148,7 @@ class GuestPort:
 
     def receive(self, stream: Stream) -> None:
         """Copy the stream out of the driver's buffers."""
-        port, loop = self._port, self._loop
+        port, loop = self.port, self.loop
         buffer = memoryview(bytearray(1 << 20))
         received = 0
         while received < stream.total:
@@ -162,7 +166,7 @@ class GuestPort:
     def close(self) -> None:
         """Reset the device and let go of it."""
         self._driver.close()
-        self._loop.close()
+        self.loop.close()
 
 
 def timed(other_end: Callable[[], None], this_end: Callable[[], None]) -> float:

@@ -53,7 +53,7 @@ class _MemoryByMessages:
         return slice(iova, iova + length)
 
 
-class _Vmm:
+class Vmm:
     """A VMM on a controller's socket, with memory for its driver.
 
     Args:
@@ -114,7 +114,7 @@ class _Vmm:
         os.close(self._fd)
 
 
-class _Witness(_Vmm):
+class _Witness(Vmm):
     """The VMM of the second device: nothing that is done to the first may be noticed here."""
 
     name = "the device beside it"
@@ -134,11 +134,11 @@ class _Witness(_Vmm):
             return b""
 
 
-class VfioUserMachine(_Vmm):
+class VfioUserMachine(Vmm):
     """A `virtserial serve` with two controllers; the first is the one that is attacked.
 
     Args:
-        shared: see `_Vmm`.
+        shared: see `Vmm`.
     """
 
     def __init__(self, *, shared: bool = True) -> None:
