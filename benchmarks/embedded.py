@@ -142,7 +142,6 @@ class GuestPort:
                     view[:] = chunk[done : done + len(view)]
                     done += len(view)
                 port.commit(done - before)
-                loop.run_once(0)
         while not port.flushed():
             loop.run_once(1)
 

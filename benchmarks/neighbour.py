@@ -3,9 +3,8 @@
     python3 benchmarks/neighbour.py [--rounds 7] [--seconds 0.5]
 
 One `virtserial serve` with two controllers, an embedded guest on each.  The one guest works: round trips of a byte, and
-a stream to its host.  The other attacks, from a process of its own.  The attacker needs a processor too, which a small
-machine has to take from somebody, so beside the attacks stands a process at work that has nothing to do with the
-device.
+a stream to its host.  The other attacks, from a process of its own.  Attacker and attacked need processors too, which a
+small machine has to take from somebody: so each attack is made on a device of another `virtserial serve` as well.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,12 +57,6 @@ def options(folder: Path) -> list[str]:
     return words
 
 
-def busy_elsewhere(folder: Path) -> None:
-    """No attack: something that wants a processor."""
-    while True:
-        pass
-
-
 def storm_of_kicks(folder: Path) -> None:
     """Doorbells without work, as fast as they go."""
     with closing(Vmm(folder / "ser0.sock")) as vmm:
@@ -98,21 +92,18 @@ def bad_rings(folder: Path) -> None:
             driver.send(TX, BUFFER, 0)
 
 
-CONDITIONS: dict[str, Callable[[Path], None] | None] = {
-    "alone": None,
-    "busy elsewhere": busy_elsewhere,
+ATTACKS: dict[str, Callable[[Path], None]] = {
     "storm of kicks": storm_of_kicks,
     "chains of one byte": chains_of_one_byte,
     "bad rings and resets": bad_rings,
 }
+ALONE = "alone"
+ELSEWHERE = ", on another process"
 
 
 @contextmanager
-def beside(attack: Callable[[Path], None] | None, folder: Path) -> Iterator[None]:
-    """While something goes on in a process of its own."""
-    if attack is None:
-        yield
-        return
+def beside(attack: Callable[[Path], None], folder: Path) -> Iterator[None]:
+    """While an attack goes on, from a process of its own."""
     pid = os.fork()
     if not pid:
         with suppress(BaseException):
@@ -152,10 +143,17 @@ def round_trip_us(guest: GuestPort, host: socket.socket) -> float:
 
 def measure(rounds: int, seconds: float) -> dict[str, tuple[list[float], list[float]]]:
     """By condition: round trips (us) and streams (MB/s), round by round."""
-    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in CONDITIONS}
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtserial-bench-")))
+        folder, other = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="virtserial-bench-"))) for _ in range(2)
+        )
         stack.enter_context(serve(options(folder)))
+        stack.enter_context(serve(options(other)))
+        conditions: dict[str, Callable[[], AbstractContextManager[None]]] = {ALONE: nullcontext}
+        for name, attack in ATTACKS.items():
+            conditions[name + ELSEWHERE] = partial(beside, attack, other)
+            conditions[name] = partial(beside, attack, folder)
+        found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in conditions}
         guest = stack.enter_context(closing(GuestPort(f"{folder}/ser1.sock")))
         host = stack.enter_context(socket.socket(socket.AF_UNIX))
         host.connect(str(folder / PORT))
@@ -163,8 +161,8 @@ def measure(rounds: int, seconds: float) -> dict[str, tuple[list[float], list[fl
         rate = stream.total / over_port(stream, TO_HOST, guest, host)
         stream = Stream(CHUNK, max(1, int(rate * seconds) // CHUNK) * CHUNK, whole=False)
         for number in range(rounds):
-            for name, attack in list(CONDITIONS.items())[:: 1 if number % 2 else -1]:
-                with beside(attack, folder):
+            for name, condition in list(conditions.items())[:: 1 if number % 2 else -1]:
+                with condition():
                     found[name][0].append(round_trip_us(guest, host))
                     found[name][1].append(stream.total / over_port(stream, TO_HOST, guest, host) / 1e6)
         over_port(Stream(CHUNK, 64 << 20, whole=True), TO_HOST, guest, host)
@@ -178,16 +176,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="about how long a stream takes")
     chosen = parser.parse_args()
     found = measure(chosen.rounds, chosen.seconds)
-    alone, busy = found["alone"], found["busy elsewhere"]
-    print("| beside | round trip, us | x alone | x busy | stream, MB/s | x alone | x busy |")
+    print("| | round trip, us | x alone | x elsewhere | stream, MB/s | x alone | x elsewhere |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, (trips, rates) in found.items():
+    for name, figures in found.items():
         cells = [name]
-        for mine, other, reference in ((trips, alone[0], busy[0]), (rates, alone[1], busy[1])):
+        for kind, mine in enumerate(figures):
             cells.append(f"{summarize(mine).median:.0f}")
-            for base in (other, reference):
-                ratio = paired_ratio(mine, base)
-                cells.append(f"{ratio.median:.2f} [{ratio.low:.2f}-{ratio.high:.2f}]")
+            for base in (ALONE, name + ELSEWHERE):
+                ratio = paired_ratio(mine, found[base][kind]) if base in found and name != ALONE else None
+                cells.append(f"{ratio.median:.2f} [{ratio.low:.2f}-{ratio.high:.2f}]" if ratio else "")
         print(f"| {' | '.join(cells)} |")
 
 

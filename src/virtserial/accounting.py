@@ -118,7 +118,8 @@ class Ledger:
 
     def begin_message(self, kind: int, controller: int, progress: int) -> None:
         """The next system call sends a reply (REPLY), or takes a message off the socket (CONSUME)."""
-        self.audit()
+        if account.stray:
+            self.audit()
         words = self._words
         words[5] = account.written if kind == REPLY else account.read
         words[6] = progress
