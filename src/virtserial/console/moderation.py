@@ -25,8 +25,8 @@ SIGNAL_LIMIT: Final = 0.003
 """Seconds after which it is sent in any case."""
 LOOK_AGAIN: Final = 0.0002
 """Seconds until the device looks at a ring again for whose doorbell it has not asked..."""
-LOOK_AGAIN_AT_MOST: Final = 0.0008
-"""...and as long as that in a steady stream that leaves most of the ring free."""
+LOOK_AGAIN_LIMITS: Final = 0.00005, 0.0008
+"""...and in a steady stream, so that each look finds a good batch."""
 
 DIALOGUE_QUIET: Final = 0.004
 """The same as SIGNAL_QUIET for a lone message soon after another: what comes next is an answer to an answer.  An
@@ -91,7 +91,8 @@ class Moderation:
         self._looks.clear()
 
     def chains_returned(self, queue: Virtqueue, lone: bool = False, quiet: float = SIGNAL_QUIET) -> None:
-        """Interrupt for returned chains now, if there was none for a while or most of the ring waits; else soon.
+        """Interrupt for returned chains now, if there was none for a while, or most of the ring or the driver waits;
+        else soon.
 
         Args:
             lone: it was a single message, with none behind it.
@@ -100,7 +101,7 @@ class Moderation:
         pace = self._paces.get(queue)
         if pace is None:
             pace = self._paces[queue] = Pace()
-        if queue.unsignalled >= queue.size * 3 >> 2:
+        if queue.unsignalled >= queue.size * 3 >> 2 or queue.awaited():
             self._signal_now(queue, pace)
             return
         now = self._scheduler.now()

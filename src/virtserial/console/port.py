@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import Ledger
-from virtserial.console.moderation import LOOK_AGAIN, LOOK_AGAIN_AT_MOST, SIGNAL_QUIET
+from virtserial.console.moderation import LOOK_AGAIN, LOOK_AGAIN_LIMITS, SIGNAL_QUIET
 from virtserial.errors import BackendError, StateError, VirtserialError
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class Port:
                 self.throttled = host.wait_writable()
         self.misdirected += batch.odd
         moderation = self.device.moderation
-        if self.throttled or partial_bytes or (waiting := queue.available()) >= queue.size >> 2:
+        if self.throttled or done >= TURN_BYTES or partial_bytes or (waiting := queue.available()) >= queue.size >> 2:
             moderation.chains_returned(queue)
             if self.throttled:
                 queue.disable_notifications()
@@ -275,12 +275,13 @@ class Port:
     def _stream_pause(self, chains: int, size: int) -> float:
         """Seconds until the next look at a stream: a batch shall take a good part of the ring, but never most of it."""
         ring, pause = self.transmitq.size, self._pause
+        least, most = LOOK_AGAIN_LIMITS
         if chains > ring >> 1 or size > STREAM_BATCH:
-            return max(pause / 2, LOOK_AGAIN)
+            return max(pause / 2, least)
         if chains < STEADY_CHAINS and size < STREAM_BATCH >> 3:
             return LOOK_AGAIN
         if chains < ring >> 2 and size < STREAM_BATCH >> 1:
-            return min(pause * 1.5, LOOK_AGAIN_AT_MOST)
+            return min(pause * 1.5, most)
         return pause
 
     def _return_sent(self, batch: ChainBatch, offset: int, taken: int) -> tuple[int, int]:

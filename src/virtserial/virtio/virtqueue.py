@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 MAX_CHAIN_LENGTH = 1024
 """Descriptors in one chain: QEMU's limit (VIRTQUEUE_MAX_SIZE), and as many buffers as one readv or writev takes."""
+OWN_BATCH = 8
+"""Chains that a driver lets pass before it wants an interrupt, if it means to have them in batches."""
 MAX_CHAIN_BYTES = 1 << 32
 """2.7.5.2: a driver must not add a chain longer than 2^32 bytes in total."""
 
@@ -512,6 +514,15 @@ class Virtqueue:
             return 0
         unseen = (self._position - ring.used_event()) & 0xFFFF
         return unseen if unseen <= self._size else 0
+
+    def awaited(self) -> bool:
+        """Whether the driver has named a later chain than the next as the one to hear of, and that was returned: with
+        EVENT_IDX such a driver has batches of its own, while one that names the next hears of whatever comes."""
+        ring = self.ring
+        if ring is None or not ring.mapped or not self._event_idx:
+            return False
+        signalled = self.record.signalled
+        return OWN_BATCH <= (ring.used_event() - signalled) & 0xFFFF < (self._position - signalled) & 0xFFFF
 
     def take_signal(self) -> bool:
         """Whether the driver wants an interrupt for the chains returned since the last call (2.7.7.2)."""
