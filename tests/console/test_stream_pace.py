@@ -3,7 +3,8 @@
 import pytest
 from console_guest import CONTROL_RX, CONTROL_TX, FEATURES, LIVE, FakeHost, Guest
 
-from virtserial.console.port import HOLD, STARVED_LOOKS
+from virtserial.console.moderation import LOOK_AGAIN
+from virtserial.console.port import HOLD, STARVED_LOOKS, TURN_BYTES
 
 RECEIVEQ, TRANSMITQ = 4, 5
 BUFFER = 4096
@@ -111,3 +112,45 @@ def test_a_driver_that_returns_nothing_for_a_while_is_asked_for_a_doorbell(strea
     guest.device.notify(RECEIVEQ)
     guest.run()
     assert ring.used_idx == 81
+
+
+def test_a_driver_that_waits_for_a_batch_of_its_own_is_interrupted_at_once(streaming):
+    guest, _ = streaming
+    ring = guest.rings[TRANSMITQ]
+    guest.send(TRANSMITQ, *[bytes(64)] * 4)
+    guest.interrupts.queues.clear()
+    ring.set_used_event(ring.used_idx + 3)
+    guest.send(TRANSMITQ, *[bytes(64)] * 3)
+    guest.scheduler.advance(LOOK_AGAIN)
+    assert guest.interrupts.queues == []
+    for _ in range(5):
+        ring.add([bytes(64)])
+    ring.set_used_event(ring.used_idx + 3)
+    guest.scheduler.advance(LOOK_AGAIN)
+    assert guest.interrupts.queues == [TRANSMITQ]
+
+
+def test_a_driver_that_wants_to_hear_of_every_chain_of_a_stream_is_not(streaming):
+    guest, _ = streaming
+    ring = guest.rings[TRANSMITQ]
+    guest.send(TRANSMITQ, *[bytes(64)] * 4)
+    guest.interrupts.queues.clear()
+    ring.set_used_event(ring.used_idx)
+    for _ in range(5):
+        ring.add([bytes(64)])
+    guest.scheduler.advance(LOOK_AGAIN)
+    assert ring.used_idx == 9
+    assert guest.interrupts.queues == []
+
+
+def test_a_turn_that_used_up_its_bytes_goes_on_at_once(streaming):
+    guest, host = streaming
+    size = TURN_BYTES // 4
+    for _ in range(6):
+        guest.rings[TRANSMITQ].add([bytes(1)])
+    table = guest.rings[TRANSMITQ]
+    for index in range(6):
+        table.describe(index, guest.memory.buffer(b"x"), size)
+    guest.device.notify(TRANSMITQ)
+    guest.run()
+    assert len(host.taken) == 6 * size

@@ -101,7 +101,7 @@ class Moderation:
         pace = self._paces.get(queue)
         if pace is None:
             pace = self._paces[queue] = Pace()
-        if queue.unsignalled >= queue.size * 3 >> 2 or queue.awaited():
+        if queue.unsignalled >= queue.size * 3 >> 2 or queue.awaited:
             self._signal_now(queue, pace)
             return
         now = self._scheduler.now()

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 MAX_CHAIN_LENGTH = 1024
 """Descriptors in one chain: QEMU's limit (VIRTQUEUE_MAX_SIZE), and as many buffers as one readv or writev takes."""
-OWN_BATCH = 8
-"""Chains that a driver lets pass before it wants an interrupt, if it means to have them in batches."""
 MAX_CHAIN_BYTES = 1 << 32
 """2.7.5.2: a driver must not add a chain longer than 2^32 bytes in total."""
 
@@ -106,6 +104,10 @@ class Virtqueue:
         index: the queue's number, for messages.
         max_size: the largest size offered, a power of 2.
         state: where its registers live.
+
+    Attributes:
+        awaited: the chains returned last hold one that the driver, by EVENT_IDX, had named as the one to hear of when
+            others were still to come before it: it means to have them in batches of its own, and waits for this one.
     """
 
     __slots__ = (
@@ -118,6 +120,7 @@ class Virtqueue:
         "_position",
         "_size",
         "_untouched",
+        "awaited",
         "index",
         "max_size",
         "record",
@@ -135,6 +138,7 @@ class Virtqueue:
         self._position = 0
         self._size = 0
         self._known: KnownBuffers | None = None
+        self.awaited = False
         self._lowest = self._end = 0
         self._untouched = max_size.to_bytes(2, "little") + b"\0\0\xff\xff" + bytes(QueueRecord.SIZE - 6)
         if not self.record.size:
@@ -478,6 +482,9 @@ class Virtqueue:
         """
         ring = self.ring
         assert ring is not None
+        # Looked at before the driver can have seen these: afterwards every driver names one of them.
+        ahead = (ring.used_event() - self._position) & 0xFFFF if self._event_idx and ring.mapped else 0
+        self.awaited = 0 < ahead < len(heads)
         ring.store_used(self._position, heads, lengths)
         position = self._position = (self._position + len(heads)) & 0xFFFF
         # From here on they are used: who is cut short before the next line publishes the index when it attaches again.
@@ -514,15 +521,6 @@ class Virtqueue:
             return 0
         unseen = (self._position - ring.used_event()) & 0xFFFF
         return unseen if unseen <= self._size else 0
-
-    def awaited(self) -> bool:
-        """Whether the driver has named a later chain than the next as the one to hear of, and that was returned: with
-        EVENT_IDX such a driver has batches of its own, while one that names the next hears of whatever comes."""
-        ring = self.ring
-        if ring is None or not ring.mapped or not self._event_idx:
-            return False
-        signalled = self.record.signalled
-        return OWN_BATCH <= (ring.used_event() - signalled) & 0xFFFF < (self._position - signalled) & 0xFFFF
 
     def take_signal(self) -> bool:
         """Whether the driver wants an interrupt for the chains returned since the last call (2.7.7.2)."""
