@@ -4,7 +4,7 @@ import pytest
 from console_guest import CONTROL_RX, CONTROL_TX, FEATURES, LIVE, FakeHost, Guest
 
 from virtserial.console.moderation import LOOK_AGAIN
-from virtserial.console.port import HOLD, STARVED_LOOKS, TURN_BYTES
+from virtserial.console.port import HOLD_MOST, STARVED_LOOKS, TURN_BYTES
 
 RECEIVEQ, TRANSMITQ = 4, 5
 BUFFER = 4096
@@ -57,7 +57,7 @@ def test_a_streaming_host_is_left_alone_while_the_driver_has_most_of_the_ring_to
     guest.run()
     assert host.held
     host.fill(BUFFER)
-    guest.scheduler.advance(HOLD[1])
+    guest.scheduler.advance(HOLD_MOST)
     assert guest.rings[RECEIVEQ].used_idx == 56, "the device looks again by itself"
 
 

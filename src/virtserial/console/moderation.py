@@ -25,7 +25,8 @@ SIGNAL_LIMIT: Final = 0.003
 """Seconds after which it is sent in any case."""
 LOOK_AGAIN: Final = 0.0002
 """Seconds until the device looks at a ring again for whose doorbell it has not asked..."""
-LOOK_AGAIN_LIMITS: Final = 0.00005, 0.0008
+LOOK_AGAIN_LEAST: Final = 0.00005
+LOOK_AGAIN_MOST: Final = 0.0008
 """...and in a steady stream, so that each look finds a good batch."""
 
 DIALOGUE_QUIET: Final = 0.004

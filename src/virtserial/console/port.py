@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import Ledger
-from virtserial.console.moderation import LOOK_AGAIN, LOOK_AGAIN_LIMITS, SIGNAL_QUIET
+from virtserial.console.moderation import LOOK_AGAIN, LOOK_AGAIN_LEAST, LOOK_AGAIN_MOST, SIGNAL_QUIET
 from virtserial.errors import BackendError, StateError, VirtserialError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ STREAM_READ = 16 << 10
 CONSOLE_BUFFER = 64 << 10
 """Bytes of console output kept while its host end cannot take them; then they are dropped and counted."""
 
-HOLD = 0.00002, 0.0002
-"""Seconds, least and most, for which a streaming host may fill its socket while the driver is busy with what it has."""
+HOLD_LEAST, HOLD_MOST = 0.00002, 0.0002
+"""Seconds for which a streaming host may fill its socket while the driver is busy with what it has."""
 STREAM_BUFFERS = 16
 STARVED_LOOKS = (0.0002, 0.0004, 0.0008)
 """Seconds until the device looks for returned buffers, time after time."""
@@ -89,7 +89,7 @@ class Port:
         self._look_for_input = partial(self.schedule, RECEIVE)
         self._starved = 0
         self._pause = LOOK_AGAIN
-        self._hold = HOLD[0]
+        self._hold = HOLD_LEAST
         self.misdirected = 0
         """Chains with descriptors of the wrong direction; what those hold is neither read nor written."""
         self.receiveq, self.transmitq = device.queues_of(slot.number)
@@ -275,13 +275,12 @@ class Port:
     def _stream_pause(self, chains: int, size: int) -> float:
         """Seconds until the next look at a stream: a batch shall take a good part of the ring, but never most of it."""
         ring, pause = self.transmitq.size, self._pause
-        least, most = LOOK_AGAIN_LIMITS
         if chains > ring >> 1 or size > STREAM_BATCH:
-            return max(pause / 2, least)
+            return max(pause / 2, LOOK_AGAIN_LEAST)
         if chains < STEADY_CHAINS and size < STREAM_BATCH >> 3:
             return LOOK_AGAIN
         if chains < ring >> 2 and size < STREAM_BATCH >> 1:
-            return min(pause * 1.5, most)
+            return min(pause * 1.5, LOOK_AGAIN_MOST)
         return pause
 
     def _return_sent(self, batch: ChainBatch, offset: int, taken: int) -> tuple[int, int]:
@@ -406,10 +405,10 @@ class Port:
         ring = self.receiveq.size
         if unseen < ring >> 1:
             # It waits for these, or soon would have: the last moment was too long.
-            self._hold = max(self._hold / 2, HOLD[0])
+            self._hold = max(self._hold / 2, HOLD_LEAST)
         elif unseen > ring * 3 >> 2:
-            self._hold = min(self._hold * 1.25, HOLD[1])
-        return self._hold > HOLD[0]
+            self._hold = min(self._hold * 1.25, HOLD_MOST)
+        return self._hold > HOLD_LEAST
 
     def _wait_for_buffers(self, queue: Virtqueue) -> bool:
         """The receiveq is empty.  A driver that has just had many buffers gives them back one by one: look again, so
