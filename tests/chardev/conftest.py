@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from virtserial.chardev.host_end import open_host_end
+from virtserial.chardev.opening import open_host_end
 from virtserial.loop import EventLoop
 
 

@@ -127,6 +127,8 @@ class Soak:
         """(descriptors of keeper and worker), (anonymous bytes of keeper and worker) when nobody is connected."""
         wait_until(lambda: not self.monitor.execute("x-virtserial-query")["changing"], 30)
         self.wait_until_alone()
+        # Every chain of every transmitq has come back to the driver.
+        self.guest.run_until(lambda: all(port.flushed() for port in self.guest.driver.ports.values()), 30)
         descriptors = self.device.settled_descriptors()
         return descriptors, (anonymous(self.device.pid), anonymous(self.device.worker))
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from virtserial.errors import StateError
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from virtserial.loop import EventLoop
+    from collections.abc import Sequence
 
 
 class HostListener(Protocol):
@@ -134,70 +130,3 @@ class HostEnd:
     def close(self) -> None:
         """Stop watching and close this process's descriptors; the listener hears nothing more.  Twice is harmless."""
         raise NotImplementedError
-
-
-def open_host_end(
-    flavour: str, fds: Sequence[int], params: Mapping[str, object], loop: EventLoop
-) -> HostEnd:
-    """Make the moving half of a Connection; it owns `fds` from here on.
-
-    Raises:
-        StateError: no such flavour.
-        BackendError: a handler's class cannot be loaded or made, TLS credentials are none; `fds` are closed.
-    """
-    log = params.get("log")
-    if not isinstance(log, int):
-        return _open_backend(flavour, fds, params, loop)
-    from virtserial.chardev.log_end import LogFile, LoggedHostEnd
-
-    log_file = LogFile(str(params["name"]), fds[log])
-    try:
-        return LoggedHostEnd(_open_backend(flavour, fds[:log], params, loop), log_file)
-    except BaseException:
-        log_file.close()
-        raise
-
-
-def _open_backend(
-    flavour: str, fds: Sequence[int], params: Mapping[str, object], loop: EventLoop
-) -> HostEnd:
-    name = str(params["name"])
-    if flavour in ("stream", "file", "pipe", "stdio"):
-        from virtserial.chardev.descriptor_stream import DescriptorStream
-
-        read, write = params.get("read"), params.get("write")
-        return DescriptorStream(
-            loop,
-            name,
-            read_fd=fds[read] if isinstance(read, int) else None,
-            write_fd=fds[write] if isinstance(write, int) else None,
-        )
-    if flavour == "pty":
-        from virtserial.chardev.pty_end import PtyHostEnd
-
-        return PtyHostEnd(loop, name, fds[0], fds[1] if len(fds) > 1 else None)
-    if flavour == "ringbuf":
-        from virtserial.chardev.ringbuf import RingbufHostEnd
-
-        return RingbufHostEnd(loop, name, fds[0])
-    if flavour == "layered":
-        from virtserial.chardev.layered_stream import open_layered_stream
-
-        return open_layered_stream(loop, name, fds, params)
-    if flavour == "udp":
-        from virtserial.chardev.udp_end import UdpHostEnd
-
-        return UdpHostEnd(loop, name, fds[0])
-    if flavour == "null":
-        from virtserial.chardev.null import NullHostEnd
-
-        return NullHostEnd(name)
-    if flavour == "log":
-        from virtserial.chardev.log_end import LogOnlyHostEnd
-
-        return LogOnlyHostEnd(name)
-    if flavour == "handler":
-        from virtserial.chardev.handler_end import HandlerHostEnd, load_handler
-
-        return HandlerHostEnd(loop, name, load_handler(name, params))
-    raise StateError(f"there is no flavour of connection called {flavour!r}")

@@ -56,6 +56,7 @@ def import_host_ends() -> None:
     import virtserial.chardev.layered_stream
     import virtserial.chardev.log_end
     import virtserial.chardev.null
+    import virtserial.chardev.opening
     import virtserial.chardev.pty_end
     import virtserial.chardev.ringbuf
     import virtserial.chardev.telnet

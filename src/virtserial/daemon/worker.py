@@ -19,10 +19,10 @@ import socket
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from virtserial.accounting import Ledger, Note, account, nowhere, open_counts
-from virtserial.chardev.host_end import open_host_end
 from virtserial.chardev.hub_end import HubHostEnd
 from virtserial.chardev.mux_end import Multiplexer
 from virtserial.chardev.mux_front import StreamFront
+from virtserial.chardev.opening import open_host_end
 from virtserial.chardev.preparation import import_host_ends, prepare
 from virtserial.daemon.channel import Channel
 from virtserial.daemon.guest_device import GuestDevice

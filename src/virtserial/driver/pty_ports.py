@@ -8,7 +8,7 @@ import struct
 import termios
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.host_end import open_host_end
+from virtserial.chardev.opening import open_host_end
 from virtserial.chardev.pty import PtyChardev
 from virtserial.driver.bridge import PortBridge
 from virtserial.driver.port_nodes import PortNode

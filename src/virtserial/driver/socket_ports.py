@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.host_end import open_host_end
+from virtserial.chardev.opening import open_host_end
 from virtserial.chardev.socket_address import UnixAddress
 from virtserial.chardev.socket_server import SocketServerChardev
 from virtserial.driver.bridge import PortBridge

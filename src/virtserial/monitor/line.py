@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
 from virtserial.chardev.descriptor_stream import DescriptorStream
-from virtserial.chardev.host_end import open_host_end
+from virtserial.chardev.opening import open_host_end
 from virtserial.errors import BackendError
 from virtserial.monitor.client_socket import ClientSocket
 from virtserial.monitor.commands import Client
