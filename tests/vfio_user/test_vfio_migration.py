@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from served_device import ServedDevice, message, state_block, version
 
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, PeerError
 from virtserial.memory.state import StateMemory
 from virtserial.vfio_user import migration as m
-from virtserial.vfio_user import wire
+from virtserial.vfio_user import migration_client, wire
+from virtserial.vfio_user.migration_client import CHUNK, MigrationClient
 from virtserial.vfio_user.server import Server
 from virtserial.vfio_user.wire import HEADER_SIZE, Header
 
@@ -295,3 +296,60 @@ class TestDirtyPages:
         pages = 8 * m.MAX_BITMAP
         session.device.log.mark((pages - 1) * 4096, 1)
         assert self.report(session, 0, pages * 4096, room=m.MAX_BITMAP) == bytes(m.MAX_BITMAP - 1) + b"\x80"
+
+
+class TestWhatMakesNoSense:
+    """Each is refused for what it is, not for what would come of it."""
+
+    @pytest.mark.parametrize(
+        ("flags", "data", "argsz", "complaint"),
+        [
+            (m.VFIO_DEVICE_FEATURE_MIGRATION | GET | PROBE, b"", 4, "argsz is 4"),
+            (m.VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT | GET, b"short", 1000, "5 bytes of data"),
+        ],
+    )
+    def test_a_feature_s_sizes(self, session, flags, data, argsz, complaint):
+        assert session.feature(flags, data, argsz) == (errno.EINVAL, b"")
+        assert complaint in session.server.last_refusal
+
+    def test_a_device_in_error_stays_there_until_a_reset(self, session):
+        session.move_to(RESUMING)
+        session.write(b"no state at all")
+        assert session.move_to(STOP) == errno.EINVAL
+        assert session.state == ERROR
+        session.device.told.clear()
+        for state in (STOP, RUNNING):
+            assert session.move_to(state) == errno.EINVAL
+            assert "which only a reset ends" in session.server.last_refusal
+        assert session.device.told == []
+
+    def test_more_migration_data_at_a_time_than_a_message_has(self, session):
+        session.move_to(STOP_COPY)
+        assert session.read(wire.MAX_DATA_XFER_SIZE + 1) == errno.EINVAL
+        assert "at a time" in session.server.last_refusal
+
+
+class LyingServer:
+    """A client of a server that answers everything with the same bytes."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = 0
+
+    def request(self, command, payload):
+        self.asked += 1
+        return self.answer
+
+
+class TestClientOfALiar:
+    def test_logging_that_begins_without_a_page_size(self):
+        client = MigrationClient(LyingServer(m.FEATURE.pack(m.FEATURE.size, 6 | SET) + b"no"))
+        with pytest.raises(PeerError, match="DMA_LOGGING_START: 2 bytes of data"):
+            client.start_logging()
+
+    def test_a_state_that_never_ends(self, monkeypatch):
+        monkeypatch.setattr(migration_client, "MAX_STATE_SIZE", 10 * CHUNK)
+        server = LyingServer(m.MIG_DATA.pack(m.MIG_DATA.size + CHUNK, CHUNK) + bytes(CHUNK))
+        with pytest.raises(PeerError, match="bytes of migration data"):
+            MigrationClient(server).read_data()
+        assert server.asked == 11
