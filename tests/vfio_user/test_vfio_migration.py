@@ -353,3 +353,15 @@ class TestClientOfALiar:
         with pytest.raises(PeerError, match="bytes of migration data"):
             MigrationClient(server).read_data()
         assert server.asked == 11
+
+    @pytest.mark.parametrize(
+        "answer", [b"", m.MIG_DATA.pack(8, 4) + b"ab", m.MIG_DATA.pack(8, CHUNK + 1) + bytes(CHUNK + 1)]
+    )
+    def test_data_of_another_size_than_it_says_or_was_asked_for(self, answer):
+        with pytest.raises(PeerError, match="MIG_DATA_READ: a reply of"):
+            MigrationClient(LyingServer(answer)).read_data()
+
+    def test_the_answer_to_another_question(self):
+        answer = m.FEATURE.pack(16, m.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE | GET) + m.MIGRATION.pack(1)
+        with pytest.raises(PeerError, match="VFIO_USER_DEVICE_FEATURE 1: a reply of 16 bytes"):
+            MigrationClient(LyingServer(answer)).flags()
