@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ def open_here():
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left():
+    gc.collect()  # what other tests have left for it is not this one's
     before = len(open_here())
     yield
     assert len(open_here()) == before
