@@ -69,6 +69,10 @@ class House:
         self.until(lambda: self.connections)
         connection = self.connections.pop(0)
         end = open_host_end(connection.flavour, connection.fds, connection.params, self.loop)
+        return self.join(end, start=start, **how)
+
+    def join(self, end, *, start=True, **how):
+        """A port on a host end, which the house closes."""
         self._ends.append(end)
         port = RecordingPort(end, **how)
         if start:

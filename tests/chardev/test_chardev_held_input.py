@@ -1,4 +1,4 @@
-"""A stream that keeps still while its port means to look by itself."""
+"""A stream that keeps still while its port means to look by itself, and one that was read in part."""
 
 import os
 import socket
@@ -83,6 +83,32 @@ def test_the_hang_up_of_a_held_streams_host_is_noticed(house, stream):
     port.read_all()
     house.until(lambda: "closed" in port.events)
     assert port.received == b"last words"
+
+
+def test_what_a_short_read_has_left_behind_a_passed_descriptor_is_told_of(house, stream):
+    port, theirs = stream
+    port.reads = False
+    socket.send_fds(theirs, [b"one"], [theirs.fileno()])
+    theirs.send(b"two")
+    house.settle()
+    assert port.end.readv([memoryview(bytearray(100))]) == 3
+    assert port.end.wait_readable()
+    port.events.clear()
+    port.reads = True
+    house.until(lambda: port.received == b"two")
+
+
+def test_what_comes_after_a_short_read_is_told_of_at_once(house, stream):
+    port, theirs = stream
+    port.reads = False
+    theirs.send(b"one")
+    house.settle()
+    assert port.end.readv([memoryview(bytearray(100))]) == 3
+    assert port.end.wait_readable()
+    port.events.clear()
+    theirs.send(b"two")
+    house.loop.run_once(0.001)
+    assert port.events == ["readable"]
 
 
 def test_a_file_cannot_be_held(house, recording_port, tmp_path):

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from virtserial.chardev.descriptor_stream import DescriptorStream
 from virtserial.chardev.socket_address import FdAddress, InetAddress, UnixAddress
 from virtserial.chardev.socket_client import SocketClientChardev
 from virtserial.chardev.socket_server import SocketServerChardev
@@ -531,6 +532,26 @@ class TestStream:
         port.end.wants_input = True
         port.read_all()
         assert port.received == b"early"
+        house.until(lambda: "closed" in port.events)
+
+    def test_a_tcp_client_that_leaves_a_closed_port_is_noticed_at_once(self, house):
+        """Its FIN is no hang-up: who waits for one keeps the next client out, and loses what the guest writes first."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname())
+            ours, _ = listener.accept()
+        ours.setblocking(False)
+        port = house.join(DescriptorStream(house.loop, "tcp", ours.fileno(), ours.detach()), reads=False)
+        house.settle(0.05)
+        client.close()
+        house.until(lambda: "closed" in port.events)
+
+    def test_a_client_that_has_nothing_more_to_say_leaves_when_the_guest_closes(self, house, pair):
+        port = house.port(reads=False)
+        port.end.wants_input = True
+        pair.shutdown(socket.SHUT_WR)
+        house.settle(0.05)
+        assert "closed" not in port.events
+        port.end.wants_input = False
         house.until(lambda: "closed" in port.events)
 
     def test_writer_is_not_stuck_when_the_peer_left_unread_bytes(self, house, pair):

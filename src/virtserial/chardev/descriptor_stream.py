@@ -1,9 +1,9 @@
 """Bytes through descriptors: sockets, FIFOs, files and standard input and output as a host end.
 
 Every descriptor is watched edge-triggered and what is known about it is kept, so that no system call is repeated that
-has just said "would block".  A short read does not prove that a stream is drained: it also comes where a client passed
-descriptors (SCM_RIGHTS) or urgent data.  So after one, epoll is asked again (`wait_readable`), which costs less than a
-read in vain; likewise after a short write.
+has just said "would block".  A short read does not prove that a stream is drained: a terminal gives a piece at a time,
+and a socket ends a read where a client passed descriptors (SCM_RIGHTS) or urgent data.  So after one, epoll is asked
+again (`wait_readable`), which costs less than a read in vain; likewise after a short write.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class DescriptorStream(HostEnd):
         self._blocked = False
         self._held = False
         self._hung_up = False
+        self._input_ended = False
         self._finishing = False
         self._closed = False
 
@@ -111,6 +112,8 @@ class DescriptorStream(HostEnd):
         self._let_go()
         if self._hung_up:
             self._finish()
+        else:
+            self._leave_if_drained()
 
     def _input_wanted(self) -> None:
         """The guest has opened the port."""
@@ -177,6 +180,10 @@ class DescriptorStream(HostEnd):
                 self._hang_up()
             elif events & EPOLLOUT:
                 self._unblock()
+        if events & EPOLLRDHUP:
+            self._input_ended = True
+            if not self._wants_input:
+                self._leave_if_drained()
         if events & (EPOLLIN | EPOLLRDHUP | HANG_UP) and not self._finishing and not self._closed:
             self.readable = True
             self.listener.host_readable()
@@ -192,6 +199,12 @@ class DescriptorStream(HostEnd):
         if self._wants_input:
             self._unblock()
         else:
+            self._finish()
+
+    def _leave_if_drained(self) -> None:
+        """A TCP peer that has left shows as one that will send nothing more.  With nothing left to read that is the end
+        of its connection for an open port; a closed one does not read, and would believe in it until it is opened."""
+        if self._both_ways and self._input_ended and not self._unread_bytes():
             self._finish()
 
     def _block(self) -> None:
