@@ -3,8 +3,8 @@
 import pytest
 from console_guest import CONTROL_RX, CONTROL_TX, FEATURES, LIVE, FakeHost, Guest
 
-from virtserial.console.moderation import LOOK_AGAIN
-from virtserial.console.port import HOLD_MOST, STARVED_LOOKS, TURN_BYTES
+from virtserial.console.port import TURN_BYTES
+from virtserial.console.stream_pace import HOLD_MOST, LOOK_AGAIN, STARVED_LOOKS
 
 RECEIVEQ, TRANSMITQ = 4, 5
 BUFFER = 4096

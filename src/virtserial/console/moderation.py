@@ -23,11 +23,6 @@ SIGNAL_QUIET: Final = 0.0003
 """Seconds without new chains after which a held interrupt is sent: then the driver may be waiting for it."""
 SIGNAL_LIMIT: Final = 0.003
 """Seconds after which it is sent in any case."""
-LOOK_AGAIN: Final = 0.0002
-"""Seconds until the device looks at a ring again for whose doorbell it has not asked..."""
-LOOK_AGAIN_LEAST: Final = 0.00005
-LOOK_AGAIN_MOST: Final = 0.0008
-"""...and in a steady stream, so that each look finds a good batch."""
 
 DIALOGUE_QUIET: Final = 0.004
 """The same as SIGNAL_QUIET for a lone message soon after another: what comes next is an answer to an answer.  An

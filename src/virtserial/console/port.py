@@ -13,7 +13,8 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import Ledger
-from virtserial.console.moderation import LOOK_AGAIN, LOOK_AGAIN_LEAST, LOOK_AGAIN_MOST, SIGNAL_QUIET
+from virtserial.console.moderation import SIGNAL_QUIET
+from virtserial.console.stream_pace import ReceivePace, TransmitPace
 from virtserial.errors import BackendError, StateError, VirtserialError
 
 if TYPE_CHECKING:
@@ -28,22 +29,8 @@ TURN_CHAINS = 256
 """Chains a port may use in one turn and direction."""
 TURN_BYTES = 1 << 20
 """Bytes a port may move in one turn and direction: larger batches are no faster and keep others waiting."""
-STREAM_CHAIN = 2048
-"""Bytes: a longer message that is not an answer to one from the host is taken for a part of a stream."""
-STREAM_BATCH = 512 << 10
-"""Bytes: as many as shall be on the way at once, in a stream."""
-STEADY_CHAINS = 8
-"""With fewer at a look a stream may be none, and nothing of it waits longer than LOOK_AGAIN."""
-STREAM_READ = 16 << 10
-"""Bytes: a host that gives so many at once is taken to go on."""
 CONSOLE_BUFFER = 64 << 10
 """Bytes of console output kept while its host end cannot take them; then they are dropped and counted."""
-
-HOLD_LEAST, HOLD_MOST = 0.00002, 0.0002
-"""Seconds for which a streaming host may fill its socket while the driver is busy with what it has."""
-STREAM_BUFFERS = 16
-STARVED_LOOKS = (0.0002, 0.0004, 0.0008)
-"""Seconds until the device looks for returned buffers, time after time."""
 
 # Work a port is scheduled for.
 TRANSMIT = 1
@@ -83,13 +70,10 @@ class Port:
         self.backlog = bytearray()
         """Console output that the host end could not take yet."""
         self._window = 8
-        self._returned = 0
-        self._answered = 0
         self._look = partial(self.schedule, TRANSMIT)
         self._look_for_input = partial(self.schedule, RECEIVE)
-        self._starved = 0
-        self._pause = LOOK_AGAIN
-        self._hold = HOLD_LEAST
+        self._transmit_pace = TransmitPace()
+        self._receive_pace = ReceivePace()
         self.misdirected = 0
         """Chains with descriptors of the wrong direction; what those hold is neither read nor written."""
         self.receiveq, self.transmitq = device.queues_of(slot.number)
@@ -127,7 +111,7 @@ class Port:
     def stop(self) -> None:
         """The device was reset or failed: what the driver said is void, what it queued is not ours any more."""
         self.throttled = False
-        self._returned = self._starved = 0
+        self._receive_pace.reset()
         self.work = 0
         self.set_guest_open(False)
 
@@ -262,26 +246,14 @@ class Port:
             if self.throttled:
                 queue.disable_notifications()
             return not self.throttled
-        if not self._is_stream(count, done):
-            self._pause = LOOK_AGAIN
+        if not self._transmit_pace.is_stream(count, done, self.record.received):
             moderation.chains_returned(queue, lone=not waiting)
             return queue.enable_notifications()
-        pause = self._pause = self._stream_pause(count, done)
+        pause = self._transmit_pace.looked(count, done, queue.size)
         moderation.chains_returned(queue, quiet=pause + SIGNAL_QUIET)
         queue.disable_notifications()
         moderation.look_again(self._look, pause)
         return False
-
-    def _stream_pause(self, chains: int, size: int) -> float:
-        """Seconds until the next look at a stream: a batch shall take a good part of the ring, but never most of it."""
-        ring, pause = self.transmitq.size, self._pause
-        if chains > ring >> 1 or size > STREAM_BATCH:
-            return max(pause / 2, LOOK_AGAIN_LEAST)
-        if chains < STEADY_CHAINS and size < STREAM_BATCH >> 3:
-            return LOOK_AGAIN
-        if chains < ring >> 2 and size < STREAM_BATCH >> 1:
-            return min(pause * 1.5, LOOK_AGAIN_MOST)
-        return pause
 
     def _return_sent(self, batch: ChainBatch, offset: int, taken: int) -> tuple[int, int]:
         """The host end took `taken` bytes: return chains to the driver, and (how many, bytes of the next one)."""
@@ -296,11 +268,6 @@ class Port:
         self.transmitq.push_used(heads, None, partial_bytes)
         self.record.transmitted += taken
         return count, partial_bytes
-
-    def _is_stream(self, chains: int, size: int) -> bool:
-        """Whether the guest seems to write a stream: what comes next may wait a moment for more to come with it."""
-        answered, self._answered = self._answered, self.record.received
-        return chains > 1 or (size >= STREAM_CHAIN and answered == self._answered)
 
     def _write(self, views: Sequence[memoryview]) -> int:
         """Give bytes to the host end; return how many are off the guest's hands."""
@@ -383,44 +350,27 @@ class Port:
                 self.device.signal(queue)
                 return True
             return False
-        self._returned = max(self._returned, used)
-        self._starved = 0
+        self._receive_pace.filled(used)
         self.misdirected += batch.odd
         device.signal(queue)
         if count == size:
             self._window = min(self._window * 4, TURN_CHAINS)
             return host.readable
         self._window = max(used + (used >> 3) + 2, 8)
-        if count >= STREAM_READ and self._driver_is_busy(unseen) and host.hold_input():
-            device.moderation.look_again(self._look_for_input, self._hold)
+        moment = self._receive_pace.moment(count, unseen, queue.size)
+        if moment and host.hold_input():
+            device.moderation.look_again(self._look_for_input, moment)
             return False
         return not host.wait_readable()
 
-    def _driver_is_busy(self, unseen: int) -> bool:
-        """Whether the driver of a stream does not miss what is left in the host's socket for a moment.
-
-        Args:
-            unseen: how many of the buffers that it had got before it has not yet looked at.
-        """
-        ring = self.receiveq.size
-        if unseen < ring >> 1:
-            # It waits for these, or soon would have: the last moment was too long.
-            self._hold = max(self._hold / 2, HOLD_LEAST)
-        elif unseen > ring * 3 >> 2:
-            self._hold = min(self._hold * 1.25, HOLD_MOST)
-        return self._hold > HOLD_LEAST
-
     def _wait_for_buffers(self, queue: Virtqueue) -> bool:
-        """The receiveq is empty.  A driver that has just had many buffers gives them back one by one: look again, so
-        that it need not leave the virtual machine to tell; one that does not is asked for a doorbell."""
-        if self._returned >= STREAM_BUFFERS and self._starved < len(STARVED_LOOKS):
-            self.device.moderation.look_again(self._look_for_input, STARVED_LOOKS[self._starved])
-            self._starved += 1
-            queue.disable_notifications()
-            return False
-        # The driver has at least as many as were ever returned at once; half of them make a batch worth a doorbell.
-        ahead, self._returned = self._returned >> 1, 0
-        return queue.enable_notifications(ahead)
+        """The receiveq is empty: look again soon, or ask for a doorbell."""
+        pause = self._receive_pace.starved()
+        if not pause:
+            return queue.enable_notifications(self._receive_pace.take_batch())
+        queue.disable_notifications()
+        self.device.moderation.look_again(self._look_for_input, pause)
+        return False
 
     def _return_filled(self, batch: ChainBatch, count: int) -> int:
         """Buffers hold `count` bytes of the host end: return them to the driver, and how many they are."""
