@@ -1,4 +1,4 @@
-"""The pace of one port's streams: when the device looks again by itself instead of asking for a doorbell, or reading on.
+"""The pace of one port's streams: when the device looks again by itself, instead of asking for a doorbell or reading.
 
 A wake-up costs more than the bytes it finds, so in a stream few of them with much to do are worth more than many; but
 nothing that may be a single message, or an answer, ever waits for a stream to gather.  Both classes know no clock: they
