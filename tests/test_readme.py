@@ -30,6 +30,8 @@ PLACE = "/tmp/vs"
 """Where the transcript's sockets are; a folder of the test's own takes its place."""
 PROMPT = re.compile(r"(host\$|guest#) (.*)")
 OUTPUT_TIMEOUT = 20
+GO_TO_THE_OTHER_SHELL = 0.3
+"""Seconds that nobody who types is faster than: what goes on in the background has begun."""
 
 
 class Step(NamedTuple):
@@ -95,7 +97,7 @@ class Reader:
             self.type_on_host(command, expected)
 
     def type_on_host(self, command, expected):
-        command, _ = background(command)
+        command, goes_on = background(command)
         process = subprocess.Popen(
             ["/bin/sh", "-c", command], env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             start_new_session=True,
@@ -104,6 +106,8 @@ class Reader:
         self.stack.callback(process.stdout.close)
         self.stack.callback(process.wait)
         self.stack.callback(self.end, process)
+        if goes_on:
+            time.sleep(GO_TO_THE_OTHER_SHELL)
         output = b""
         limit = time.monotonic() + OUTPUT_TIMEOUT
         while output.count(b"\n") < len(expected):
