@@ -1,12 +1,17 @@
 """Back ends that are more than one descriptor, through keeper and worker: hub, mux, websocket, logfile, udp."""
 
+import contextlib
 import os
 import signal
 import socket
+import tty
 
 import pytest
-from device_process import connect, controller_options, wait_until
+from device_process import connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest, try_receive
+
+from virtserial.cli.monitor_client import MonitorClient
+from virtserial.options.chardev_options import kinds
 
 
 @pytest.fixture
@@ -163,3 +168,96 @@ def test_log_of_a_console_that_nobody_is_connected_to(start, folder, server):
         guest.run_until(lambda: (folder / "log").read_bytes().endswith(b" end"))
     written = (folder / "log").read_bytes()
     assert written == b"booting " + b"x" * (len(written) - 12) + b" end"
+
+
+ECHO = """
+from virtserial.chardev.handler import PortHandler
+
+class Echo(PortHandler):
+    def have_data(self, buffer):
+        return self.port.write(buffer)
+"""
+
+
+@contextlib.contextmanager
+def far_end(kind, folder):
+    """Yield (options after the kind's name, what gives what the guest wrote, what the guest is sent)."""
+    if kind in ("pipe", "serial"):
+        if kind == "pipe":
+            for way in ("in", "out"):
+                os.mkfifo(f"{folder}/f.{way}")
+            reading, writing = (os.open(f"{folder}/f.{way}", os.O_RDWR | os.O_NONBLOCK) for way in ("out", "in"))
+            path = f"{folder}/f"
+        else:
+            reading, line = os.openpty()
+            writing, path = reading, os.ttyname(line)
+            tty.setraw(line)
+        os.set_blocking(reading, False)
+        yield f",path={path}", lambda: read_some(reading), lambda data: os.write(writing, data)
+        os.close(reading)
+    elif kind == "udp":
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", 0))
+            peer.setblocking(False)
+            place = []
+
+            def received():
+                with contextlib.suppress(BlockingIOError):
+                    data, address = peer.recvfrom(100)
+                    place.append(address)
+                    return data
+                return b""
+
+            yield (
+                f",host=127.0.0.1,port={peer.getsockname()[1]}", received, lambda data: peer.sendto(data, place[0])
+            )
+    elif kind == "file":
+        yield f",path={folder}/f", (folder / "f").read_bytes, None
+    elif kind == "handler":
+        (folder / "echo.py").write_text(ECHO)
+        yield f",path={folder}/echo.py", None, None
+    else:
+        yield "", None, None
+
+
+def read_some(fd):
+    try:
+        return os.read(fd, 100)
+    except BlockingIOError:
+        return b""
+
+
+@pytest.mark.parametrize("kind", sorted({*kinds()} - {"socket", "pty", "hub", "stdio"}))
+def test_every_kind_moves_bytes_in_a_confined_worker(start, folder, kind):
+    """Sockets, terminals and hubs do in every other test; standard input and output in tests/monitor."""
+    with far_end(kind, folder) as (options, received, send):
+        device = start(
+            *controller_options(folder), *port_options(folder, "a"), "-chardev", f"{kind}{options},id=c",
+            "-device", "virtserialport,nr=2,chardev=c,name=c", "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
+        )  # fmt: skip
+        with EmbeddedGuest(folder / "ser0.sock", "a", "c") as guest, MonitorClient(f"{folder}/qmp") as monitor:
+            port = guest.open("c")
+            if kind != "null":
+                guest.run_until(lambda: port.port.host_connected)
+            taken = bytearray()
+
+            def take(text):
+                if kind in ("ringbuf", "memory"):
+                    taken.extend(monitor.execute("ringbuf-read", {"device": "c", "size": 9}).encode())
+                elif kind == "handler":
+                    return port.data.endswith(text)
+                elif kind != "null":
+                    taken.extend(received())
+                return kind == "null" or taken.endswith(text)
+
+            def move(text):
+                port.port.write(text)
+                guest.run_until(lambda: take(text))
+                if send is not None:
+                    send(text)
+                    guest.run_until(lambda: port.data.endswith(text))
+
+            move(b"one")
+            move(b"two")
+            guest.check_port("a", folder / "a", 10_000)
+        assert device.log == ""

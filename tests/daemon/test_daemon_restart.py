@@ -1,4 +1,4 @@
-"""`virtserial restart`: another worker, of the code that is installed now, in the middle of everything."""
+"""`virtserial restart`: the code that is installed now, in both processes or in the worker alone."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from device_process import ENVIRONMENT, ROOT, connect, controller_options, port_
 from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 
 from virtserial.chardev.descriptor_stream import unread_bytes
+from virtserial.cli.monitor_client import MonitorClient
 
 RESTARTS = int(os.environ.get("VIRTSERIAL_RESTARTS", "5"))
 
 
-def restart(folder, environment=ENVIRONMENT):
+@pytest.fixture(params=[(), ("--worker",)], ids=["both", "worker"])
+def words(request):
+    """What the command is given beside the monitor."""
+    return request.param
+
+
+def restart(folder, words=()):
     """Run the command; returns the finished process."""
     return subprocess.run(
-        [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp"],
-        env=environment, capture_output=True, text=True, timeout=40, check=False,
+        [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp", *words],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=40, check=False,
     )  # fmt: skip
 
 
@@ -35,7 +42,7 @@ def device(start, folder):
 
 
 @pytest.mark.timeout(60 + 10 * RESTARTS)
-def test_restarts_in_the_middle_of_a_transfer_lose_and_double_nothing(device, folder):
+def test_restarts_in_the_middle_of_a_transfer_lose_and_double_nothing(device, folder, words):
     seed = random.randrange(1 << 30)
     data = random.Random(seed).randbytes(16 << 20)
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "a") as host:
@@ -57,7 +64,7 @@ def test_restarts_in_the_middle_of_a_transfer_lose_and_double_nothing(device, fo
             guest.loop.run_once(timeout=0.001)
             if command is None and restarts < RESTARTS:
                 command = subprocess.Popen(
-                    [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp"],
+                    [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp", *words],
                     env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                 )  # fmt: skip
             elif command is not None and command.poll() is not None:
@@ -71,9 +78,33 @@ def test_restarts_in_the_middle_of_a_transfer_lose_and_double_nothing(device, fo
     assert device.log == ""
 
 
+def test_keeper_and_worker_run_the_code_that_is_installed_now(start, folder):
+    code = folder / "code"
+    shutil.copytree(ROOT / "src" / "virtserial", code / "virtserial")
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    device = start(
+        *controller_options(folder), *port_options(folder, "a"), "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
+        "-qmp", f"unix:{folder}/other,server=on,wait=off", environment=environment,
+    )  # fmt: skip
+    about = code / "virtserial" / "__init__.py"
+    about.write_text(about.read_text().replace('__version__ = "', '__version__ = "1000.'))
+    with MonitorClient(f"{folder}/other") as before, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        assert "1000." not in before.execute("query-version")["package"]
+        worker = device.worker
+        done = restart(folder)
+        assert done.stdout == (
+            f"keeper {device.pid} goes on with the code that is installed now\n"
+            f"worker {worker} is replaced by {device.worker}\n"
+        )
+        assert "1000." in before.execute("query-version")["package"]
+        guest.check_port("a", folder / "a")
+    assert device.stop() == 0
+    assert not list(folder.glob("*.sock"))
+
+
 def test_new_worker_runs_the_code_that_is_installed_now(device, folder):
     worker = device.worker
-    done = restart(folder)
+    done = restart(folder, ["--worker"])
     assert done.returncode == 0, done.stderr
     assert device.worker != worker
     assert done.stdout == f"worker {worker} is replaced by {device.worker}\n"
@@ -84,7 +115,7 @@ def test_new_worker_runs_the_code_that_is_installed_now(device, folder):
         guest.check_port("b", folder / "b")
 
 
-def test_code_that_cannot_start_changes_nothing(start, folder):
+def test_code_that_cannot_start_changes_nothing(start, folder, words):
     code = folder / "code"
     shutil.copytree(ROOT / "src" / "virtserial", code / "virtserial")
     environment = {**os.environ, "PYTHONPATH": str(code)}
@@ -97,25 +128,26 @@ def test_code_that_cannot_start_changes_nothing(start, folder):
     source = broken.read_text()
     broken.write_text("raise ImportError('half installed')\n")
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
-        refused = restart(folder)
+        refused = restart(folder, words)
         assert refused.returncode == 1
-        assert "the new worker was not taken: it ended before it was ready" in refused.stderr
+        why = "the new worker was not taken: it ended before it was ready" if words else "ImportError: half installed"
+        assert why in refused.stderr
         assert device.worker == worker
         guest.check_port("a", folder / "a", 10_000)
         state = code / "virtserial" / "memory" / "state.py"
         broken.write_text(source)
         state.write_text(state.read_text().replace("VERSION = ", "VERSION = 1000 + "))
-        refused = restart(folder)
-        assert "it keeps its state in another form" in refused.stderr
+        refused = restart(folder, words)
+        assert ("it keeps its state in another form" if words else "kept in another form") in refused.stderr
         assert device.worker == worker
         guest.check_port("a", folder / "a", 10_000)
 
 
-def test_worker_killed_while_its_successor_starts_is_replaced_all_the_same(device, folder):
+def test_worker_killed_while_its_successor_starts_is_replaced_all_the_same(device, folder, words):
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
         worker = device.worker
         command = subprocess.Popen(
-            [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp"],
+            [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp", *words],
             env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         device.kill_worker()
@@ -125,7 +157,7 @@ def test_worker_killed_while_its_successor_starts_is_replaced_all_the_same(devic
         assert len(device.children()) == 1
 
 
-def test_console_output_that_waits_for_its_host_goes_to_the_successor(start, folder):
+def test_console_output_that_waits_for_its_host_goes_to_the_successor(start, folder, words):
     device = start(
         *controller_options(folder),
         "-chardev", f"socket,id=c,path={folder}/c,server=on,wait=off",
@@ -148,7 +180,7 @@ def test_console_output_that_waits_for_its_host_goes_to_the_successor(start, fol
             return sent - unread_bytes(host.fileno()) >= 30_000
 
         guest.run_until(all_written)
-        assert restart(folder).returncode == 0
+        assert restart(folder, words).returncode == 0
         wait_until(lambda: device.worker is not None)
         host.setblocking(False)
         taken = bytearray()

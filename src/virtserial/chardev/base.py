@@ -11,12 +11,17 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from virtserial.chardev.hub import HubChardev
     from virtserial.chardev.log import ChardevLog
     from virtserial.chardev.preparation import Preparation
     from virtserial.loop import EventLoop
+
+    Put = Callable[[int], int]
+    """Takes a descriptor that outlives this process, and returns the number to ask `Take` for it by."""
+    Take = Callable[[int], int]
 
 
 MAX_FRONTS = 4
@@ -67,6 +72,7 @@ class Chardev:
         announcement: a line to print once it is open, or None.
         log: the file that gets a copy of what the guest writes (`logfile=`), or None.
         report: takes lines for the operator that come up later; standard error unless the keeper sets it.
+        recipe: what options.chardev_options.make_chardev makes its like of: the kind, and values as of JSON.
     """
 
     kind = ""
@@ -78,6 +84,7 @@ class Chardev:
     fronts = 0
     hub: HubChardev | None = None
     log: ChardevLog | None = None
+    recipe: tuple[str, Mapping[str, object]] = ("", {})
 
     def __init__(self, chardev_id: str) -> None:
         self.id = chardev_id
@@ -133,6 +140,27 @@ class Chardev:
     def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         """`open` of the kind."""
         raise NotImplementedError
+
+    def hand_over(self, put: Put) -> dict[str, object]:
+        """Return what another process has to know to go on with it (`resume`), as JSON can carry it.
+
+        Nothing is closed or removed: this process is about to end without a word.
+        """
+        saved = self._hand_over(put)
+        return saved if self.log is None else {**saved, "log": self.log.hand_over(put)}
+
+    def _hand_over(self, put: Put) -> dict[str, object]:
+        """`hand_over` of the kind."""
+        return {}
+
+    def resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        """Go on, in the place of `open`, where another process has left off; its connection is the keeper's."""
+        if self.log is not None:
+            sink = self.log.resume(self, sink, saved["log"], take)
+        self._resume(loop, sink, saved, take)
+
+    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        """`resume` of the kind."""
 
     def wait_connected(self) -> None:
         """Run the loop until a connection is there; returns at once where nothing is to be waited for.

@@ -7,10 +7,10 @@ to refuse a wrong name before anything has started.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import sys
-import time
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import Chardev, Connection
@@ -21,10 +21,10 @@ from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
     import ast
-    import subprocess
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
-    from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.base import ConnectionSink, Put, Take
     from virtserial.loop import EventLoop
 
 END_SECONDS = 2.0
@@ -47,7 +47,7 @@ class HandlerChardev(Chardev):
         self._loop: EventLoop | None = None
         self._sink: ConnectionSink | None = None
         self._is_coroutine = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
         self._process_fd = -1
         self._running = False
 
@@ -86,6 +86,21 @@ class HandlerChardev(Chardev):
         self._end_process()
         self._loop = None
         self._running = False
+
+    def _hand_over(self, put: Put) -> dict[str, object]:
+        return {
+            "attribute": self.attribute,
+            "coroutine": self._is_coroutine,
+            "running": self._running,
+            "pid": self._pid,
+        }
+
+    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        self._loop, self._sink = loop, sink
+        self.attribute, self._is_coroutine = saved["attribute"], saved["coroutine"]
+        self._running = saved["running"]
+        if saved["pid"] and _is_child(saved["pid"]):
+            self._watch_process(saved["pid"])
 
     def _begin(self) -> None:
         self._running = True
@@ -156,7 +171,7 @@ class HandlerChardev(Chardev):
         prepare_stream(ours, nodelay=False)
         prepare_stream(theirs, nodelay=False)
         search_path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [
                 sys.executable,
                 "-P",
@@ -173,15 +188,19 @@ class HandlerChardev(Chardev):
             env={**os.environ, "PYTHONPATH": search_path},
         )
         theirs.close()
-        self._process_fd = os.pidfd_open(self._process.pid)
-        if self._loop is not None:
-            self._loop.watch(self._process_fd, EPOLLIN, self._process_ended)
+        self._watch_process(process.pid)
+        process.returncode = 0  # It is waited for by its number, also by another program in our place.
         return ours.detach()
 
+    def _watch_process(self, pid: int) -> None:
+        self._pid, self._process_fd = pid, os.pidfd_open(pid)
+        if self._loop is not None:
+            self._loop.watch(self._process_fd, EPOLLIN, self._process_ended)
+
     def _process_ended(self, _events: int) -> None:
-        if self._process is None:
+        if not self._pid:
             return
-        status = self._process.wait()
+        status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._forget_process()
         if status:
             self.report(f"warning: chardev '{self.id}': the handler's process ended with status {status}")
@@ -190,22 +209,26 @@ class HandlerChardev(Chardev):
         if self._loop is not None:
             self._loop.unwatch(self._process_fd)
         os.close(self._process_fd)
-        self._process = None
+        self._pid = 0
 
     def _end_process(self) -> None:
         """Ask it to end, and make it."""
-        process = self._process
-        if process is None:
+        if not self._pid:
             return
-        process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + END_SECONDS
-        while process.poll() is None:
-            if time.monotonic() > deadline:
-                process.kill()
-                process.wait()
-                break
-            time.sleep(0.005)
+        os.kill(self._pid, signal.SIGTERM)
+        if not select.select([self._process_fd], [], [], END_SECONDS)[0]:
+            os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
         self._forget_process()
+
+
+def _is_child(pid: int) -> bool:
+    """Whether a process, also one that has ended, is ours to wait for."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _find_module(name: str) -> str:

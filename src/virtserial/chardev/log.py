@@ -10,7 +10,10 @@ from virtserial.chardev.opened_path import open_path
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
-    from virtserial.chardev.base import Chardev, ConnectionSink
+    from collections.abc import Mapping
+    from typing import Any
+
+    from virtserial.chardev.base import Chardev, ConnectionSink, Put, Take
 
 
 class ChardevLog:
@@ -44,6 +47,18 @@ class ChardevLog:
             self._fd = open_path(self.path, os.O_WRONLY | os.O_CREAT | mode)
         except OSError as error:
             raise ConfigError(f"Could not create '{self.path}': {os.strerror(error.errno or 0)}") from error
+        self._chardev, self._sink = chardev, sink
+        return self
+
+    def hand_over(self, put: Put) -> dict[str, object]:
+        """See Chardev.hand_over."""
+        return {"fd": put(self._fd), "connected": self._is_connected}
+
+    def resume(
+        self, chardev: Chardev, sink: ConnectionSink, saved: Mapping[str, Any], take: Take
+    ) -> ConnectionSink:
+        """See Chardev.resume; returns what `open` returns."""
+        self._fd, self._is_connected = take(saved["fd"]), saved["connected"]
         self._chardev, self._sink = chardev, sink
         return self
 

@@ -10,9 +10,10 @@ from virtserial.chardev.base import Chardev, Connection
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
-    from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.base import ConnectionSink, Put, Take
     from virtserial.loop import EventLoop
 
 IN_OPEN = 0x20
@@ -66,6 +67,12 @@ class PtyChardev(Chardev):
             os.symlink(self.terminal, path)
         except OSError as error:
             raise ConfigError(f"Failed to create PTY symlink: {error.strerror}") from error
+
+    def _hand_over(self, put: Put) -> dict[str, object]:
+        return {"terminal": self.terminal}
+
+    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        self.terminal = saved["terminal"]
 
     def _close(self) -> None:
         if self.path is not None and self.terminal:

@@ -21,9 +21,10 @@ from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError, ConfigError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
 
-    from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.base import ConnectionSink, Put, Take
     from virtserial.loop import EventLoop
 
 DEFAULT_SIZE = 65536
@@ -58,6 +59,9 @@ class RingMemory:
         except BaseException:
             os.close(fd)
             raise
+
+    def fileno(self) -> int:
+        return self._fd
 
     def duplicate_fd(self) -> int:
         return os.dup(self._fd)
@@ -149,6 +153,12 @@ class RingbufChardev(Chardev):
             raise ConfigError(f"cannot make a ringbuf of {self.size} bytes: {error}") from error
         params: dict[str, object] = {"name": f"chardev '{self.id}' (ringbuf)"}
         sink.connection_opened(self, Connection("ringbuf", (self._ring.duplicate_fd(),), params))
+
+    def _hand_over(self, put: Put) -> dict[str, object]:
+        return {"ring": put(self._opened().fileno())}
+
+    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        self._ring = RingMemory(take(saved["ring"]))
 
     @property
     def count(self) -> int:

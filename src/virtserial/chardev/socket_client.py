@@ -20,9 +20,10 @@ from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN, EPOLLOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
-    from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.base import ConnectionSink, Put, Take
     from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.socket_address import Address
     from virtserial.loop import EventLoop, Timer
@@ -92,6 +93,16 @@ class SocketClientChardev(Chardev):
         if self._resolver is not None:
             self._resolver.close()
             self._resolver = None
+
+    def _hand_over(self, put: Put) -> dict[str, object]:
+        return {"connected": self._connected_text if self.connected else None}
+
+    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        self._loop, self._sink = loop, sink
+        self.connected, self._connected_text = saved["connected"] is not None, saved["connected"] or ""
+        if not self.connected and self.reconnect_seconds:
+            # From inside the loop, as every attempt but the first.
+            self._timer = loop.call_later(0, self._try_to_connect)
 
     # Connecting at once
 

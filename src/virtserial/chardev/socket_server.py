@@ -19,9 +19,10 @@ from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
-    from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.base import ConnectionSink, Put, Take
     from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.socket_address import Address
     from virtserial.chardev.unix_listener import UnixListener
@@ -109,6 +110,28 @@ class SocketServerChardev(Chardev):
                 listener.detach()
                 raise ConfigError(f"Failed to listen on fd {address.fd}: {error.strerror}") from error
         self._listeners = [listener]
+
+    def _hand_over(self, put: Put) -> dict[str, object]:
+        return {
+            "listeners": [put(listener.fileno()) for listener in self._listeners],
+            "inode": self._unix_listener.inode if self._unix_listener is not None else None,
+            "bound": self._bound_text,
+            "connected": self._connected_text if self.connected else None,
+        }
+
+    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        from virtserial.chardev.unix_listener import UnixListener
+
+        fds = [take(number) for number in saved["listeners"]]
+        if saved["inode"] is not None and isinstance(self.address, UnixAddress):
+            self._unix_listener = UnixListener.resume(self.address.path, fds[0], saved["inode"])
+            self._listeners = [self._unix_listener.socket]
+        else:
+            self._listeners = [socket.socket(fileno=fd) for fd in fds]
+        self._loop, self._sink = loop, sink
+        self._bound_text = saved["bound"]
+        self.connected, self._connected_text = saved["connected"] is not None, saved["connected"] or ""
+        self._watch()
 
     def wait_connected(self) -> None:
         if self._loop is None:

@@ -11,10 +11,11 @@ from virtserial.chardev.base import Chardev, Connection
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import FrameType
     from typing import Any
 
-    from virtserial.chardev.base import ConnectionSink
+    from virtserial.chardev.base import ConnectionSink, Put, Take
     from virtserial.loop import EventLoop
 
 STDIN, STDOUT = 0, 1
@@ -83,6 +84,11 @@ class StdioChardev(Chardev):
         if not self.signal:
             raw[3] &= ~termios.ISIG
         raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+        self._put_terminal_in_mode(raw)
+
+    def _put_terminal_in_mode(self, raw: list[Any]) -> None:
+        import termios
+
         self._raw_attributes = raw
         termios.tcsetattr(STDIN, termios.TCSANOW, raw)
         self._follow_sigcont()
@@ -101,6 +107,21 @@ class StdioChardev(Chardev):
         with contextlib.suppress(ValueError):  # Only the main thread may; elsewhere the embedding program's matter.
             self._previous_sigcont = signal.signal(signal.SIGCONT, resumed)
 
+    def _hand_over(self, put: Put) -> dict[str, object]:
+        return {
+            "blocking": self._blocking,
+            "terminal": _as_json(self._terminal_attributes),
+            "raw": _as_json(self._raw_attributes),
+        }
+
+    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        StdioChardev._in_use = self._is_open = True
+        atexit.register(self.close)
+        self._blocking = [(fd, blocking) for fd, blocking in saved["blocking"]]
+        self._terminal_attributes = _from_json(saved["terminal"])
+        if (raw := _from_json(saved["raw"])) is not None:
+            self._put_terminal_in_mode(raw)
+
     def _close(self) -> None:
         if not self._is_open:
             return
@@ -118,3 +139,18 @@ class StdioChardev(Chardev):
         for fd, blocking in self._blocking:
             with contextlib.suppress(OSError):
                 os.set_blocking(fd, blocking)
+
+
+def _as_json(attributes: list[Any] | None) -> list[Any] | None:
+    """What termios.tcgetattr returns, its characters as text."""
+    if attributes is None:
+        return None
+    characters = [each.decode("latin-1") if isinstance(each, bytes) else each for each in attributes[6]]
+    return [*attributes[:6], characters]
+
+
+def _from_json(attributes: list[Any] | None) -> list[Any] | None:
+    if attributes is None:
+        return None
+    characters = [each.encode("latin-1") if isinstance(each, str) else each for each in attributes[6]]
+    return [*attributes[:6], characters]

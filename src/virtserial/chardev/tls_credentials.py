@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 MAX_FILE = 1 << 20
 """Bytes of one file: certificates and keys are far smaller."""
@@ -62,6 +66,17 @@ class TlsCredentials(NamedTuple):
         credentials = cls(credentials_id, endpoint, verify_peer, contents)
         credentials._check(directory)
         return credentials
+
+    def describe(self) -> dict[str, object]:
+        """Return them as JSON can carry them, for `from_description`."""
+        contents = {role: content.decode("latin-1") for role, content in self.contents.items()}
+        return {"id": self.id, "endpoint": self.endpoint, "verify_peer": self.verify_peer, "contents": contents}
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> TlsCredentials:
+        """Return what `describe` was asked of."""
+        contents = {role: content.encode("latin-1") for role, content in described["contents"].items()}
+        return cls(described["id"], described["endpoint"], described["verify_peer"], contents)
 
     def check_endpoint(self, server: bool) -> None:
         """

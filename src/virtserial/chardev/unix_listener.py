@@ -8,15 +8,24 @@ import errno
 import os
 import socket
 import stat
+from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SO_ACCEPTCON = 0x10000
 """linux/net.h __SO_ACCEPTCON, in the flags of /proc/net/unix."""
 
 
 class UnixListener:
-    """Binds and listens; `socket` is the listening socket."""
+    """Binds and listens.
+
+    Attributes:
+        socket: the listening socket.
+        inode: device and number of the file it is bound to.
+    """
 
     def __init__(self, path: str, address: str | bytes, backlog: int, mode: int | None = None) -> None:
         """
@@ -41,13 +50,22 @@ class UnixListener:
         except OSError as error:
             self.socket.close()
             raise ConfigError(f"Failed to bind socket to {path}: {error.strerror or error}") from error
-        self._inode = (status.st_dev, status.st_ino)
+        self.inode = (status.st_dev, status.st_ino)
+
+    @classmethod
+    def resume(cls, path: str, fd: int, inode: Sequence[int]) -> UnixListener:
+        """Go on with one that another process has left: its path, descriptor and `inode`."""
+        listener = cls.__new__(cls)
+        listener._path = path
+        listener.socket = socket.socket(fileno=fd)
+        listener.inode = (inode[0], inode[1])
+        return listener
 
     def close(self) -> None:
         """Remove the path, unless somebody else's socket stands there by now, then close."""
         with contextlib.suppress(OSError):
             status = os.lstat(self._path)
-            if (status.st_dev, status.st_ino) == self._inode:
+            if (status.st_dev, status.st_ino) == self.inode:
                 os.unlink(self._path)
         self.socket.close()
 

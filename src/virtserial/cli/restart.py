@@ -1,4 +1,4 @@
-"""`virtserial restart`: have a running process replace its worker by one of the code that is installed now."""
+"""`virtserial restart`: have a running device process go on with the code that is installed now."""
 
 from __future__ import annotations
 
@@ -7,42 +7,60 @@ import time
 from virtserial.cli.monitor_client import MonitorClient
 from virtserial.errors import ConfigError
 
-USAGE = """usage: virtserial restart --monitor SOCKET
+USAGE = """usage: virtserial restart --monitor SOCKET [--worker]
 
   --monitor SOCKET      the QMP socket of the process (its -qmp unix:SOCKET,server=on,wait=off)
+  --worker              only the process that moves the bytes; the one that holds the connections keeps its code
 
-The process that moves the bytes is replaced by one of the code that is installed now.  Guests, VMMs and host programs
-stay connected, and no byte is lost or doubled; TLS, websocket and telnet connections have to be made again.  If the new
-code cannot start, the old process goes on.  The other process, which holds the connections, keeps its code.
+Both processes of the device go on with the code that is installed now.  Guests, VMMs, host programs and clients of the
+monitor stay connected, and no byte is lost or doubled; TLS, websocket and telnet connections have to be made again.  If
+the new code cannot go on, the old one does.  Under virtserial-qemu it is always --worker.
 """
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 LOOK_AGAIN = 0.02
 
 
 def run(words: list[str]) -> int:
-    """Restart, and wait until the new worker serves.
+    """Restart, and wait until the new code serves.
 
     Raises:
-        ConfigError: it cannot be done; the old worker goes on.
+        ConfigError: it cannot be done; the old code goes on.
     """
     if not words or words[0] in ("-h", "--help", "-help"):
         print(USAGE, end="")
         return 0 if words else 2
-    if len(words) != 2 or words[0] != "--monitor":
-        raise ConfigError(f"{words[0]}: invalid option; `virtserial restart --help` tells more")
-    with MonitorClient(words[1]) as monitor:
+    path, worker_only = _options(words)
+    with MonitorClient(path) as monitor:
         before = _query(monitor)
-        monitor.execute("x-virtserial-restart", {})
+        whole = bool(before.get("keeper-can-restart")) and not worker_only
+        monitor.execute("x-virtserial-restart", {"keeper": True} if whole else {})
         deadline = time.monotonic() + TIMEOUT
         while (now := _query(monitor))["changing"]:
             if time.monotonic() > deadline:
-                raise ConfigError(f"the new worker does not serve after {TIMEOUT:g} s")
+                raise ConfigError(f"the new code does not serve after {TIMEOUT:g} s")
             time.sleep(LOOK_AGAIN)
     if now["refusal"]:
         raise ConfigError(str(now["refusal"]))
+    if whole:
+        print(f"keeper {now['keeper-pid']} goes on with the code that is installed now")
     print(f"worker {before['worker-pid']} is replaced by {now['worker-pid']}")
     return 0
+
+
+def _options(words: list[str]) -> tuple[str, bool]:
+    path, worker_only = None, False
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--monitor":
+            path = next(remaining, None)
+        elif word == "--worker":
+            worker_only = True
+        else:
+            raise ConfigError(f"{word}: invalid option; `virtserial restart --help` tells more")
+    if path is None:
+        raise ConfigError("--monitor SOCKET is missing; `virtserial restart --help` tells more")
+    return path, worker_only
 
 
 def _query(monitor: MonitorClient) -> dict[str, object]:

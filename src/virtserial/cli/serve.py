@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import resource
-import signal
-import socket
-import sys
 from typing import TYPE_CHECKING
 
+from virtserial.cli.service import Service, predecessor
 from virtserial.errors import ConfigError
-from virtserial.loop import EPOLLIN, EventLoop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.chardev.base import Chardev
     from virtserial.chardev.tls_credentials import TlsCredentials
-    from virtserial.machine.model import Controller, Machine
+    from virtserial.machine.model import Machine
     from virtserial.options.monitor_options import MonitorOptions
-
-MAX_DESCRIPTORS = 1 << 18
-"""The keeper holds one for each DMA map, interrupt and connection: more than the usual soft limit of 1024."""
 
 USAGE = """usage: virtserial serve OPTION...
 
@@ -49,7 +41,7 @@ USAGE = """usage: virtserial serve OPTION...
   -v, --verbose         say more (twice: what the guest's driver says)
 
 Options are QEMU's: key=value with ,, for a comma, or JSON.  When ready it prints, for each controller, the argument
-that QEMU (10.1 or newer) takes.  SIGTERM ends it.
+that QEMU (10.1 or newer) takes.  SIGTERM ends it; SIGUSR2 has it go on with the code that is installed now.
 """
 
 
@@ -64,7 +56,7 @@ class Options:
         self.objects: list[str] = []
         self.chardevs: list[str] = []
         self.monitors: list[tuple[str, str]] = []
-        self.ready_fd: int | None = None
+        self.ready_fd: str | None = None
         self.trust_vmm = False
         self.sandbox = True
         self.allowed_paths: list[str] = []
@@ -88,7 +80,7 @@ class Options:
                 elif option in MONITOR_OPTIONS:
                     self.monitors.append((option, value))
                 else:
-                    self.ready_fd = _descriptor(word, value)
+                    self.ready_fd = value
             elif option == "-trust-vmm":
                 self.trust_vmm = True
             elif option in ("-sandbox=on", "-sandbox=off"):
@@ -101,17 +93,17 @@ class Options:
                 raise ConfigError(f"{word}: invalid option")
 
 
-def _descriptor(word: str, value: str) -> int:
+def _descriptor(value: str) -> int:
     try:
         fd = int(value)
         os.fstat(fd)
     except (ValueError, OverflowError, OSError):
-        raise ConfigError(f"{word} {value}: not an open descriptor") from None
+        raise ConfigError(f"--ready-fd {value}: not an open descriptor") from None
     return fd
 
 
 def run(words: list[str]) -> int:
-    """Serve until SIGTERM, SIGINT or SIGHUP.
+    """Serve until SIGTERM, SIGINT or SIGHUP; go on where a predecessor has left off, if there is one.
 
     Raises:
         ConfigError: an option is wrong or something cannot be opened; nothing is left behind.
@@ -126,13 +118,27 @@ def run(words: list[str]) -> int:
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbosity, 2)],
         format="virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s",
     )
+    handover, passed = predecessor()
+    if handover is not None:
+        for _, fd in passed:
+            os.close(fd)  # What these sockets are has come with the rest.
+        service = Service.resume(handover, options.trust_vmm, options.sandbox, options.allowed_paths)
+    else:
+        service = _start(options, passed)
+    service.run()
+    return 0
+
+
+def _start(options: Options, passed: list[tuple[str, int]]) -> Service:
+    ready_fd = _descriptor(options.ready_fd) if options.ready_fd is not None else None
     objects = build_objects(options)
     machine, chardevs = build(options, objects)
     monitors = build_monitors(options, machine, chardevs)
     if not machine.controllers and not monitors:
         raise ConfigError("no controller: say -device virtio-serial,socket=PATH")
-    _serve(options, machine, chardevs, objects, monitors)
-    return 0
+    service = Service(machine, chardevs, objects, options.trust_vmm, options.sandbox, options.allowed_paths)
+    service.start(monitors, passed, ready_fd)
+    return service
 
 
 def _helped(options: Options) -> bool:
@@ -233,97 +239,3 @@ def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chard
     except ConfigError as error:
         raise ConfigError(f"{option} {text}: {error}") from None
     return monitors
-
-
-def _serve(
-    options: Options,
-    machine: Machine,
-    chardevs: dict[str, Chardev],
-    objects: dict[str, TlsCredentials],
-    monitor_options: list[MonitorOptions],
-) -> None:
-    from virtserial.daemon import systemd
-    from virtserial.daemon.announcement import announce
-    from virtserial.daemon.keeper import Keeper
-    from virtserial.daemon.path_policy import PathPolicy
-
-    _prepare_descriptors()
-    passed = systemd.take_descriptors()
-    activated = systemd.listeners_by_controller(passed, [controller.id for controller in machine.controllers])
-    for controller in machine.controllers:
-        if controller.id in activated:
-            controller.socket = activated[controller.id].path
-    loop = EventLoop()
-    stop_on_signals(loop)
-    policy = PathPolicy(options.allowed_paths)
-    keeper = Keeper(loop, machine, chardevs, options.trust_vmm, objects, options.sandbox, policy)
-    keeper.activated = activated
-    monitors = None
-    if monitor_options:
-        from virtserial.monitor.server import Monitors
-
-        monitors = Monitors(keeper, monitor_options)
-    try:
-        keeper.start()
-        # Standard output may be somebody's stream.
-        is_stream = any(chardev.kind == "stdio" for chardev in chardevs.values())
-        for controller in machine.controllers:
-            if is_stream:
-                print(qemu_argument(controller), file=sys.stderr)
-            else:
-                announce(qemu_argument(controller))
-        if options.ready_fd is not None:
-            os.close(options.ready_fd)
-        systemd.notify("READY=1", f"STATUS={_serving(machine)}")
-        loop.run()
-        systemd.notify("STOPPING=1")
-        if monitors is not None:
-            monitors.ended_by_signal()
-    finally:
-        if monitors is not None:
-            monitors.close()
-        keeper.close()
-        loop.close()
-
-
-def _serving(machine: Machine) -> str:
-    return f"Serving {len(machine.controllers)} controllers, {sum(1 for _ in machine.ports())} ports"
-
-
-def _prepare_descriptors() -> None:
-    """Have standard input, output and error open, and as many more descriptors as may be had."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        # One of the three was closed: no socket may come to stand in its place.
-        pass
-    os.close(fd)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY or most > MAX_DESCRIPTORS:
-        most = MAX_DESCRIPTORS
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-
-
-def qemu_argument(controller: Controller) -> str:
-    """What to put on QEMU's command line, quoted for a shell."""
-    device: dict[str, object] = {"driver": "vfio-user-pci"}
-    if controller.id is not None:
-        device["id"] = controller.id
-    device["socket"] = {"path": os.path.abspath(controller.socket), "type": "unix"}
-    text = json.dumps(device, separators=(",", ":"))
-    return "-device '" + text.replace("'", "'\\''") + "'"
-
-
-def stop_on_signals(loop: EventLoop) -> None:
-    """Let SIGTERM, SIGINT and SIGHUP stop the loop."""
-    wakeup, writer = socket.socketpair()
-    wakeup.setblocking(False)
-    writer.setblocking(False)
-    stopping = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    for number in stopping:
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
-
-    def signalled(_: int) -> None:
-        if stopping.intersection(wakeup.recv(64)):
-            loop.stop()
-
-    loop.watch(wakeup.fileno(), EPOLLIN, signalled)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable
 
     from virtserial.loop import EventLoop
 
@@ -23,14 +24,35 @@ _READS = 16
 """At most so many reads at a time: a peer that never stops sending must not hold us."""
 
 
-def close_vmm(loop: EventLoop, fd: int) -> None:
-    """Close a VMM's socket; returns at once, the loop does the waiting."""
-    _shut_down(fd)
-    _close_when_drained(loop, fd, loop.now() + DRAIN_TIME)
+class Farewell:
+    """Closes VMMs' sockets, and knows those that it has not yet closed."""
+
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+        self._parting: set[int] = set()
+
+    def close(self, fd: int) -> None:
+        """Close a socket; returns at once, the loop does the waiting."""
+        _shut_down(fd)
+        self._parting.add(fd)
+        self._close_when_drained(fd, self._loop.now() + DRAIN_TIME)
+
+    def _close_when_drained(self, fd: int, deadline: float) -> None:
+        if fd not in self._parting:
+            return
+        if _drain(fd) or self._loop.now() >= deadline:
+            self._parting.remove(fd)
+            os.close(fd)
+        else:
+            self._loop.call_later(_LOOK_AGAIN, lambda: self._close_when_drained(fd, deadline))
+
+    def finish(self, fds: Iterable[int] = ()) -> None:
+        """Close these and all others that are not yet closed, and wait for that."""
+        parting, self._parting = self._parting.union(fds), set()
+        _close_now(parting)
 
 
-def close_vmms_now(fds: Sequence[int]) -> None:
-    """Close VMMs' sockets, and wait for that."""
+def _close_now(fds: Collection[int]) -> None:
     for fd in fds:
         _shut_down(fd)
     remaining = list(fds)
@@ -41,11 +63,22 @@ def close_vmms_now(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-def _close_when_drained(loop: EventLoop, fd: int, deadline: float) -> None:
-    if _drain(fd) or loop.now() >= deadline:
+def part_from(fds: Collection[int]) -> None:
+    """Close descriptors of any kind that nobody else will, those of connected UNIX sockets as a VMM's."""
+    sockets = [fd for fd in fds if _is_connected_stream(fd)]
+    for fd in set(fds).difference(sockets):
         os.close(fd)
-    else:
-        loop.call_later(_LOOK_AGAIN, lambda: _close_when_drained(loop, fd, deadline))
+    _close_now(sockets)
+
+
+def _is_connected_stream(fd: int) -> bool:
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        kind = sock.family, sock.type
+        return kind == (socket.AF_UNIX, socket.SOCK_STREAM) and not sock.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+        )
 
 
 def _shut_down(fd: int) -> None:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from virtserial.errors import StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
 
+    from virtserial.chardev.base import Put, Take
     from virtserial.daemon.channel import Message
 
 MAX_HELD = 200_000
@@ -66,6 +68,15 @@ class HeldDescriptors:
         """Give `send` what is kept under a key, if anything is."""
         if (entry := self._entries.get(key)) is not None:
             send(*entry)
+
+    def hand_over(self, put: Put) -> list[object]:
+        """Return all of it as JSON can carry it, for `resume` in another process."""
+        return [[key, message, [put(fd) for fd in fds]] for key, (message, fds) in self._entries.items()]
+
+    def resume(self, saved: Iterable[Any], take: Take) -> None:
+        """Take what another process has held."""
+        for key, message, numbers in saved:
+            self._entries[key] = message, [take(number) for number in numbers]
 
     def entries(self, prefix: str) -> Iterator[tuple[str, Message, list[int]]]:
         """Yield (key, message, descriptors) of everything whose key starts with `prefix`, oldest first."""

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, cast
 
 from virtserial.daemon.announcement import announce
-from virtserial.daemon.farewell import close_vmm, close_vmms_now
+from virtserial.daemon.farewell import Farewell
 from virtserial.daemon.heartbeat import Heartbeat
 from virtserial.daemon.held import HeldDescriptors
 from virtserial.daemon.hotplug import HotPlug
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from virtserial.chardev.tls_credentials import TlsCredentials
     from virtserial.daemon.channel import Message
     from virtserial.daemon.path_policy import PathPolicy
+    from virtserial.daemon.renewal import Renewal
     from virtserial.daemon.systemd import ActivatedListener
     from virtserial.loop import EventLoop
     from virtserial.machine.model import Controller, Machine, Port
@@ -70,6 +71,10 @@ class Keeper:
 
     Attributes:
         workers: starts, replaces and ends the worker.
+        held: the descriptors that outlive a worker.
+        states: by controller's index, the descriptor of its state memory.
+        listeners: by controller's index, where its VMM comes.
+        connections: counts those of chardevs, to tell one from the next.
     """
 
     def __init__(
@@ -86,14 +91,15 @@ class Keeper:
         self.machine = machine
         self.chardevs = chardevs
         self.workers = Supervisor(loop, self, self._configure_worker, self._handle)
-        self._heartbeat = Heartbeat(loop, self.workers.ping)
+        self.farewell = Farewell(loop)
+        self.heartbeat = Heartbeat(loop, self.workers.ping)
         self.path_policy = path_policy
         self._sandbox = sandbox
         self._preparations: dict[str, Preparation] = {}
         self._trust_vmm = trust_vmm
-        self._held = HeldDescriptors()
-        self._connections = 0
-        self.hotplug = HotPlug(self, self._held, self.workers.send)
+        self.held = HeldDescriptors()
+        self.connections = 0
+        self.hotplug = HotPlug(self, self.held, self.workers.send)
         self.guest_open_listener: Callable[[Port], None] | None = None
         """Hears of a port whose `guest_open` has changed."""
         self.quit: Callable[[], None] = loop.stop
@@ -103,11 +109,13 @@ class Keeper:
         """By id: who else but a port uses a chardev, and takes its connections."""
         self.program = "virtserial"
         """What Ctrl-a x ends."""
+        self.renewal: Renewal | None = None
+        """Puts new code in the keeper's own place; None: it lives as long as its VMM, with the code that it has."""
         self._front_users: dict[str, FrontUser] = {}
         self.activated: dict[str | None, ActivatedListener] = {}
         """By controller's id: sockets that a service manager listens at, for the controllers to come."""
-        self._listeners: dict[int, VmmListener] = {}
-        self._states: dict[int, int] = {}
+        self.listeners: dict[int, VmmListener] = {}
+        self.states: dict[int, int] = {}
         self._closing = False
 
     # Start and end
@@ -123,7 +131,7 @@ class Keeper:
         for chardev in self.chardevs.values():
             chardev.report = log.warning
             chardev.open(self.loop, self)
-            self._prepare_for(chardev)
+            self.prepare_for(chardev)
             if self.path_policy is not None:
                 self.path_policy.allow(chardev.paths())
             if chardev.announcement:
@@ -142,30 +150,36 @@ class Keeper:
         index, size = controller.index, state_room(controller.max_ports)
         memory = os.memfd_create(f"virtserial {controller.name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(memory, size)
-        self._states[index] = memory
+        self.states[index] = memory
         if self._default_directory(controller.socket):
             _make_directory(os.path.dirname(controller.socket))
 
-        def accepted(client: socket.socket) -> None:
-            fd = client.detach()
-            self._hold_and_send(f"vmm/{index}", {"type": "vmm", "controller": index}, [fd])
-            self._heartbeat.watch(fd)
-
         activated = self.activated.pop(controller.id, None)
         try:
-            self._listeners[index] = VmmListener(
-                self.loop, controller.name, controller.socket, accepted, activated
+            self.listeners[index] = VmmListener(
+                self.loop,
+                controller.name,
+                controller.socket,
+                lambda client: self.vmm_came(index, client),
+                self.farewell,
+                activated,
             )
         except ConfigError:
-            os.close(self._states.pop(index))
+            os.close(self.states.pop(index))
             raise
+
+    def vmm_came(self, index: int, client: socket.socket) -> None:
+        """A controller's VMM has connected."""
+        fd = client.detach()
+        self._hold_and_send(f"vmm/{index}", {"type": "vmm", "controller": index}, [fd])
+        self.heartbeat.watch(fd)
 
     def close_controller(self, controller: Controller) -> None:
         """Let go of all that was held for a controller; the worker has been told."""
         index = controller.index
-        self._listeners.pop(index).close()
+        self.listeners.pop(index).close()
         self._free_vmm(index)
-        os.close(self._states.pop(index))
+        os.close(self.states.pop(index))
 
     @staticmethod
     def _default_directory(path: str) -> bool:
@@ -176,21 +190,23 @@ class Keeper:
     def close(self) -> None:
         """End the worker and every connection, and remove what was bound."""
         self._closing = True
-        for listener in self._listeners.values():
+        if self.renewal is not None:
+            self.renewal.close()
+        for listener in self.listeners.values():
             listener.close()
         self.workers.close()
-        self._heartbeat.close()
-        vmms = [key for key, _, _ in self._held.entries("vmm/")]
-        sockets = [fd for key in vmms for fd in self._held.take(key)]
+        self.heartbeat.close()
+        vmms = [key for key, _, _ in self.held.entries("vmm/")]
+        sockets = [fd for key in vmms for fd in self.held.take(key)]
         for fd in sockets:
-            self._heartbeat.unwatch(fd)
-        close_vmms_now(sockets)
-        self._held.drop_all("")
+            self.heartbeat.unwatch(fd)
+        self.farewell.finish(sockets)
+        self.held.drop_all("")
         for chardev in self.chardevs.values():
             chardev.close()
-        for memory in self._states.values():
+        for memory in self.states.values():
             os.close(memory)
-        self._states.clear()
+        self.states.clear()
 
     # The worker
 
@@ -206,10 +222,10 @@ class Keeper:
             for port in controller.ports.values():
                 self._send(self.port_message(port))
         for message in self.workers.inheritance:
-            if message["controller"] in self._states:
+            if message["controller"] in self.states:
                 self._send(message)
         for prefix in ("dma/", "irq/", "front/", "chardev/", "vmm/"):
-            for _, message, fds in self._held.entries(prefix):
+            for _, message, fds in self.held.entries(prefix):
                 self._send(message, fds)
         self._send({"type": "go"})
 
@@ -229,7 +245,7 @@ class Keeper:
             "resize_rows_first": controller.resize_rows_first,
             "trust_vmm": self._trust_vmm,
         }
-        self._send(message, [self._states[controller.index]])
+        self._send(message, [self.states[controller.index]])
 
     def port_message(self, port: Port) -> Message:
         """What the worker has to know of a port."""
@@ -258,10 +274,10 @@ class Keeper:
         return self.workers.ask(message, fds)
 
     def _hold_and_send(self, key: str, message: Message, fds: Sequence[int]) -> None:
-        self._held.hold(key, message, fds)
+        self.held.hold(key, message, fds)
         self._send(message, fds)
 
-    def _prepare_for(self, chardev: Chardev) -> bool:
+    def prepare_for(self, chardev: Chardev) -> bool:
         """Have the worker read what it needs for a chardev before it is confined; whether it has to be replaced."""
         if not self._sandbox:
             return False
@@ -273,7 +289,7 @@ class Keeper:
 
     def _handle(self, message: Message, fds: list[int]) -> None:
         kind = message["type"]
-        if "controller" in message and message["controller"] not in self._states:
+        if "controller" in message and message["controller"] not in self.states:
             return  # It has been unplugged meanwhile.
         if kind == "hold":
             index = int(cast(int, message["controller"]))
@@ -281,14 +297,14 @@ class Keeper:
             if message["kind"] not in ("dma", "irq"):
                 raise ValueError(f"kind {message['kind']!r} is not a worker's to hold")
             taken, fds[:] = fds[:], []
-            self._held.hold(key, message | {"type": message["kind"]}, taken)
+            self.held.hold(key, message | {"type": message["kind"]}, taken)
         elif kind == "drop":
             key = f"{message['kind']}/{int(cast(int, message['controller']))}/"
             if message["kind"] == "dma" and message["key"] is not None:
                 # One of perhaps 65,535: not by looking at all of them.
-                self._held.drop(f"{key}{message['key']}/")
+                self.held.drop(f"{key}{message['key']}/")
             else:
-                self._held.drop_all(key if message["key"] is None else f"{key}{message['key']}/")
+                self.held.drop_all(key if message["key"] is None else f"{key}{message['key']}/")
         elif kind == "vmm gone":
             self._vmm_gone(int(cast(int, message["controller"])))
         elif kind == "connection ended":
@@ -306,9 +322,9 @@ class Keeper:
             raise ValueError(f"type {kind!r}")
 
     def _connection_ended(self, chardev_id: str, serial: object) -> None:
-        held = self._held.message(f"chardev/{chardev_id}")
+        held = self.held.message(f"chardev/{chardev_id}")
         if held is not None and held["serial"] == serial:  # else another has taken its place
-            self._held.drop(f"chardev/{chardev_id}")
+            self.held.drop(f"chardev/{chardev_id}")
             self.chardevs[chardev_id].connection_ended()
 
     def _guest_open_changed(self, message: Message) -> None:
@@ -326,14 +342,14 @@ class Keeper:
     def _vmm_gone(self, index: int) -> None:
         """The worker has let go of a VMM: free what was its, and close its socket without leaving bytes in it."""
         self._free_vmm(index)
-        self._listeners[index].client_gone()
+        self.listeners[index].client_gone()
 
     def _free_vmm(self, index: int) -> None:
-        self._held.drop_all(f"dma/{index}/")
-        self._held.drop_all(f"irq/{index}/")
-        for fd in self._held.take(f"vmm/{index}"):
-            self._heartbeat.unwatch(fd)
-            close_vmm(self.loop, fd)
+        self.held.drop_all(f"dma/{index}/")
+        self.held.drop_all(f"irq/{index}/")
+        for fd in self.held.take(f"vmm/{index}"):
+            self.heartbeat.unwatch(fd)
+            self.farewell.close(fd)
 
     # Users of multiplexed chardevs that are no ports
 
@@ -353,12 +369,17 @@ class Keeper:
             raise ConfigError(
                 f"too many uses of multiplexed chardev '{chardev.id}' (maximum is {chardev.max_users})"
             )
-        chardev.fronts += 1
         stream.setblocking(False)
+        key = self.keep_front(chardev, name, user)
+        self._hold_and_send(key, {"type": "front", "chardev": chardev.id, "front": name}, [stream.detach()])
+
+    def keep_front(self, chardev: Chardev, name: str, user: FrontUser | None) -> str:
+        """Count a user of a multiplexed chardev whose stream is held already; returns its key."""
+        chardev.fronts += 1
         key = f"front/{chardev.id}/{name}"
         if user is not None:
             self._front_users[key] = user
-        self._hold_and_send(key, {"type": "front", "chardev": chardev.id, "front": name}, [stream.detach()])
+        return key
 
     def hear_worker(self) -> None:
         """Handle what the worker has said by now: it tells of a change before what follows from it."""
@@ -371,7 +392,7 @@ class Keeper:
         if (sink := self.sinks.get(chardev.id)) is not None:
             sink.connection_opened(chardev, connection)
             return
-        self._connections += 1
+        self.connections += 1
         message: Message = {
             "type": "chardev",
             "chardev": chardev.id,
@@ -379,13 +400,13 @@ class Keeper:
             "mux": chardev.mux,
             "mux_quit": chardev.mux_quit,
             "program": self.program,
-            "serial": self._connections,
+            "serial": self.connections,
             "flavour": connection.flavour,
             "params": connection.params,
         }
-        if self._prepare_for(chardev):
+        if self.prepare_for(chardev):
             # The next worker has read what this connection needs, and gets it with all others.
-            self._held.hold(f"chardev/{chardev.id}", message, connection.fds)
+            self.held.hold(f"chardev/{chardev.id}", message, connection.fds)
             self.loop.add_turn(self.workers.replace)
         else:
             self._hold_and_send(f"chardev/{chardev.id}", message, connection.fds)

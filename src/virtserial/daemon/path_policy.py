@@ -26,6 +26,10 @@ class PathPolicy:
         """Allow more."""
         self._allowed.update(map(os.path.realpath, paths))
 
+    def allowed(self) -> list[str]:
+        """What is allowed."""
+        return sorted(self._allowed)
+
     def check(self, paths: Iterable[str]) -> None:
         """
         Raises:

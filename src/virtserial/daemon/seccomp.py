@@ -57,7 +57,7 @@ IOCTLS = {
 }  # fmt: skip
 FCNTLS = {
     "F_DUPFD": 0, "F_GETFD": 1, "F_SETFD": 2, "F_GETFL": 3, "F_SETFL": 4, "F_GETLK": 5, "F_SETLK": 6,
-    "F_DUPFD_CLOEXEC": 1030, "F_GET_SEALS": 1034,
+    "F_SETLKW": 7, "F_DUPFD_CLOEXEC": 1030, "F_GET_SEALS": 1034,
 }  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from virtserial.loop import EPOLLIN
 from virtserial.memory.state import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from virtserial.daemon.channel import Channel, Message
     from virtserial.loop import EventLoop, Timer
@@ -49,7 +50,7 @@ class Supervisor:
         worker: the process, None while there is none.
         restarts: workers that died and were replaced.
         upgrades: workers that were replaced on request.
-        refusal: why the last request for an upgrade came to nothing, or None.
+        refusal: why the last request for new code came to nothing, or None.
         doubtful: bytes that were moved twice, or not at all, because a worker was killed over them.
         inheritance: messages for the next worker, which its predecessors left.
     """
@@ -83,6 +84,7 @@ class Supervisor:
         self._hang_timer: Timer | None = None
         self._unread = 0
         self._change_timer: Timer | None = None
+        self._retired: Callable[[], None] | None = None
         self._requests = 0
         self._answer: Message | None = None
         self._closing = False
@@ -148,6 +150,11 @@ class Supervisor:
             return
         self.inheritance += [{"type": "interrupted", **note._asdict()} for note in notes]
         code = os.waitstatus_to_exitcode(status)
+        if self._retired is not None:
+            retired, self._retired = self._retired, None
+            self._cancel(self._change_timer)
+            retired()
+            return
         if self._stopping and code == 0:
             self.upgrades += 1
             log.info("worker %d has stopped; a new one takes over", worker.pid)
@@ -177,6 +184,20 @@ class Supervisor:
         """Whether an upgrade is under way."""
         return self._successor is not None or self._stopping or not self._going
 
+    def hand_over(self) -> dict[str, object]:
+        """Return what another process has to know to go on (`resume`); there is no worker now."""
+        return {
+            "inheritance": self.inheritance,
+            "restarts": self.restarts,
+            "upgrades": self.upgrades,
+            "doubtful": self.doubtful,
+        }
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on where another process has left off; `start` then starts a worker."""
+        self.inheritance = list(saved["inheritance"])
+        self.restarts, self.upgrades, self.doubtful = saved["restarts"], saved["upgrades"], saved["doubtful"]
+
     def upgrade(self) -> None:
         """Put a worker of the code that is installed now in the place of the one that runs; returns at once.
 
@@ -204,6 +225,19 @@ class Supervisor:
         self._outdated = True
         if self.worker is not None and not self.changing:
             self._stop_worker()
+
+    def retire(self, then: Callable[[], None]) -> None:
+        """End the worker as for a successor, and call back when it has, instead of starting one.
+
+        What it leaves is in `inheritance`.  `start` goes on.
+        """
+        self._dismiss_successor()
+        self._cancel(self._restart_timer)
+        if self.worker is None:
+            then()
+            return
+        self._retired = then
+        self._stop_worker()
 
     def _successor_spoke(self, _: int) -> None:
         successor = self._successor

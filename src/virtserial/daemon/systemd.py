@@ -6,7 +6,9 @@ is as good.
 
 from __future__ import annotations
 
+import logging
 import os
+import select
 import socket
 from array import array
 from typing import TYPE_CHECKING
@@ -16,6 +18,10 @@ from virtserial.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping, Sequence
 
+log = logging.getLogger("virtserial.keeper")
+
+BARRIER_TIMEOUT = 5.0
+SYSTEMCTL_TIMEOUT = 3.0
 FIRST_DESCRIPTOR = 3
 """SD_LISTEN_FDS_START."""
 MAX_DESCRIPTORS = 253
@@ -46,6 +52,64 @@ def notify(*assignments: str, fds: Sequence[int] = ()) -> bool:
             # A manager that is gone is no reason not to serve.
             return False
     return True
+
+
+def store(name: str, fd: int) -> bool:
+    """Leave a descriptor in the service manager's store (FileDescriptorStoreMax=) for the next process of this service.
+
+    Returns:
+        Whether the manager has taken it in.
+    """
+    ours, theirs = os.pipe()
+    try:
+        # Whatever the descriptor's state, it is not to be dropped (FDPOLL).
+        told = notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=[fd]) and notify("BARRIER=1", fds=[theirs])
+        os.close(theirs)
+        # The manager closes its end when it has handled all that came before.
+        return told and bool(select.select([ours], [], [], BARRIER_TIMEOUT)[0])
+    finally:
+        os.close(ours)
+
+
+def forget(name: str) -> None:
+    """Have the service manager close what it has stored under a name."""
+    notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+
+def restarts_this_service() -> bool:
+    """Whether the service manager ends this process only to start it again (`systemctl restart`), as it says itself."""
+    unit = _own_unit()
+    if unit is None or "NOTIFY_SOCKET" not in os.environ:
+        return False
+    import subprocess
+
+    user = ["--user"] if "MANAGERPID" in os.environ else []
+    try:
+        jobs = subprocess.run(
+            ["systemctl", *user, "list-jobs", "--no-legend", "--no-pager", "--plain"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SYSTEMCTL_TIMEOUT,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("systemctl does not say whether this is a restart, so it is taken for a stop: %s", error)
+        return False
+    return any(line.split()[1:3] == [unit, "restart"] for line in jobs.stdout.splitlines())
+
+
+def _own_unit() -> str | None:
+    """The service this process belongs to: the last part of its control group's path."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as groups:
+            for line in groups:
+                _, controllers, path = line.rstrip("\n").split(":", 2)
+                if controllers in ("", "name=systemd") and path.endswith(".service"):
+                    return path.rpartition("/")[2]
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def take_descriptors(environment: MutableMapping[str, str] | None = None) -> list[tuple[str, int]]:

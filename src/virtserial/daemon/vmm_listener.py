@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import struct
 from socket import SO_PEERCRED, SOL_SOCKET
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.unix_listener import UnixListener
-from virtserial.daemon.farewell import close_vmm
+from virtserial.daemon.systemd import ActivatedListener
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
-    from virtserial.daemon.systemd import ActivatedListener
+    from virtserial.chardev.base import Put, Take
+    from virtserial.daemon.farewell import Farewell
     from virtserial.loop import EventLoop, Timer
 
 _CREDENTIALS = struct.Struct("iII")
@@ -27,7 +29,7 @@ log = logging.getLogger("virtserial.keeper")
 BACKLOG = 8
 ACCEPT_AGAIN = 1.0
 """Seconds after accept has failed for want of descriptors or memory."""
-HANDOVER = 1.0
+PATIENCE = 1.0
 """Seconds a second client waits for the first to be gone: a VMM that is started anew may be faster than the news of
 the old one's end.  Then it is refused: QEMU would wait for ever."""
 MAX_WAITING = 4
@@ -39,7 +41,8 @@ class VmmListener:
 
     Args:
         accepted: called with each client's socket, one at a time: the next only after `client_gone`.
-        activated: a socket that listens at `path` already, made by a service manager.
+        farewell: closes the sockets of those that are refused.
+        listener: one that listens at `path` already, made by a service manager or left by another process.
 
     Raises:
         ConfigError: a live server listens at `path`, or it cannot be used.
@@ -51,20 +54,51 @@ class VmmListener:
         name: str,
         path: str,
         accepted: Callable[[socket.socket], None],
-        activated: ActivatedListener | None = None,
+        farewell: Farewell,
+        listener: ActivatedListener | UnixListener | None = None,
     ) -> None:
         self.path = path
         self._loop = loop
         self._name = name
-        self._any_user = activated is not None
         self._accepted = accepted
-        self._listener = activated or UnixListener(path, path, BACKLOG, mode=0o600)
+        self._farewell = farewell
+        self._listener = listener or UnixListener(path, path, BACKLOG, mode=0o600)
+        self._any_user = not isinstance(self._listener, UnixListener)
         self._socket = self._listener.socket
         self._socket.setblocking(False)
         self._busy = False
         self._waiting: list[tuple[socket.socket, Timer]] = []
         self._pause: Timer | None = None
         self._watch()
+
+    def hand_over(self, put: Put) -> dict[str, object]:
+        """Return what another process has to know to go on with it (`resume`)."""
+        return {
+            "path": self.path,
+            "listener": put(self._socket.fileno()),
+            "made": self._listener.inode if isinstance(self._listener, UnixListener) else self._listener.name,
+            "busy": self._busy,
+            "waiting": [put(client.fileno()) for client, _ in self._waiting],
+        }
+
+    @classmethod
+    def resume(
+        cls,
+        loop: EventLoop,
+        name: str,
+        accepted: Callable[[socket.socket], None],
+        farewell: Farewell,
+        saved: Mapping[str, Any],
+        take: Take,
+    ) -> VmmListener:
+        """Go on where another process has left off."""
+        path, fd, made = saved["path"], take(saved["listener"]), saved["made"]
+        left = ActivatedListener(made, fd) if isinstance(made, str) else UnixListener.resume(path, fd, made)
+        listener = cls(loop, name, path, accepted, farewell, left)
+        listener._busy = saved["busy"]
+        for number in saved["waiting"]:
+            listener._wait(socket.socket(fileno=take(number)))
+        return listener
 
     def _watch(self) -> None:
         self._pause = None
@@ -87,9 +121,12 @@ class VmmListener:
             self._busy = True
             self._accepted(client)
         else:
-            self._waiting.append((client, self._loop.call_later(HANDOVER, self._refuse)))
-            if len(self._waiting) == MAX_WAITING:
-                self._loop.unwatch(self._socket.fileno())
+            self._wait(client)
+
+    def _wait(self, client: socket.socket) -> None:
+        self._waiting.append((client, self._loop.call_later(PATIENCE, self._refuse)))
+        if len(self._waiting) == MAX_WAITING:
+            self._loop.unwatch(self._socket.fileno())
 
     def _may_come(self, client: socket.socket) -> bool:
         """Whether a client is of this user, or root; at a socket that a service manager made, its mode decides."""
@@ -97,7 +134,7 @@ class VmmListener:
         if self._any_user or user in (0, os.geteuid()):
             return True
         log.warning("%s: a client of user %d was refused at %s", self._name, user, self.path)
-        close_vmm(self._loop, client.detach())
+        self._farewell.close(client.detach())
         return False
 
     def _next_waiting(self) -> tuple[socket.socket, Timer]:
@@ -108,7 +145,7 @@ class VmmListener:
     def _refuse(self) -> None:
         client, _ = self._next_waiting()
         log.warning("%s: a second VMM was refused: the first is still connected to %s", self._name, self.path)
-        close_vmm(self._loop, client.detach())
+        self._farewell.close(client.detach())
 
     def client_gone(self) -> None:
         """The client that was accepted is gone: the next one may come."""
@@ -127,5 +164,5 @@ class VmmListener:
         self._listener.close()
         for client, timer in self._waiting:
             timer.cancel()
-            close_vmm(self._loop, client.detach())
+            self._farewell.close(client.detach())
         self._waiting.clear()

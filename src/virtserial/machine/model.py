@@ -12,7 +12,8 @@ from virtserial.console.wire import MAX_PORTS
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 DEFAULT_MAX_PORTS = 31
 MAX_VECTORS = 2048
@@ -116,6 +117,35 @@ class Machine:
         self._unnamed_buses = 0
         self._plugged_controllers = 0
         self._plugged_ports = 0
+
+    def describe(self) -> dict[str, object]:
+        """Return all of it as JSON can carry it, for `from_description`."""
+        return {
+            "counts": [self._unnamed_buses, self._plugged_controllers, self._plugged_ports],
+            "controllers": [{**vars(controller), "ports": None} for controller in self.controllers],
+            "ports": [
+                {name: getattr(port, name) for name in Port.__slots__} | {"controller": port.controller.index}
+                for port in self.ports()
+            ],
+        }
+
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> Machine:
+        """Return a machine like the one that was described, to the numbers of what comes next."""
+        machine = cls()
+        by_index: dict[int, Controller] = {}
+        for attributes in described["controllers"]:
+            words = {name: value for name, value in attributes.items() if name not in ("index", "ports")}
+            controller = by_index[attributes["index"]] = Controller(**words)
+            machine._plugged_controllers = attributes["index"]
+            machine.add_controller(controller)
+        for attributes in described["ports"]:
+            words = {name: value for name, value in attributes.items() if name != "guest_open"}
+            port = Port(**words | {"controller": by_index[attributes["controller"]]})
+            port.guest_open = attributes["guest_open"]
+            machine._insert(port)
+        machine._unnamed_buses, machine._plugged_controllers, machine._plugged_ports = described["counts"]
+        return machine
 
     def ports(self) -> Iterator[Port]:
         """Every port, controller by controller in plug order."""
@@ -251,14 +281,17 @@ class Machine:
             )
         self._plugged_ports += 1
         port = Port(device_id, controller, number, name, is_console, chardev, cols, rows, self._plugged_ports)
-        controller.ports[number] = port
-        if name is not None:
-            self._names.add(name)
-        if chardev is not None:
-            self._users.setdefault(chardev, []).append(port)
-        if device_id is not None:
-            self._ids[device_id] = port
+        self._insert(port)
         return port
+
+    def _insert(self, port: Port) -> None:
+        port.controller.ports[port.number] = port
+        if port.name is not None:
+            self._names.add(port.name)
+        if port.chardev is not None:
+            self._users.setdefault(port.chardev, []).append(port)
+        if port.id is not None:
+            self._ids[port.id] = port
 
     def remove_port(self, port: Port) -> None:
         """Unplug a port: its number, name, id and chardev are free."""

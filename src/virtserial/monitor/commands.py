@@ -259,16 +259,25 @@ def _x_cont(operations: Operations, _: Client, arguments: Mapping[str, object]) 
     return {}
 
 
-def _x_restart(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
-    operations.keeper.workers.upgrade()
+def _x_restart(operations: Operations, _: Client, arguments: Mapping[str, object]) -> object:
+    keeper = operations.keeper
+    if not arguments.get("keeper", False):
+        keeper.workers.upgrade()
+    elif keeper.renewal is not None:
+        keeper.renewal.begin()
+    else:
+        raise QmpError("this process lives as long as its VMM, with the code that it was started with")
     return {}
 
 
 def _x_query(operations: Operations, _: Client, __: Mapping[str, object]) -> object:
-    workers = operations.keeper.workers
+    workers, renewal = operations.keeper.workers, operations.keeper.renewal
     return {
+        "keeper-pid": os.getpid(),
+        "keeper-can-restart": renewal is not None,
+        "keeper-restarts": renewal.count if renewal is not None else 0,
         "worker-pid": workers.worker.pid if workers.worker is not None else 0,
-        "changing": workers.changing,
+        "changing": workers.changing or (renewal is not None and renewal.changing),
         "refusal": workers.refusal or "",
         "restarts": workers.restarts,
         "upgrades": workers.upgrades,
@@ -310,7 +319,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "x-virtserial-save": Command(_x_save, {"id": Optional(str), "fdname": str}),
     "x-virtserial-restore": Command(_x_restore, {"id": Optional(str), "fdname": str}),
     "x-virtserial-cont": Command(_x_cont, {"id": Optional(str)}),
-    "x-virtserial-restart": Command(_x_restart, {}),
+    "x-virtserial-restart": Command(_x_restart, {"keeper": Optional(bool)}),
     "x-virtserial-query": Command(_x_query, {}),
     "quit": Command(_quit, {}),
 }

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from virtserial.monitor.qmp import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from virtserial.chardev.base import Put, Take
 
 MAX_DESCRIPTORS = 1024
 """A client could otherwise use up the process's descriptors."""
@@ -50,6 +53,14 @@ class NamedDescriptors:
         if name not in self._fds:
             raise QmpError(f"File descriptor named '{name}' has not been found")
         return self._fds.pop(name)
+
+    def hand_over(self, put: Put) -> dict[str, int]:
+        """Return what another process has to know to go on (`resume`)."""
+        return {name: put(fd) for name, fd in self._fds.items()}
+
+    def resume(self, saved: Mapping[str, int], take: Take) -> None:
+        """Go on where another process has left off."""
+        self._fds.update({name: take(number) for name, number in saved.items()})
 
     def close_one(self, name: str) -> None:
         """Close the descriptor of a name.
@@ -102,6 +113,19 @@ class DescriptorSets:
         member = _Member(fd, opaque, fd if called is None else called)
         self._sets.setdefault(number, []).append(member)
         return {"fdset-id": number, "fd": member.number}
+
+    def hand_over(self, put: Put) -> list[object]:
+        """Return what another process has to know to go on (`resume`)."""
+        return [
+            [number, put(member.fd), member.opaque, member.number]
+            for number, members in self._sets.items()
+            for member in members
+        ]
+
+    def resume(self, saved: Iterable[Any], take: Take) -> None:
+        """Go on where another process has left off; clients know the descriptors by their old numbers."""
+        for number, fd, opaque, called in saved:
+            self.add(take(fd), number, opaque, called)
 
     def find(self, number: int, mode: int) -> int | None:
         """Return a descriptor of a set that can be used so (os.O_RDONLY or os.O_WRONLY); it stays the set's."""

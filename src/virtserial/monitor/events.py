@@ -47,6 +47,12 @@ class Events:
             self._send("VSERPORT_CHANGE", data)
             self._rest(port_id)
 
+    def send_waiting(self) -> None:
+        """Send what waits for its second to end: this process is about to end."""
+        for data in self._waiting.values():
+            if data is not None:
+                self._send("VSERPORT_CHANGE", data)
+
     def _rest(self, port_id: str) -> None:
         self._waiting[port_id] = None
         self._clock.call_at(self._clock.now() + INTERVAL, lambda: self._rested(port_id))

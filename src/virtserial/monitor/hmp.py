@@ -12,6 +12,7 @@ from virtserial.options import chardev_options, device_options, keyval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
 
     from virtserial.machine.model import Controller, Port
     from virtserial.monitor.operations import Operations
@@ -330,6 +331,15 @@ class HmpSession:
     def __init__(self, version: Mapping[str, int], complete: Callable[[str], tuple[Sequence[str], int]]) -> None:
         self._readline = Readline(PROMPT, complete)
         self._out = [BANNER.format(**version)]
+
+    def hand_over(self) -> dict[str, object]:
+        """Return what another process has to know to go on (`resume`)."""
+        return self._readline.hand_over()
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on where another process has left off, without a banner."""
+        self._out.clear()
+        self._readline.resume(saved)
 
     def receive(self, data: bytes) -> Iterator[str]:
         """Take what was typed; yield each line that it ends, to be answered before the next is asked for."""

@@ -110,6 +110,14 @@ class JsonStream:
                     continue
             yield from self._token(str(matched.lastgroup), matched[0])
 
+    def unfinished(self) -> bytes | None:
+        """What was fed and has completed nothing yet, for another stream; None while it looks for the end of an error.
+        """
+        if self._skip is not None:
+            return None
+        # Between tokens a space means nothing.
+        return b" ".join([*(token.text for token in self._tokens), self._data[self._position :]])
+
     def _advance(self, end: int) -> None:
         """Go on at an offset of the data; count lines and columns."""
         start, self._position = self._position, end

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
+from virtserial.chardev.base import Connection
 from virtserial.chardev.descriptor_stream import DescriptorStream
 from virtserial.chardev.opening import open_host_end
 from virtserial.errors import BackendError
@@ -19,8 +20,9 @@ from virtserial.monitor.qmp import QmpError, QmpSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
 
-    from virtserial.chardev.base import Chardev, Connection
+    from virtserial.chardev.base import Chardev, Put, Take
     from virtserial.chardev.host_end import HostEnd
     from virtserial.daemon.keeper import Keeper
     from virtserial.loop import EventLoop
@@ -64,13 +66,13 @@ class MonitorLine:
 
     Args:
         backend: runs what clients ask for.
-        options: how they talk.
+        options: which chardev it is on, and how they talk.
     """
 
     def __init__(self, loop: EventLoop, backend: Backend, options: MonitorOptions) -> None:
         self._loop = loop
         self._backend = backend
-        self._options = options
+        self.options = options
         self._chardev: Chardev | None = None
         self._host: HostEnd | None = None
         self._session: QmpSession | HmpSession | None = None
@@ -86,6 +88,7 @@ class MonitorLine:
         self._hear_first: Callable[[], None] = lambda: None
         self._connection = 0
         self._has_focus = True
+        self._taken: Connection | None = None
         self.unsent = bytearray()
 
     def share(self, keeper: Keeper, chardev: Chardev, name: str) -> None:
@@ -96,13 +99,77 @@ class MonitorLine:
         """
         ours, theirs = socket.socketpair()
         keeper.add_front(chardev, name, theirs, self)
-        self._shares, self._has_focus = True, False
-        self._hear_first = keeper.hear_worker
+        self._has_focus = False
         ours.setblocking(False)
-        self._host = DescriptorStream(self._loop, f"chardev '{chardev.id}'", fd := ours.detach(), fd)
-        self._host.listener = self
-        self._host.wants_input = True
-        self._host.start()
+        self._open_share(keeper, chardev, ours.detach())
+
+    def _open_share(self, keeper: Keeper, chardev: Chardev, fd: int) -> None:
+        self._shares = True
+        self._hear_first = keeper.hear_worker
+        self._taken = Connection("share", (fd,), {})
+        self._listen_to(DescriptorStream(self._loop, f"chardev '{chardev.id}'", fd, fd))
+
+    def _listen_to(self, host: HostEnd) -> None:
+        self._host = host
+        host.listener = self
+        host.wants_input = True
+        host.start()
+
+    # Another process in our place
+
+    def hand_over(self, put: Put) -> dict[str, object]:
+        """Return what another process has to know to go on with the client (`resume`)."""
+        saved: dict[str, object] = {"focus": self._has_focus, "serial": self._connection, "host": None}
+        host, taken = self._host, self._taken
+        session = None
+        if self._session is not None and self._incoming is None:
+            session = self._session.hand_over()
+        stays = host is not None and (session is not None or not isinstance(host, ClientSocket))
+        if not stays or taken is None or taken.flavour == "layered":
+            # Nobody, or somebody in the middle of something that does not go over.
+            return saved
+        saved["host"] = {"flavour": taken.flavour, "fds": [put(fd) for fd in taken.fds], "params": taken.params}
+        passed = host.passed if isinstance(host, ClientSocket) else ()
+        return {
+            **saved,
+            "session": session,
+            "unsent": self.unsent.decode("latin-1"),
+            "names": self._names.hand_over(put),
+            "passed": [put(fd) for fd in passed],
+        }
+
+    def resume(self, keeper: Keeper, chardev: Chardev, name: str, saved: Mapping[str, Any], take: Take) -> None:
+        """Go on where another process has left off; `name` is that of `share`."""
+        self._chardev = None if chardev.mux else chardev
+        self._has_focus, self._connection = saved["focus"], saved["serial"]
+        host = saved["host"]
+        if host is None:
+            chardev.connection_ended()
+            return
+        self.unsent += saved["unsent"].encode("latin-1")
+        self._names.resume(saved["names"], take)
+        if saved["session"] is not None:
+            self._session = self._make_session(saved["session"])
+        fds = tuple(take(number) for number in host["fds"])
+        if chardev.mux:
+            keeper.keep_front(chardev, name, self)
+            self._open_share(keeper, chardev, fds[0])
+        else:
+            self.connection_opened(chardev, Connection(host["flavour"], fds, host["params"]))
+        if isinstance(self._host, ClientSocket):
+            self._host.passed.extend(take(number) for number in saved["passed"])
+        self._flush()
+
+    def _make_session(self, saved: Mapping[str, Any] | None = None) -> QmpSession | HmpSession:
+        welcome = self._backend.greeting()
+        if self.options.mode == "control":
+            pretty = self.options.pretty
+            return QmpSession(welcome, pretty) if saved is None else QmpSession.resume(saved, pretty)
+        qemu = cast("dict[str, dict[str, dict[str, dict[str, int]]]]", welcome)["QMP"]["version"]["qemu"]
+        session = HmpSession(qemu, self._backend.candidates)
+        if saved is not None:
+            session.resume(saved)
+        return session
 
     # daemon.keeper.FrontUser
 
@@ -137,16 +204,13 @@ class MonitorLine:
 
     def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
         """A client has come."""
-        self._chardev = chardev
+        self._chardev, self._taken = chardev, connection
         params = connection.params
         if connection.flavour == "stream" and params.get("read") == params.get("write"):
             fd = connection.fds[cast(int, params["read"])]
-            self._host = ClientSocket(self._loop, str(params["name"]), fd)
+            self._listen_to(ClientSocket(self._loop, str(params["name"]), fd))
         else:
-            self._host = open_host_end(connection.flavour, connection.fds, params, self._loop)
-        self._host.listener = self
-        self._host.wants_input = True
-        self._host.start()
+            self._listen_to(open_host_end(connection.flavour, connection.fds, params, self._loop))
 
     # chardev.host_end.HostListener
 
@@ -197,14 +261,9 @@ class MonitorLine:
     # The session
 
     def _begin_session(self) -> None:
-        welcome = self._backend.greeting()
-        if self._options.mode == "control":
-            self._session = QmpSession(welcome, self._options.pretty)
-        else:
-            qemu = cast("dict[str, dict[str, dict[str, dict[str, int]]]]", welcome)["QMP"]["version"]["qemu"]
-            self._session = HmpSession(qemu, self._backend.candidates)
-            if self._has_focus:
-                self._session.prompt()
+        self._session = self._make_session()
+        if isinstance(self._session, HmpSession) and self._has_focus:
+            self._session.prompt()
         self._flush()
 
     def _advance(self) -> None:
@@ -217,7 +276,7 @@ class MonitorLine:
                 pass
         except Exception:
             # The keeper must go on, whatever a client has made of us.
-            log.exception("internal error in the monitor on chardev %s", self._options.chardev)
+            log.exception("internal error in the monitor on chardev %s", self.options.chardev)
             self._fail("internal error")
         finally:
             self._advancing = False
@@ -314,7 +373,7 @@ class MonitorLine:
             self._fail("the client does not read what it asked for")
 
     def _fail(self, reason: str) -> None:
-        log.error("monitor on chardev %s: %s; the connection is closed", self._options.chardev, reason)
+        log.error("monitor on chardev %s: %s; the connection is closed", self.options.chardev, reason)
         self._end_session()
         if not self._shares:
             self._drop_host()
@@ -332,6 +391,7 @@ class MonitorLine:
 
     def _drop_host(self) -> None:
         host, self._host = self._host, None
+        self._taken = None
         if host is not None:
             host.close()
         if self._chardev is not None:

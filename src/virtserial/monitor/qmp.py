@@ -16,6 +16,7 @@ from virtserial.monitor.json_stream import JsonError, JsonStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import Any
 
 QEMU_VERSION: Final = {"major": 11, "minor": 1, "micro": 3}
 """The QEMU whose monitor this is like; clients decide by it what they may use."""
@@ -106,6 +107,23 @@ class QmpSession:
         self._out: list[bytes] = []
         self._negotiated = False
         self.send(welcome)
+
+    def hand_over(self) -> dict[str, object] | None:
+        """Return what another process has to know to go on (`resume`); None: it could not."""
+        unfinished = self._stream.unfinished()
+        if unfinished is None:
+            return None
+        return {"negotiated": self._negotiated, "oob": self.oob, "unfinished": unfinished.decode("latin-1")}
+
+    @classmethod
+    def resume(cls, saved: Mapping[str, Any], pretty: bool) -> QmpSession:
+        """Go on where another process has left off."""
+        session = cls({}, pretty)
+        session._out.clear()
+        session._negotiated, session.oob = saved["negotiated"], saved["oob"]
+        for _ in session._stream.feed(saved["unfinished"].encode("latin-1")):
+            pass  # It completes nothing.
+        return session
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent, once."""

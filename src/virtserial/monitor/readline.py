@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 MAX_LINE: Final = 4095
 MAX_HISTORY: Final = 64
@@ -52,6 +53,16 @@ class Readline:
         text = "".join(self._out)
         self._out.clear()
         return text
+
+    def hand_over(self) -> dict[str, object]:
+        """Return what another process has to know to go on in the middle of a line (`resume`)."""
+        return {"text": self._text, "cursor": self._cursor, "escape": self._escape, "history": self._history}
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on where another process has left off; what it has shown is still there."""
+        self._text = self._drawn = saved["text"]
+        self._cursor = self._drawn_cursor = saved["cursor"]
+        self._escape, self._history = saved["escape"], saved["history"]
 
     def show_prompt(self) -> None:
         """Begin a line."""

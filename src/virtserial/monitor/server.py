@@ -12,15 +12,17 @@ from virtserial.monitor.hmp import candidates, run_line
 from virtserial.monitor.line import MonitorLine
 from virtserial.monitor.operations import Operations
 from virtserial.monitor.qmp import QmpError, greeting
+from virtserial.options.monitor_options import MonitorOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
+    from virtserial.chardev.base import Put, Take
     from virtserial.daemon.keeper import Keeper
     from virtserial.machine.model import Port
     from virtserial.monitor.commands import Client
     from virtserial.monitor.qmp import Request
-    from virtserial.options.monitor_options import MonitorOptions
 
 log = logging.getLogger("virtserial.monitor")
 
@@ -39,13 +41,35 @@ class Monitors:
         self._keeper = keeper
         self.events = Events(keeper.loop, self._send_event)
         self.operations = Operations(keeper, self.events, keeper.loop.stop)
-        backend = LocalBackend(self.operations)
+        self._backend = LocalBackend(self.operations)
         self._lines: list[MonitorLine] = []
         for monitor in monitors:
-            line = MonitorLine(keeper.loop, backend, monitor)
+            line = MonitorLine(keeper.loop, self._backend, monitor)
             self._lines.append(line)
             attach(keeper, line, monitor, len(self._lines))
         keeper.guest_open_listener = self._guest_open_changed
+
+    def hand_over(self, put: Put) -> dict[str, object]:
+        """Return what another process has to know to go on (`resume`)."""
+        self.events.send_waiting()
+        return {
+            "lines": [[*line.options, line.hand_over(put)] for line in self._lines],
+            "descriptor_sets": self.operations.descriptor_sets.hand_over(put),
+        }
+
+    @classmethod
+    def resume(cls, keeper: Keeper, saved: Mapping[str, Any], take: Take) -> Monitors:
+        """Go on where another process has left off; the keeper has not yet started its worker."""
+        monitors = cls(keeper, ())
+        monitors.operations.descriptor_sets.resume(saved["descriptor_sets"], take)
+        for chardev_id, mode, pretty, client in saved["lines"]:
+            line = MonitorLine(keeper.loop, monitors._backend, MonitorOptions(chardev_id, mode, pretty))
+            monitors._lines.append(line)
+            chardev = keeper.chardevs[chardev_id]
+            if not chardev.mux:
+                keeper.sinks[chardev_id] = line
+            line.resume(keeper, chardev, _name(len(monitors._lines)), client, take)
+        return monitors
 
     def _guest_open_changed(self, port: Port) -> None:
         if port.id is not None:
@@ -74,9 +98,14 @@ def attach(keeper: Keeper, line: MonitorLine, options: MonitorOptions, number: i
     """
     chardev = keeper.chardevs[options.chardev]
     if chardev.mux:
-        line.share(keeper, chardev, f"monitor{number}")
+        line.share(keeper, chardev, _name(number))
     else:
         keeper.sinks[chardev.id] = line
+
+
+def _name(number: int) -> str:
+    """Of a monitor among the users of a multiplexed chardev."""
+    return f"monitor{number}"
 
 
 def part_from_clients(keeper: Keeper, lines: Sequence[MonitorLine]) -> None:

@@ -100,11 +100,13 @@ def make_chardev(
         raise ConfigError(f"'{kind}' is not a valid char driver name")
     if _flag(values, "tn3270", False):
         raise ConfigError("'tn3270' is not supported by virtserial")
+    recipe = kind, dict(values)
     if isinstance(credentials := values.get("tls-creds"), str):
         if credentials not in objects:
             raise ConfigError(f"No TLS credentials with id '{credentials}'")
         values = {**values, "tls-creds": objects[credentials]}
     chardev = maker(chardev_id, {**values, "chardevs": chardevs} if kind == "hub" else values)
+    chardev.recipe = recipe
     chardev.mux = _flag(values, "mux", False)
     chardev.mux_quit = _flag(values, "mux-quit", False)
     if (path := _text(values, "logfile")) is not None:

@@ -1,0 +1,294 @@
+"""The device process of `virtserial serve`: its keeper and monitors, its signals, and how it follows on itself.
+
+It may be started anew in the middle of everything: by itself, with new code (daemon/renewal.py), or by systemd, which
+keeps what one process leaves for the next while it restarts the service.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from virtserial.daemon import systemd
+from virtserial.daemon.announcement import announce
+from virtserial.daemon.keeper import Keeper
+from virtserial.daemon.path_policy import PathPolicy
+from virtserial.errors import ConfigError, StateError, VirtserialError
+from virtserial.loop import EPOLLIN, EventLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Self
+
+    from virtserial.chardev.base import Chardev, Put
+    from virtserial.chardev.tls_credentials import TlsCredentials
+    from virtserial.daemon.handover import Handover
+    from virtserial.machine.model import Controller, Machine
+    from virtserial.monitor.server import Monitors
+    from virtserial.options.monitor_options import MonitorOptions
+
+log = logging.getLogger("virtserial.keeper")
+
+MAX_DESCRIPTORS = 1 << 18
+"""The keeper holds one for each DMA map, interrupt and connection: more than the usual soft limit of 1024."""
+STORED = "virtserial-handover"
+"""What a Handover is called in systemd's store."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
+
+class Service:
+    """
+    Args:
+        machine: the controllers and ports to begin with.
+        chardevs: every back end by id.
+        objects: what -object has made, by id.
+        trust_vmm: map guest memory even if its file may shrink.
+        sandbox: confine the worker.
+        allowed_paths: what monitors may name beside the options' paths.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        chardevs: dict[str, Chardev],
+        objects: dict[str, TlsCredentials],
+        trust_vmm: bool,
+        sandbox: bool,
+        allowed_paths: Sequence[str],
+    ) -> None:
+        prepare_descriptors()
+        self._loop = EventLoop()
+        policy = PathPolicy(allowed_paths)
+        self._keeper = Keeper(self._loop, machine, chardevs, trust_vmm, objects, sandbox, policy)
+        self._monitors: Monitors | None = None
+        handle_signals(self._loop, self._renew)
+
+    def start(
+        self, monitors: Sequence[MonitorOptions], passed: Sequence[tuple[str, int]], ready_fd: int | None
+    ) -> None:
+        """Open everything and say so.
+
+        Args:
+            monitors: each on one of the chardevs.
+            passed: descriptors that a service manager listens at, with their names; owned from here on.
+            ready_fd: is closed when all is open.
+
+        Raises:
+            ConfigError: something cannot be had; nothing is left behind.
+        """
+        keeper = self._keeper
+        controllers = keeper.machine.controllers
+        activated = systemd.listeners_by_controller(passed, [controller.id for controller in controllers])
+        for controller in controllers:
+            if controller.id in activated:
+                controller.socket = activated[controller.id].path
+        keeper.activated = activated
+        try:
+            if monitors:
+                from virtserial.monitor.server import Monitors
+
+                self._monitors = Monitors(keeper, monitors)
+            self._allow_renewal(0)
+            keeper.start()
+        except BaseException:
+            self._close()
+            raise
+        # Standard output may be somebody's stream.
+        is_stream = any(chardev.kind == "stdio" for chardev in keeper.chardevs.values())
+        for controller in controllers:
+            if is_stream:
+                print(qemu_argument(controller), file=sys.stderr)
+            else:
+                announce(qemu_argument(controller))
+        if ready_fd is not None:
+            os.close(ready_fd)
+
+    @classmethod
+    def resume(cls, handover: Handover, trust_vmm: bool, sandbox: bool, allowed_paths: Sequence[str]) -> Self:
+        """Go on where another process has left off, in the place of `start`.
+
+        Raises:
+            ConfigError: it cannot be done; every VMM's connection is closed as it should be.
+        """
+        from virtserial.daemon import succession
+        from virtserial.daemon.farewell import part_from
+
+        service = None
+        try:
+            document = handover.document
+            service = cls(*succession.build(document), trust_vmm, sandbox, allowed_paths)
+            succession.resume(service._keeper, document, handover.take)
+            if document["monitors"] is not None:
+                from virtserial.monitor.server import Monitors
+
+                service._monitors = Monitors.resume(service._keeper, document["monitors"], handover.take)
+            service._allow_renewal(document["renewals"])
+            service._keeper.workers.start()
+        except (VirtserialError, OSError, KeyError, TypeError, ValueError) as error:
+            log.exception("it cannot be gone on with what another process has left")
+            if service is not None:
+                service._close()
+            raise ConfigError(f"it cannot be gone on with what another process has left: {error}") from error
+        finally:
+            part_from(handover.rest())
+        log.info("this process goes on where another one has left off")
+        return service
+
+    def _allow_renewal(self, count: int) -> None:
+        from virtserial.daemon.renewal import Renewal
+
+        self._keeper.renewal = Renewal(self._keeper, self._describe, count)
+
+    def _describe(self, put: Put) -> dict[str, Any]:
+        from virtserial.daemon.succession import describe
+
+        monitors = self._monitors.hand_over(put) if self._monitors is not None else None
+        return {**describe(self._keeper, put), "monitors": monitors}
+
+    def _renew(self) -> None:
+        """SIGUSR2."""
+        try:
+            assert self._keeper.renewal is not None
+            self._keeper.renewal.begin()
+        except ConfigError as error:
+            log.error("SIGUSR2: %s", error)
+
+    def run(self) -> None:
+        """Serve until the process is to end, and close everything: but what a restart by systemd leaves."""
+        try:
+            systemd.notify("READY=1", f"STATUS={self._serving()}")
+            self._loop.run()
+            has_quit = self._monitors is not None and self._monitors.operations.has_quit
+            if not has_quit and systemd.restarts_this_service() and self._leave():
+                return
+            systemd.notify("STOPPING=1")
+            if self._monitors is not None:
+                self._monitors.ended_by_signal()
+        except BaseException:
+            self._close()
+            raise
+        self._close()
+
+    def _leave(self) -> bool:
+        """Leave everything in systemd's store, for the process that it starts next; False: it could not be."""
+        renewal = self._keeper.renewal
+        assert renewal is not None
+        retired: list[bool] = []
+        self._keeper.workers.retire(lambda: retired.append(True))
+        while not retired:
+            self._loop.run_once()
+        try:
+            packed = renewal.pack()
+        except OSError as error:
+            log.error("nothing can be left for the next process: %s", error.strerror)
+            return False
+        stored = systemd.store(STORED, packed)
+        os.close(packed)
+        return stored
+
+    def _close(self) -> None:
+        try:
+            if self._monitors is not None:
+                self._monitors.close()
+        finally:
+            self._keeper.close()
+            self._loop.close()
+
+    def _serving(self) -> str:
+        machine = self._keeper.machine
+        return f"Serving {len(machine.controllers)} controllers, {sum(1 for _ in machine.ports())} ports"
+
+
+def predecessor() -> tuple[Handover | None, list[tuple[str, int]]]:
+    """Return what this process is to go on with, if there is anything, and what else systemd has passed to it.
+
+    Raises:
+        ConfigError: what systemd says of what it has passed makes no sense.
+    """
+    from virtserial.daemon.renewal import left_by_predecessor
+
+    passed = systemd.take_descriptors()
+    stored = [fd for name, fd in passed if name == STORED]
+    others = [(name, fd) for name, fd in passed if name != STORED]
+    if stored:
+        systemd.forget(STORED)
+    if (left := left_by_predecessor()) is not None:
+        stored.append(left)
+    if not stored:
+        return None, others
+    from virtserial.daemon.handover import Handover
+
+    *older, newest = stored
+    for fd in older:
+        os.close(fd)
+    try:
+        return Handover.unpack(newest), others
+    except StateError as error:
+        log.error("%s; this process begins anew", error)
+        return None, others
+
+
+def check(document: int) -> None:
+    """Be the process that says whether this code could go on with a document (daemon/renewal.py): with status 1 if not.
+    """
+    # All that the new processes import, so that they find it compiled.
+    import virtserial.cli.serve
+    import virtserial.daemon.sandbox
+    import virtserial.daemon.worker
+    import virtserial.monitor.server  # noqa: F401
+    from virtserial.daemon.handover import read_document
+    from virtserial.daemon.succession import build
+
+    try:
+        build(read_document(document))
+    except (VirtserialError, KeyError, TypeError, ValueError) as error:
+        sys.exit(str(error))
+
+
+def prepare_descriptors() -> None:
+    """Have standard input, output and error open, and as many more descriptors as may be had."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        # One of the three was closed: no socket may come to stand in its place.
+        pass
+    os.close(fd)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY or most > MAX_DESCRIPTORS:
+        most = MAX_DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def qemu_argument(controller: Controller) -> str:
+    """What to put on QEMU's command line, quoted for a shell."""
+    device: dict[str, object] = {"driver": "vfio-user-pci"}
+    if controller.id is not None:
+        device["id"] = controller.id
+    device["socket"] = {"path": os.path.abspath(controller.socket), "type": "unix"}
+    text = json.dumps(device, separators=(",", ":"))
+    return "-device '" + text.replace("'", "'\\''") + "'"
+
+
+def handle_signals(loop: EventLoop, renew: Callable[[], None] | None = None) -> None:
+    """Let SIGTERM, SIGINT and SIGHUP stop the loop, and SIGUSR2 renew; those that have waited for this come now."""
+    wakeup, writer = socket.socketpair()
+    wakeup.setblocking(False)
+    writer.setblocking(False)
+    for number in SIGNALS:
+        if number != signal.SIGUSR2 or renew is not None:
+            signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+
+    def signalled(_: int) -> None:
+        came = set(wakeup.recv(64))
+        if came & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
+            loop.stop()
+        elif signal.SIGUSR2 in came and renew is not None:
+            renew()
+
+    loop.watch(wakeup.fileno(), EPOLLIN, signalled)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -1,0 +1,171 @@
+"""A keeper's new code: it executes the program that is installed now in its own place, and that goes on.
+
+The process stays the same, with its number, its children and its descriptors; what it knows goes along as a Handover.
+Before anything is stopped, another process of the new code reads a first one and says whether it could go on with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from virtserial.daemon.handover import Handover, write_document
+from virtserial.errors import ConfigError
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    from virtserial.chardev.base import Put
+    from virtserial.daemon.keeper import Keeper
+    from virtserial.loop import Timer
+
+log = logging.getLogger("virtserial.keeper")
+
+ENVIRONMENT = "VIRTSERIAL_HANDOVER"
+"""The variable that says which descriptor holds a Handover."""
+CHECK_TIMEOUT = 20.0
+"""Seconds for the new code to be read, and to read what it would go on with."""
+MAX_COMPLAINT = 4096
+
+
+class Renewal:
+    """
+    Args:
+        describe: returns the whole document, `put` takes the descriptors that it speaks of.
+
+    Attributes:
+        count: how often it was done.
+    """
+
+    def __init__(self, keeper: Keeper, describe: Callable[[Put], dict[str, Any]], count: int = 0) -> None:
+        self._keeper = keeper
+        self._loop = keeper.loop
+        self._describe = describe
+        self.count = count
+        self._check: subprocess.Popen[bytes] | None = None
+        self._check_fd = -1
+        self._timer: Timer | None = None
+        self._executing = False
+
+    @property
+    def changing(self) -> bool:
+        """Whether one is under way."""
+        return self._check is not None or self._executing
+
+    def begin(self) -> None:
+        """Have the new code checked, then put it in this program's place; returns at once.
+
+        Raises:
+            ConfigError: one is under way already, or the new code cannot be started.
+        """
+        if self.changing or self._keeper.workers.changing:
+            raise ConfigError("a process is being replaced already")
+        self._keeper.workers.refusal = None
+        document = write_document(self._describe(Handover().put))
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        program = (
+            f"import sys; sys.path.append({root!r}); from virtserial.cli.service import check; check({document})"
+        )
+        try:
+            self._check = subprocess.Popen(
+                [sys.executable, "-P", "-c", program],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=(document,),
+                process_group=0,
+            )
+        except OSError as error:
+            raise ConfigError(f"{sys.executable} cannot be started: {error.strerror}") from error
+        finally:
+            os.close(document)
+        self._check_fd = os.pidfd_open(self._check.pid)
+        self._loop.watch(self._check_fd, EPOLLIN, self._checked)
+        self._timer = self._loop.call_later(CHECK_TIMEOUT, self._check.kill)
+
+    def _checked(self, _: int) -> None:
+        check, self._check = self._check, None
+        assert check is not None
+        assert check.stderr is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.unwatch(self._check_fd)
+        os.close(self._check_fd)
+        with check.stderr as pipe:
+            os.set_blocking(pipe.fileno(), False)
+            complaint = (pipe.read(MAX_COMPLAINT) or b"").decode(errors="replace").strip()
+        status = check.wait()
+        if status:
+            last = complaint.splitlines()[-1] if complaint else f"it ended with status {status}"
+            self._refuse(f"it could not go on: {last}")
+            return
+        self._executing = True
+        self._keeper.workers.retire(lambda: self._loop.add_turn(self._execute))
+
+    def _refuse(self, why: str) -> None:
+        self._keeper.workers.refusal = f"the new code was not taken: {why}"
+        log.error("%s", self._keeper.workers.refusal)
+
+    def pack(self) -> int:
+        """Return a descriptor that holds all there is; the worker has retired.
+
+        Raises:
+            OSError: the kernel does not let so much be under way.
+        """
+        self._keeper.farewell.finish()
+        handover = Handover()
+        handover.document = {**self._describe(handover.put), "renewals": self.count + 1}
+        return handover.pack()
+
+    def _execute(self) -> None:
+        try:
+            execute(self.pack())
+        except OSError as error:
+            self._executing = False
+            self._refuse(f"{sys.executable} cannot be executed: {error.strerror}")
+            self._keeper.workers.start()
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        if self._check is not None:
+            self._check.kill()
+            self._checked(EPOLLIN)
+
+
+def execute(packed: int) -> NoReturn:
+    """Execute this program as it was started, from the code that is installed now, with a Handover.
+
+    Signals wait until the new program can take them.
+
+    Raises:
+        OSError: it cannot be executed; `packed` is closed.
+    """
+    waiting = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+    try:
+        os.set_inheritable(packed, True)
+        environment = {**os.environ, ENVIRONMENT: str(packed)}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(packed)
+        raise
+
+
+def left_by_predecessor() -> int | None:
+    """Return the descriptor that `execute` has passed to this program, the caller's; a second call finds none."""
+    text = os.environ.pop(ENVIRONMENT, "")
+    if not text.isdigit():
+        return None
+    fd = int(text)
+    try:
+        os.set_inheritable(fd, False)
+    except OSError:
+        return None
+    return fd
