@@ -196,7 +196,7 @@ class TestCoroutine:
 
     def test_close_ends_the_process(self, house, serve):
         chardev, _ = serve("upper")
-        pid = chardev._process.pid
+        pid = chardev._pid
         chardev.close()
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -205,7 +205,7 @@ class TestCoroutine:
         monkeypatch.setattr("virtserial.chardev.handler_chardev.END_SECONDS", 0.2)
         chardev, port = serve("stubborn")
         house.until(lambda: port.received == b"here")
-        pid = chardev._process.pid
+        pid = chardev._pid
         begin = time.monotonic()
         chardev.close()
         assert 0.2 <= time.monotonic() - begin < 5

@@ -32,14 +32,10 @@ def run(words: list[str]) -> int:
         return 0 if words else 2
     path, worker_only = _options(words)
     with MonitorClient(path) as monitor:
-        before = _query(monitor)
+        before = _when_settled(monitor)
         whole = bool(before.get("keeper-can-restart")) and not worker_only
         monitor.execute("x-virtserial-restart", {"keeper": True} if whole else {})
-        deadline = time.monotonic() + TIMEOUT
-        while (now := _query(monitor))["changing"]:
-            if time.monotonic() > deadline:
-                raise ConfigError(f"the new code does not serve after {TIMEOUT:g} s")
-            time.sleep(LOOK_AGAIN)
+        now = _when_settled(monitor)
     if now["refusal"]:
         raise ConfigError(str(now["refusal"]))
     if whole:
@@ -63,7 +59,13 @@ def _options(words: list[str]) -> tuple[str, bool]:
     return path, worker_only
 
 
-def _query(monitor: MonitorClient) -> dict[str, object]:
-    answer = monitor.execute("x-virtserial-query", {})
-    assert isinstance(answer, dict)
-    return answer
+def _when_settled(monitor: MonitorClient) -> dict[str, object]:
+    """What the process says of itself, once none of its two is being replaced, or has just been started."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        answer = monitor.execute("x-virtserial-query", {})
+        assert isinstance(answer, dict)
+        if not answer["changing"]:
+            return answer
+        time.sleep(LOOK_AGAIN)
+    raise ConfigError(f"the device process is still being changed after {TIMEOUT:g} s")

@@ -52,6 +52,7 @@ class Options:
     """The command line, in order."""
 
     def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
         self.devices: list[str] = []
         self.objects: list[str] = []
         self.chardevs: list[str] = []
@@ -122,7 +123,7 @@ def run(words: list[str]) -> int:
     if handover is not None:
         for _, fd in passed:
             os.close(fd)  # What these sockets are has come with the rest.
-        service = Service.resume(handover, options.trust_vmm, options.sandbox, options.allowed_paths)
+        service = Service.resume(options, handover)
     else:
         service = _start(options, passed)
     service.run()
@@ -136,7 +137,7 @@ def _start(options: Options, passed: list[tuple[str, int]]) -> Service:
     monitors = build_monitors(options, machine, chardevs)
     if not machine.controllers and not monitors:
         raise ConfigError("no controller: say -device virtio-serial,socket=PATH")
-    service = Service(machine, chardevs, objects, options.trust_vmm, options.sandbox, options.allowed_paths)
+    service = Service(options, machine, chardevs, objects)
     service.start(monitors, passed, ready_fd)
     return service
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from virtserial.chardev.base import Chardev, Put
     from virtserial.chardev.tls_credentials import TlsCredentials
+    from virtserial.cli.serve import Options
     from virtserial.daemon.handover import Handover
     from virtserial.machine.model import Controller, Machine
     from virtserial.monitor.server import Monitors
@@ -45,27 +46,26 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 class Service:
     """
     Args:
+        options: the command line; of it, what concerns the process.
         machine: the controllers and ports to begin with.
         chardevs: every back end by id.
         objects: what -object has made, by id.
-        trust_vmm: map guest memory even if its file may shrink.
-        sandbox: confine the worker.
-        allowed_paths: what monitors may name beside the options' paths.
     """
 
     def __init__(
         self,
+        options: Options,
         machine: Machine,
         chardevs: dict[str, Chardev],
         objects: dict[str, TlsCredentials],
-        trust_vmm: bool,
-        sandbox: bool,
-        allowed_paths: Sequence[str],
     ) -> None:
         prepare_descriptors()
+        self._words = options.words
         self._loop = EventLoop()
-        policy = PathPolicy(allowed_paths)
-        self._keeper = Keeper(self._loop, machine, chardevs, trust_vmm, objects, sandbox, policy)
+        policy = PathPolicy(options.allowed_paths)
+        self._keeper = Keeper(
+            self._loop, machine, chardevs, options.trust_vmm, objects, options.sandbox, policy
+        )
         self._monitors: Monitors | None = None
         handle_signals(self._loop, self._renew)
 
@@ -110,8 +110,8 @@ class Service:
             os.close(ready_fd)
 
     @classmethod
-    def resume(cls, handover: Handover, trust_vmm: bool, sandbox: bool, allowed_paths: Sequence[str]) -> Self:
-        """Go on where another process has left off, in the place of `start`.
+    def resume(cls, options: Options, handover: Handover) -> Self:
+        """Go on where another process has left off, in the place of `start`, with its machine.
 
         Raises:
             ConfigError: it cannot be done; every VMM's connection is closed as it should be.
@@ -122,7 +122,10 @@ class Service:
         service = None
         try:
             document = handover.document
-            service = cls(*succession.build(document), trust_vmm, sandbox, allowed_paths)
+            service = cls(options, *succession.build(document))
+            if options.words != document["words"]:
+                log.warning("it was started with other options: what they say of devices needs a stop and a start")
+                service._words = document["words"]
             succession.resume(service._keeper, document, handover.take)
             if document["monitors"] is not None:
                 from virtserial.monitor.server import Monitors
@@ -149,7 +152,7 @@ class Service:
         from virtserial.daemon.succession import describe
 
         monitors = self._monitors.hand_over(put) if self._monitors is not None else None
-        return {**describe(self._keeper, put), "monitors": monitors}
+        return {**describe(self._keeper, put), "monitors": monitors, "words": self._words}
 
     def _renew(self) -> None:
         """SIGUSR2."""

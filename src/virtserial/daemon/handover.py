@@ -93,7 +93,12 @@ class Handover:
         """
         descriptors: list[int] = []
         try:
-            with socket.socket(fileno=fd) as queue:
+            queue = socket.socket(fileno=fd)
+        except OSError as error:
+            os.close(fd)
+            raise StateError(f"what was left to take over makes no sense: {error.strerror}") from error
+        try:
+            with queue:
                 queue.setblocking(False)
                 count, document = _receive(queue)
                 descriptors += document
