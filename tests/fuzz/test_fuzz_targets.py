@@ -1,9 +1,15 @@
-"""Every target over its corpus and a moment of mutations; and that the fuzzer finds what it is there to find."""
+"""Every target over its corpus and a moment of mutations; in CI also a minute of each, guided by coverage; and that the
+fuzzer finds what it is there to find.
+
+VIRTSERIAL_FUZZ_SECONDS says how long, in place of that minute.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,12 +22,39 @@ import mutations
 
 HERE = Path(__file__).parent
 SECONDS = 2
+GUIDED_SECONDS = int(os.environ.get("VIRTSERIAL_FUZZ_SECONDS", "60" if os.environ.get("CI") else "0"))
+PROCESSORS = len(os.sched_getaffinity(0))
 FINDING_SECONDS = 60
 
 
 @pytest.mark.parametrize("name", engine.TARGETS)
 def test_corpus_and_a_moment_of_mutations_find_nothing(name):
     assert engine.run_mutations(name, SECONDS) >= len(engine.seeds(name)) > 2
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not GUIDED_SECONDS, reason="in CI, or with VIRTSERIAL_FUZZ_SECONDS")
+@pytest.mark.timeout(300 + len(engine.TARGETS) * (GUIDED_SECONDS + 30) / PROCESSORS)
+def test_a_minute_of_each_target_finds_nothing(tmp_path):
+    """As many at a time as there are processors; what makes one fail is in its output."""
+
+    def fuzz(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        command = [sys.executable, str(HERE / "engine.py"), name, str(GUIDED_SECONDS), str(folder)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(mutations.SOURCE), str(HERE)])}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, timeout=GUIDED_SECONDS + 120, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(PROCESSORS) as pool:
+        done = dict(zip(engine.TARGETS, pool.map(fuzz, engine.TARGETS), strict=True))
+    findings = {name: each.stdout[-3000:] for name, each in done.items() if each.returncode}
+    assert not findings, "\n".join(f"{name}: {text}" for name, text in findings.items())
+    assert not list(tmp_path.glob("crash-*"))
+    for name, each in done.items():
+        print(name, [line for line in each.stdout.splitlines() if "cov:" in line or "inputs" in line][-1:])
 
 
 def test_a_finding_tells_its_input(monkeypatch):

@@ -1,4 +1,4 @@
-"""A worker that is replaced or killed under a real guest that moves data: neither the guest nor the bytes notice.
+"""Processes that are replaced or killed under a real guest that moves data: neither the guest nor the bytes notice.
 
 VIRTSERIAL_RESTARTS and VIRTSERIAL_KILLS make it more than the few of an ordinary run (the release's: 100 and 50).
 """
@@ -39,9 +39,9 @@ def attached(our_device, folder):
         yield attachment
 
 
-def restart(folder):
+def restart(folder, words):
     done = subprocess.run(
-        [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp"],
+        [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp", *words],
         env={**os.environ, "PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -53,16 +53,18 @@ def counts(folder):
 
 
 @pytest.mark.timeout(150 + 10 * RESTARTS)
-def test_restarts_lose_and_double_no_byte_and_no_poller_sees_a_hang_up(attached, folder):
+@pytest.mark.parametrize("words", [(), ("--worker",)], ids=["both", "worker"])
+def test_restarts_lose_and_double_no_byte_and_no_poller_sees_a_hang_up(attached, folder, words):
     with Guest(attached.arguments) as guest:
         with EndlessStreams(guest, NAME, f"{folder}/stream") as streams:
             streams.wait_for_progress()
             for _ in range(RESTARTS):
-                restart(folder)
+                restart(folder, words)
                 streams.wait_for_progress()
             assert streams.finish()["hangups"] == 0
         found = counts(folder)
         assert (found["upgrades"], found["restarts"], found["doubtful-bytes"]) == (RESTARTS, 0, 0)
+        assert found["keeper-restarts"] == (0 if words else RESTARTS)
         exchange(guest, {NAME: f"{folder}/stream"}, mib=2)
     assert "internal error" not in attached.log
     assert "takes over" not in attached.log

@@ -153,6 +153,8 @@ class Supervisor:
         if self._retired is not None:
             retired, self._retired = self._retired, None
             self._cancel(self._change_timer)
+            self.upgrades += not status
+            self.restarts += bool(status)
             retired()
             return
         if self._stopping and code == 0:
