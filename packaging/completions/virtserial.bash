@@ -15,6 +15,8 @@ _virtserial() {
                     --verbose --help" -- "$word")
                 ;;
         esac
+    elif [ "${COMP_WORDS[1]}" = restart ] && [ "$before" != --monitor ]; then
+        mapfile -t COMPREPLY < <(compgen -W "--monitor --worker --help" -- "$word")
     else
         mapfile -t COMPREPLY < <(compgen -f -- "$word")
     fi

@@ -131,7 +131,7 @@ def test_code_that_cannot_start_changes_nothing(start, folder, words):
         refused = restart(folder, words)
         assert refused.returncode == 1
         why = "the new worker was not taken: it ended before it was ready" if words else "ImportError: half installed"
-        assert why in refused.stderr
+        assert why in refused.stderr, device.log
         assert device.worker == worker
         guest.check_port("a", folder / "a", 10_000)
         state = code / "virtserial" / "memory" / "state.py"

@@ -13,8 +13,8 @@ import socket
 import sys
 
 from virtserial.cli.serve import Options, build, build_monitors, build_objects
-from virtserial.cli.service import handle_signals
 from virtserial.daemon.keeper import Keeper
+from virtserial.daemon.signals import Signals
 from virtserial.loop import EventLoop
 from virtserial.monitor.joined import JoinedMonitors
 
@@ -39,7 +39,7 @@ def main(streams, folder, ready, *words):
     machine, chardevs = build(options, objects)
     monitor_options = build_monitors(options, machine, chardevs)
     loop = EventLoop()
-    handle_signals(loop)
+    Signals(loop)
     keeper = Keeper(loop, machine, chardevs, objects=objects)
     monitors = JoinedMonitors(
         keeper,

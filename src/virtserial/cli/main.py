@@ -16,7 +16,7 @@ COMMANDS = {
     "serve": "serve devices to VMMs over vfio-user",
     "guest": "drive devices from a guest without the kernel's driver: attach, bind, unbind",
     "save": "keep the state of a controller in a file",
-    "restart": "put new code in the place of the process that moves the bytes",
+    "restart": "have a running device go on with the code that is installed now",
     "restore": "have a controller go on with a saved state",
     "send": "send files and folders over a port",
     "receive": "receive files and folders over a port, into one folder",

@@ -10,8 +10,6 @@ import json
 import logging
 import os
 import resource
-import signal
-import socket
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,11 +17,12 @@ from virtserial.daemon import systemd
 from virtserial.daemon.announcement import announce
 from virtserial.daemon.keeper import Keeper
 from virtserial.daemon.path_policy import PathPolicy
+from virtserial.daemon.signals import Signals
 from virtserial.errors import ConfigError, StateError, VirtserialError
-from virtserial.loop import EPOLLIN, EventLoop
+from virtserial.loop import EventLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import Any, Self
 
     from virtserial.chardev.base import Chardev, Put
@@ -40,7 +39,6 @@ MAX_DESCRIPTORS = 1 << 18
 """The keeper holds one for each DMA map, interrupt and connection: more than the usual soft limit of 1024."""
 STORED = "virtserial-handover"
 """What a Handover is called in systemd's store."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 class Service:
@@ -67,7 +65,7 @@ class Service:
             self._loop, machine, chardevs, options.trust_vmm, objects, options.sandbox, policy
         )
         self._monitors: Monitors | None = None
-        handle_signals(self._loop, self._renew)
+        self._signals = Signals(self._loop, self._renew)
 
     def start(
         self, monitors: Sequence[MonitorOptions], passed: Sequence[tuple[str, int]], ready_fd: int | None
@@ -94,8 +92,8 @@ class Service:
                 from virtserial.monitor.server import Monitors
 
                 self._monitors = Monitors(keeper, monitors)
-            self._allow_renewal(0)
             keeper.start()
+            self._allow_renewal(0)
         except BaseException:
             self._close()
             raise
@@ -132,7 +130,7 @@ class Service:
 
                 service._monitors = Monitors.resume(service._keeper, document["monitors"], handover.take)
             service._allow_renewal(document["renewals"])
-            service._keeper.workers.start()
+            service._keeper.workers.start_or_try_again()
         except (VirtserialError, OSError, KeyError, TypeError, ValueError) as error:
             log.exception("it cannot be gone on with what another process has left")
             if service is not None:
@@ -146,7 +144,7 @@ class Service:
     def _allow_renewal(self, count: int) -> None:
         from virtserial.daemon.renewal import Renewal
 
-        self._keeper.renewal = Renewal(self._keeper, self._describe, count)
+        self._keeper.renewal = Renewal(self._keeper, self._describe, self._signals, count)
 
     def _describe(self, put: Put) -> dict[str, Any]:
         from virtserial.daemon.succession import describe
@@ -157,7 +155,8 @@ class Service:
     def _renew(self) -> None:
         """SIGUSR2."""
         try:
-            assert self._keeper.renewal is not None
+            if self._keeper.renewal is None:
+                raise ConfigError("it is not yet all open")
             self._keeper.renewal.begin()
         except ConfigError as error:
             log.error("SIGUSR2: %s", error)
@@ -274,24 +273,3 @@ def qemu_argument(controller: Controller) -> str:
     device["socket"] = {"path": os.path.abspath(controller.socket), "type": "unix"}
     text = json.dumps(device, separators=(",", ":"))
     return "-device '" + text.replace("'", "'\\''") + "'"
-
-
-def handle_signals(loop: EventLoop, renew: Callable[[], None] | None = None) -> None:
-    """Let SIGTERM, SIGINT and SIGHUP stop the loop, and SIGUSR2 renew; those that have waited for this come now."""
-    wakeup, writer = socket.socketpair()
-    wakeup.setblocking(False)
-    writer.setblocking(False)
-    for number in SIGNALS:
-        if number != signal.SIGUSR2 or renew is not None:
-            signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
-
-    def signalled(_: int) -> None:
-        came = set(wakeup.recv(64))
-        if came & {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
-            loop.stop()
-        elif signal.SIGUSR2 in came and renew is not None:
-            renew()
-
-    loop.watch(wakeup.fileno(), EPOLLIN, signalled)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from virtserial.chardev.base import Put
     from virtserial.daemon.keeper import Keeper
+    from virtserial.daemon.signals import Signals
     from virtserial.loop import Timer
 
 log = logging.getLogger("virtserial.keeper")
@@ -31,22 +31,27 @@ ENVIRONMENT = "VIRTSERIAL_HANDOVER"
 """The variable that says which descriptor holds a Handover."""
 CHECK_TIMEOUT = 20.0
 """Seconds for the new code to be read, and to read what it would go on with."""
-MAX_COMPLAINT = 4096
+MAX_COMPLAINT = 64 << 10
+"""Bytes of what the new code says for itself: as many as a pipe takes."""
 
 
 class Renewal:
     """
     Args:
         describe: returns the whole document, `put` takes the descriptors that it speaks of.
+        signals: are passed on.
 
     Attributes:
         count: how often it was done.
     """
 
-    def __init__(self, keeper: Keeper, describe: Callable[[Put], dict[str, Any]], count: int = 0) -> None:
+    def __init__(
+        self, keeper: Keeper, describe: Callable[[Put], dict[str, Any]], signals: Signals, count: int = 0
+    ) -> None:
         self._keeper = keeper
         self._loop = keeper.loop
         self._describe = describe
+        self._signals = signals
         self.count = count
         self._check: subprocess.Popen[bytes] | None = None
         self._check_fd = -1
@@ -67,6 +72,12 @@ class Renewal:
         if self.changing or self._keeper.workers.changing:
             raise ConfigError("a process is being replaced already")
         self._keeper.workers.refusal = None
+        try:
+            self._start_check()
+        except OSError as error:
+            raise ConfigError(f"the new code cannot be looked at: {error.strerror}") from error
+
+    def _start_check(self) -> None:
         document = write_document(self._describe(Handover().put))
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         program = (
@@ -81,8 +92,6 @@ class Renewal:
                 pass_fds=(document,),
                 process_group=0,
             )
-        except OSError as error:
-            raise ConfigError(f"{sys.executable} cannot be started: {error.strerror}") from error
         finally:
             os.close(document)
         self._check_fd = os.pidfd_open(self._check.pid)
@@ -90,6 +99,16 @@ class Renewal:
         self._timer = self._loop.call_later(CHECK_TIMEOUT, self._check.kill)
 
     def _checked(self, _: int) -> None:
+        status, complaint = self._end_check()
+        if status:
+            last = complaint.splitlines()[-1] if complaint else f"it ended with status {status}"
+            self._refuse(f"it could not go on: {last}")
+            return
+        self._executing = True
+        self._keeper.workers.retire(lambda: self._loop.add_turn(self._execute))
+
+    def _end_check(self) -> tuple[int, str]:
+        """Wait for the other process, which has ended; return its status and what it has said."""
         check, self._check = self._check, None
         assert check is not None
         assert check.stderr is not None
@@ -100,13 +119,7 @@ class Renewal:
         with check.stderr as pipe:
             os.set_blocking(pipe.fileno(), False)
             complaint = (pipe.read(MAX_COMPLAINT) or b"").decode(errors="replace").strip()
-        status = check.wait()
-        if status:
-            last = complaint.splitlines()[-1] if complaint else f"it ended with status {status}"
-            self._refuse(f"it could not go on: {last}")
-            return
-        self._executing = True
-        self._keeper.workers.retire(lambda: self._loop.add_turn(self._execute))
+        return check.wait(), complaint
 
     def _refuse(self, why: str) -> None:
         self._keeper.workers.refusal = f"the new code was not taken: {why}"
@@ -125,35 +138,33 @@ class Renewal:
 
     def _execute(self) -> None:
         try:
-            execute(self.pack())
+            packed = self.pack()
+            self._signals.pass_on()
+            execute(packed)
         except OSError as error:
+            self._signals.let_come()
             self._executing = False
             self._refuse(f"{sys.executable} cannot be executed: {error.strerror}")
-            self._keeper.workers.start()
+            self._keeper.workers.start_or_try_again()
 
     def close(self) -> None:
         """Begin nothing more."""
         if self._check is not None:
             self._check.kill()
-            self._checked(EPOLLIN)
+            self._end_check()
 
 
 def execute(packed: int) -> NoReturn:
     """Execute this program as it was started, from the code that is installed now, with a Handover.
 
-    Signals wait until the new program can take them.
-
     Raises:
         OSError: it cannot be executed; `packed` is closed.
     """
-    waiting = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
     try:
         os.set_inheritable(packed, True)
         environment = {**os.environ, ENVIRONMENT: str(packed)}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
     except OSError:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(packed)
         raise
 

@@ -160,7 +160,7 @@ class Supervisor:
         if self._stopping and code == 0:
             self.upgrades += 1
             log.info("worker %d has stopped; a new one takes over", worker.pid)
-            self._start_or_try_again()
+            self.start_or_try_again()
             return
         self.restarts += 1
         young = time.monotonic() - self._started < YOUNG
@@ -170,14 +170,15 @@ class Supervisor:
         log.error("worker %d %s; a new one takes over", worker.pid, cause)
         if self._successor is not None and not self._successor_ready:
             self._refuse("the old one died before it was ready")
-        self._restart_timer = self._loop.call_later(delay, self._start_or_try_again)
+        self._restart_timer = self._loop.call_later(delay, self.start_or_try_again)
 
-    def _start_or_try_again(self) -> None:
+    def start_or_try_again(self) -> None:
+        """Start a worker, as soon as one can be started."""
         try:
             self.start()
         except OSError as error:
             log.error("no worker can be started: %s", error.strerror)
-            self._restart_timer = self._loop.call_later(RESTART_DELAYS[-1], self._start_or_try_again)
+            self._restart_timer = self._loop.call_later(RESTART_DELAYS[-1], self.start_or_try_again)
 
     # Another in its place
 
@@ -412,10 +413,14 @@ class Supervisor:
     @staticmethod
     def _read_ahead() -> None:
         """Import here what a worker imports, so that the next one, a copy of this process, is there at once."""
-        import virtserial.daemon.sandbox
-        import virtserial.daemon.worker  # noqa: F401
+        try:
+            import virtserial.daemon.sandbox
+            import virtserial.daemon.worker  # noqa: F401
 
-        import_host_ends()
+            import_host_ends()
+        except Exception as error:
+            # Another version is just being installed; the worker that runs has read what it needs.
+            log.warning("a part of this program cannot be read: %r", error)
 
     def _tell_sandbox(self, lacking: list[str]) -> None:
         if not self._sandbox_told:
