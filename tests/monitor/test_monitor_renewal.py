@@ -197,3 +197,38 @@ def test_two_at_once_and_a_keeper_of_a_vm(machine, folder):
     machine.send_signal(signal.SIGUSR2)
     wait_until(lambda: qmp("x-virtserial-query")["keeper-restarts"] == 2, 30)
     qmp.close()
+
+
+def test_monitor_with_a_logfile_logs_takes_descriptors_and_leaves_none(folder):
+    with serve(
+        *("-device", f"virtio-serial,id=ser0,socket={folder}/vmm"), "-qmp", f"unix:{folder}/control,server=on,wait=off",
+        *("-chardev", f"socket,id=m,path={folder}/m,server=on,wait=off,logfile={folder}/log"),
+        *("-mon", "chardev=m,mode=control"),
+    ) as process:  # fmt: skip
+        control = QmpClient(f"{folder}/control")
+        wait_until(lambda: not control("x-virtserial-query")["changing"])
+
+        def open_descriptors():
+            return len(os.listdir(f"/proc/{process.pid}/fd"))
+
+        with_control = open_descriptors()
+        control.close()
+        wait_until(lambda: open_descriptors() == with_control - 1)
+        before = open_descriptors()
+        for _ in range(2):
+            for _ in range(3):
+                client = QmpClient(f"{folder}/m")
+                with tempfile.TemporaryFile() as file:
+                    client("getfd", fds=[file.fileno()], fdname="f")
+                client("closefd", fdname="f")
+                client.close()
+            wait_until(lambda: open_descriptors() == before)
+            client = QmpClient(f"{folder}/m")
+            renew(folder)
+            client("query-status")
+            client.close()
+            wait_until(lambda: open_descriptors() == before)
+    with open(f"{folder}/log") as log:
+        lines = log.read().splitlines()
+    assert sum('"QMP"' in line for line in lines) == 8
+    assert sum('"running"' in line for line in lines) == 2

@@ -1,4 +1,4 @@
-"""A monitor client's socket: bytes, and the descriptors that come along with them (SCM_RIGHTS)."""
+"""A monitor client's end of a chardev; of a socket's, also the descriptors that come with the bytes (SCM_RIGHTS)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.descriptor_stream import DescriptorStream
+from virtserial.chardev.opening import open_host_end
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from virtserial.chardev.base import Connection
+    from virtserial.chardev.host_end import HostEnd
     from virtserial.loop import EventLoop
 
 MAX_PASSED = 16
@@ -53,3 +56,22 @@ class ClientSocket(DescriptorStream):
             while self.passed:
                 os.close(self.passed.popleft())
         super().close()
+
+
+def open_client_end(connection: Connection, loop: EventLoop) -> tuple[HostEnd, ClientSocket | None]:
+    """Make the moving half of a connection, and the socket in it if descriptors can come by it.
+
+    Raises:
+        BackendError: TLS credentials are none; its descriptors are closed.
+    """
+    params, fds = connection.params, connection.fds
+    read = params.get("read")
+    if connection.flavour != "stream" or not isinstance(read, int) or read != params.get("write"):
+        return open_host_end(connection.flavour, fds, params, loop), None
+    client = ClientSocket(loop, str(params["name"]), fds[read])
+    log = params.get("log")
+    if not isinstance(log, int):
+        return client, client
+    from virtserial.chardev.log_end import LogFile, LoggedHostEnd
+
+    return LoggedHostEnd(client, LogFile(client.name, fds[log])), client

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from virtserial.chardev.base import Connection
 from virtserial.chardev.descriptor_stream import DescriptorStream
-from virtserial.chardev.opening import open_host_end
 from virtserial.errors import BackendError
-from virtserial.monitor.client_socket import ClientSocket
+from virtserial.monitor.client_socket import open_client_end
 from virtserial.monitor.commands import Client
 from virtserial.monitor.descriptors import NamedDescriptors
 from virtserial.monitor.hmp import HmpSession
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from virtserial.chardev.host_end import HostEnd
     from virtserial.daemon.keeper import Keeper
     from virtserial.loop import EventLoop
+    from virtserial.monitor.client_socket import ClientSocket
     from virtserial.monitor.qmp import Received, Request
     from virtserial.options.monitor_options import MonitorOptions
 
@@ -75,6 +75,7 @@ class MonitorLine:
         self.options = options
         self._chardev: Chardev | None = None
         self._host: HostEnd | None = None
+        self._socket: ClientSocket | None = None
         self._session: QmpSession | HmpSession | None = None
         self._names = NamedDescriptors()
         self._client = Client(self._names, self._take_passed)
@@ -124,12 +125,12 @@ class MonitorLine:
         session = None
         if self._session is not None and self._incoming is None:
             session = self._session.hand_over()
-        stays = host is not None and (session is not None or not isinstance(host, ClientSocket))
+        stays = host is not None and (session is not None or self._socket is None)
         if not stays or taken is None or taken.flavour == "layered":
             # Nobody, or somebody in the middle of something that does not go over.
             return saved
         saved["host"] = {"flavour": taken.flavour, "fds": [put(fd) for fd in taken.fds], "params": taken.params}
-        passed = host.passed if isinstance(host, ClientSocket) else ()
+        passed = self._socket.passed if self._socket is not None else ()
         return {
             **saved,
             "session": session,
@@ -156,8 +157,8 @@ class MonitorLine:
             self._open_share(keeper, chardev, fds[0])
         else:
             self.connection_opened(chardev, Connection(host["flavour"], fds, host["params"]))
-        if isinstance(self._host, ClientSocket):
-            self._host.passed.extend(take(number) for number in saved["passed"])
+        if self._socket is not None:
+            self._socket.passed.extend(take(number) for number in saved["passed"])
         self._flush()
 
     def _make_session(self, saved: Mapping[str, Any] | None = None) -> QmpSession | HmpSession:
@@ -203,14 +204,12 @@ class MonitorLine:
     # chardev.base.ConnectionSink
 
     def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
-        """A client has come."""
+        """A client has come, or the log of a chardev that has none."""
+        if self._host is not None:
+            self._host.close()
         self._chardev, self._taken = chardev, connection
-        params = connection.params
-        if connection.flavour == "stream" and params.get("read") == params.get("write"):
-            fd = connection.fds[cast(int, params["read"])]
-            self._listen_to(ClientSocket(self._loop, str(params["name"]), fd))
-        else:
-            self._listen_to(open_host_end(connection.flavour, connection.fds, params, self._loop))
+        host, self._socket = open_client_end(connection, self._loop)
+        self._listen_to(host)
 
     # chardev.host_end.HostListener
 
@@ -334,9 +333,9 @@ class MonitorLine:
             self._advance()
 
     def _take_passed(self) -> int:
-        if not isinstance(self._host, ClientSocket) or not self._host.passed:
+        if self._socket is None or not self._socket.passed:
             raise QmpError("No file descriptor supplied via SCM_RIGHTS")
-        return self._host.passed.popleft()
+        return self._socket.passed.popleft()
 
     def send_event(self, name: str, data: Mapping[str, object] | None) -> None:
         """Tell the client of an event of ours; HMP has none."""
@@ -391,7 +390,7 @@ class MonitorLine:
 
     def _drop_host(self) -> None:
         host, self._host = self._host, None
-        self._taken = None
+        self._socket = self._taken = None
         if host is not None:
             host.close()
         if self._chardev is not None:
