@@ -1,9 +1,9 @@
-"""Soak: 30 ports, hosts that come and go, ports that are plugged and unplugged, workers that are replaced and killed.
+"""Soak: 30 ports, hosts that come and go, ports that are plugged and unplugged, processes that are replaced and killed.
 
     PYTHONPATH=src python3 tests/daemon/soak.py MINUTES [--kills]
 
 Afterwards every port moves bytes exactly, and descriptors and anonymous memory are what they were when it was warm.
-With --kills workers are killed and replaced as well; then their memory is that of a younger process.
+With --kills workers are killed, and both processes replaced as well; then their memory is that of younger ones.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ class Soak:
         self.device.wait_for_new_worker(self.device.kill_worker())
 
     def restart(self):
-        """The worker is replaced."""
+        """The worker is replaced, or both processes are."""
         if not self.monitor.execute("x-virtserial-query")["changing"]:
-            self.monitor.execute("x-virtserial-restart")
+            self.monitor.execute("x-virtserial-restart", {"keeper": self.rng.random() < 0.5})
 
     def run(self, seconds):
         """Storms, one after the other."""

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 
-from virtserial.cli.serve import Options, build, build_monitors, build_objects
+from virtserial.cli.serve_options import Options, build, build_monitors, build_objects
 from virtserial.daemon.keeper import Keeper
 from virtserial.daemon.signals import Signals
 from virtserial.loop import EventLoop

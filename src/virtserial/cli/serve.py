@@ -4,103 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+import sys
 
+from virtserial.cli.serve_options import USAGE, Options, build, build_monitors, build_objects
 from virtserial.cli.service import Service, predecessor
-from virtserial.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from virtserial.chardev.base import Chardev
-    from virtserial.chardev.tls_credentials import TlsCredentials
-    from virtserial.machine.model import Machine
-    from virtserial.options.monitor_options import MonitorOptions
-
-USAGE = """usage: virtserial serve OPTION...
-
-  -device virtio-serial[,id=ID][,socket=PATH][,max_ports=N][,vectors=N]...
-                        a controller; it listens at PATH for one VMM at a time
-  -device virtserialport[,bus=ID.0][,nr=N][,name=NAME][,chardev=ID]
-                        a port
-  -device virtconsole[,bus=ID.0][,nr=N][,name=NAME][,chardev=ID]
-                        a console
-  -chardev KIND,id=ID,...
-                        a port's host end
-  -object tls-creds-x509,id=ID,dir=PATH,endpoint=server|client[,verify-peer=off]
-                        certificates for a chardev socket's tls-creds=ID
-  -qmp CHARDEV          a monitor for programs (QMP), as -qmp unix:PATH,server=on,wait=off; -qmp-pretty indents
-  -monitor CHARDEV      a monitor for people (HMP)
-  -mon chardev=ID[,mode=readline|control][,pretty=on|off]
-                        a monitor on a -chardev
-  -device DRIVER,help   what a driver takes; -chardev help lists the kinds
-  --ready-fd N          close descriptor N when everything listens
-  --trust-vmm           map guest memory even if the VMM may shrink its file
-  --allow-path PATH     let monitors name PATH and what lies under it, beside what these options name
-  --sandbox=off         do not confine the process that handles the guest's bytes
-  -v, --verbose         say more (twice: what the guest's driver says)
-
-Options are QEMU's: key=value with ,, for a comma, or JSON.  When ready it prints, for each controller, the argument
-that QEMU (10.1 or newer) takes.  SIGTERM ends it; SIGUSR2 has it go on with the code that is installed now.
-"""
-
-
-MONITOR_OPTIONS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
-
-
-class Options:
-    """The command line, in order."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = list(words)
-        self.devices: list[str] = []
-        self.objects: list[str] = []
-        self.chardevs: list[str] = []
-        self.monitors: list[tuple[str, str]] = []
-        self.ready_fd: str | None = None
-        self.trust_vmm = False
-        self.sandbox = True
-        self.allowed_paths: list[str] = []
-        self.verbosity = 0
-        self.help = False
-        remaining = iter(words)
-        for word in remaining:
-            option = "-" + word.lstrip("-")
-            if option in ("-device", "-chardev", "-object", "-ready-fd", "-allow-path", *MONITOR_OPTIONS):
-                value = next(remaining, None)
-                if value is None:
-                    raise ConfigError(f"{word}: requires an argument")
-                if option == "-device":
-                    self.devices.append(value)
-                elif option == "-chardev":
-                    self.chardevs.append(value)
-                elif option == "-object":
-                    self.objects.append(value)
-                elif option == "-allow-path":
-                    self.allowed_paths.append(value)
-                elif option in MONITOR_OPTIONS:
-                    self.monitors.append((option, value))
-                else:
-                    self.ready_fd = value
-            elif option == "-trust-vmm":
-                self.trust_vmm = True
-            elif option in ("-sandbox=on", "-sandbox=off"):
-                self.sandbox = option == "-sandbox=on"
-            elif option in ("-v", "-verbose"):
-                self.verbosity += 1
-            elif option in ("-h", "-help"):
-                self.help = True
-            else:
-                raise ConfigError(f"{word}: invalid option")
-
-
-def _descriptor(value: str) -> int:
-    try:
-        fd = int(value)
-        os.fstat(fd)
-    except (ValueError, OverflowError, OSError):
-        raise ConfigError(f"--ready-fd {value}: not an open descriptor") from None
-    return fd
+from virtserial.errors import ConfigError, VirtserialError
 
 
 def run(words: list[str]) -> int:
@@ -159,84 +67,26 @@ def _helped(options: Options) -> bool:
     return False
 
 
-def build_objects(options: Options) -> dict[str, TlsCredentials]:
-    """Return what -object describes, by id.
-
-    Raises:
-        ConfigError: as QEMU says it, after the option it is about.
-    """
-    from virtserial.options.object_options import parse_object
-
-    objects: dict[str, TlsCredentials] = {}
-    for text in options.objects:
-        try:
-            credentials = parse_object(text, objects)
-        except ConfigError as error:
-            raise ConfigError(f"-object {text}: {error}") from None
-        objects[credentials.id] = credentials
-    return objects
-
-
-def build(options: Options, objects: dict[str, TlsCredentials]) -> tuple[Machine, dict[str, Chardev]]:
-    """Return the machine and the chardevs that the options describe; nothing is opened.
-
-    Raises:
-        ConfigError: as QEMU says it, after the option it is about.
-    """
-    from virtserial.daemon.run_directory import run_directory
-    from virtserial.machine.build import plug
-    from virtserial.machine.model import Machine
-    from virtserial.options.chardev_options import parse_chardev
-    from virtserial.options.device_options import parse_device
-
-    machine = Machine()
-    chardevs: dict[str, Chardev] = {}
-    text = ""
+def _descriptor(value: str) -> int:
     try:
-        option = "-chardev"
-        for text in options.chardevs:
-            chardev = parse_chardev(text, chardevs, objects)
-            chardevs[chardev.id] = chardev
-        option = "-device"
-        for text in options.devices:
-            plug(machine, parse_device(text), chardevs, run_directory())
-    except ConfigError as error:
-        raise ConfigError(f"{option} {text}: {error}") from None
-    return machine, chardevs
+        fd = int(value)
+        os.fstat(fd)
+    except (ValueError, OverflowError, OSError):
+        raise ConfigError(f"--ready-fd {value}: not an open descriptor") from None
+    return fd
 
 
-def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chardev]) -> list[MonitorOptions]:
-    """Return the monitors that the options describe; those that name no chardev get one, which is put into `chardevs`.
-
-    Raises:
-        ConfigError: as QEMU says it, after the option it is about.
+def check(document: int) -> None:
+    """Be the process that says whether this code could go on with a document (daemon/renewal.py): with status 1 if not.
     """
-    if not options.monitors:
-        return []
-    from virtserial.options.chardev_options import parse_chardev
-    from virtserial.options.monitor_options import parse_mon, parse_monitor
+    # All that the new processes import, so that they find it compiled.
+    import virtserial.daemon.sandbox
+    import virtserial.daemon.worker
+    import virtserial.monitor.server  # noqa: F401
+    from virtserial.daemon.handover import read_document
+    from virtserial.daemon.succession import build
 
-    monitors: list[MonitorOptions] = []
     try:
-        for option, text in options.monitors:
-            needed = None
-            if option == "-mon":
-                monitor = parse_mon(text)
-            else:
-                mode = "readline" if option == "-monitor" else "control"
-                parsed = parse_monitor(text, len(monitors), mode, pretty=option == "-qmp-pretty")
-                if parsed is None:
-                    continue
-                monitor, needed = parsed
-            if needed is not None:
-                chardevs[monitor.chardev] = parse_chardev(needed, chardevs)
-            if monitor.chardev not in chardevs:
-                raise ConfigError(f'chardev "{monitor.chardev}" not found')
-            chardev = chardevs[monitor.chardev]
-            taken = any(other.chardev == chardev.id for other in monitors) or machine.user_of(chardev.id) is not None
-            if chardev.hub or (taken and not chardev.mux):
-                raise ConfigError(f"chardev '{monitor.chardev}' is already in use")
-            monitors.append(monitor)
-    except ConfigError as error:
-        raise ConfigError(f"{option} {text}: {error}") from None
-    return monitors
+        build(read_document(document))
+    except (VirtserialError, KeyError, TypeError, ValueError) as error:
+        sys.exit(str(error))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from virtserial.chardev.base import Chardev, Put
     from virtserial.chardev.tls_credentials import TlsCredentials
-    from virtserial.cli.serve import Options
+    from virtserial.cli.serve_options import Options
     from virtserial.daemon.handover import Handover
     from virtserial.machine.model import Controller, Machine
     from virtserial.monitor.server import Monitors
@@ -144,7 +144,10 @@ class Service:
     def _allow_renewal(self, count: int) -> None:
         from virtserial.daemon.renewal import Renewal
 
-        self._keeper.renewal = Renewal(self._keeper, self._describe, self._signals, count)
+        keeper = self._keeper
+        keeper.renewal = Renewal(
+            self._loop, keeper.workers, keeper.farewell, self._describe, self._signals, count
+        )
 
     def _describe(self, put: Put) -> dict[str, Any]:
         from virtserial.daemon.succession import describe
@@ -234,23 +237,6 @@ def predecessor() -> tuple[Handover | None, list[tuple[str, int]]]:
     except StateError as error:
         log.error("%s; this process begins anew", error)
         return None, others
-
-
-def check(document: int) -> None:
-    """Be the process that says whether this code could go on with a document (daemon/renewal.py): with status 1 if not.
-    """
-    # All that the new processes import, so that they find it compiled.
-    import virtserial.cli.serve
-    import virtserial.daemon.sandbox
-    import virtserial.daemon.worker
-    import virtserial.monitor.server  # noqa: F401
-    from virtserial.daemon.handover import read_document
-    from virtserial.daemon.succession import build
-
-    try:
-        build(read_document(document))
-    except (VirtserialError, KeyError, TypeError, ValueError) as error:
-        sys.exit(str(error))
 
 
 def prepare_descriptors() -> None:

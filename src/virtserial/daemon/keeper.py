@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 from virtserial.daemon.announcement import announce
 from virtserial.daemon.farewell import Farewell
+from virtserial.daemon.fronts import Fronts
 from virtserial.daemon.heartbeat import Heartbeat
 from virtserial.daemon.held import HeldDescriptors
 from virtserial.daemon.hotplug import HotPlug
@@ -23,7 +24,6 @@ from virtserial.errors import ConfigError
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
-    from typing import Protocol
 
     from virtserial.chardev.base import Chardev, Connection, ConnectionSink
     from virtserial.chardev.preparation import Preparation
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from virtserial.daemon.systemd import ActivatedListener
     from virtserial.loop import EventLoop
     from virtserial.machine.model import Controller, Machine, Port
-
-    class FrontUser(Protocol):
-        """Who shares a multiplexed chardev with ports."""
-
-        def front_changed(self, state: str, serial: int) -> None:
-            """The host end of connection `serial` is "opened" or "closed"; the focus is "in" or "out"."""
-
 
 log = logging.getLogger("virtserial.keeper")
 
@@ -71,6 +64,7 @@ class Keeper:
 
     Attributes:
         workers: starts, replaces and ends the worker.
+        fronts: users of multiplexed chardevs that are no ports.
         held: the descriptors that outlive a worker.
         states: by controller's index, the descriptor of its state memory.
         listeners: by controller's index, where its VMM comes.
@@ -99,6 +93,7 @@ class Keeper:
         self._trust_vmm = trust_vmm
         self.held = HeldDescriptors()
         self.connections = 0
+        self.fronts = Fronts(machine, self._hold_and_send)
         self.hotplug = HotPlug(self, self.held, self.workers.send)
         self.guest_open_listener: Callable[[Port], None] | None = None
         """Hears of a port whose `guest_open` has changed."""
@@ -111,7 +106,6 @@ class Keeper:
         """What Ctrl-a x ends."""
         self.renewal: Renewal | None = None
         """Puts new code in the keeper's own place; None: it lives as long as its VMM, with the code that it has."""
-        self._front_users: dict[str, FrontUser] = {}
         self.activated: dict[str | None, ActivatedListener] = {}
         """By controller's id: sockets that a service manager listens at, for the controllers to come."""
         self.listeners: dict[int, VmmListener] = {}
@@ -312,9 +306,7 @@ class Keeper:
         elif kind == "guest open":
             self._guest_open_changed(message)
         elif kind == "front":
-            user = self._front_users.get(f"front/{message['chardev']}/{message['front']}")
-            if user is not None:
-                user.front_changed(str(message["state"]), cast(int, message["serial"]))
+            self.fronts.changed(message)
         elif kind == "quit":
             if self.chardevs[str(message["chardev"])].mux_quit:
                 self.quit()
@@ -350,36 +342,6 @@ class Keeper:
         for fd in self.held.take(f"vmm/{index}"):
             self.heartbeat.unwatch(fd)
             self.farewell.close(fd)
-
-    # Users of multiplexed chardevs that are no ports
-
-    def add_front(self, chardev: Chardev, name: str, stream: socket.socket, user: FrontUser | None = None) -> None:
-        """Give somebody else than a port a share of a multiplexed chardev.
-
-        Args:
-            name: of this user, among those of the chardev.
-            stream: what is for the user goes out here, and what it says comes in; owned from here on.
-            user: hears of the host end.
-
-        Raises:
-            ConfigError: it has all the users it can have.
-        """
-        users = self.machine.users_of(chardev.id)
-        if len(users) + chardev.fronts >= chardev.max_users:
-            raise ConfigError(
-                f"too many uses of multiplexed chardev '{chardev.id}' (maximum is {chardev.max_users})"
-            )
-        stream.setblocking(False)
-        key = self.keep_front(chardev, name, user)
-        self._hold_and_send(key, {"type": "front", "chardev": chardev.id, "front": name}, [stream.detach()])
-
-    def keep_front(self, chardev: Chardev, name: str, user: FrontUser | None) -> str:
-        """Count a user of a multiplexed chardev whose stream is held already; returns its key."""
-        chardev.fronts += 1
-        key = f"front/{chardev.id}/{name}"
-        if user is not None:
-            self._front_users[key] = user
-        return key
 
     def hear_worker(self) -> None:
         """Handle what the worker has said by now: it tells of a change before what follows from it."""

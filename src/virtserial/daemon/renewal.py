@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from virtserial.chardev.base import Put
-    from virtserial.daemon.keeper import Keeper
+    from virtserial.daemon.farewell import Farewell
     from virtserial.daemon.signals import Signals
-    from virtserial.loop import Timer
+    from virtserial.daemon.supervisor import Supervisor
+    from virtserial.loop import EventLoop, Timer
 
 log = logging.getLogger("virtserial.keeper")
 
@@ -38,6 +39,8 @@ MAX_COMPLAINT = 64 << 10
 class Renewal:
     """
     Args:
+        workers: of the keeper that is renewed.
+        farewell: its own; is finished first.
         describe: returns the whole document, `put` takes the descriptors that it speaks of.
         signals: are passed on.
 
@@ -46,10 +49,17 @@ class Renewal:
     """
 
     def __init__(
-        self, keeper: Keeper, describe: Callable[[Put], dict[str, Any]], signals: Signals, count: int = 0
+        self,
+        loop: EventLoop,
+        workers: Supervisor,
+        farewell: Farewell,
+        describe: Callable[[Put], dict[str, Any]],
+        signals: Signals,
+        count: int = 0,
     ) -> None:
-        self._keeper = keeper
-        self._loop = keeper.loop
+        self._loop = loop
+        self._workers = workers
+        self._farewell = farewell
         self._describe = describe
         self._signals = signals
         self.count = count
@@ -69,9 +79,9 @@ class Renewal:
         Raises:
             ConfigError: one is under way already, or the new code cannot be started.
         """
-        if self.changing or self._keeper.workers.changing:
+        if self.changing or self._workers.changing:
             raise ConfigError("a process is being replaced already")
-        self._keeper.workers.refusal = None
+        self._workers.refusal = None
         try:
             self._start_check()
         except OSError as error:
@@ -81,7 +91,7 @@ class Renewal:
         document = write_document(self._describe(Handover().put))
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         program = (
-            f"import sys; sys.path.append({root!r}); from virtserial.cli.service import check; check({document})"
+            f"import sys; sys.path.append({root!r}); from virtserial.cli.serve import check; check({document})"
         )
         try:
             self._check = subprocess.Popen(
@@ -105,7 +115,7 @@ class Renewal:
             self._refuse(f"it could not go on: {last}")
             return
         self._executing = True
-        self._keeper.workers.retire(lambda: self._loop.add_turn(self._execute))
+        self._workers.retire(lambda: self._loop.add_turn(self._execute))
 
     def _end_check(self) -> tuple[int, str]:
         """Wait for the other process, which has ended; return its status and what it has said."""
@@ -122,8 +132,8 @@ class Renewal:
         return check.wait(), complaint
 
     def _refuse(self, why: str) -> None:
-        self._keeper.workers.refusal = f"the new code was not taken: {why}"
-        log.error("%s", self._keeper.workers.refusal)
+        self._workers.refusal = f"the new code was not taken: {why}"
+        log.error("%s", self._workers.refusal)
 
     def pack(self) -> int:
         """Return a descriptor that holds all there is; the worker has retired.
@@ -131,7 +141,7 @@ class Renewal:
         Raises:
             OSError: the kernel does not let so much be under way.
         """
-        self._keeper.farewell.finish()
+        self._farewell.finish()
         handover = Handover()
         handover.document = {**self._describe(handover.put), "renewals": self.count + 1}
         return handover.pack()
@@ -145,7 +155,7 @@ class Renewal:
             self._signals.let_come()
             self._executing = False
             self._refuse(f"{sys.executable} cannot be executed: {error.strerror}")
-            self._keeper.workers.start_or_try_again()
+            self._workers.start_or_try_again()
 
     def close(self) -> None:
         """Begin nothing more."""

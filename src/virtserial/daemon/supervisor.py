@@ -14,10 +14,10 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from virtserial.chardev.preparation import import_host_ends
+from virtserial.daemon.successor import START_TIMEOUT, Successor
 from virtserial.daemon.worker_process import SEND_TIMEOUT, WorkerProcess
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EPOLLIN
-from virtserial.memory.state import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,6 @@ log = logging.getLogger("virtserial.keeper")
 RESTART_DELAYS = (0.0, 0.05, 0.2, 0.5, 1.0)
 """Seconds before a worker that died young is started again: the n-th time in a row.  QEMU waits 5 s for an answer."""
 YOUNG = 2.0
-START_TIMEOUT = 20.0
-"""Seconds for a worker to read its code and that of handlers."""
 READ_AHEAD_DELAY = 0.2
 STOP_TIMEOUT = 3.0
 """Seconds for a worker to stop for its successor; then it is killed, which loses nothing either."""
@@ -72,8 +70,7 @@ class Supervisor:
         self._parent = parent
         self._configure = configure
         self._handle = handle
-        self._successor: WorkerProcess | None = None
-        self._successor_ready = False
+        self._successor: Successor | None = None
         self._stopping = False
         self._going = False
         self._outdated = False
@@ -103,9 +100,7 @@ class Supervisor:
         self._hang_timer = None
         self._stopping = self._going = self._outdated = False
         successor, self._successor = self._successor, None
-        if successor is not None:
-            self._unwatch(successor)
-        worker = self.worker = successor or WorkerProcess.fork(self._parent)
+        worker = self.worker = successor.take() if successor is not None else WorkerProcess.fork(self._parent)
         self._started = time.monotonic()
         self._loop.watch(worker.channel.fileno(), EPOLLIN, self._worker_spoke)
         self._loop.watch(worker.pidfd, EPOLLIN, self._worker_exited)
@@ -168,7 +163,7 @@ class Supervisor:
         delay = RESTART_DELAYS[min(self._young_deaths, len(RESTART_DELAYS) - 1)]
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         log.error("worker %d %s; a new one takes over", worker.pid, cause)
-        if self._successor is not None and not self._successor_ready:
+        if self._successor is not None and not self._successor.is_ready:
             self._refuse("the old one died before it was ready")
         self._restart_timer = self._loop.call_later(delay, self.start_or_try_again)
 
@@ -213,15 +208,9 @@ class Supervisor:
             raise ConfigError("the worker is being replaced already")
         self.refusal = None
         try:
-            successor = self._successor = WorkerProcess.spawn()
+            self._successor = Successor(self._loop, self._successor_ready, self._refuse)
         except OSError as error:
             raise ConfigError(f"no worker can be started: {error.strerror}") from error
-        self._successor_ready = False
-        self._loop.watch(successor.channel.fileno(), EPOLLIN, self._successor_spoke)
-        self._loop.watch(successor.pidfd, EPOLLIN, lambda _: self._refuse("it ended before it was ready"))
-        self._change_timer = self._loop.call_later(
-            START_TIMEOUT, lambda: self._refuse(f"it was not ready within {START_TIMEOUT:g} s")
-        )
 
     def replace(self) -> None:
         """Put another worker of the same code in the place of the one that runs: there is more to be told ahead."""
@@ -242,26 +231,7 @@ class Supervisor:
         self._retired = then
         self._stop_worker()
 
-    def _successor_spoke(self, _: int) -> None:
-        successor = self._successor
-        if successor is None or self._successor_ready:
-            return
-        try:
-            received = successor.channel.receive()
-        except (EOFError, StateError):
-            self._refuse("it ended before it was ready")
-            return
-        if received is None:
-            return
-        message, _fds = received
-        if message.get("type") != "ready" or message.get("state_version") != VERSION:
-            self._refuse(
-                f"it keeps its state in another form (version {message.get('state_version')}, not {VERSION}): "
-                "it can serve only after a stop and a start"
-            )
-            return
-        self._successor_ready = True
-        self._cancel(self._change_timer)
+    def _successor_ready(self) -> None:
         if self.worker is not None:
             self._stop_worker()
 
@@ -280,12 +250,9 @@ class Supervisor:
         self._dismiss_successor()
 
     def _dismiss_successor(self) -> None:
-        self._cancel(self._change_timer)
         successor, self._successor = self._successor, None
         if successor is not None:
-            self._unwatch(successor)
-            successor.kill()
-            successor.bury()
+            successor.dismiss()
 
     # What it is told
 

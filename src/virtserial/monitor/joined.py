@@ -75,7 +75,7 @@ class JoinedMonitors:
             kind, _, user = name.partition("/")
             if kind == "front":
                 chardev, _, number = user.rpartition("/")
-                keeper.add_front(keeper.chardevs[chardev], f"qemu{number}", stream)
+                keeper.fronts.add(keeper.chardevs[chardev], f"qemu{number}", stream)
         for chardev_of in keeper.chardevs.values():
             self.machine.chardevs.was_added(chardev_of)
         self._control = QemuConnection(

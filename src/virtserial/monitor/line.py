@@ -99,7 +99,7 @@ class MonitorLine:
             ConfigError: it has all the users it can have.
         """
         ours, theirs = socket.socketpair()
-        keeper.add_front(chardev, name, theirs, self)
+        keeper.fronts.add(chardev, name, theirs, self)
         self._has_focus = False
         ours.setblocking(False)
         self._open_share(keeper, chardev, ours.detach())
@@ -153,7 +153,7 @@ class MonitorLine:
             self._session = self._make_session(saved["session"])
         fds = tuple(take(number) for number in host["fds"])
         if chardev.mux:
-            keeper.keep_front(chardev, name, self)
+            keeper.fronts.keep(chardev, name, self)
             self._open_share(keeper, chardev, fds[0])
         else:
             self.connection_opened(chardev, Connection(host["flavour"], fds, host["params"]))
@@ -172,7 +172,7 @@ class MonitorLine:
             session.resume(saved)
         return session
 
-    # daemon.keeper.FrontUser
+    # daemon.fronts.FrontUser
 
     def front_changed(self, state: str, serial: int) -> None:
         """The other side of a multiplexer comes or goes, or the focus does."""
