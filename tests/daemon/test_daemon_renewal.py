@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import termios
+import threading
 import time
+from pathlib import Path
 
 import pytest
 from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
@@ -17,6 +22,10 @@ from embedded_guest import EmbeddedGuest
 
 from virtserial.cli.monitor_client import MonitorClient
 from virtserial.vfio_user.client import Client
+
+sys.path.append(str(Path(__file__).parents[1] / "chardev"))
+
+from certificates import Authority
 
 COUNTING = """
 import os
@@ -283,6 +292,54 @@ def test_hung_worker_is_killed_for_it(start, folder):
         wait_until(lambda: not monitor.execute("x-virtserial-query")["changing"], 30)
         guest.check_port("a", folder / "a", 50_000)
         assert monitor.execute("x-virtserial-query")["keeper-restarts"] == 1
+
+
+def test_telnet_and_tls_clients_have_to_come_again(start, folder):
+    if not shutil.which("openssl"):
+        pytest.skip("openssl(1) makes the certificates")
+    authority = Authority(folder / "authority", "test")
+    directory = authority.issue(folder / "server", "server")
+    device = start(
+        *controller_options(folder), *monitor_options(folder),
+        "-object", f"tls-creds-x509,id=creds,endpoint=server,dir={directory},verify-peer=off",
+        *chardev_port(1, "telnet", f"socket,path={folder}/telnet,server=on,wait=off,telnet=on"),
+        *chardev_port(2, "tls", f"socket,path={folder}/tls,server=on,wait=off,tls-creds=creds"),
+    )  # fmt: skip
+    # What is needed is known to the process: the files may be gone.
+    shutil.rmtree(directory)
+    context = ssl.create_default_context(cafile=authority.certificate)
+
+    def meet(name):
+        """A client is there; returns its connection."""
+        host = connect(folder / name)
+        if name == "tls":
+            host = context.wrap_socket(host, server_hostname="localhost", do_handshake_on_connect=False)
+            pump = threading.Thread(target=host.do_handshake)
+            pump.start()
+            guest.run_until(lambda: not pump.is_alive())
+        guest.run_until(lambda: ports[name].port.host_connected)
+        host.sendall(b"hello")
+        guest.run_until(lambda: ports[name].data.endswith(b"hello"))
+        ports[name].data.clear()
+        return host
+
+    with (
+        MonitorClient(f"{folder}/qmp") as monitor,
+        EmbeddedGuest(folder / "ser0.sock", "telnet", "tls") as guest,
+    ):
+        ports = {name: guest.open(name) for name in ("telnet", "tls")}
+        for _ in range(2):
+            hosts = [meet(name) for name in ports]
+            renew(monitor)
+            for host in hosts:
+                with contextlib.suppress(ssl.SSLError, ConnectionResetError):
+                    while host.recv(100):
+                        pass
+                host.close()
+            guest.run_until(lambda: not any(each.port.host_connected for each in ports.values()))
+        for name in ports:
+            meet(name).close()
+    assert "internal error" not in device.log
 
 
 def test_terminal_is_put_back_at_the_very_end(folder):
