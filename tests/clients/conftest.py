@@ -14,9 +14,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "interop"))
 
+from fetched import had
 from host_device import VirtserialDevice
 
-from virtserial.rig import RigUnavailable
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
 
@@ -26,16 +26,6 @@ def pytest_collection_modifyitems(items):
         if os.path.dirname(__file__) == str(item.path.parent):
             item.add_marker(pytest.mark.qemu)
             item.add_marker(pytest.mark.flaky(reruns=1))  # as in tests/interop
-
-
-def had(fetch, *arguments):
-    """What the rig fetches; where it cannot, the test is skipped, in CI it fails."""
-    try:
-        return fetch(*arguments)
-    except RigUnavailable as reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the rig is not available: {reason}")
-        pytest.skip(f"the rig is not available: {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)

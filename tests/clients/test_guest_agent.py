@@ -10,7 +10,7 @@ import socket
 import time
 
 import pytest
-from conftest import had
+from fetched import had
 from host_device import wait_until
 
 from virtserial.rig import Guest

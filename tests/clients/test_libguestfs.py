@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import had
+from fetched import had
 from host_device import SOURCE
 
 from virtserial.rig.cache import cache_root

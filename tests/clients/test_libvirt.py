@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import had
+from fetched import had
 from host_device import SOURCE, wait_until
 from host_end import HostEnd
 

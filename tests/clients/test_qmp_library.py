@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import had
+from fetched import had
 
 from virtserial.rig.pip_wheel import python_package
 

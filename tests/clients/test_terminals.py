@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import had
+from fetched import had
 
 from virtserial.rig import Guest
 from virtserial.rig.image import ROOT_PASSWORD
