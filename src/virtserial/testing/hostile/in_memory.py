@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from virtserial.console.port import Port
     from virtserial.errors import BackendError
 
+KEPT = 1 << 20
+"""Bytes: a ring may offer its whole memory in each of its chains."""
+
 
 class KeepingHost:
-    """A host's end that keeps what it is given, and knows whether the guest is there."""
+    """A host's end that takes everything, keeps the newest of it, and knows whether the guest is there."""
 
     connected = True
     ended = False
@@ -46,7 +49,8 @@ class KeepingHost:
         return sum(self._take(buffer) for buffer in buffers)
 
     def _take(self, buffer: memoryview) -> int:
-        self.taken += buffer
+        self.taken += buffer[-KEPT:]
+        del self.taken[:-KEPT]
         return len(buffer)
 
     def readv(self, buffers: Sequence[memoryview]) -> int:
