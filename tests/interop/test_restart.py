@@ -70,6 +70,22 @@ def test_restarts_lose_and_double_no_byte_and_no_poller_sees_a_hang_up(attached,
     assert "takes over" not in attached.log
 
 
+@pytest.mark.parametrize("shared_memory", ["file", False])
+def test_restarts_where_the_guest_s_memory_is_not_mapped(attached, folder, shared_memory):
+    """It is read and written as a file, or by messages to QEMU."""
+    with Guest(attached.arguments, shared_memory=shared_memory) as guest:
+        with EndlessStreams(guest, NAME, f"{folder}/stream") as streams:
+            streams.wait_for_progress()
+            for words in ((), ("--worker",), ()):
+                restart(folder, words)
+                streams.wait_for_progress()
+            assert streams.finish()["hangups"] == 0
+        found = counts(folder)
+        assert (found["upgrades"], found["restarts"], found["doubtful-bytes"]) == (3, 0, 0)
+        exchange(guest, {NAME: f"{folder}/stream"}, mib=1)
+    assert "internal error" not in attached.log
+
+
 @pytest.mark.timeout(150 + 12 * KILLS)
 def test_kills_at_random_moments_cost_no_guest_and_no_byte(attached, folder):
     rng = random.Random()
