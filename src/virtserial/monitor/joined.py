@@ -120,7 +120,7 @@ class JoinedMonitors:
 
 
 class QemuBackend:
-    """Runs what the clients of one monitor ask for, here or by its connection to QEMU (monitor.line.Backend)."""
+    """Runs what the clients of one monitor ask for, here or by its connection to QEMU (conversation.Backend)."""
 
     def __init__(self, keeper: Keeper, machine: JoinedMachine, stream: socket.socket) -> None:
         self.line: MonitorLine | None = None
@@ -151,7 +151,7 @@ class QemuBackend:
         if not isinstance(printed, QmpError):
             names += joined_hmp.names_in_help(str(printed))
 
-    # monitor.line.Backend
+    # monitor.conversation.Backend
 
     def when_ready(self, callback: Callable[[], None]) -> None:
         if self._is_ready:

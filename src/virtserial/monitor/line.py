@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from virtserial.chardev.base import Connection
 from virtserial.chardev.descriptor_stream import DescriptorStream
 from virtserial.errors import BackendError
 from virtserial.monitor.client_socket import open_client_end
 from virtserial.monitor.commands import Client
+from virtserial.monitor.conversation import Conversation
 from virtserial.monitor.descriptors import NamedDescriptors
 from virtserial.monitor.hmp import HmpSession
 from virtserial.monitor.qmp import QmpError, QmpSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from virtserial.chardev.base import Chardev, Put, Take
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from virtserial.daemon.keeper import Keeper
     from virtserial.loop import EventLoop
     from virtserial.monitor.client_socket import ClientSocket
-    from virtserial.monitor.qmp import Received, Request
+    from virtserial.monitor.conversation import Backend
     from virtserial.options.monitor_options import MonitorOptions
 
 log = logging.getLogger("virtserial.monitor")
@@ -34,31 +34,6 @@ log = logging.getLogger("virtserial.monitor")
 READ_SIZE = 64 << 10
 MAX_UNSENT = 4 << 20
 """Bytes a client may leave unread; then its connection is closed.  (Its requests wait long before that.)"""
-MAX_QUEUED = 8
-"""In-band requests that wait while out-of-band ones can pass them (QEMU's QMP_REQ_QUEUE_LEN_MAX); as many of those
-may be unanswered."""
-
-
-class Backend(Protocol):
-    """Who runs what the clients of one monitor ask for."""
-
-    def when_ready(self, callback: Callable[[], None]) -> None:
-        """Call back when clients can be greeted."""
-
-    def greeting(self) -> Mapping[str, object]:
-        """What QMP clients are greeted with."""
-
-    def run(self, client: Client, request: Request, answer: Callable[[object], None]) -> None:
-        """Run a command; `answer` is called once, now or later, with what it returns or a QmpError."""
-
-    def run_line(self, client: Client, line: str, answer: Callable[[str], None]) -> None:
-        """Run a line of HMP; `answer` is called once, now or later, with what it prints."""
-
-    def candidates(self, text: str) -> tuple[Sequence[str], int]:
-        """What the last word of a line could become, and how much of that is typed."""
-
-    def client_left(self) -> None:
-        """The client is gone: forget what was its own."""
 
 
 class MonitorLine:
@@ -76,14 +51,9 @@ class MonitorLine:
         self._chardev: Chardev | None = None
         self._host: HostEnd | None = None
         self._socket: ClientSocket | None = None
-        self._session: QmpSession | HmpSession | None = None
+        self._conversation: Conversation | None = None
         self._names = NamedDescriptors()
         self._client = Client(self._names, self._take_passed)
-        self._incoming: Iterator[Received] | Iterator[str] | None = None
-        self._queue: deque[Received | str] = deque()
-        self._busy = False
-        self._oob_running = 0
-        self._advancing = False
         self._buffer = memoryview(bytearray(READ_SIZE))
         self._shares = False
         self._hear_first: Callable[[], None] = lambda: None
@@ -123,8 +93,8 @@ class MonitorLine:
         saved: dict[str, object] = {"focus": self._has_focus, "serial": self._connection, "host": None}
         host, taken = self._host, self._taken
         session = None
-        if self._session is not None and self._incoming is None:
-            session = self._session.hand_over()
+        if self._conversation is not None and self._conversation.can_receive:
+            session = self._conversation.session.hand_over()
         stays = host is not None and (session is not None or self._socket is None)
         if not stays or taken is None or taken.flavour == "layered":
             # Nobody, or somebody in the middle of something that does not go over.
@@ -150,7 +120,7 @@ class MonitorLine:
         self.unsent += saved["unsent"].encode("latin-1")
         self._names.resume(saved["names"], take)
         if saved["session"] is not None:
-            self._session = self._make_session(saved["session"])
+            self._converse(self._make_session(saved["session"]))
         fds = tuple(take(number) for number in host["fds"])
         if chardev.mux:
             keeper.fronts.keep(chardev, name, self)
@@ -159,7 +129,10 @@ class MonitorLine:
             self.connection_opened(chardev, Connection(host["flavour"], fds, host["params"]))
         if self._socket is not None:
             self._socket.passed.extend(take(number) for number in saved["passed"])
-        self._flush()
+        self.flush()
+
+    def _converse(self, session: QmpSession | HmpSession) -> None:
+        self._conversation = Conversation(session, self._backend, self._client, self)
 
     def _make_session(self, saved: Mapping[str, Any] | None = None) -> QmpSession | HmpSession:
         welcome = self._backend.greeting()
@@ -176,7 +149,8 @@ class MonitorLine:
 
     def front_changed(self, state: str, serial: int) -> None:
         """The other side of a multiplexer comes or goes, or the focus does."""
-        if state == "opened" and (serial != self._connection or self._session is None):
+        session = self._conversation.session if self._conversation is not None else None
+        if state == "opened" and (serial != self._connection or session is None):
             self._end_session()
             self._connection = serial
             self._greet()
@@ -186,14 +160,13 @@ class MonitorLine:
             self._discard_input()
         elif state == "in" and not self._has_focus:
             self._has_focus = True
-            if isinstance(self._session, HmpSession):
-                self._session.prompt()
-            self._flush()
-            self._advance()
+            if isinstance(session, HmpSession):
+                session.prompt()
+            self.host_writable()
         elif state == "out" and self._has_focus:
-            if isinstance(self._session, HmpSession):
-                self._session.leave()
-                self._flush()
+            if isinstance(session, HmpSession):
+                session.leave()
+                self.flush()
             self._has_focus = False
 
     def _discard_input(self) -> None:
@@ -224,7 +197,7 @@ class MonitorLine:
 
         def begin() -> None:
             is_there = host is not None and host is self._host and host.connected
-            if is_there and self._session is None and connection == self._connection:
+            if is_there and self._conversation is None and connection == self._connection:
                 self._begin_session()
                 self.host_readable()
 
@@ -241,96 +214,31 @@ class MonitorLine:
         """The client has said something."""
         self._hear_first()
         # One piece in a turn, and none before the last one is done with, or while it does not take our answers.
-        if self._host is None or self._session is None or self._incoming is not None or self.unsent:
+        conversation = self._conversation
+        if self._host is None or conversation is None or not conversation.can_receive or self.unsent:
             return
         try:
             count = self._host.readv([self._buffer])
         except BackendError as error:
-            self._fail(str(error))
+            self.fail(str(error))
             return
         if count:
-            self._incoming = self._session.receive(bytes(self._buffer[:count]))
-            self._advance()
+            conversation.receive(bytes(self._buffer[:count]))
 
     def host_writable(self) -> None:
         """The client takes bytes again."""
-        self._flush()
-        self._advance()
+        self.flush()
+        if self._conversation is not None:
+            self._conversation.advance()
 
     # The session
 
     def _begin_session(self) -> None:
-        self._session = self._make_session()
-        if isinstance(self._session, HmpSession) and self._has_focus:
-            self._session.prompt()
-        self._flush()
-
-    def _advance(self) -> None:
-        """Run what may run now of what has been read, then read more."""
-        if self._advancing:
-            return
-        self._advancing = True
-        try:
-            while self._session is not None and not self.unsent and self._step():
-                pass
-        except Exception:
-            # The keeper must go on, whatever a client has made of us.
-            log.exception("internal error in the monitor on chardev %s", self.options.chardev)
-            self._fail("internal error")
-        finally:
-            self._advancing = False
-        if self._host is not None and self._host.readable and self._incoming is None and not self.unsent:
-            self._loop.add_turn(self.host_readable)
-
-    def _step(self) -> bool:
-        """Do one thing; False: there is nothing that may be done now."""
-        if self._queue and not self._busy:
-            self._run(self._queue.popleft())
-            return True
-        session = self._session
-        may_wait = isinstance(session, QmpSession) and session.oob and len(self._queue) < MAX_QUEUED
-        if self._incoming is None or (self._busy and not may_wait) or self._oob_running >= MAX_QUEUED:
-            return False
-        received = next(self._incoming, None)
-        if received is None:
-            self._incoming = None
-            self._flush()
-        elif not isinstance(received, str) and received.oob:
-            self._run(received)
-        else:
-            self._queue.append(received)
-        return True
-
-    def _run(self, received: Received | str) -> None:
-        session = self._session
-        if isinstance(received, str):
-            assert isinstance(session, HmpSession)
-            self._busy = True
-            self._backend.run_line(self._client, received, lambda text: self._printed(session, text))
-            return
-        assert isinstance(session, QmpSession)
-        request = session.request(received)
-        if request is None:
-            self._flush()
-            return
-        self._busy |= not request.oob
-        self._oob_running += request.oob
-        self._backend.run(self._client, request, lambda result: self._answered(session, request, result))
-
-    def _printed(self, session: HmpSession, text: str) -> None:
-        if session is self._session:  # else its client has left
-            self._busy = False
-            session.answer(text)
-            self._flush()
-            self._advance()
-
-    def _answered(self, session: QmpSession, request: Request, result: object) -> None:
-        if session is self._session:  # else its client has left
-            self._busy &= request.oob
-            self._oob_running -= request.oob
-            session.answer(request, result)
-            self._flush()
-            self._advance()
+        session = self._make_session()
+        self._converse(session)
+        if isinstance(session, HmpSession) and self._has_focus:
+            session.prompt()
+        self.flush()
 
     def _take_passed(self) -> int:
         if self._socket is None or not self._socket.passed:
@@ -339,24 +247,34 @@ class MonitorLine:
 
     def send_event(self, name: str, data: Mapping[str, object] | None) -> None:
         """Tell the client of an event of ours; HMP has none."""
-        if isinstance(self._session, QmpSession) and self._hears_events:
-            self._session.event(name, dict(data) if data is not None else None, time.time())
-            self._flush()
+        if (session := self._hearer()) is not None:
+            session.event(name, dict(data) if data is not None else None, time.time())
+            self.flush()
 
     def pass_event(self, event: Mapping[str, object]) -> None:
         """Tell the client of an event of QEMU's."""
-        if isinstance(self._session, QmpSession) and self._hears_events:
-            self._session.pass_event(event)
-            self._flush()
+        if (session := self._hearer()) is not None:
+            session.pass_event(event)
+            self.flush()
 
-    @property
-    def _hears_events(self) -> bool:
-        return self._has_focus or len(self.unsent) < READ_SIZE
+    def _hearer(self) -> QmpSession | None:
+        """The session that is told of events, if there is one."""
+        session = self._conversation.session if self._conversation is not None else None
+        hears = self._has_focus or len(self.unsent) < READ_SIZE
+        return session if isinstance(session, QmpSession) and hears else None
 
-    def _flush(self) -> None:
-        if self._session is None or self._host is None:
+    # conversation.Line
+
+    def read_on(self) -> None:
+        """All that was received is done with: read more in the next turn."""
+        if self._host is not None and self._host.readable:
+            self._loop.add_turn(self.host_readable)
+
+    def flush(self) -> None:
+        """Send what the session has to say."""
+        if self._conversation is None or self._host is None:
             return
-        self.unsent += self._session.data_to_send()
+        self.unsent += self._conversation.session.data_to_send()
         if not self._has_focus:
             return  # As QEMU's monitors, it shows what it has to say when the focus comes back.
         try:
@@ -367,24 +285,21 @@ class MonitorLine:
                     break
                 del self.unsent[:count]
         except BackendError as error:
-            self._fail(str(error))
+            self.fail(str(error))
         if len(self.unsent) > MAX_UNSENT:
-            self._fail("the client does not read what it asked for")
+            self.fail("the client does not read what it asked for")
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Part from the client, and say why."""
         log.error("monitor on chardev %s: %s; the connection is closed", self.options.chardev, reason)
         self._end_session()
         if not self._shares:
             self._drop_host()
 
     def _end_session(self) -> None:
-        if self._session is not None:
-            self._session = None
-            self._backend.client_left()
-        self._incoming = None
-        self._queue.clear()
-        self._busy = False
-        self._oob_running = 0
+        conversation, self._conversation = self._conversation, None
+        if conversation is not None:
+            conversation.end()
         self.unsent.clear()
         self._names.close()
 

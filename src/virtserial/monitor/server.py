@@ -118,7 +118,7 @@ def part_from_clients(keeper: Keeper, lines: Sequence[MonitorLine]) -> None:
 
 
 class LocalBackend:
-    """Runs every command here and at once (monitor.line.Backend)."""
+    """Runs every command here and at once (monitor.conversation.Backend)."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
