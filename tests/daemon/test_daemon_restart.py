@@ -13,7 +13,7 @@ import pytest
 from device_process import ENVIRONMENT, ROOT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 
-from virtserial.chardev.descriptor_stream import unread_bytes
+from virtserial.chardev.ending_stream import unread_bytes
 from virtserial.cli.monitor_client import MonitorClient
 
 RESTARTS = int(os.environ.get("VIRTSERIAL_RESTARTS", "5"))

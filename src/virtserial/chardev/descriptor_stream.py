@@ -9,14 +9,12 @@ again (`wait_readable`), which costs less than a read in vain; likewise after a 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
-import termios
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import account
-from virtserial.chardev.host_end import HostEnd
+from virtserial.chardev.buffers import IOV_MAX
+from virtserial.chardev.ending_stream import EndingStream, unread_bytes
 from virtserial.errors import BackendError
 from virtserial.loop import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
 
     from virtserial.loop import EventLoop
 
-IOV_MAX = 1024
-"""UIO_MAXIOV: how many buffers one readv or writev takes."""
-
 INPUT_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
 HANG_UP = EPOLLHUP | EPOLLERR
 
@@ -35,28 +30,7 @@ PEER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH,
 """What a socket, FIFO or pty says when the other side has left.  EIO of a regular file is a failure instead."""
 
 
-def front_of(buffers: Sequence[memoryview], size: int) -> list[memoryview]:
-    """The first `size` bytes of `buffers`, as buffers."""
-    front = []
-    for buffer in buffers:
-        if size < buffer.nbytes:
-            if size:
-                front.append(buffer[:size])
-            break
-        front.append(buffer)
-        size -= buffer.nbytes
-    return front
-
-
-def unread_bytes(fd: int) -> int:
-    """What waits in a descriptor to be read (FIONREAD)."""
-    try:
-        return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
-    except OSError:
-        return 0
-
-
-class DescriptorStream(HostEnd):
+class DescriptorStream(EndingStream):
     """Reads from one descriptor and writes to another or the same; either may be None.
 
     The peer of a descriptor used both ways can hang up: then what it sent is still read (if the port wants it) before
@@ -67,8 +41,7 @@ class DescriptorStream(HostEnd):
     exact = True
 
     def __init__(self, loop: EventLoop, name: str, read_fd: int | None, write_fd: int | None) -> None:
-        super().__init__(name)
-        self._loop = loop
+        super().__init__(loop, name)
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._both_ways = read_fd is not None and read_fd == write_fd
@@ -77,8 +50,6 @@ class DescriptorStream(HostEnd):
         self._held = False
         self._hung_up = False
         self._input_ended = False
-        self._finishing = False
-        self._closed = False
 
     # Starting and ending
 
@@ -95,7 +66,7 @@ class DescriptorStream(HostEnd):
         self._closed = True
         self.connected = False
         self.readable = False
-        self._unwatch_all()
+        self._stop_watching()
         for fd in {self._read_fd, self._write_fd} - {None}:
             os.close(fd)  # type: ignore[arg-type]
 
@@ -118,25 +89,7 @@ class DescriptorStream(HostEnd):
     def _input_wanted(self) -> None:
         """The guest has opened the port."""
 
-    def _finish(self) -> None:
-        """Nothing more will come: let the loop say so."""
-        if self._finishing or self._closed:
-            return
-        self._finishing = True
-        self.readable = False
-        self._loop.add_turn(self._deliver_closed)
-
-    def _deliver_closed(self) -> None:
-        if self._closed:
-            return
-        self.input_discarded += self._unread_bytes()
-        self.connected = False
-        self.ended = True
-        self._unwatch_all()
-        self.listener.host_closed()
-
     def _unread_bytes(self) -> int:
-        """How much the peer sent that nobody will read."""
         return unread_bytes(self._read_fd) if self._both_ways and self._read_fd is not None else 0
 
     def _fail(self, what: str, error: OSError) -> BackendError:
@@ -144,7 +97,7 @@ class DescriptorStream(HostEnd):
         self.ended = True
         self.readable = False
         self._finishing = True
-        self._unwatch_all()
+        self._stop_watching()
         return BackendError(f"{self.name}: {what}: {error.strerror}")
 
     # Watching
@@ -165,7 +118,7 @@ class DescriptorStream(HostEnd):
         self._watched.add(fd)
         return True
 
-    def _unwatch_all(self) -> None:
+    def _stop_watching(self) -> None:
         for fd in self._watched:
             self._loop.unwatch(fd)
         self._watched.clear()

@@ -8,6 +8,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from virtserial.chardev.buffers import move_into
 from virtserial.chardev.handler import PortHandler
 from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError
@@ -110,15 +111,7 @@ class HandlerHostEnd(HostEnd):
         return consumed
 
     def readv(self, buffers: Sequence[memoryview]) -> int:
-        given = 0
-        with memoryview(self._pending) as pending:
-            for buffer in buffers:
-                piece = min(buffer.nbytes, len(pending) - given)
-                buffer[:piece] = pending[given : given + piece]
-                given += piece
-                if given == len(pending):
-                    break
-        del self._pending[:given]
+        given = move_into(buffers, self._pending)
         self.readable = bool(self._pending)
         if given and self._was_full:
             self._tell_writable_soon()

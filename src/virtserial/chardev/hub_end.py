@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.descriptor_stream import front_of
+from virtserial.chardev.buffers import front_of
 from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError
 

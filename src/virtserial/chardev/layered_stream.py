@@ -12,15 +12,9 @@ import os
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import account
-from virtserial.chardev.descriptor_stream import (
-    HANG_UP,
-    INPUT_EVENTS,
-    IOV_MAX,
-    PEER_GONE,
-    front_of,
-    unread_bytes,
-)
-from virtserial.chardev.host_end import HostEnd
+from virtserial.chardev.buffers import IOV_MAX, front_of, move_into
+from virtserial.chardev.descriptor_stream import HANG_UP, INPUT_EVENTS, PEER_GONE
+from virtserial.chardev.ending_stream import EndingStream, unread_bytes
 from virtserial.errors import BackendError, PeerError
 from virtserial.loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP
 
@@ -73,7 +67,7 @@ def make_layers(params: Sequence[Mapping[str, object]], fds: Sequence[int]) -> l
     return layers
 
 
-class LayeredStream(HostEnd):
+class LayeredStream(EndingStream):
     """Connected when every layer is established.
 
     Args:
@@ -86,8 +80,7 @@ class LayeredStream(HostEnd):
     _next_complaint = 0.0
 
     def __init__(self, loop: EventLoop, name: str, fd: int, ticket_fd: int, layers: Sequence[Layer]) -> None:
-        super().__init__(name)
-        self._loop = loop
+        super().__init__(loop, name)
         self._fd = fd
         self._ticket_fd = ticket_fd
         self._layers = layers
@@ -98,9 +91,7 @@ class LayeredStream(HostEnd):
         self._blocked = False
         self._waits_for_room = False
         self._at_end = False
-        self._finishing = False
         self._watched = False
-        self._closed = False
         self._deadline: Timer | None = None
 
     # Starting and ending
@@ -153,23 +144,10 @@ class LayeredStream(HostEnd):
         self._flush()
         self._finish()
 
-    def _finish(self) -> None:
-        if self._finishing or self._closed:
-            return
-        self._finishing = True
-        self.readable = False
-        self._loop.add_turn(self._deliver_closed)
+    def _unread_bytes(self) -> int:
+        return len(self._input) + unread_bytes(self._fd)
 
-    def _deliver_closed(self) -> None:
-        if self._closed:
-            return
-        self.input_discarded += len(self._input) + unread_bytes(self._fd)
-        self.ended = True
-        self._stop()
-        self.connected = False
-        self.listener.host_closed()
-
-    def _stop(self) -> None:
+    def _stop_watching(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -187,7 +165,7 @@ class LayeredStream(HostEnd):
             self._flush()
         self._closed = True
         self.connected = self.readable = False
-        self._stop()
+        self._stop_watching()
         os.close(self._fd)
         os.close(self._ticket_fd)
 
@@ -224,15 +202,7 @@ class LayeredStream(HostEnd):
     def readv(self, buffers: Sequence[memoryview]) -> int:
         if not self._input:
             self._read_some()
-        given = 0
-        with memoryview(self._input) as waiting:
-            for buffer in buffers:
-                piece = min(buffer.nbytes, len(waiting) - given)
-                buffer[:piece] = waiting[given : given + piece]
-                given += piece
-                if given == len(waiting):
-                    break
-        del self._input[:given]
+        given = move_into(buffers, self._input)
         if self._at_end and not self._input:
             self._finish()
         self.readable = not self._finishing and bool(self._input or self._raw_readable)

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import account
-from virtserial.chardev.descriptor_stream import IOV_MAX, front_of
+from virtserial.chardev.buffers import IOV_MAX, front_of
 from virtserial.chardev.host_end import HostEnd
 
 if TYPE_CHECKING:

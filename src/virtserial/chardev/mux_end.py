@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import MAX_FRONTS
-from virtserial.chardev.descriptor_stream import front_of
+from virtserial.chardev.buffers import front_of
 from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError, StateError
 

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import account
-from virtserial.chardev.descriptor_stream import IOV_MAX
+from virtserial.chardev.buffers import IOV_MAX
 from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError
 from virtserial.loop import EPOLLERR, EPOLLET, EPOLLIN, EPOLLOUT
