@@ -26,7 +26,7 @@ def systemd(folder):
     manager.close()
 
 
-def write_unit(systemd, folder, source, *options):
+def write_unit(systemd, folder, source, *options, without=None):
     """The service, with lines of the packaged one: for this, and of its hardening what leaves files alone."""
     packaged = (ROOT / "packaging" / "systemd" / "virtserial@.service").read_text().splitlines()
     kept = (
@@ -34,7 +34,7 @@ def write_unit(systemd, folder, source, *options):
         "CapabilityBoundingSet=", "AmbientCapabilities=", "NoNewPrivileges=", "LockPersonality=", "SystemCall",
         "MemoryDenyWriteExecute=", "ProtectProc=", "UMask=",
     )  # fmt: skip
-    lines = [line for line in packaged if line.startswith(kept)]
+    lines = [line for line in packaged if line.startswith(kept) and line != without]
     words = " ".join(f"'{word}'" for word in options)
     (systemd.units / UNIT).write_text(
         "\n".join(
@@ -133,6 +133,20 @@ def test_restart_with_other_options_keeps_the_machine_and_says_so(systemd, serve
     systemd("start", UNIT)
     with EmbeddedGuest(folder / "other.sock", "c") as guest:
         guest.check_port("c", folder / "c", 10_000)
+
+
+def test_without_a_store_a_restart_is_a_stop_and_a_start(systemd, served, folder):
+    systemd("stop", UNIT)
+    options = [*controller_options(folder), *port_options(folder, "a")]
+    write_unit(systemd, folder, served, *options, without="FileDescriptorStoreMax=1")
+    systemd("start", UNIT)
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        systemd("restart", UNIT)
+        with pytest.raises(VirtserialError):
+            guest.run_until(lambda: False, 10)
+    assert "has no FileDescriptorStoreMax=" in log(folder)
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        guest.check_port("a", folder / "a", 10_000)
 
 
 def test_new_code_that_cannot_read_what_was_left_parts_from_the_vmm_and_serves_anew(systemd, served, folder):

@@ -18,7 +18,7 @@ from virtserial.daemon.announcement import announce
 from virtserial.daemon.keeper import Keeper
 from virtserial.daemon.path_policy import PathPolicy
 from virtserial.daemon.signals import Signals
-from virtserial.errors import ConfigError, StateError, VirtserialError
+from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EventLoop
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Service:
                 service._monitors = Monitors.resume(service._keeper, document["monitors"], handover.take)
             service._allow_renewal(document["renewals"])
             service._keeper.workers.start_or_try_again()
-        except (VirtserialError, OSError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:
             log.exception("it cannot be gone on with what another process has left")
             if service is not None:
                 service._close()

@@ -77,26 +77,48 @@ def forget(name: str) -> None:
 
 
 def restarts_this_service() -> bool:
-    """Whether the service manager ends this process only to start it again (`systemctl restart`), as it says itself."""
+    """Whether the service manager ends this process only to start it again (`systemctl restart`), and has a store for
+    what it leaves: as systemctl says."""
     unit = _own_unit()
     if unit is None or "NOTIFY_SOCKET" not in os.environ:
         return False
+    try:
+        jobs = _systemctl("list-jobs", "--no-legend", "--plain")
+        if not any(line.split()[1:3] == [unit, "restart"] for line in jobs.splitlines()):
+            return False
+        room = _systemctl("show", "--property=FileDescriptorStoreMax", "--value", unit).strip()
+    except OSError as error:
+        log.warning("systemctl does not say whether this is a restart, so it is taken for a stop: %s", error)
+        return False
+    if room in ("", "0"):
+        log.warning("%s has no FileDescriptorStoreMax=, so this restart is a stop and a start", unit)
+        return False
+    return True
+
+
+def _systemctl(*words: str) -> str:
+    """What systemctl prints.
+
+    Raises:
+        OSError: it cannot be had, or does not come to an end.
+    """
     import subprocess
 
     user = ["--user"] if "MANAGERPID" in os.environ else []
     try:
-        jobs = subprocess.run(
-            ["systemctl", *user, "list-jobs", "--no-legend", "--no-pager", "--plain"],
+        done = subprocess.run(
+            ["systemctl", "--no-pager", *user, *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=SYSTEMCTL_TIMEOUT,
-            check=True,
+            check=False,
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("systemctl does not say whether this is a restart, so it is taken for a stop: %s", error)
-        return False
-    return any(line.split()[1:3] == [unit, "restart"] for line in jobs.stdout.splitlines())
+    except subprocess.SubprocessError as error:
+        raise OSError(str(error)) from error
+    if done.returncode:
+        raise OSError(done.stderr.strip() or f"it ended with status {done.returncode}")
+    return done.stdout
 
 
 def _own_unit() -> str | None:
