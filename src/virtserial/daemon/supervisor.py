@@ -237,6 +237,7 @@ class Supervisor:
 
     def _stop_worker(self) -> None:
         self._stopping = True
+        self._cancel(self._change_timer)
         self.send({"type": "stop"})
         self._change_timer = self._loop.call_later(STOP_TIMEOUT, self._kill_worker)
 
