@@ -57,7 +57,7 @@ class Service:
         chardevs: dict[str, Chardev],
         objects: dict[str, TlsCredentials],
     ) -> None:
-        prepare_descriptors()
+        _prepare_descriptors()
         self._words = options.words
         self._loop = EventLoop()
         policy = PathPolicy(options.allowed_paths)
@@ -239,7 +239,7 @@ def predecessor() -> tuple[Handover | None, list[tuple[str, int]]]:
         return None, others
 
 
-def prepare_descriptors() -> None:
+def _prepare_descriptors() -> None:
     """Have standard input, output and error open, and as many more descriptors as may be had."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         # One of the three was closed: no socket may come to stand in its place.

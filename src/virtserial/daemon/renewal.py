@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
     from typing import Any, NoReturn
 
@@ -88,6 +88,8 @@ class Renewal:
             raise ConfigError(f"the new code cannot be looked at: {error.strerror}") from error
 
     def _start_check(self) -> None:
+        import subprocess  # 10 ms that a start does not need
+
         document = write_document(self._describe(Handover().put))
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         program = (
