@@ -96,7 +96,7 @@ class Renewal:
             f"import sys; sys.path.append({root!r}); from virtserial.cli.serve import check; check({document})"
         )
         try:
-            self._check = subprocess.Popen(
+            check = subprocess.Popen(
                 [sys.executable, "-P", "-c", program],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -106,9 +106,16 @@ class Renewal:
             )
         finally:
             os.close(document)
-        self._check_fd = os.pidfd_open(self._check.pid)
+        try:
+            self._check_fd = os.pidfd_open(check.pid)
+        except OSError:
+            # No descriptor is left; else it would count as under way for ever.
+            check.kill()
+            check.communicate()
+            raise
+        self._check = check
         self._loop.watch(self._check_fd, EPOLLIN, self._checked)
-        self._timer = self._loop.call_later(CHECK_TIMEOUT, self._check.kill)
+        self._timer = self._loop.call_later(CHECK_TIMEOUT, check.kill)
 
     def _checked(self, _: int) -> None:
         status, complaint = self._end_check()
