@@ -19,7 +19,6 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "src"))
 
-from virtserial.chardev.descriptor_stream import DescriptorStream
 from virtserial.console.device import ConsoleDevice
 from virtserial.console.port import RECEIVE, TRANSMIT
 from virtserial.console.wire import (
@@ -29,6 +28,7 @@ from virtserial.console.wire import (
     receiveq_index,
     transmitq_index,
 )
+from virtserial.host_end.stream import DescriptorStream
 from virtserial.loop import EventLoop
 from virtserial.memory.state import StateMemory
 from virtserial.testing.memory_driver import QueueDriver, StepScheduler

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from virtserial.chardev.opening import open_host_end
+from virtserial.host_end.factory import open_host_end
 from virtserial.loop import EventLoop
 
 

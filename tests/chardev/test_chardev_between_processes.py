@@ -15,7 +15,7 @@ from virtserial.chardev.socket_server import SocketServerChardev
 
 WORKER = """
 import json, os, socket, sys
-from virtserial.chardev.opening import open_host_end
+from virtserial.host_end.factory import open_host_end
 from virtserial.loop import EventLoop
 channel = socket.socket(fileno=int(sys.argv[1]))
 message, fds, _, _ = socket.recv_fds(channel, 4096, 4)

@@ -11,10 +11,10 @@ import pytest
 
 from virtserial.chardev.file import FileChardev
 from virtserial.chardev.null import NullChardev
-from virtserial.chardev.opening import open_host_end
 from virtserial.chardev.pipe import PipeChardev
 from virtserial.chardev.ringbuf import RingbufChardev
 from virtserial.errors import BackendError, ConfigError, StateError
+from virtserial.host_end.factory import open_host_end
 
 
 class TestFile:
@@ -108,7 +108,7 @@ class TestFile:
         program = """
 import resource, signal, sys
 from virtserial.chardev.file import FileChardev
-from virtserial.chardev.opening import open_host_end
+from virtserial.host_end.factory import open_host_end
 from virtserial.errors import BackendError
 from virtserial.loop import EventLoop
 class Sink:
@@ -252,7 +252,7 @@ class TestRingbuf:
         """RLIMIT_FSIZE holds for a memfd as well."""
         program = """
 import resource, signal
-from virtserial.chardev.opening import open_host_end
+from virtserial.host_end.factory import open_host_end
 from virtserial.chardev.ringbuf import RingbufChardev
 from virtserial.errors import BackendError
 from virtserial.loop import EventLoop

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from virtserial.chardev.handler_chardev import HandlerChardev
-from virtserial.chardev.handler_end import PENDING_MAX
 from virtserial.errors import BackendError, ConfigError
+from virtserial.host_end.handler import PENDING_MAX
 
 HERE = Path(__file__).with_name("handlers_for_tests.py")
 

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from virtserial.chardev.descriptor_stream import DescriptorStream
+from virtserial.host_end.stream import DescriptorStream
 
 
 @pytest.fixture

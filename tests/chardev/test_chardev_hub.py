@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from virtserial.chardev.descriptor_stream import DescriptorStream
-from virtserial.chardev.hub_end import MAX_OUTPUT, HubHostEnd
+from virtserial.host_end.hub import MAX_OUTPUT, HubHostEnd
+from virtserial.host_end.stream import DescriptorStream
 
 
 class Hub:

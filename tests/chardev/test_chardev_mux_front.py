@@ -7,9 +7,9 @@ import socket
 
 import pytest
 
-from virtserial.chardev.descriptor_stream import DescriptorStream
-from virtserial.chardev.mux_end import Multiplexer
-from virtserial.chardev.mux_front import StreamFront
+from virtserial.host_end.mux import Multiplexer
+from virtserial.host_end.mux_front import StreamFront
+from virtserial.host_end.stream import DescriptorStream
 
 
 class Shared:

@@ -182,7 +182,7 @@ def test_blocked_writer_is_let_go_when_the_terminal_is_closed(house, terminal):
 
 
 def test_polls_where_there_is_no_inotify_left(house, terminal, monkeypatch):
-    monkeypatch.setattr("virtserial.chardev.pty_end.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("virtserial.host_end.pty.POLL_SECONDS", 0.05)
     monkeypatch.setattr("virtserial.chardev.pty.IN_OPEN", 0)
     chardev = house.open(PtyChardev("foo"))
     assert len(house.connections[0].fds) == 1

@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from virtserial.chardev.descriptor_stream import DescriptorStream
 from virtserial.chardev.socket_address import FdAddress, InetAddress, UnixAddress
 from virtserial.chardev.socket_client import SocketClientChardev
 from virtserial.chardev.socket_server import SocketServerChardev
 from virtserial.errors import ConfigError, StateError
+from virtserial.host_end.stream import DescriptorStream
 
 
 def has_ipv6():

@@ -13,7 +13,7 @@ import pytest
 
 PROGRAM = """
 import os, sys, time
-from virtserial.chardev.opening import open_host_end
+from virtserial.host_end.factory import open_host_end
 from virtserial.chardev.stdio import StdioChardev
 from virtserial.errors import ConfigError
 from virtserial.loop import EventLoop

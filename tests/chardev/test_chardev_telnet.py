@@ -8,7 +8,7 @@ from virtserial.chardev.socket_address import InetAddress, UnixAddress
 from virtserial.chardev.socket_client import SocketClientChardev
 from virtserial.chardev.socket_layers import SocketLayers
 from virtserial.chardev.socket_server import SocketServerChardev
-from virtserial.chardev.telnet import TelnetLayer
+from virtserial.host_end.telnet import TelnetLayer
 
 OFFER = bytes.fromhex("fffb01 fffb03 fffb00 fffd00")
 """What QEMU 11.1.3 sends first: WILL ECHO, WILL SUPPRESS-GO-AHEAD, WILL BINARY, DO BINARY."""

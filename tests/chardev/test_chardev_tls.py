@@ -15,13 +15,13 @@ import pytest
 from certificates import Authority, openssl
 from websocket_client import WebSocketClient, frame
 
-from virtserial.chardev import layered_stream
 from virtserial.chardev.socket_address import InetAddress
 from virtserial.chardev.socket_client import SocketClientChardev
 from virtserial.chardev.socket_layers import SocketLayers
 from virtserial.chardev.socket_server import SocketServerChardev
 from virtserial.chardev.tls_credentials import TlsCredentials
 from virtserial.errors import ConfigError
+from virtserial.host_end import layered as layered_stream
 
 LOCALHOST = InetAddress("127.0.0.1", "0")
 

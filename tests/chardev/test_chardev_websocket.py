@@ -8,12 +8,12 @@ import time
 import pytest
 from websocket_client import ACCEPT, REQUEST, WebSocketClient, frame
 
-from virtserial.chardev import layered_stream
 from virtserial.chardev.socket_address import UnixAddress
 from virtserial.chardev.socket_layers import SocketLayers
 from virtserial.chardev.socket_server import SocketServerChardev
-from virtserial.chardev.websocket import WebSocketLayer
 from virtserial.errors import PeerError
+from virtserial.host_end import layered as layered_stream
+from virtserial.host_end.websocket import WebSocketLayer
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 

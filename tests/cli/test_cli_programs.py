@@ -95,7 +95,7 @@ def test_importing_the_package_loads_nothing_else():
 def test_serving_does_not_load_what_is_slow_to_load():
     program = """
 import sys
-import virtserial.cli.serve, virtserial.daemon.keeper, virtserial.daemon.worker
+import virtserial.cli.serve, virtserial.daemon.keeper.keeper, virtserial.daemon.worker.worker
 print([name for name in ("asyncio", "argparse", "subprocess", "ssl") if name in sys.modules])
 """
     assert run(program=("-c", program)) == (0, "[]\n", "")

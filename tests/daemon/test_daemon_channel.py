@@ -14,9 +14,9 @@ import sys
 import pytest
 from device_process import ENVIRONMENT
 
-from virtserial.daemon.channel import MAX_FDS, MAX_MESSAGE, Channel
-from virtserial.daemon.held import HeldDescriptors
-from virtserial.daemon.limited_log import LimitedLog
+from virtserial.channel.channel import MAX_FDS, MAX_MESSAGE, Channel
+from virtserial.daemon.keeper.held import HeldDescriptors
+from virtserial.daemon.worker.limited_log import LimitedLog
 from virtserial.errors import StateError
 from virtserial.loop import EventLoop
 
@@ -164,7 +164,7 @@ class TestChannel:
         """Only who is not root is limited (unix(7), ETOOMANYREFS)."""
         program = """
 import os, resource, threading, time
-from virtserial.daemon.channel import Channel
+from virtserial.channel.channel import Channel
 import json, array  # what is imported later need not be readable for that user
 if os.geteuid() == 0:
     os.setresgid(65533, 65533, 65533)
@@ -249,7 +249,7 @@ class TestHeldDescriptors:
         assert self.keys(held) == []
 
     def test_full_table_refuses_and_closes(self, held, monkeypatch):
-        monkeypatch.setattr("virtserial.daemon.held.MAX_HELD", 2)
+        monkeypatch.setattr("virtserial.daemon.keeper.held.MAX_HELD", 2)
         for number in range(2):
             held.hold(f"dma/0/{number}/", {}, null())
         held.hold("dma/0/1/", {}, null())
@@ -261,7 +261,7 @@ class TestHeldDescriptors:
 class TestLimitedLog:
     @pytest.fixture
     def limited(self, monkeypatch):
-        monkeypatch.setattr("virtserial.daemon.limited_log.INTERVAL", 0.1)
+        monkeypatch.setattr("virtserial.daemon.worker.limited_log.INTERVAL", 0.1)
         loop = EventLoop()
         yield loop, LimitedLog(logging.getLogger("virtserial.test"), loop, "ser0")
         loop.close()

@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from virtserial.daemon import handover
-from virtserial.daemon.handover import Handover
+from virtserial.daemon.keeper import handover
+from virtserial.daemon.keeper.handover import Handover
 from virtserial.errors import StateError
 from virtserial.machine.build import plug
 from virtserial.machine.model import Machine

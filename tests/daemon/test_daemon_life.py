@@ -15,7 +15,7 @@ import pytest
 from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest
 
-from virtserial.daemon.run_directory import run_directory
+from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.vfio_user.client import Client
 
 SERVE = [sys.executable, "-m", "virtserial", "serve"]

@@ -8,7 +8,7 @@ import pytest
 from device_process import controller_options, port_options
 
 from virtserial.cli.monitor_client import MonitorClient
-from virtserial.daemon.path_policy import PathPolicy
+from virtserial.daemon.keeper.path_policy import PathPolicy
 from virtserial.errors import ConfigError
 
 

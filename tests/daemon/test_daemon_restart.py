@@ -13,8 +13,8 @@ import pytest
 from device_process import ENVIRONMENT, ROOT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 
-from virtserial.chardev.ending_stream import unread_bytes
 from virtserial.cli.monitor_client import MonitorClient
+from virtserial.host_end.ending import unread_bytes
 
 RESTARTS = int(os.environ.get("VIRTSERIAL_RESTARTS", "5"))
 

@@ -10,7 +10,7 @@ import pytest
 from device_process import controller_options
 from embedded_guest import EmbeddedGuest
 
-from virtserial.daemon.seccomp import ALLOWED, worker_filter
+from virtserial.daemon.worker.seccomp import ALLOWED, worker_filter
 
 CANARY = '''
 import ctypes, json, mmap, os, signal, socket, subprocess, sys, time

@@ -11,7 +11,7 @@ from device_process import ENVIRONMENT
 
 PROGRAM = """
 import os, signal, sys
-from virtserial.daemon.signals import Signals
+from virtserial.daemon.keeper.signals import Signals
 from virtserial.loop import EventLoop
 
 loop, renewed = EventLoop(), []

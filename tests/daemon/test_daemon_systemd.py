@@ -12,7 +12,7 @@ import pytest
 from device_process import ENVIRONMENT, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest
 
-from virtserial.daemon import systemd
+from virtserial.daemon.keeper import systemd
 from virtserial.errors import ConfigError
 
 ACTIVATE = """

@@ -14,8 +14,8 @@ import pytest
 from device_process import connect, wait_until
 from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 
-from virtserial.daemon.supervisor import RESTART_DELAYS
-from virtserial.daemon.worker_process import SEND_TIMEOUT
+from virtserial.daemon.keeper.supervisor import RESTART_DELAYS
+from virtserial.daemon.keeper.worker_process import SEND_TIMEOUT
 from virtserial.errors import PeerError
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client

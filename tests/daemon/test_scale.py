@@ -15,8 +15,8 @@ import pytest
 from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest
 
-from virtserial.daemon.guest_device import state_size
-from virtserial.daemon.keeper import state_room
+from virtserial.daemon.keeper.keeper import state_room
+from virtserial.daemon.worker.guest_device import state_size
 
 DEVICES, PORTS = 20, 4
 PER_PORT = 48
@@ -118,7 +118,7 @@ def test_the_programs_import_nothing_slow_at_start():
     program = (
         "import sys, virtserial\n"
         "assert len([name for name in sys.modules if name.startswith('virtserial')]) == 1\n"
-        "import virtserial.cli.serve, virtserial.machine.build, virtserial.daemon.keeper\n"
+        "import virtserial.cli.serve, virtserial.machine.build, virtserial.daemon.keeper.keeper\n"
         "import virtserial.options.device_options, virtserial.options.chardev_options\n"
         "print(*sys.modules)\n"
     )
@@ -126,4 +126,4 @@ def test_the_programs_import_nothing_slow_at_start():
         [sys.executable, "-S", "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=60
     )
     # What the worker is made of, the keeper reads when all its sockets listen.
-    assert not (SLOW_IMPORTS | {"virtserial.daemon.guest_device"}) & set(done.stdout.split())
+    assert not (SLOW_IMPORTS | {"virtserial.daemon.worker.guest_device"}) & set(done.stdout.split())

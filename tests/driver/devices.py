@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from virtserial.chardev.host_end import HostEnd
 from virtserial.console.device import ConsoleDevice
 from virtserial.console.wire import (
     CONFIG,
@@ -16,10 +15,11 @@ from virtserial.console.wire import (
 )
 from virtserial.driver.dma import DmaMemory
 from virtserial.driver.ports import PortListener
+from virtserial.host_end.base import HostEnd
 from virtserial.memory.state import StateMemory
 from virtserial.testing.memory_driver import StepScheduler
 from virtserial.virtio.features import TRANSPORT_FEATURES, VIRTIO_F_VERSION_1
-from virtserial.virtio.split_ring import DESCRIPTOR
+from virtserial.virtio.ring.layout import DESCRIPTOR
 
 
 class BufferEnd(HostEnd):

@@ -13,12 +13,12 @@ import pytest
 from devices import BufferEnd
 
 from machine import Machine
-from virtserial.chardev.descriptor_stream import DescriptorStream
 from virtserial.driver.bridge import PortBridge
 from virtserial.driver.port_nodes import PortNodes
 from virtserial.driver.pty_ports import PtyPort
 from virtserial.driver.run_directory import RunDirectory
 from virtserial.errors import BackendError
+from virtserial.host_end.stream import DescriptorStream
 from virtserial.loop import EventLoop
 
 

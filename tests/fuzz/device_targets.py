@@ -20,7 +20,7 @@ from virtserial.pci.function import VFIO_PCI_CONFIG_REGION_INDEX
 from virtserial.testing.hostile.driver import HostileDriver
 from virtserial.testing.hostile.in_memory import InMemoryMachine
 from virtserial.testing.hostile.steps import AVAIL_OFFSET, BUFFER, QUEUES, RING_STRIDE, RINGS, USED_OFFSET
-from virtserial.virtio.virtqueue import MAX_CHAIN_LENGTH, QueueRecord, Virtqueue
+from virtserial.virtio.ring.split import MAX_CHAIN_LENGTH, QueueRecord, Virtqueue
 
 MEMORY = 1 << 16
 BASE = 0x10000

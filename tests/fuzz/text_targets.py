@@ -7,9 +7,9 @@ import json
 
 from any_bytes import AnyBytes
 
-from virtserial.chardev.telnet import TelnetLayer
-from virtserial.chardev.websocket import WebSocketLayer
 from virtserial.errors import ConfigError, PeerError
+from virtserial.host_end.telnet import TelnetLayer
+from virtserial.host_end.websocket import WebSocketLayer
 from virtserial.monitor.json_stream import JsonError, JsonStream
 from virtserial.monitor.qmp import QmpError, QmpSession, greeting
 from virtserial.monitor.readline import MAX_HISTORY, MAX_LINE, Readline

@@ -180,7 +180,7 @@ def test_cve_2020_13759_an_index_is_never_seen_half_written():
     """vm-memory wrote ring indexes byte by byte; guests saw a third value."""
     program = (
         "import mmap, sys\n"
-        "from virtserial.virtio.ring_access import MappedRing\n"
+        "from virtserial.virtio.ring.access import MappedRing\n"
         "view = memoryview(mmap.mmap(int(sys.argv[1]), 4096))\n"
         "ring = MappedRing(16, view[0:256], view[256:294], view[512:646])\n"
         "print('ready', flush=True)\n"

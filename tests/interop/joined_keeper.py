@@ -13,8 +13,8 @@ import socket
 import sys
 
 from virtserial.cli.serve_options import Options, build, build_monitors, build_objects
-from virtserial.daemon.keeper import Keeper
-from virtserial.daemon.signals import Signals
+from virtserial.daemon.keeper.keeper import Keeper
+from virtserial.daemon.keeper.signals import Signals
 from virtserial.loop import EventLoop
 from virtserial.monitor.joined import JoinedMonitors
 

@@ -5,7 +5,7 @@ from ring_builder import KINDS, GuestMemory, RingBuilder, join
 
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable
-from virtserial.virtio.virtqueue import QueueRecord, Virtqueue
+from virtserial.virtio.ring.split import QueueRecord, Virtqueue
 
 
 @pytest.fixture(params=KINDS)

@@ -8,8 +8,8 @@ from ring_builder import BASE, INDIRECT, NEXT, PAGE, WRITE
 from virtserial.errors import AddressError, DriverError
 from virtserial.memory.region import MessageRegion
 from virtserial.memory.table import MemoryTable
-from virtserial.virtio.ring_access import LOADS_AT_MOST, RemoteRing
-from virtserial.virtio.virtqueue import MAX_CHAIN_LENGTH
+from virtserial.virtio.ring.access import LOADS_AT_MOST, RemoteRing
+from virtserial.virtio.ring.split import MAX_CHAIN_LENGTH
 
 BUFFER = BASE + 0x50000
 LIMIT = 1 << 20

@@ -9,7 +9,7 @@ from virtserial.memory.dirty_log import DirtyLog
 from virtserial.memory.state import HEADER_SIZE, StateMemory
 from virtserial.virtio.device import DeviceRecord, VirtioDevice
 from virtserial.virtio.features import TRANSPORT_FEATURES
-from virtserial.virtio.virtqueue import QueueRecord
+from virtserial.virtio.ring.split import QueueRecord
 
 SIZE = 16
 

@@ -8,8 +8,8 @@ from ring_builder import BASE, NO_INTERRUPT, PAGE, WRITE, RingBuilder, join
 from virtserial.errors import AddressError, DriverError
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable
-from virtserial.virtio.ring_access import MappedRing, RemoteRing
-from virtserial.virtio.virtqueue import MAX_CHAIN_LENGTH, Virtqueue
+from virtserial.virtio.ring.access import MappedRing, RemoteRing
+from virtserial.virtio.ring.split import MAX_CHAIN_LENGTH, Virtqueue
 
 EVERYTHING = 1 << 20
 

@@ -17,7 +17,7 @@ from ring_builder import KINDS, GuestMemory, RingBuilder, join
 
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable
-from virtserial.virtio.virtqueue import QueueRecord, Virtqueue
+from virtserial.virtio.ring.split import QueueRecord, Virtqueue
 
 SIZE = 8
 

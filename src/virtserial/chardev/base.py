@@ -1,7 +1,7 @@
 """The keeper's half of a host back end: what a chardev is, and what it hands to the worker.
 
 A Chardev does the system calls that need names and rights (open, bind, listen, accept, connect) and yields
-Connections: descriptors and a few words.  The worker makes the moving half of each (virtserial.chardev.host_end).
+Connections: descriptors and a few words.  The worker makes the moving half of each (virtserial.host_end.base).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from virtserial.chardev.hub import HubChardev
     from virtserial.chardev.log import ChardevLog
-    from virtserial.chardev.preparation import Preparation
+    from virtserial.host_end.preparation import Preparation
     from virtserial.loop import EventLoop
 
     Put = Callable[[int], int]

@@ -14,9 +14,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import Chardev, Connection
-from virtserial.chardev.preparation import Preparation
 from virtserial.chardev.socket_address import prepare_stream
 from virtserial.errors import ConfigError
+from virtserial.host_end.preparation import Preparation
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:

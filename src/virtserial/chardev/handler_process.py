@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.handler_end import load_module
+from virtserial.host_end.handler import load_module
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

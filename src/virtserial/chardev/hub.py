@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class HubChardev(Chardev):
-    """Has no connection of its own: those of its parts go to the port that uses it (chardev.hub_end).
+    """Has no connection of its own: those of its parts go to the port that uses it (host_end.hub).
 
     Args:
         parts: its back ends, which are its own from here until it is closed.

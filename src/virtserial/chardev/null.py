@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import Chardev, Connection
-from virtserial.chardev.host_end import HostEnd
+from virtserial.host_end.base import HostEnd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from virtserial.accounting import account
 from virtserial.chardev.base import Chardev, Connection
-from virtserial.chardev.host_end import HostEnd
 from virtserial.errors import BackendError, ConfigError, StateError
+from virtserial.host_end.base import HostEnd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtserial.chardev.base import ConnectionSink, Put, Take
-    from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.socket_address import Address
+    from virtserial.host_end.preparation import Preparation
     from virtserial.loop import EventLoop, Timer
 
 

@@ -121,8 +121,8 @@ class TlsCredentials(NamedTuple):
             raise ConfigError(f"{directory}: {complaint}")
 
     def _complaint(self) -> str:
-        from virtserial.chardev.tls import make_context
         from virtserial.errors import BackendError
+        from virtserial.host_end.tls import make_context
 
         params, fds = self.duplicate(0)
         try:

@@ -158,7 +158,7 @@ class Lines:
 def _attach_options(words: Sequence[str]) -> Namespace:
     from argparse import ArgumentParser
 
-    from virtserial.daemon.run_directory import run_directory
+    from virtserial.daemon.keeper.run_directory import run_directory
 
     parser = ArgumentParser(prog="virtserial guest attach", usage=USAGE.removeprefix("usage: "))
     parser.add_argument("devices", nargs="+")

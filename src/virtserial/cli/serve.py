@@ -77,14 +77,14 @@ def _descriptor(value: str) -> int:
 
 
 def check(document: int) -> None:
-    """Be the process that says whether this code could go on with a document (daemon/renewal.py): with status 1 if not.
+    """Be the process that says whether this code could go on with a document (keeper/renewal.py): status 1 if not.
     """
     # All that the new processes import, so that they find it compiled.
-    import virtserial.daemon.sandbox
-    import virtserial.daemon.worker
+    import virtserial.daemon.worker.sandbox
+    import virtserial.daemon.worker.worker
     import virtserial.monitor.server  # noqa: F401
-    from virtserial.daemon.handover import read_document
-    from virtserial.daemon.succession import build
+    from virtserial.daemon.keeper.handover import read_document
+    from virtserial.daemon.keeper.succession import build
 
     try:
         build(read_document(document))

@@ -115,7 +115,7 @@ def build(options: Options, objects: dict[str, TlsCredentials]) -> tuple[Machine
     Raises:
         ConfigError: as QEMU says it, after the option it is about.
     """
-    from virtserial.daemon.run_directory import run_directory
+    from virtserial.daemon.keeper.run_directory import run_directory
     from virtserial.machine.build import plug
     from virtserial.machine.model import Machine
     from virtserial.options.chardev_options import parse_chardev

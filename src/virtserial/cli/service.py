@@ -1,7 +1,7 @@
 """The device process of `virtserial serve`: its keeper and monitors, its signals, and how it follows on itself.
 
-It may be started anew in the middle of everything: by itself, with new code (daemon/renewal.py), or by systemd, which
-keeps what one process leaves for the next while it restarts the service.
+It may be started anew in the middle of everything: by itself, with new code (daemon/keeper/renewal.py), or by systemd,
+which keeps what one process leaves for the next while it restarts the service.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import resource
 import sys
 from typing import TYPE_CHECKING
 
-from virtserial.daemon import systemd
-from virtserial.daemon.announcement import announce
-from virtserial.daemon.keeper import Keeper
-from virtserial.daemon.path_policy import PathPolicy
-from virtserial.daemon.signals import Signals
+from virtserial.daemon.keeper import systemd
+from virtserial.daemon.keeper.announcement import announce
+from virtserial.daemon.keeper.keeper import Keeper
+from virtserial.daemon.keeper.path_policy import PathPolicy
+from virtserial.daemon.keeper.signals import Signals
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EventLoop
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from virtserial.chardev.base import Chardev, Put
     from virtserial.chardev.tls_credentials import TlsCredentials
     from virtserial.cli.serve_options import Options
-    from virtserial.daemon.handover import Handover
+    from virtserial.daemon.keeper.handover import Handover
     from virtserial.machine.model import Controller, Machine
     from virtserial.monitor.server import Monitors
     from virtserial.options.monitor_options import MonitorOptions
@@ -114,8 +114,8 @@ class Service:
         Raises:
             ConfigError: it cannot be done; every VMM's connection is closed as it should be.
         """
-        from virtserial.daemon import succession
-        from virtserial.daemon.farewell import part_from
+        from virtserial.daemon.keeper import succession
+        from virtserial.daemon.keeper.farewell import part_from
 
         service = None
         try:
@@ -142,7 +142,7 @@ class Service:
         return service
 
     def _allow_renewal(self, count: int) -> None:
-        from virtserial.daemon.renewal import Renewal
+        from virtserial.daemon.keeper.renewal import Renewal
 
         keeper = self._keeper
         keeper.renewal = Renewal(
@@ -150,7 +150,7 @@ class Service:
         )
 
     def _describe(self, put: Put) -> dict[str, Any]:
-        from virtserial.daemon.succession import describe
+        from virtserial.daemon.keeper.succession import describe
 
         monitors = self._monitors.hand_over(put) if self._monitors is not None else None
         return {**describe(self._keeper, put), "monitors": monitors, "words": self._words}
@@ -216,7 +216,7 @@ def predecessor() -> tuple[Handover | None, list[tuple[str, int]]]:
     Raises:
         ConfigError: what systemd says of what it has passed makes no sense.
     """
-    from virtserial.daemon.renewal import left_by_predecessor
+    from virtserial.daemon.keeper.renewal import left_by_predecessor
 
     passed = systemd.take_descriptors()
     stored = [fd for name, fd in passed if name == STORED]
@@ -227,7 +227,7 @@ def predecessor() -> tuple[Handover | None, list[tuple[str, int]]]:
         stored.append(left)
     if not stored:
         return None, others
-    from virtserial.daemon.handover import Handover
+    from virtserial.daemon.keeper.handover import Handover
 
     *older, newest = stored
     for fd in older:

@@ -33,7 +33,7 @@ from virtserial.console.wire import (
 from virtserial.errors import AccessInterrupted, AddressError, DriverError, StateError
 from virtserial.memory.state import HEADER_SIZE, U16, U32, Record
 from virtserial.virtio.device import DeviceRecord, VirtioDevice
-from virtserial.virtio.virtqueue import QueueRecord
+from virtserial.virtio.ring.split import QueueRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from virtserial.errors import BackendError
     from virtserial.loop import Timer
     from virtserial.memory.state import StateMemory
-    from virtserial.virtio.virtqueue import Virtqueue
+    from virtserial.virtio.ring.split import Virtqueue
 
 log = logging.getLogger("virtserial.device")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from virtserial.console.device import Scheduler
     from virtserial.loop import Timer
-    from virtserial.virtio.virtqueue import Virtqueue
+    from virtserial.virtio.ring.split import Virtqueue
 
 SIGNAL_QUIET: Final = 0.0003
 """Seconds without new chains after which a held interrupt is sent: then the driver may be waiting for it."""

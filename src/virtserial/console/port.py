@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from virtserial.console.device import ConsoleDevice
     from virtserial.console.host_end import HostEnd
     from virtserial.console.slot import PortSlot
-    from virtserial.virtio.virtqueue import ChainBatch, Virtqueue
+    from virtserial.virtio.ring.split import ChainBatch, Virtqueue
 
 TURN_CHAINS = 256
 """Chains a port may use in one turn and direction."""

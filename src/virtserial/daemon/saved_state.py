@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, cast
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
-    from virtserial.daemon.channel import Message
-    from virtserial.daemon.guest_device import GuestDevice
-    from virtserial.daemon.keeper import Keeper
+    from virtserial.channel.channel import Message
+    from virtserial.daemon.keeper.keeper import Keeper
+    from virtserial.daemon.worker.guest_device import GuestDevice
     from virtserial.machine.model import Controller
 
 

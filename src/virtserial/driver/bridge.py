@@ -1,6 +1,6 @@
 """Joins a port to an application's end: a pseudo-terminal, a socket, a file; no byte is copied on the way.
 
-The application's end is a `chardev.host_end.HostEnd`: what serves a host on the device's side serves an application on
+The application's end is a `host_end.base.HostEnd`: what serves a host on the device's side serves an application on
 the driver's.  The port is open while the application's end is connected.
 """
 
@@ -14,8 +14,8 @@ from virtserial.errors import BackendError, StateError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtserial.chardev.host_end import HostEnd
     from virtserial.driver.ports import Port
+    from virtserial.host_end.base import HostEnd
     from virtserial.loop import EventLoop
 
 TURN_BYTES = 2 << 20

@@ -38,12 +38,12 @@ from virtserial.driver.dma import DmaMemory
 from virtserial.driver.port_queues import BufferPlan, ReceiveQueue, TransmitQueue
 from virtserial.driver.ports import Port
 from virtserial.errors import PeerError, StateError
-from virtserial.virtio.driver_queue import DriverQueue, QueueLayout
 from virtserial.virtio.features import (
     VIRTIO_F_ACCESS_PLATFORM,
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_VERSION_1,
 )
+from virtserial.virtio.ring.driver import DriverQueue, QueueLayout
 from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
 
 if TYPE_CHECKING:

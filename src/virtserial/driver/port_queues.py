@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.driver.dma import DmaMemory
-    from virtserial.virtio.driver_queue import DriverQueue
+    from virtserial.virtio.ring.driver import DriverQueue
 
 MAX_VIEWS = 1024
 """As many buffers as one readv or writev takes (IOV_MAX)."""

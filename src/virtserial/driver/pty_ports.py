@@ -8,10 +8,10 @@ import struct
 import termios
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.opening import open_host_end
 from virtserial.chardev.pty import PtyChardev
 from virtserial.driver.bridge import PortBridge
 from virtserial.driver.port_nodes import PortNode
+from virtserial.host_end.factory import open_host_end
 
 if TYPE_CHECKING:
     from virtserial.chardev.base import Chardev, Connection

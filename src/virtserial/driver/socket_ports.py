@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.opening import open_host_end
 from virtserial.chardev.socket_address import UnixAddress
 from virtserial.chardev.socket_server import SocketServerChardev
 from virtserial.driver.bridge import PortBridge
 from virtserial.driver.port_nodes import PortNode
+from virtserial.host_end.factory import open_host_end
 
 if TYPE_CHECKING:
     from virtserial.chardev.base import Chardev, Connection

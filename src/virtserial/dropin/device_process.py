@@ -7,7 +7,7 @@ import logging
 import resource
 from typing import TYPE_CHECKING, Self
 
-from virtserial.daemon.keeper import Keeper
+from virtserial.daemon.keeper.keeper import Keeper
 from virtserial.dropin.memory import share_object
 from virtserial.loop import EventLoop
 from virtserial.monitor.joined import JoinedMonitors

@@ -8,14 +8,14 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.descriptor_stream import DescriptorStream
-from virtserial.chardev.opening import open_host_end
+from virtserial.host_end.factory import open_host_end
+from virtserial.host_end.stream import DescriptorStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.chardev.base import Connection
-    from virtserial.chardev.host_end import HostEnd
+    from virtserial.host_end.base import HostEnd
     from virtserial.loop import EventLoop
 
 MAX_PASSED = 16
@@ -72,6 +72,6 @@ def open_client_end(connection: Connection, loop: EventLoop) -> tuple[HostEnd, C
     log = params.get("log")
     if not isinstance(log, int):
         return client, client
-    from virtserial.chardev.log_end import LogFile, LoggedHostEnd
+    from virtserial.host_end.log import LogFile, LoggedHostEnd
 
     return LoggedHostEnd(client, LogFile(client.name, fds[log])), client

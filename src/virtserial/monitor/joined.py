@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
-    from virtserial.daemon.keeper import Keeper
+    from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Port
     from virtserial.monitor.commands import Client
     from virtserial.monitor.qmp import Request

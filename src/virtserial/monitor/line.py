@@ -8,8 +8,8 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from virtserial.chardev.base import Connection
-from virtserial.chardev.descriptor_stream import DescriptorStream
 from virtserial.errors import BackendError
+from virtserial.host_end.stream import DescriptorStream
 from virtserial.monitor.client_socket import open_client_end
 from virtserial.monitor.commands import Client
 from virtserial.monitor.conversation import Conversation
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtserial.chardev.base import Chardev, Put, Take
-    from virtserial.chardev.host_end import HostEnd
-    from virtserial.daemon.keeper import Keeper
+    from virtserial.daemon.keeper.keeper import Keeper
+    from virtserial.host_end.base import HostEnd
     from virtserial.loop import EventLoop
     from virtserial.monitor.client_socket import ClientSocket
     from virtserial.monitor.conversation import Backend
@@ -184,7 +184,7 @@ class MonitorLine:
         host, self._socket = open_client_end(connection, self._loop)
         self._listen_to(host)
 
-    # chardev.host_end.HostListener
+    # host_end.base.HostListener
 
     def host_opened(self) -> None:
         """Somebody is there."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from virtserial.chardev.base import Chardev
     from virtserial.chardev.ringbuf import RingbufChardev
-    from virtserial.daemon.keeper import Keeper
+    from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.monitor.events import Events
     from virtserial.options.device_options import DeviceOptions
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtserial.chardev.base import Put, Take
-    from virtserial.daemon.keeper import Keeper
+    from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Port
     from virtserial.monitor.commands import Client
     from virtserial.monitor.qmp import Request

@@ -26,15 +26,15 @@ from virtserial.pci.layout import (
 )
 from virtserial.state.envelope import seal, unseal
 from virtserial.state.fields import encode
+from virtserial.virtio.ring.split import MAX_CHAIN_BYTES
 from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_BITS, FEATURES_OK
-from virtserial.virtio.virtqueue import MAX_CHAIN_BYTES
 
 if TYPE_CHECKING:
     from virtserial.console.device import ConsoleDevice
     from virtserial.console.slot import PortSlot
     from virtserial.pci.function import VirtioPciFunction
     from virtserial.state.fields import Fields
-    from virtserial.virtio.virtqueue import Virtqueue
+    from virtserial.virtio.ring.split import Virtqueue
 
 U16: Final = 0xFFFF
 U32: Final = 0xFFFFFFFF

@@ -13,8 +13,8 @@ from virtserial.errors import AccessInterrupted, AddressError, DriverError
 from virtserial.memory.state import U8, U32, U64, Record
 from virtserial.memory.table import MemoryTable
 from virtserial.virtio.features import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1
+from virtserial.virtio.ring.split import Virtqueue
 from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK, next_status
-from virtserial.virtio.virtqueue import Virtqueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

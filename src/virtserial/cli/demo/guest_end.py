@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.host_end import HostEnd
 from virtserial.cli.demo.end import make_files, report, report_digests, wait_for_go
 from virtserial.cli.demo.plan import Plan, incoming, outgoing
 from virtserial.driver.bridge import PortBridge
@@ -23,6 +22,7 @@ from virtserial.driver.pty_ports import PtyPort
 from virtserial.driver.run_directory import RunDirectory
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.errors import BackendError, PeerError
+from virtserial.host_end.base import HostEnd
 from virtserial.loop import EPOLLIN, EventLoop
 
 if TYPE_CHECKING:

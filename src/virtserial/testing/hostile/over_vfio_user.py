@@ -24,7 +24,7 @@ from virtserial.vfio_user.client import Client
 from virtserial.vfio_user.wire import VFIO_PCI_CONFIG_REGION_INDEX
 
 QUIET: Final = 0.05
-"""Seconds: longer than a device waits for a map that may be on its way (daemon.guest_device.FAULT_GRACE)."""
+"""Seconds: longer than a device waits for a map that may be on its way (daemon.worker.guest_device.FAULT_GRACE)."""
 LOOKS: Final = 8
 """Round trips after that: each is at least one turn of the worker's loop, and no case has work for more turns."""
 

@@ -1,0 +1,1 @@
+"""The channel between keeper and worker: what they say to each other, and how."""

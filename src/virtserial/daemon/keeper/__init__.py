@@ -1,0 +1,1 @@
+"""The keeper: opens, listens, accepts, and keeps a worker running."""

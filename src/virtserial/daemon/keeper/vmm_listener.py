@@ -1,0 +1,168 @@
+"""Where a controller waits for its VMM: a UNIX socket, one client at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from socket import SO_PEERCRED, SOL_SOCKET
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.unix_listener import UnixListener
+from virtserial.daemon.keeper.systemd import ActivatedListener
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from virtserial.chardev.base import Put, Take
+    from virtserial.daemon.keeper.farewell import Farewell
+    from virtserial.loop import EventLoop, Timer
+
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred."""
+
+log = logging.getLogger("virtserial.keeper")
+
+BACKLOG = 8
+ACCEPT_AGAIN = 1.0
+"""Seconds after accept has failed for want of descriptors or memory."""
+PATIENCE = 1.0
+"""Seconds a second client waits for the first to be gone: a VMM that is started anew may be faster than the news of
+the old one's end.  Then it is refused: QEMU would wait for ever."""
+MAX_WAITING = 4
+"""Clients that wait at a time; the others stay in the backlog, so descriptors and refusals are bounded."""
+
+
+class VmmListener:
+    """Listens for one controller's VMM.
+
+    Args:
+        accepted: called with each client's socket, one at a time: the next only after `client_gone`.
+        farewell: closes the sockets of those that are refused.
+        listener: one that listens at `path` already, made by a service manager or left by another process.
+
+    Raises:
+        ConfigError: a live server listens at `path`, or it cannot be used.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        name: str,
+        path: str,
+        accepted: Callable[[socket.socket], None],
+        farewell: Farewell,
+        listener: ActivatedListener | UnixListener | None = None,
+    ) -> None:
+        self.path = path
+        self._loop = loop
+        self._name = name
+        self._accepted = accepted
+        self._farewell = farewell
+        self._listener = listener or UnixListener(path, path, BACKLOG, mode=0o600)
+        self._any_user = not isinstance(self._listener, UnixListener)
+        self._socket = self._listener.socket
+        self._socket.setblocking(False)
+        self._busy = False
+        self._waiting: list[tuple[socket.socket, Timer]] = []
+        self._pause: Timer | None = None
+        self._watch()
+
+    def hand_over(self, put: Put) -> dict[str, object]:
+        """Return what another process has to know to go on with it (`resume`)."""
+        return {
+            "path": self.path,
+            "listener": put(self._socket.fileno()),
+            "made": self._listener.inode if isinstance(self._listener, UnixListener) else self._listener.name,
+            "busy": self._busy,
+            "waiting": [put(client.fileno()) for client, _ in self._waiting],
+        }
+
+    @classmethod
+    def resume(
+        cls,
+        loop: EventLoop,
+        name: str,
+        accepted: Callable[[socket.socket], None],
+        farewell: Farewell,
+        saved: Mapping[str, Any],
+        take: Take,
+    ) -> VmmListener:
+        """Go on where another process has left off."""
+        path, fd, made = saved["path"], take(saved["listener"]), saved["made"]
+        left = ActivatedListener(made, fd) if isinstance(made, str) else UnixListener.resume(path, fd, made)
+        listener = cls(loop, name, path, accepted, farewell, left)
+        listener._busy = saved["busy"]
+        for number in saved["waiting"]:
+            listener._wait(socket.socket(fileno=take(number)))
+        return listener
+
+    def _watch(self) -> None:
+        self._pause = None
+        self._loop.watch(self._socket.fileno(), EPOLLIN, self._accept)
+
+    def _accept(self, _: int) -> None:
+        try:
+            client, _ = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # Out of descriptors or memory: the client waits in the backlog, we look again in a while.
+            log.error("%s: cannot accept a VMM: %s", self._name, error)
+            self._loop.unwatch(self._socket.fileno())
+            self._pause = self._loop.call_later(ACCEPT_AGAIN, self._watch)
+            return
+        if not self._may_come(client):
+            return
+        if not self._busy:
+            self._busy = True
+            self._accepted(client)
+        else:
+            self._wait(client)
+
+    def _wait(self, client: socket.socket) -> None:
+        self._waiting.append((client, self._loop.call_later(PATIENCE, self._refuse)))
+        if len(self._waiting) == MAX_WAITING:
+            self._loop.unwatch(self._socket.fileno())
+
+    def _may_come(self, client: socket.socket) -> bool:
+        """Whether a client is of this user, or root; at a socket that a service manager made, its mode decides."""
+        _, user, _ = _CREDENTIALS.unpack(client.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size))
+        if self._any_user or user in (0, os.geteuid()):
+            return True
+        log.warning("%s: a client of user %d was refused at %s", self._name, user, self.path)
+        self._farewell.close(client.detach())
+        return False
+
+    def _next_waiting(self) -> tuple[socket.socket, Timer]:
+        if len(self._waiting) == MAX_WAITING:
+            self._watch()
+        return self._waiting.pop(0)
+
+    def _refuse(self) -> None:
+        client, _ = self._next_waiting()
+        log.warning("%s: a second VMM was refused: the first is still connected to %s", self._name, self.path)
+        self._farewell.close(client.detach())
+
+    def client_gone(self) -> None:
+        """The client that was accepted is gone: the next one may come."""
+        self._busy = False
+        if self._waiting:
+            client, timer = self._next_waiting()
+            timer.cancel()
+            self._busy = True
+            self._accepted(client)
+
+    def close(self) -> None:
+        """Stop listening and remove the socket file, if it is still ours."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.unwatch(self._socket.fileno())
+        self._listener.close()
+        for client, timer in self._waiting:
+            timer.cancel()
+            self._farewell.close(client.detach())
+        self._waiting.clear()

@@ -1,0 +1,1 @@
+"""The worker: moves bytes between guests and host ends, and opens nothing."""

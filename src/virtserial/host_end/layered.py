@@ -1,0 +1,398 @@
+"""A socket with protocols on it as a host end: telnet, websocket, TLS, or one on the other.
+
+The handshakes run here, in the worker, on the descriptor that the keeper has passed: without waiting, within a time and
+a size, so that a peer that is slow, silent or floods holds up nobody else and goes.  Unlike elsewhere payload is
+copied: a frame cannot be taken apart, nor a record encrypted, in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.accounting import account
+from virtserial.errors import BackendError, PeerError
+from virtserial.host_end.buffers import IOV_MAX, front_of, move_into
+from virtserial.host_end.ending import EndingStream, unread_bytes
+from virtserial.host_end.stream import HANG_UP, INPUT_EVENTS, PEER_GONE
+from virtserial.loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from virtserial.host_end.layer import Buffer, Layer
+    from virtserial.loop import EventLoop, Timer
+
+HANDSHAKE_SECONDS = 10.0
+"""From the connection to the last layer's being established; the next client waits that long at most."""
+READ_SIZE = 64 << 10
+MAX_OUTPUT = 64 << 10
+"""Payload bytes taken in one call; so much of what the socket did not take is kept."""
+READS_IN_A_CALL = 16
+"""Without payload (pings): then others have their turn."""
+COMPLAINT_SECONDS = 1.0
+"""Between two lines about peers that break a protocol; they may come as fast as they like."""
+
+logger = logging.getLogger("virtserial.chardev.socket")
+
+
+def make_layers(params: Sequence[Mapping[str, object]], fds: Sequence[int]) -> list[Layer]:
+    """Make the layers that `SocketLayers` of the keeper describes, the one next to the socket first.
+
+    Raises:
+        BackendError: the TLS credentials are none.
+    """
+    layers: list[Layer] = []
+    for param in params:
+        if param["kind"] == "tls":
+            from virtserial.host_end.tls import TlsLayer, context_of
+
+            hostname = param["hostname"]
+            layers.append(
+                TlsLayer(
+                    context_of(param, fds),
+                    server=bool(param["server"]),
+                    hostname=str(hostname) if hostname is not None else None,
+                )
+            )
+        elif param["kind"] == "websocket":
+            from virtserial.host_end.websocket import WebSocketLayer
+
+            layers.append(WebSocketLayer())
+        else:
+            from virtserial.host_end.telnet import TelnetLayer
+
+            layers.append(TelnetLayer(server=bool(param["server"])))
+    return layers
+
+
+class LayeredStream(EndingStream):
+    """Connected when every layer is established.
+
+    Args:
+        fd: the socket.
+        ticket_fd: an eventfd that can be read once.  A worker that comes after another finds it taken: it cannot know
+            where in its protocols the connection stands, so it ends it and the peer connects again.
+        layers: the one next to the socket first.
+    """
+
+    _next_complaint = 0.0
+
+    def __init__(self, loop: EventLoop, name: str, fd: int, ticket_fd: int, layers: Sequence[Layer]) -> None:
+        super().__init__(loop, name)
+        self._fd = fd
+        self._ticket_fd = ticket_fd
+        self._layers = layers
+        self._established = 0
+        self._input = bytearray()
+        self._output = bytearray()
+        self._raw_readable = False
+        self._blocked = False
+        self._waits_for_room = False
+        self._at_end = False
+        self._watched = False
+        self._deadline: Timer | None = None
+
+    # Starting and ending
+
+    def start(self) -> None:
+        account.stray = True
+        try:
+            os.eventfd_read(self._ticket_fd)
+        except BlockingIOError:
+            self._give_up("its protocols were begun by another worker; the peer has to connect again")
+            return
+        self._deadline = self._loop.call_later(HANDSHAKE_SECONDS, self._too_late)
+        self._loop.watch(self._fd, INPUT_EVENTS, self._event)
+        self._watched = True
+        try:
+            self._begin_layer()
+        except PeerError as error:
+            self._give_up(str(error))
+
+    def _begin_layer(self) -> None:
+        """Begin the layers from `_established` on that need nothing from the peer, and the first that does."""
+        while self._established < len(self._layers):
+            layer = self._layers[self._established]
+            layer.begin()
+            self._say(self._established)
+            if not layer.established:
+                return
+            self._established += 1
+        self._connect()
+
+    def _connect(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self.connected = True
+        self.listener.host_opened()
+        if self._input or self._raw_readable:
+            self._loop.add_turn(self._announce_readable)
+
+    def _too_late(self) -> None:
+        self._give_up(f"the handshake took more than {HANDSHAKE_SECONDS:g} s")
+
+    def _give_up(self, reason: str) -> None:
+        """The peer broke a protocol: a last word to it, one to the operator, and the end."""
+        if self._finishing or self._closed:
+            return
+        if self._loop.now() >= LayeredStream._next_complaint:
+            LayeredStream._next_complaint = self._loop.now() + COMPLAINT_SECONDS
+            logger.warning("%s: %s", self.name, reason)
+        self._flush()
+        self._finish()
+
+    def _unread_bytes(self) -> int:
+        return len(self._input) + unread_bytes(self._fd)
+
+    def _stop_watching(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if self._watched:
+            self._watched = False
+            self._loop.unwatch(self._fd)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        if self.connected:
+            for index in reversed(range(self._established)):
+                self._layers[index].farewell()
+                self._say(index)
+            self._flush()
+        self._closed = True
+        self.connected = self.readable = False
+        self._stop_watching()
+        os.close(self._fd)
+        os.close(self._ticket_fd)
+
+    # Input
+
+    @property
+    def wants_input(self) -> bool:
+        return self._wants_input
+
+    @wants_input.setter
+    def wants_input(self, wanted: bool) -> None:
+        self._wants_input = wanted
+        if not wanted and self._at_end:
+            self._finish()
+
+    def _event(self, events: int) -> None:
+        if events & EPOLLOUT:
+            self._flush()
+        if self._finishing or self._closed or not events & (EPOLLIN | EPOLLRDHUP | HANG_UP):
+            return
+        self._raw_readable = True
+        if not self.connected:
+            self._read_some()
+        elif self._wants_input:
+            self._announce_readable()
+        elif events & HANG_UP:
+            self._finish()
+
+    def _announce_readable(self) -> None:
+        if not self._closed and not self._finishing:
+            self.readable = True
+            self.listener.host_readable()
+
+    def readv(self, buffers: Sequence[memoryview]) -> int:
+        if not self._input:
+            self._read_some()
+        given = move_into(buffers, self._input)
+        if self._at_end and not self._input:
+            self._finish()
+        self.readable = not self._finishing and bool(self._input or self._raw_readable)
+        return given
+
+    def wait_readable(self) -> bool:
+        return not self._input and not self._raw_readable
+
+    def _read_some(self) -> None:
+        """Read until there is payload or nothing more to read, or the peer does not take what is answered."""
+        for _ in range(READS_IN_A_CALL):
+            if self._input or not self._raw_readable or self._at_end or self._finishing:
+                return
+            if len(self._output) > MAX_OUTPUT:
+                return  # `_flush` goes on.
+            account.stray = True
+            try:
+                data = os.read(self._fd, READ_SIZE)
+            except BlockingIOError:
+                self._raw_readable = False
+                return
+            except OSError as error:
+                self._hang_up(error.strerror or "")
+                return
+            if not data:
+                self._hang_up("the peer has left")
+                return
+            try:
+                self._take(data)
+            except PeerError as error:
+                self._give_up(str(error))
+                return
+            self._flush()
+        if self._raw_readable and not self._input:
+            self._loop.add_turn(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._closed or self._finishing or not self._raw_readable:
+            return
+        if self.connected:
+            if self._wants_input:
+                self._announce_readable()
+        else:
+            self._read_some()
+
+    def _take(self, data: bytes) -> None:
+        """Let the layers have what came from the socket."""
+        index = 0
+        while index < len(self._layers):
+            layer = self._layers[index]
+            try:
+                data = layer.received(data)
+            finally:
+                self._say(index)
+            if layer.ended:
+                self._at_end = True
+            if index == self._established and layer.established:
+                self._established += 1
+                self._begin_layer()
+            if not data:
+                break
+            index += 1
+        else:
+            self._input += data
+        if self._at_end:
+            self._hang_up("the peer has left")
+
+    def _hang_up(self, reason: str) -> None:
+        """Nothing more will come from the peer."""
+        self._at_end = True
+        self._raw_readable = False
+        if not self.connected:
+            self._give_up(f"no handshake: {reason}")
+        elif not self._wants_input or not self._input:
+            self._finish()
+
+    # Output
+
+    def writev(self, buffers: Sequence[memoryview]) -> int:
+        size = sum(buffer.nbytes for buffer in buffers)
+        if not self.connected or self._at_end or self._finishing:
+            self.output_discarded += size
+            return size
+        if self._output:
+            self._flush()
+            if self._output:
+                self._blocked = True
+                return 0
+        front = front_of(buffers[: IOV_MAX - 1], MAX_OUTPUT)
+        size = sum(buffer.nbytes for buffer in front)
+        if not size:
+            return 0
+        self._send(self._encoded(front, len(self._layers)))
+        return size
+
+    def wait_writable(self) -> bool:
+        self._blocked = bool(self._output)
+        return self._blocked
+
+    def _encoded(self, buffers: Sequence[Buffer], index: int) -> Sequence[Buffer]:
+        """What the layers below `index` make of it."""
+        for layer in reversed(self._layers[:index]):
+            buffers = layer.sent(buffers)
+        return buffers
+
+    def _say(self, index: int) -> None:
+        """Queue what a layer has to say by itself."""
+        answers = self._layers[index].answers
+        if answers:
+            for buffer in self._encoded([bytes(answers)], index):
+                self._output += buffer
+            answers.clear()
+            if not self._finishing:
+                self._flush()
+
+    def _send(self, buffers: Sequence[Buffer]) -> None:
+        """Send; what the socket does not take is kept."""
+        account.stray = True
+        try:
+            sent = os.writev(self._fd, buffers)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._write_failed(error)
+            return
+        for buffer in buffers:
+            self._output += buffer[min(sent, len(buffer)) :]
+            sent -= min(sent, len(buffer))
+        if self._output:
+            self._wait_for_room()
+
+    def _flush(self) -> None:
+        """Send what was kept."""
+        if self._output:
+            account.stray = True
+            try:
+                del self._output[: os.write(self._fd, self._output)]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._write_failed(error)
+                return
+        if self._output:
+            self._wait_for_room()
+            return
+        if self._waits_for_room and self._watched:
+            self._waits_for_room = False
+            self._loop.rewatch(self._fd, INPUT_EVENTS)
+            self._loop.add_turn(self._read_on)
+        if self._blocked:
+            self._blocked = False
+            self._loop.add_turn(self._announce_writable)
+
+    def _announce_writable(self) -> None:
+        if not self._closed and not self._finishing:
+            self.listener.host_writable()
+
+    def _wait_for_room(self) -> None:
+        if self._watched and not self._waits_for_room:
+            self._waits_for_room = True
+            self._loop.rewatch(self._fd, INPUT_EVENTS | EPOLLOUT)
+
+    def _write_failed(self, error: OSError) -> None:
+        self._output.clear()
+        self._blocked = False
+        if error.errno not in PEER_GONE:
+            logger.warning("%s: cannot write: %s", self.name, error.strerror)
+        if self.connected and self._wants_input and not self._at_end:
+            self._raw_readable = True  # What the peer sent before it left is still read, to the end.
+            self._loop.add_turn(self._announce_readable)
+        else:
+            self._finish()
+
+
+def open_layered_stream(loop: EventLoop, name: str, fds: Sequence[int], params: Mapping[str, object]) -> LayeredStream:
+    """Make the host end of a "layered" connection: a socket, its ticket, and the files of TLS credentials.
+
+    Raises:
+        BackendError: the TLS credentials are none; `fds` are closed.
+    """
+    described = params["layers"]
+    try:
+        if not isinstance(described, list):
+            raise BackendError(f"{name}: 'layers' is not a list")
+        layers = make_layers(described, fds)
+    except BackendError:
+        os.close(fds[0])
+        os.close(fds[1])
+        raise
+    finally:
+        for fd in fds[2:]:
+            os.close(fd)
+    return LayeredStream(loop, name, fds[0], fds[1], layers)

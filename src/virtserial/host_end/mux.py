@@ -1,0 +1,344 @@
+"""`mux=on`: up to four ports on one host end (QEMU's chardev/char-mux.c).
+
+What each port writes goes to the host end; what comes from there goes to the port that has the focus.  Ctrl-a is for
+the multiplexer: Ctrl-a h lists its keys.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtserial.chardev.base import MAX_FRONTS
+from virtserial.errors import BackendError, StateError
+from virtserial.host_end.base import HostEnd
+from virtserial.host_end.buffers import front_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from virtserial.loop import EventLoop
+
+ESCAPE = 0x01
+INPUT_SIZE = 4096
+"""Bytes read ahead for the port in focus, so that Ctrl-a is heard although its guest does not read (QEMU: 32)."""
+STAMPED_SIZE = 4096
+"""Bytes of a port's output that get timestamps at once."""
+
+HELP = (
+    ("h", "print this help"),
+    ("x", "exit emulator"),
+    ("s", "save disk data back to file (if -snapshot)"),
+    ("t", "toggle console timestamps"),
+    ("b", "send break (magic sysrq)"),
+    ("c", "switch between console and monitor"),
+    ("C-a", "sends C-a"),
+)
+
+
+class Multiplexer:
+    """
+    Args:
+        end: the host end that is shared.
+        quit: what Ctrl-a x does; None: nothing.
+        program: what that ends.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        end: HostEnd,
+        quit: Callable[[], None] | None = None,  # noqa: A002
+        program: str = "virtserial",
+    ) -> None:
+        self.end = end
+        self._program = program
+        self._loop = loop
+        self._quit = quit
+        self._fronts: list[MuxHostEnd | None] = [None] * MAX_FRONTS
+        self._focus = -1
+        self._escaped = False
+        self._output = bytearray()
+        self._timestamps = False
+        self._timestamps_start = 0.0
+        self._at_line_start = False
+        end.listener = self
+        # Always: what is for the multiplexer must be heard.
+        end.wants_input = True
+
+    def add_front(self) -> MuxHostEnd:
+        """Return a host end for one more port, which gets the focus.
+
+        Raises:
+            StateError: it has all it can have.
+        """
+        if None not in self._fronts:
+            raise StateError(f"more than {MAX_FRONTS} ports on one host end")
+        index = self._fronts.index(None)
+        front = MuxHostEnd(self)
+        self._fronts[index] = front
+        self._set_focus(index)
+        return front
+
+    def start(self) -> None:
+        """Begin to watch the host end; its ports have been told who their fronts are."""
+        self.end.start()
+
+    @property
+    def fronts(self) -> list[MuxHostEnd]:
+        """The host ends of its ports."""
+        return [front for front in self._fronts if front is not None]
+
+    def front_closed(self, front: MuxHostEnd) -> None:
+        """A port is gone; with the last one the host end is closed."""
+        index = self._fronts.index(front)
+        self._fronts[index] = None
+        if not self.fronts:
+            self.end.close()
+        elif self._focus == index:
+            self._switch()
+
+    # Input
+
+    def _set_focus(self, index: int) -> None:
+        before, self._focus = self._focused(), index
+        after = self._focused()
+        if before is not None and before is not after:
+            before.focus_changed(False)
+        if after is not None and before is not after:
+            after.focus_changed(True)
+        self._loop.add_turn(self.pump)
+
+    def _switch(self) -> None:
+        """Give the focus to the next port."""
+        order = [(self._focus + step) % MAX_FRONTS for step in range(1, MAX_FRONTS + 1)]
+        self._set_focus(next(index for index in order if self._fronts[index] is not None))
+
+    def pump(self) -> None:
+        """Read for the port in focus, as long as there is something and it has room."""
+        while self.end.connected:
+            front = self._focused()
+            room = INPUT_SIZE - len(front.input) if front is not None else 0
+            if room <= 0:
+                break
+            buffer = bytearray(room)
+            try:
+                count = self.end.readv([memoryview(buffer)])
+            except BackendError:
+                self._loop.add_turn(self.host_closed)
+                break
+            if not count:
+                break
+            for byte in buffer[:count]:
+                self._take(byte)
+        for front in self.fronts:
+            if front.input and front.wants_input:
+                front.announce_input()
+
+    def pump_soon(self) -> None:
+        """`pump` in a turn of its own: readv may not call its listener."""
+        self._loop.add_turn(self.pump)
+
+    def _focused(self) -> MuxHostEnd | None:
+        return self._fronts[self._focus] if self._focus >= 0 else None
+
+    def _take(self, byte: int) -> None:
+        if byte == ESCAPE and not self._escaped:
+            self._escaped = True
+            return
+        if self._escaped and byte != ESCAPE:
+            self._escaped = False
+            self._command(chr(byte))
+            return
+        self._escaped = False
+        if (front := self._focused()) is not None:
+            front.input.append(byte)
+
+    def _command(self, key: str) -> None:
+        if key in "h?":
+            shown = [f"C-a {name:<4} {what}" for name, what in HELP if name != "x" or self._quit is not None]
+            self._print("\n\r" + "".join(f"{line}\n\r" for line in shown))
+        elif key == "c":
+            self._switch()
+        elif key == "t":
+            self._timestamps = not self._timestamps
+            self._timestamps_start = self._loop.now()
+            self._at_line_start = False
+        elif key == "x" and self._quit is not None:
+            self._print(f"{self._program}: Terminated\n\r")
+            self._quit()
+        # b, s: virtio-serial has no break, and this process no disks.
+
+    # Output
+
+    def _print(self, text: str) -> None:
+        self._output += text.encode()
+        self.flush()
+
+    def flush(self) -> bool:
+        """Write what is kept; False: it is not all taken."""
+        while self._output and self.end.connected:
+            with memoryview(bytes(self._output)) as waiting:
+                try:
+                    taken = self.end.writev([waiting])
+                except BackendError:
+                    self._loop.add_turn(self.host_closed)
+                    break
+            if not taken:
+                return False
+            del self._output[:taken]
+        self._output.clear()
+        return True
+
+    def writev(self, buffers: Sequence[memoryview]) -> int:
+        """Output of any port."""
+        if not self.flush():
+            return 0
+        if not self._timestamps:
+            return self.end.writev(buffers)
+        front = front_of(buffers, STAMPED_SIZE)
+        for byte in b"".join(front):
+            if self._at_line_start:
+                self._output += self._timestamp()
+                self._at_line_start = False
+            self._output.append(byte)
+            self._at_line_start = byte == ord("\n")
+        self.flush()
+        return sum(buffer.nbytes for buffer in front)
+
+    def _timestamp(self) -> bytes:
+        milliseconds = int((self._loop.now() - self._timestamps_start) * 1000)
+        seconds = milliseconds // 1000
+        return b"[%02d:%02d:%02d.%03d] " % (
+            seconds // 3600,
+            seconds // 60 % 60,
+            seconds % 60,
+            milliseconds % 1000,
+        )
+
+    # HostListener
+
+    def host_opened(self) -> None:
+        for front in self.fronts:
+            front.end_opened()
+
+    def host_closed(self) -> None:
+        self._output.clear()
+        self._escaped = False
+        for front in self.fronts:
+            front.end_closed()
+
+    def close_soon(self, front: MuxHostEnd) -> None:
+        """The last of the input has been read."""
+        self._loop.add_turn(front.end_closed)
+
+    def failed(self) -> None:
+        """The host end has failed under one port, which knows: the others have to hear it."""
+        self._loop.add_turn(self.host_closed)
+
+    def host_readable(self) -> None:
+        self.pump()
+
+    def host_writable(self) -> None:
+        if self.flush():
+            for front in self.fronts:
+                front.listener.host_writable()
+
+
+class MuxHostEnd(HostEnd):
+    """One port's share of a host end."""
+
+    def __init__(self, mux: Multiplexer) -> None:
+        super().__init__(mux.end.name)
+        self._mux = mux
+        self._closed = False
+        self._closing = False
+        self.input = bytearray()
+        self.focus_changed: Callable[[bool], None] = lambda _: None
+        """Hears that the focus has come (True) or gone."""
+
+    def start(self) -> None:
+        if self._mux.end.connected and not self.connected:
+            self.end_opened()
+
+    @property
+    def wants_input(self) -> bool:
+        return self._wants_input
+
+    @wants_input.setter
+    def wants_input(self, wanted: bool) -> None:
+        self._wants_input = wanted
+        if self._closing and not wanted:
+            self._mux.close_soon(self)
+
+    def end_opened(self) -> None:
+        if self._closing:
+            self.end_closed(at_once=True)
+        self.connected = True
+        self.listener.host_opened()
+
+    def end_closed(self, *, at_once: bool = False) -> None:
+        """The shared end is closed; what had come from it is read first, if the guest reads."""
+        if self.input and self.wants_input and not at_once:
+            self._closing = True
+            return
+        was_connected, self.connected = self.connected, False
+        self._closing = False
+        self.ended = ended = self._mux.end.ended
+        self.input_discarded += len(self.input)
+        self.input.clear()
+        self.readable = False
+        if was_connected or ended:
+            self.listener.host_closed()
+
+    def announce_input(self) -> None:
+        self.readable = True
+        self.listener.host_readable()
+
+    def writev(self, buffers: Sequence[memoryview]) -> int:
+        if self._closing:
+            size = sum(buffer.nbytes for buffer in buffers)
+            self.output_discarded += size
+            return size
+        try:
+            return self._mux.writev(buffers)
+        except BackendError:
+            self.ended = True
+            self.connected = False
+            self._mux.failed()
+            raise
+
+    def wait_writable(self) -> bool:
+        return self._mux.end.wait_writable()
+
+    def readv(self, buffers: Sequence[memoryview]) -> int:
+        given = 0
+        for buffer in buffers:
+            piece = self.input[given : given + buffer.nbytes]
+            buffer[: len(piece)] = piece
+            given += len(piece)
+        del self.input[:given]
+        self.readable = bool(self.input)
+        if not self.input:
+            if self._closing:
+                self._mux.close_soon(self)
+            elif given:
+                self._mux.pump_soon()
+        return given
+
+    def wait_readable(self) -> bool:
+        return not self.input
+
+    def unheard(self, buffers: Sequence[memoryview]) -> None:
+        self._mux.end.unheard(buffers)
+
+    def guest_opened(self) -> None:
+        self._mux.end.guest_opened()
+
+    def guest_ready(self) -> None:
+        self._mux.end.guest_ready()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.connected = False
+            self._mux.front_closed(self)

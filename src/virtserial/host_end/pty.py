@@ -1,0 +1,107 @@
+"""The moving half of a pty: connected while somebody has the terminal open.
+
+The master side tells of the last close (EPOLLHUP) but not of an open, so QEMU looks once a second; inotify on the
+terminal's node tells at once.  Where the system has no inotify instance left (fs.inotify.max_user_instances is 128 by
+default) this does as QEMU.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING
+
+from virtserial.accounting import account
+from virtserial.host_end.stream import DescriptorStream
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    from virtserial.loop import EventLoop, Timer
+
+POLL_SECONDS = 1.0
+"""QEMU's interval (chardev/char-pty.c), for want of inotify."""
+
+
+class PtyHostEnd(DescriptorStream):
+    """Opens and closes as often as the terminal is opened and closed; what was typed while the guest had the port
+    closed stays in the terminal's queue for the next reader."""
+
+    def __init__(self, loop: EventLoop, name: str, master_fd: int, open_watch_fd: int | None) -> None:
+        super().__init__(loop, name, master_fd, master_fd)
+        self._master_fd = master_fd
+        self._open_watch_fd = open_watch_fd
+        self._poll_timer: Timer | None = None
+
+    def start(self) -> None:
+        self._watch_descriptors()
+        if self._open_watch_fd is None:
+            self._poll_timer = self._loop.call_later(POLL_SECONDS, self._poll_again)
+        else:
+            self._watch(self._open_watch_fd, EPOLLIN, self._terminal_opened)
+        self._look_who_is_there()
+
+    def close(self) -> None:
+        if not self._closed:
+            if self._poll_timer is not None:
+                self._poll_timer.cancel()
+            super().close()
+            if self._open_watch_fd is not None:
+                os.close(self._open_watch_fd)
+
+    def _terminal_opened(self, _events: int) -> None:
+        account.stray = True
+        try:
+            while os.read(self._open_watch_fd or 0, 4096):
+                pass
+        except BlockingIOError:
+            pass
+        self._look_who_is_there()
+
+    def _poll_again(self) -> None:
+        self._look_who_is_there()
+        if not self._closed:
+            self._poll_timer = self._loop.call_later(POLL_SECONDS, self._poll_again)
+
+    def _look_who_is_there(self) -> None:
+        """Find out whether the terminal is open; `echo text >/dev/pts/N` may have come and gone already."""
+        if self._closed or self._finishing:
+            return
+        poll = select.poll()
+        poll.register(self._master_fd, select.POLLIN)
+        events = dict(poll.poll(0)).get(self._master_fd, 0)
+        gone = bool(events & select.POLLHUP)
+        left_something = bool(events & select.POLLIN) and self._wants_input
+        if gone and not left_something:
+            return
+        self._hung_up = gone
+        if not self.connected:
+            self.connected = True
+            self.output_discarded = 0
+            self.listener.host_opened()
+        if events & select.POLLIN and not self._closed:
+            self.readable = True
+            self.listener.host_readable()
+
+    def _hang_up(self) -> None:
+        if self.connected:
+            super()._hang_up()
+
+    def _input_event(self, events: int) -> None:
+        if self.connected:
+            super()._input_event(events)
+
+    def _input_wanted(self) -> None:
+        if not self.connected:
+            self._loop.add_turn(self._look_who_is_there)
+
+    def _deliver_closed(self) -> None:
+        if self._closed:
+            return
+        self.connected = False
+        self._hung_up = False
+        self._finishing = False
+        if self._blocked or self._held:
+            self._blocked = self._held = False
+            self._rewatch_input()
+        self.listener.host_closed()
+        self._look_who_is_there()

@@ -1,0 +1,264 @@
+"""Bytes through descriptors: sockets, FIFOs, files and standard input and output as a host end.
+
+Every descriptor is watched edge-triggered and what is known about it is kept, so that no system call is repeated that
+has just said "would block".  A short read does not prove that a stream is drained: a terminal gives a piece at a time,
+and a socket ends a read where a client passed descriptors (SCM_RIGHTS) or urgent data.  So after one, epoll is asked
+again (`wait_readable`), which costs less than a read in vain; likewise after a short write.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.accounting import account
+from virtserial.errors import BackendError
+from virtserial.host_end.buffers import IOV_MAX
+from virtserial.host_end.ending import EndingStream, unread_bytes
+from virtserial.loop import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from virtserial.loop import EventLoop
+
+INPUT_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
+HANG_UP = EPOLLHUP | EPOLLERR
+
+PEER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EIO)
+"""What a socket, FIFO or pty says when the other side has left.  EIO of a regular file is a failure instead."""
+
+
+class DescriptorStream(EndingStream):
+    """Reads from one descriptor and writes to another or the same; either may be None.
+
+    The peer of a descriptor used both ways can hang up: then what it sent is still read (if the port wants it) before
+    `host_closed`, and what the guest writes meanwhile is discarded and counted, so that a guest that writes before it
+    reads does not wait for ever.
+    """
+
+    exact = True
+
+    def __init__(self, loop: EventLoop, name: str, read_fd: int | None, write_fd: int | None) -> None:
+        super().__init__(loop, name)
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+        self._both_ways = read_fd is not None and read_fd == write_fd
+        self._watched: set[int] = set()
+        self._blocked = False
+        self._held = False
+        self._hung_up = False
+        self._input_ended = False
+
+    # Starting and ending
+
+    def start(self) -> None:
+        self.connected = True
+        self.listener.host_opened()
+        if self._closed:
+            return
+        self._watch_descriptors()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.connected = False
+        self.readable = False
+        self._stop_watching()
+        for fd in {self._read_fd, self._write_fd} - {None}:
+            os.close(fd)  # type: ignore[arg-type]
+
+    @property
+    def wants_input(self) -> bool:
+        return self._wants_input
+
+    @wants_input.setter
+    def wants_input(self, wanted: bool) -> None:
+        self._wants_input = wanted
+        if wanted:
+            self._input_wanted()
+            return
+        self._let_go()
+        if self._hung_up:
+            self._finish()
+        else:
+            self._leave_if_drained()
+
+    def _input_wanted(self) -> None:
+        """The guest has opened the port."""
+
+    def _unread_bytes(self) -> int:
+        return unread_bytes(self._read_fd) if self._both_ways and self._read_fd is not None else 0
+
+    def _fail(self, what: str, error: OSError) -> BackendError:
+        self.connected = False
+        self.ended = True
+        self.readable = False
+        self._finishing = True
+        self._stop_watching()
+        return BackendError(f"{self.name}: {what}: {error.strerror}")
+
+    # Watching
+
+    def _watch_descriptors(self) -> None:
+        if self._read_fd is not None and not self._watch(self._read_fd, INPUT_EVENTS, self._input_event):
+            self.readable = True
+            self._loop.add_turn(self._announce_readable)
+        if self._write_fd is not None and not self._both_ways:
+            self._watch(self._write_fd, EPOLLET, self._output_event)
+
+    def _watch(self, fd: int, events: int, callback: Callable[[int], None]) -> bool:
+        """False: a regular file or /dev/null, which is always ready."""
+        try:
+            self._loop.watch(fd, events, callback)
+        except PermissionError:
+            return False
+        self._watched.add(fd)
+        return True
+
+    def _stop_watching(self) -> None:
+        for fd in self._watched:
+            self._loop.unwatch(fd)
+        self._watched.clear()
+
+    def _announce_readable(self) -> None:
+        if self.readable:
+            self.listener.host_readable()
+
+    def _input_event(self, events: int) -> None:
+        if self._both_ways:
+            if events & HANG_UP:
+                self._hang_up()
+            elif events & EPOLLOUT:
+                self._unblock()
+        if events & EPOLLRDHUP:
+            self._input_ended = True
+            if not self._wants_input:
+                self._leave_if_drained()
+        if events & (EPOLLIN | EPOLLRDHUP | HANG_UP) and not self._finishing and not self._closed:
+            self.readable = True
+            self.listener.host_readable()
+
+    def _output_event(self, events: int) -> None:
+        if events & HANG_UP:
+            self._finish()
+        elif events & EPOLLOUT:
+            self._unblock()
+
+    def _hang_up(self) -> None:
+        self._hung_up = True
+        if self._wants_input:
+            self._unblock()
+        else:
+            self._finish()
+
+    def _leave_if_drained(self) -> None:
+        """A TCP peer that has left shows as one that will send nothing more.  With nothing left to read that is the end
+        of its connection for an open port; a closed one does not read, and would believe in it until it is opened."""
+        if self._both_ways and self._input_ended and not self._unread_bytes():
+            self._finish()
+
+    def _block(self) -> None:
+        if self._write_fd in self._watched:
+            self._blocked = True
+            self._rewatch_output()
+
+    def _unblock(self) -> None:
+        if self._blocked:
+            self._blocked = False
+            if self._write_fd in self._watched:
+                self._rewatch_output()
+            self.listener.host_writable()
+
+    def wait_readable(self) -> bool:
+        """Ask epoll anew instead of trying: what is there already raises an event, too."""
+        if self._read_fd not in self._watched or self._finishing:
+            return False
+        self.readable = self._held = False
+        self._rewatch_input()
+        return True
+
+    def hold_input(self) -> bool:
+        """No event until the port has looked: each would wake this process for a piece of what comes."""
+        if not self._held and self._read_fd in self._watched and not self._hung_up and not self._finishing:
+            self._held = True
+            self._rewatch_input()
+        return self._held
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._held = False
+            if self._read_fd in self._watched:
+                self._rewatch_input()
+
+    def wait_writable(self) -> bool:
+        """Ask epoll for the moment when there is room."""
+        if not self._blocked and not self._hung_up and not self._finishing:
+            self._block()
+        return self._blocked
+
+    def _rewatch_input(self) -> None:
+        events = EPOLLET if self._held else INPUT_EVENTS
+        assert self._read_fd is not None
+        self._loop.rewatch(self._read_fd, events | EPOLLOUT if self._both_ways and self._blocked else events)
+
+    def _rewatch_output(self) -> None:
+        if self._both_ways:
+            self._rewatch_input()
+        else:
+            assert self._write_fd is not None
+            self._loop.rewatch(self._write_fd, EPOLLET | EPOLLOUT if self._blocked else EPOLLET)
+
+    # Moving
+
+    def readv(self, buffers: Sequence[memoryview]) -> int:
+        if not self.readable or self._read_fd is None or not buffers:
+            return 0
+        if len(buffers) > IOV_MAX:
+            buffers = buffers[:IOV_MAX]
+        try:
+            count = os.readv(self._read_fd, buffers)
+        except BlockingIOError:
+            self.readable = False
+            self._let_go()
+            return 0
+        except OSError as error:
+            if error.errno not in PEER_GONE or self._read_fd not in self._watched:
+                raise self._fail("cannot read", error) from error
+            count = 0
+        account.read += count
+        if count == 0 and any(buffer.nbytes for buffer in buffers):
+            self._finish()
+        return count
+
+    def writev(self, buffers: Sequence[memoryview]) -> int:
+        if self._blocked or not buffers:
+            return 0
+        if self._hung_up or self._finishing or self._write_fd is None:
+            return self._discard(buffers)
+        if len(buffers) > IOV_MAX:
+            buffers = buffers[:IOV_MAX]
+        try:
+            count = os.writev(self._write_fd, buffers)
+            account.written += count
+            return count
+        except BlockingIOError:
+            self._block()
+            return 0
+        except OSError as error:
+            if error.errno not in PEER_GONE or self._write_fd not in self._watched:
+                raise self._fail("cannot write", error) from error
+        self._hung_up = self._both_ways
+        if self._both_ways and self._wants_input:
+            self.readable = True
+            self._loop.add_turn(self._announce_readable)
+        else:
+            self._finish()
+        return self._discard(buffers)
+
+    def _discard(self, buffers: Sequence[memoryview]) -> int:
+        count = sum(buffer.nbytes for buffer in buffers)
+        self.output_discarded += count
+        return count

@@ -1,0 +1,67 @@
+"""Telnet (RFC 854) as a chardev socket speaks it with `telnet=on`: character at a time, 8 bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtserial.host_end.layer import Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.host_end.layer import Buffer
+
+SE, SB, WILL, DO, DONT, IAC = 240, 250, 251, 253, 254, 255
+BINARY, ECHO, SUPPRESS_GO_AHEAD = 0, 1, 3
+OFFER = bytes((IAC, WILL, ECHO, IAC, WILL, SUPPRESS_GO_AHEAD, IAC, WILL, BINARY, IAC, DO, BINARY))
+"""What QEMU's server begins with (chardev/char-socket.c, tcp_chr_telnet_init)."""
+
+# Where in a command the input stands.
+TEXT, COMMAND, OPTION, PARAMETERS, PARAMETERS_COMMAND = range(5)
+
+
+class TelnetLayer(Layer):
+    """Commands of the peer are taken out of the input; its answers to the offer change nothing, as with QEMU."""
+
+    def __init__(self, *, server: bool) -> None:
+        super().__init__()
+        self._server = server
+        self._state = TEXT
+
+    def begin(self) -> None:
+        self.established = True
+        if self._server:
+            self.answers += OFFER
+
+    def received(self, data: bytes) -> bytes:
+        if self._state == TEXT and IAC not in data:
+            return data
+        text = bytearray()
+        for byte in data:
+            if self._state == TEXT:
+                if byte == IAC:
+                    self._state = COMMAND
+                else:
+                    text.append(byte)
+            elif self._state == COMMAND:
+                self._command(byte, text)
+            elif self._state == OPTION:
+                self._state = TEXT
+            elif self._state == PARAMETERS:
+                if byte == IAC:
+                    self._state = PARAMETERS_COMMAND
+            else:
+                self._state = TEXT if byte == SE else PARAMETERS
+        return bytes(text)
+
+    def _command(self, byte: int, text: bytearray) -> None:
+        self._state = TEXT
+        if byte == IAC:
+            text.append(IAC)
+        elif byte == SB:
+            self._state = PARAMETERS
+        elif WILL <= byte <= DONT:
+            self._state = OPTION
+
+    def sent(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        return [b"".join(buffers).replace(b"\xff", b"\xff\xff")]

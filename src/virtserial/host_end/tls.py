@@ -1,0 +1,156 @@
+"""TLS on a chardev socket (`tls-creds=`), by the standard ssl module without a socket of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import TYPE_CHECKING
+
+from virtserial.errors import BackendError, PeerError
+from virtserial.host_end.layer import Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from virtserial.host_end.layer import Buffer
+
+MAX_HANDSHAKE = 256 << 10
+"""Bytes: OpenSSL takes certificate lists of 100 KiB at most, and there are two sides to a handshake."""
+READ_SIZE = 64 << 10
+
+
+def make_context(params: Mapping[str, object], fds: Sequence[int]) -> ssl.SSLContext:
+    """Make the context that `TlsCredentials.params` describes; its files are indices into `fds`.
+
+    Raises:
+        BackendError: the files are no certificates or keys, or do not go together.
+    """
+    server, verify = bool(params["server"]), bool(params["verify"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.check_hostname = verify and not server and params["hostname"] is not None
+    context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
+
+    def path(role: str) -> str | None:
+        index = params.get(role)
+        return f"/proc/self/fd/{fds[index]}" if isinstance(index, int) else None
+
+    try:
+        context.load_verify_locations(path("ca-cert"))
+        if (crl := path("ca-crl")) is not None:
+            context.load_verify_locations(crl)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        if (certificate := path("cert")) is not None:
+            context.load_cert_chain(certificate, path("key"), password=_no_password)
+        if (parameters := path("dh-params")) is not None:
+            context.load_dh_params(parameters)
+    except (OSError, ValueError) as error:
+        raise BackendError(f"TLS credentials: {reason_of(error)}") from error
+    return context
+
+
+_contexts: dict[tuple[object, bool, bool], ssl.SSLContext] = {}
+
+
+def _key(params: Mapping[str, object]) -> tuple[object, bool, bool]:
+    return params.get("context"), bool(params["server"]), params["hostname"] is not None
+
+
+def prepare_contexts(params: Mapping[str, object], fds: Sequence[int]) -> None:
+    """Make the contexts that connections with these credentials will need, while their files can still be opened.
+
+    Raises:
+        BackendError: see `make_context`.
+    """
+    "host.example".encode("idna")  # The codec is imported with its first use.
+    for hostname in (None,) if params["server"] else (None, ""):
+        variant = {**params, "hostname": hostname}
+        _contexts[_key(variant)] = make_context(variant, fds)
+
+
+def context_of(params: Mapping[str, object], fds: Sequence[int]) -> ssl.SSLContext:
+    """The context of a connection: one that was prepared, else a new one.
+
+    Raises:
+        BackendError: see `make_context`.
+    """
+    return _contexts.get(_key(params)) or make_context(params, fds)
+
+
+def _no_password() -> str:
+    """OpenSSL would ask at the terminal."""
+    raise ValueError("the key is encrypted")
+
+
+def reason_of(error: Exception) -> str:
+    """What OpenSSL says, without its codes and source lines."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return str(error.verify_message)
+    return str(getattr(error, "reason", None) or error).lower().replace("_", " ")
+
+
+class TlsLayer(Layer):
+    """
+    Args:
+        hostname: what a server's certificate must be for; None to take any that the CA has signed.
+    """
+
+    def __init__(self, context: ssl.SSLContext, *, server: bool, hostname: str | None = None) -> None:
+        super().__init__()
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._incoming, self._outgoing, server, hostname)
+        self._handshake_size = 0
+
+    def begin(self) -> None:
+        self._shake_hands()
+
+    def received(self, data: bytes) -> bytes:
+        self._incoming.write(data)
+        if not self.established:
+            self._handshake_size += len(data)
+            if self._handshake_size > MAX_HANDSHAKE:
+                raise PeerError(f"TLS handshake: longer than {MAX_HANDSHAKE} bytes")
+            self._shake_hands()
+            if not self.established:
+                return b""
+        payload = bytearray()
+        try:
+            while data := self._session.read(READ_SIZE):
+                payload += data
+            self.ended = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            self._take_outgoing()
+            if not payload:
+                raise PeerError(f"TLS: {reason_of(error)}") from error
+            self.ended = True  # What came before is the peer's beyond doubt.
+        self._take_outgoing()
+        return bytes(payload)
+
+    def _shake_hands(self) -> None:
+        try:
+            self._session.do_handshake()
+            self.established = True
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLError, ValueError) as error:
+            self._take_outgoing()
+            raise PeerError(f"TLS handshake: {reason_of(error)}") from error
+        self._take_outgoing()
+
+    def _take_outgoing(self) -> None:
+        self.answers += self._outgoing.read()
+
+    def sent(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        # One record for many small buffers.
+        if payload := b"".join(buffers):
+            self._session.write(payload)
+        return [self._outgoing.read()]
+
+    def farewell(self) -> None:
+        # It asks for the peer's farewell, or there was no handshake.
+        with contextlib.suppress(ssl.SSLError, ValueError):
+            self._session.unwrap()
+        self._take_outgoing()

@@ -1,0 +1,1 @@
+"""Virtqueues: the rings of descriptors between driver and device, both sides."""
