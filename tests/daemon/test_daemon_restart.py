@@ -124,7 +124,7 @@ def test_code_that_cannot_start_changes_nothing(start, folder, words):
         environment=environment,
     )  # fmt: skip
     worker = device.worker
-    broken = code / "virtserial" / "daemon" / "worker.py"
+    broken = code / "virtserial" / "daemon" / "worker" / "worker.py"
     source = broken.read_text()
     broken.write_text("raise ImportError('half installed')\n")
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:

@@ -150,7 +150,7 @@ def test_without_a_store_a_restart_is_a_stop_and_a_start(systemd, served, folder
 
 
 def test_new_code_that_cannot_read_what_was_left_parts_from_the_vmm_and_serves_anew(systemd, served, folder):
-    handover = served / "virtserial" / "daemon" / "handover.py"
+    handover = served / "virtserial" / "daemon" / "keeper" / "handover.py"
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         handover.write_text(handover.read_text().replace("VERSION = 1", "VERSION = 1001"))
         systemd("restart", UNIT)
