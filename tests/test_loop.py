@@ -1,6 +1,7 @@
 """The event loop: descriptors, timers, turns."""
 
 import os
+import resource
 import time
 from functools import partial
 
@@ -106,6 +107,38 @@ def test_short_timers_do_not_wait_for_whole_milliseconds(loop):
         waits.append(time.monotonic() - start)
     assert min(waits) >= 0.0002
     assert sorted(waits)[5] < 0.001
+
+
+@pytest.fixture
+def many_descriptors():
+    """Occupies every descriptor up to 1,023, as a process with many ports does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, hard), hard))
+    opened = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)]
+    while opened[-1] < 1023:
+        opened.append(os.dup(opened[0]))
+    yield
+    for fd in opened:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_short_waits_work_with_more_than_1023_descriptors(many_descriptors):
+    loop = EventLoop()
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        seen = []
+        loop.watch(read, EPOLLIN, lambda _: seen.append(os.read(read, 1)))
+        loop.call_later(0.0005, lambda: seen.append("due"))
+        os.write(write, b"x")
+        loop.run_once(0.0002)
+        assert seen == [b"x"]
+        while len(seen) < 2:
+            loop.run_once()
+    finally:
+        loop.close()
+        os.close(read)
+        os.close(write)
 
 
 def test_a_cancelled_timer_does_not_shorten_the_wait(loop):

@@ -1,8 +1,7 @@
 """The event loop of keeper and worker: epoll, timers with microsecond resolution, and turns.
 
-asyncio is not used here for two measured reasons: importing it costs 48 ms of a 150 ms start-up, and its per-event
-cost (a Handle, a context and a deque entry) is paid on every doorbell.  Library users who want asyncio get it on
-their own side of a port (virtserial.chardev.handler).
+Not asyncio, for two measured reasons: its import takes 48 ms of a 150 ms start-up, and every doorbell would pay for a
+Handle, a context and a deque entry.  Handler coroutines use asyncio in a process of their own (chardev/handler.py).
 """
 
 from __future__ import annotations
@@ -23,23 +22,22 @@ EPOLLRDHUP = select.EPOLLRDHUP
 EPOLLHUP = select.EPOLLHUP
 EPOLLERR = select.EPOLLERR
 
-
-EVENTS_AT_ONCE = 64
-"""Descriptors one look tells of: poll() makes room for as many, and for 1,023 if it is not told."""
+MAX_EVENTS = 64
+"""maxevents per epoll_wait; epoll.poll() allocates room for 1,023 events if it is not told."""
 MILLISECOND = 0.001
 
 
 def sharpen_timers() -> None:
-    """Let this thread's waits end within a microsecond of their time, where the kernel adds 50 by default."""
+    """Make this thread's waits end within 1 us of their time; the kernel's default is 50 us."""
     with contextlib.suppress(OSError), open("/proc/self/timerslack_ns", "w") as slack:
         slack.write("1000")
 
 
 class Timer:
-    """A call that is due at a time; `cancel` forgets it.
+    """A callback that is due at a time; `cancel` drops it.
 
-    One that is set for less than a millisecond is exact.  Another may be that late: to be exact costs a system call
-    each time the loop waits for the last part of a millisecond.
+    A timer that is set less than a millisecond ahead is exact.  Others may run up to a millisecond late, because each
+    exact wait costs one more system call.
     """
 
     __slots__ = ("callback", "due", "exact")
@@ -56,11 +54,39 @@ class Timer:
         return self.due < other.due
 
 
+class _ExactWait:
+    """Waits less than a millisecond for an epoll descriptor: ppoll, which the standard library does not have.
+
+    epoll_wait counts whole milliseconds, and select refuses descriptors above 1,023.  Measured per wait beside
+    select: 1 us more; a timerfd costs the same, needs a descriptor of its own, and has to be disarmed.
+    """
+
+    def __init__(self, fd: int) -> None:
+        import ctypes  # 3 ms of start-up, which a keeper without short timers saves
+
+        class PollFd(ctypes.Structure):
+            _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+        class TimeSpec(ctypes.Structure):
+            _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+        self._time = TimeSpec()
+        self._pollfd = PollFd(fd, select.POLLIN)
+        self._ppoll = ctypes.CDLL(None).ppoll
+        self._arguments = (ctypes.byref(self._pollfd), 1, ctypes.byref(self._time), None)
+
+    def wait(self, seconds: float) -> None:
+        """Return when the descriptor is ready, after `seconds` (less than 1), or at a signal."""
+        self._time.tv_nsec = int(seconds * 1e9)
+        self._ppoll(*self._arguments)
+
+
 class EventLoop:
-    """Single-threaded: watches descriptors, runs timers, gives each task a turn between looks at the descriptors."""
+    """Single-threaded: watches descriptors, runs timers, and gives each task a turn between two looks."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._exact: _ExactWait | None = None
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
         self._turns: list[Callable[[], None]] = []
@@ -70,17 +96,17 @@ class EventLoop:
         """Call `callback(events)` when `fd` has one of `events` (EPOLL* bits; add EPOLLET for edges).
 
         Raises:
-            PermissionError: `fd` is a regular file: always ready, so epoll refuses it.
+            PermissionError: `fd` is a regular file, which epoll refuses because it is always ready.
         """
         self._epoll.register(fd, events)
         self._callbacks[fd] = callback
 
     def rewatch(self, fd: int, events: int) -> None:
-        """Change the events of a watched descriptor; with EPOLLET a pending condition is reported again."""
+        """Change the events of a watched descriptor; with EPOLLET, epoll reports a pending condition again."""
         self._epoll.modify(fd, events)
 
     def unwatch(self, fd: int) -> None:
-        """Stop watching; call it before the descriptor is closed.  A descriptor that is not watched is ignored."""
+        """Stop watching `fd`; call it before you close `fd`.  Does nothing if `fd` is not watched."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -89,28 +115,28 @@ class EventLoop:
         return time.monotonic()
 
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer:
-        """Call back once when time.monotonic() has reached `due` (seconds)."""
+        """Call `callback` once when time.monotonic() has reached `due` (seconds)."""
         timer = Timer(due, callback)
         heapq.heappush(self._timers, timer)
         return timer
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """Call back once after `delay` seconds."""
+        """Call `callback` once after `delay` seconds."""
         return self.call_at(time.monotonic() + delay, callback)
 
     def add_turn(self, callback: Callable[[], None]) -> None:
-        """Call back once, soon: after the descriptors that are ready now have been looked at.
+        """Call `callback` once, after the next look at the descriptors.
 
-        A task with more work than one turn's budget adds itself again, so tasks take turns.
+        A task with more work than one turn's budget adds itself again, so that tasks take turns.
         """
         self._turns.append(callback)
 
     def stop(self) -> None:
-        """Let `run` return when the current callback has."""
+        """Make `run` return after the current callback."""
         self._running = False
 
     def close(self) -> None:
-        """Release the epoll descriptor; the loop must not be used any more."""
+        """Close the epoll descriptor; do not use the loop afterwards."""
         self._epoll.close()
         self._callbacks.clear()
         self._timers.clear()
@@ -123,15 +149,16 @@ class EventLoop:
             self.run_once()
 
     def run_once(self, timeout: float | None = None) -> None:
-        """Look at the descriptors once (waiting at most `timeout` seconds, None: until something happens), then
-        run what is due."""
+        """Wait for descriptors at most `timeout` seconds (None: until something happens), call back for those that
+        are ready, then run the timers that are due and the turns."""
         wait = self._time_to_wait(timeout)
         if 0 < wait < MILLISECOND:
-            # epoll_wait counts whole milliseconds; an epoll descriptor is itself one that select can wait for.
-            select.select([self._epoll], [], [], wait)
+            if self._exact is None:
+                self._exact = _ExactWait(self._epoll.fileno())
+            self._exact.wait(wait)
             wait = 0
         callbacks = self._callbacks
-        for fd, events in self._epoll.poll(wait, EVENTS_AT_ONCE):
+        for fd, events in self._epoll.poll(wait, MAX_EVENTS):
             callback = callbacks.get(fd)
             if callback is not None:
                 callback(events)
