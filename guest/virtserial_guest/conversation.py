@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Callable
 
-from .errors import PortError, ProtocolError
+from .errors import NoPartner, ProtocolError
 from .link import Established, Event, Link, Lost, Message
 from .stream import READ_SIZE, PortStream
 
@@ -39,10 +39,6 @@ class Party:
     def pump(self) -> bool:
         """Queue what can be sent; whether anything was done."""
         raise NotImplementedError
-
-
-class NoPartner(PortError):
-    """Nobody answered in the time that was given."""
 
 
 def converse(

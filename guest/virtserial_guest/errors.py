@@ -1,10 +1,19 @@
-"""What can go wrong on a port, beside the OSErrors that open(2), read(2) and write(2) have themselves."""
+"""Every error of this package; open(2), read(2) and write(2) raise their OSErrors beside these.
+
+    PortError
+     +- NoSuchPort        no port has that name or path.
+     +- PortRemoved       the port was unplugged while it was open.
+     +- PeerAway          the other end is not connected.
+     +- ProtocolError     the other end broke the protocol of a program (send, receive, log).
+     +- NoPartner         nobody answered in time.
+     +- TransferFailed    files could not be sent or received.
+"""
 
 from __future__ import annotations
 
 
 class PortError(Exception):
-    """The root: everything this package raises on purpose."""
+    """The root of all errors that this package raises on purpose."""
 
 
 class NoSuchPort(PortError):
@@ -16,10 +25,10 @@ class PortRemoved(PortError):
 
 
 class PeerAway(PortError):
-    """The other end is not connected, so that what is written would be lost.
+    """The other end is not connected: bytes written now would be lost.
 
     Attributes:
-        written: how many bytes of the call had been taken before.
+        written: how many bytes of the call the port took before.
     """
 
     def __init__(self, message: str, written: int = 0) -> None:
@@ -28,7 +37,11 @@ class PeerAway(PortError):
 
 
 class ProtocolError(PortError):
-    """The other end does not speak the protocol, or not the part of it that fits ours."""
+    """The other end does not speak the protocol, or plays the wrong part in it."""
+
+
+class NoPartner(PortError):
+    """Nobody answered in the time that was given."""
 
 
 class TransferFailed(PortError):

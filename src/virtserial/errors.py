@@ -1,25 +1,37 @@
-"""The tree of errors, by who is at fault.
+"""Every error of the package, by who is at fault.
 
     VirtserialError
-     +- ConfigError     the operator: an option, a path, a permission.  One line, exit status 1.
-     +- DriverError     the guest's driver broke the virtio specification.  That device stops and asks for a reset.
-     |   +- AddressError    it named memory that no DMA map covers (a map may still be on its way to us).
-     +- PeerError       the VMM broke vfio-user.  Its connection is closed, or its request refused.
-     +- BackendError    a host end failed (disk full, broken pipe).  That port is closed towards the guest.
-     +- StateError      a call out of order: a mistake in this program or in the use of its interfaces.
+     +- ConfigError            the operator: an option, a path, a permission.  One line, exit status 1.
+     +- DriverError            the guest's driver broke the virtio specification.  Its device stops and asks for a reset.
+     |   +- AddressError       it named memory that no DMA map covers (the map may still be on its way).
+     +- PeerError              the VMM broke vfio-user.  Its connection closes, or its request is refused.
+     |   +- RequestRefused     it answered a request of ours with an error; the connection stays.
+     +- BackendError           a host end failed (disk full, broken pipe).  Its port closes towards the guest.
+     +- StateError             a call out of order: a mistake in this program or in the use of its interfaces.
+     +- AccessInterrupted      the device was reset during a memory access by message; the turn is dropped.
+     +- QmpError               a QMP command is refused.
+     |   +- QemuGoneError      QEMU ended before it answered.
+     +- HmpError               an HMP line cannot run.
+     +- JsonError              bytes that are not JSON, or too much of it.
+     +- RigUnavailable         this machine has no QEMU or guest for real-guest tests.
+     +- GuestError             a guest of the rig is gone, too slow, or its script failed.
+     |   +- QmpRefusal         its QEMU refused a command.
+     +- DemoFailed             the demonstration did not show what it should.
+     +- HostileError           a device did what no hostile case allows.
 
-A message says which rule was broken, by which value, and what the limit is.
+The errors that several rooms know are defined here, the others in the one room that raises them.  A message says which
+rule was broken, by which value, and what the limit is.  The guest's library has a tree of its own (guest/errors.py).
 """
 
 from __future__ import annotations
 
 
 class VirtserialError(Exception):
-    """The root: everything this package raises on purpose."""
+    """The root of all errors that this package raises on purpose."""
 
 
 class ConfigError(VirtserialError):
-    """The operator asked for something that cannot be had; the text is what a user reads."""
+    """The operator asked for something impossible; the text is what a user reads."""
 
 
 class DriverError(VirtserialError):
@@ -34,7 +46,7 @@ class PeerError(VirtserialError):
     """The vfio-user peer broke the protocol.
 
     Attributes:
-        errno: the error number an error reply carries, where the request can be refused by one.
+        errno: the error number for an error reply, if the request gets one.
     """
 
     def __init__(self, message: str, errno: int = 22) -> None:
@@ -43,7 +55,7 @@ class PeerError(VirtserialError):
 
 
 class BackendError(VirtserialError):
-    """A host end cannot take or give bytes any more."""
+    """A host end can no longer take or give bytes."""
 
 
 class StateError(VirtserialError):
@@ -51,4 +63,4 @@ class StateError(VirtserialError):
 
 
 class AccessInterrupted(VirtserialError):
-    """The device was reset, or lost its memory, while a memory access by message was under way: drop the turn."""
+    """The device was reset, or lost its VMM, during a memory access by message: drop the turn."""
