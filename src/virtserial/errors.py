@@ -2,7 +2,7 @@
 
     VirtserialError
      +- ConfigError            the operator: an option, a path, a permission.  One line, exit status 1.
-     +- DriverError            the guest's driver broke the virtio specification.  Its device stops and asks for a reset.
+     +- DriverError            the guest's driver broke the virtio specification.  Its device asks for a reset.
      |   +- AddressError       it named memory that no DMA map covers (the map may still be on its way).
      +- PeerError              the VMM broke vfio-user.  Its connection closes, or its request is refused.
      |   +- RequestRefused     it answered a request of ours with an error; the connection stays.
