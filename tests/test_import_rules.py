@@ -177,7 +177,8 @@ def test_every_error_is_in_the_tree_that_errors_py_draws(folder, root):
         return name == root or (name in bases and descends(bases[name]))
 
     drawn, above = {}, [root]
-    for line in ast.get_docstring(tree_of(folder / "errors.py")).splitlines():
+    tree = ast.get_docstring(tree_of(folder / "errors.py"))
+    for line in tree.splitlines():
         if "+- " in line:
             depth, name = line.index("+- ") // 4 + 1, line.split("+- ")[1].split()[0]
             del above[depth:]

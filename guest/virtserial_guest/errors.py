@@ -1,12 +1,12 @@
 """Every error of this package; open(2), read(2) and write(2) raise their OSErrors beside these.
 
-    PortError
-     +- NoSuchPort        no port has that name or path.
-     +- PortRemoved       the port was unplugged while it was open.
-     +- PeerAway          the other end is not connected.
-     +- ProtocolError     the other end broke the protocol of a program (send, receive, log).
-     +- NoPartner         nobody answered in time.
-     +- TransferFailed    files could not be sent or received.
+PortError
++- NoSuchPort        no port has that name or path.
++- PortRemoved       the port was unplugged while it was open.
++- PeerAway          the other end is not connected.
++- ProtocolError     the other end broke the protocol of a program (send, receive, log).
++- NoPartner         nobody answered in time.
++- TransferFailed    files could not be sent or received.
 """
 
 from __future__ import annotations
