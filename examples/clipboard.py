@@ -14,7 +14,7 @@ import struct
 import subprocess
 
 try:
-    from virtserial.client import AsyncStream, HostEnd
+    from virtserial.client import AsyncStream, HostStream
     from virtserial.guest import open_port
 except ImportError:  # in a guest there is the guest's library alone
     from virtserial_guest import AsyncStream, open_port
@@ -110,4 +110,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     is_host = options.port.startswith(("unix:", "tcp:", "pty:"))
     clipboard = FileClipboard(options.file) if options.file else DesktopClipboard()
-    asyncio.run(share(clipboard, HostEnd(options.port) if is_host else open_port(options.port)))
+    asyncio.run(share(clipboard, HostStream(options.port) if is_host else open_port(options.port)))

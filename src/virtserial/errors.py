@@ -4,18 +4,17 @@ VirtserialError
 +- ConfigError            the operator: an option, a path, a permission.  One line, exit status 1.
 +- DriverError            the guest's driver broke the virtio specification.  Its device asks for a reset.
 |   +- AddressError       it named memory that no DMA map covers (the map may still be on its way).
-+- PeerError              the VMM broke vfio-user.  Its connection closes, or its request is refused.
++- PeerError              a VMM broke vfio-user, a monitor QMP.  The connection closes, or the request is refused.
 |   +- RequestRefused     it answered a request of ours with an error; the connection stays.
 +- BackendError           a host end failed (disk full, broken pipe).  Its port closes towards the guest.
 +- StateError             a call out of order: a mistake in this program or in the use of its interfaces.
 +- AccessInterrupted      the device was reset during a memory access by message; the turn is dropped.
 +- QmpError               a QMP command is refused.
-|   +- QemuGoneError      QEMU ended before it answered.
+|   +- MonitorGoneError   the monitor closed the connection before it answered.
 +- HmpError               an HMP line cannot run.
 +- JsonError              bytes that are not JSON, or too much of it.
 +- RigUnavailable         this machine has no QEMU or guest for real-guest tests.
 +- GuestError             a guest of the rig is gone, too slow, or its script failed.
-|   +- QmpRefusal         its QEMU refused a command.
 +- DemoFailed             the demonstration did not show what it should.
 +- HostileError           a device did what no hostile case allows.
 
@@ -43,7 +42,7 @@ class AddressError(DriverError):
 
 
 class PeerError(VirtserialError):
-    """The vfio-user peer broke the protocol.
+    """The peer of vfio-user or QMP broke the protocol.
 
     Attributes:
         errno: the error number for an error reply, if the request gets one.

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from client_machine import SOURCE, until
 
-from virtserial.client import HostEnd, Monitor
+from virtserial.client import HostStream, Monitor
+from virtserial.client.qmp import QmpClient
 from virtserial.errors import ConfigError, PeerError
+from virtserial.monitor.qmp import QmpError
 
 WAIT = 30
 
@@ -42,8 +46,8 @@ def test_monitor_tells_of_ports_and_their_ends(machine):
 
 
 def test_guest_s_open_state_is_followed(machine):
-    guest = HostEnd(machine.guest)
-    with Monitor(machine.qmp) as monitor, HostEnd(machine.host) as host:
+    guest = HostStream(machine.guest)
+    with Monitor(machine.qmp) as monitor, HostStream(machine.host) as host:
         assert host.wait_connected(WAIT)
         assert guest.wait_connected(WAIT)
         assert monitor.wait_guest("org.example.0", True, WAIT)
@@ -57,12 +61,52 @@ def test_monitor_s_errors(machine, folder):
     with Monitor(machine.qmp) as monitor:
         with pytest.raises(ConfigError, match="no port is named 'nobody'"):
             monitor.find_port("nobody")
-        with pytest.raises(ConfigError, match="has no id"):
+        with pytest.raises(ConfigError, match="has neither an id nor a chardev"):
             monitor.wait_guest("org.example.none")
-        with pytest.raises(PeerError, match="bogus"):
+        with pytest.raises(QmpError, match="The command bogus has not been found") as refused:
             monitor.execute("bogus")
+        assert refused.value.error_class == "CommandNotFound"
     with pytest.raises(ConfigError, match="No such file"):
         Monitor(f"unix:{folder}/nothing")
+
+
+def test_port_without_an_id_is_waited_for(machine):
+    path = f"unix:{machine.folder}/run/virtio-ports/org.example.anonymous"
+    address = {"type": "inet", "data": {"host": "127.0.0.1", "port": "0"}}
+    with Monitor(machine.qmp) as monitor, HostStream(path) as guest:
+        monitor("chardev-add", id="c2", backend={"type": "socket", "data": {"addr": address}})
+        monitor("device_add", driver="virtserialport", name="org.example.anonymous", chardev="c2")
+        host = HostStream(monitor.find_port("org.example.anonymous").host_end)
+        assert host.wait_connected(WAIT)
+        assert guest.wait_connected(WAIT)
+        assert monitor.wait_guest("org.example.anonymous", True, WAIT)
+        threading.Timer(0.3, guest.close).start()
+        assert monitor.wait_guest("org.example.anonymous", False, WAIT)
+        assert not monitor.wait_guest("org.example.anonymous", True, 0.5)
+        host.close()
+
+
+@pytest.mark.parametrize(
+    "words", [("ports",), ("restart",), ("save", "FILE"), ("console", "name"), ("send", "name", "/dev/null")]
+)
+def test_monitor_that_does_not_answer_is_given_up(folder, words):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{folder}/silent")
+        silent.listen()
+        began = time.monotonic()
+        status, output, errors = finish(program(*words, "--monitor", f"{folder}/silent"))
+        assert (status, output) == (1, "")
+        assert errors == f"virtserial: monitor {folder}/silent: no QMP greeting in 3 s; does it serve another client?\n"
+        assert 3 <= time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"[1]\n", b"[" * 100_000 + b"\n"])
+def test_what_is_no_monitor_is_named(folder, said):
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(said)
+        with pytest.raises(PeerError, match="not QMP"):
+            QmpClient(ours)
 
 
 def test_tree_is_sent_by_name_through_device_and_driver(machine, tmp_path):
@@ -163,8 +207,7 @@ def test_example_of_a_clipboard_is_the_same_on_both_sides(machine, tmp_path):
         (("receive", "unix:/nowhere", "/proc/no"), "virtserial receive: /proc/no: No such file or directory\n"),
         (("log", "/no/socket"), "virtserial: /no/socket: No such file or directory; write unix:PATH for a socket that "
                                 "is not there yet\n"),
-        (("ports", "--monitor", "/no/qmp"), "virtserial: /no/qmp: No such file or directory; write unix:PATH for a "
-                                            "socket that is not there yet\n"),
+        (("ports", "--monitor", "/no/qmp"), "virtserial: monitor /no/qmp: No such file or directory\n"),
     ],
 )  # fmt: skip
 def test_words_that_lead_nowhere(words, said):

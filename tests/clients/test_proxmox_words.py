@@ -15,7 +15,7 @@ import pytest
 from dropin_guest import PROGRAM, environment, wait_until_nothing_is_left
 from host_device import wait_until
 
-from virtserial.rig.qmp import Qmp
+from virtserial.client.qmp import QmpClient
 
 # Root ports and a USB controller, as Proxmox' own files describe them.
 MACHINE_CONFIG = """
@@ -94,13 +94,13 @@ def test_a_machine_as_proxmox_starts_it(manager):
     # The event daemon's connection: made by the monitor, and made again when it was lost.
     for _ in range(2):
         connection, _ = listener.accept()
-        Qmp(connection).close()
+        QmpClient(connection, 60).close()
     connection, _ = listener.accept()
-    events = Qmp(connection)
+    events = QmpClient(connection, 60)
 
     client = socket.socket(socket.AF_UNIX)
     client.connect(f"{folder}/100.qmp")
-    monitor = Qmp(client)
+    monitor = QmpClient(client, 60)
     assert monitor("query-status")["status"] == "prelaunch"
     assert {"qmp", "qmp-event", "qga0"} <= {each["label"] for each in monitor("query-chardev")}
     assert "qga0" in {each["name"] for each in monitor("qom-list", path="/machine/peripheral")}

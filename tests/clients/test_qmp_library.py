@@ -8,21 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from fetched import had
-
-from virtserial.rig.pip_wheel import python_package
-
-VERSION = "0.0.6"
-
-
-@pytest.fixture(scope="module")
-def library():
-    folder = str(had(python_package, "qemu.qmp", VERSION))
-    sys.path.append(folder)
-    import qemu.qmp
-
-    yield qemu.qmp
-    sys.path.remove(folder)
+from qemu.qmp import ExecuteError, QMPClient
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +18,15 @@ def monitor(our_device, folder):
         yield f"{folder}/qmp"
 
 
-def test_commands_errors_and_events(library, monitor, folder):
+def test_commands_errors_and_events(monitor, folder):
     async def talk():
-        client = library.QMPClient("test")
+        client = QMPClient("test")
         await client.connect(monitor)
         try:
             assert client.greeting.QMP.version["qemu"]["major"] == 11
             backend = {"type": "ringbuf", "data": {}}
             await client.execute("chardev-add", {"id": "rb", "backend": backend})
-            with pytest.raises(library.ExecuteError, match="Chardev with id 'rb' already exists"):
+            with pytest.raises(ExecuteError, match="Chardev with id 'rb' already exists"):
                 await client.execute("chardev-add", {"id": "rb", "backend": backend})
             port = {"driver": "virtserialport", "id": "p1", "name": "org.test", "chardev": "rb"}
             await client.execute("device_add", port)
@@ -56,9 +42,9 @@ def test_commands_errors_and_events(library, monitor, folder):
     asyncio.run(talk())
 
 
-def test_descriptors_are_passed(library, monitor, folder):
+def test_descriptors_are_passed(monitor, folder):
     async def talk(file):
-        client = library.QMPClient("test")
+        client = QMPClient("test")
         await client.connect(monitor)
         try:
             client.send_fd_scm(file.fileno())
@@ -74,8 +60,7 @@ def test_descriptors_are_passed(library, monitor, folder):
 
 def shell(monitor, typed, *options):
     """What the library's shell shows after somebody has typed."""
-    folder = python_package("qemu.qmp", VERSION)
-    environment = {**os.environ, "PYTHONPATH": str(folder), "HOME": os.path.dirname(monitor)}
+    environment = {**os.environ, "HOME": os.path.dirname(monitor)}
     done = subprocess.run(
         [sys.executable, "-m", "qemu.qmp.qmp_shell", *options, monitor],
         input=typed, env=environment, capture_output=True, text=True, timeout=60,
@@ -84,7 +69,7 @@ def shell(monitor, typed, *options):
     return done.stdout
 
 
-def test_the_shell(library, monitor):
+def test_the_shell(monitor):
     backend = '{"type":"ringbuf","data":{}}'
     typed = ["query-status", f"chardev-add id=s backend={backend}", "query-chardev", "nonsense", ""]
     shown = shell(monitor, "\n".join(typed))
@@ -94,6 +79,6 @@ def test_the_shell(library, monitor):
     assert "CommandNotFound" in shown
 
 
-def test_the_shell_for_people(library, monitor):
+def test_the_shell_for_people(monitor):
     shown = shell(monitor, "info chardev\ndevice_add virtserialport,id=hp,bus=ser0.0\ninfo qtree\n", "-H")
     assert "dev: virtserialport, id \"hp\"" in shown

@@ -18,7 +18,7 @@ from pathlib import Path
 from device_process import DeviceProcess, connect, port_options, wait_until
 from embedded_guest import EmbeddedGuest, try_receive, try_send
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 
 PORTS = 30
 WARM_UP = 45.0
@@ -44,7 +44,7 @@ class Soak:
             options[-1] += f",id=p{number}"
         self.device = DeviceProcess(folder, *options, "-qmp", f"unix:{folder}/qmp,server=on,wait=off")
         self.guest = EmbeddedGuest(folder / "ser0.sock", *(f"p{number}" for number in range(1, PORTS + 1)))
-        self.monitor = MonitorClient(f"{folder}/qmp")
+        self.monitor = QmpClient(f"{folder}/qmp", 30)
         self.storms = [self.transfer, self.visits, self.flood, self.plug]
         if kills:
             self.storms += [self.kill, self.restart]

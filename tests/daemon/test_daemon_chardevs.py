@@ -10,7 +10,7 @@ import pytest
 from device_process import connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest, try_receive
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 from virtserial.options.chardev_options import kinds
 
 
@@ -235,7 +235,7 @@ def test_every_kind_moves_bytes_in_a_confined_worker(start, folder, kind):
             *controller_options(folder), *port_options(folder, "a"), "-chardev", f"{kind}{options},id=c",
             "-device", "virtserialport,nr=2,chardev=c,name=c", "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
         )  # fmt: skip
-        with EmbeddedGuest(folder / "ser0.sock", "a", "c") as guest, MonitorClient(f"{folder}/qmp") as monitor:
+        with EmbeddedGuest(folder / "ser0.sock", "a", "c") as guest, QmpClient(f"{folder}/qmp", 30) as monitor:
             port = guest.open("c")
             if kind != "null":
                 guest.run_until(lambda: port.port.host_connected)

@@ -7,7 +7,7 @@ import json
 import pytest
 from device_process import controller_options, port_options
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 from virtserial.daemon.keeper.path_policy import PathPolicy
 from virtserial.errors import ConfigError
 
@@ -24,7 +24,7 @@ def monitor(start, folder):
         *controller_options(folder), *port_options(folder, "a"), "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
         "-chardev", f"file,id=f,path={folder}/of-the-options", "--allow-path", f"{folder}/mine", allow_path=None,
     )  # fmt: skip
-    with MonitorClient(f"{folder}/qmp") as client:
+    with QmpClient(f"{folder}/qmp", 30) as client:
         yield client
 
 

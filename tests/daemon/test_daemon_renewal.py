@@ -20,7 +20,7 @@ import pytest
 from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 from virtserial.vfio_user.client import Client
 
 sys.path.append(str(Path(__file__).parents[1] / "chardev"))
@@ -61,7 +61,7 @@ def test_sockets_connections_and_those_who_wait_stay(start, folder):
         *controller_options(folder), *port_options(folder, "a"),
         *chardev_port(2, "tcp", "socket,host=127.0.0.1,port=0,server=on,wait=off"), *monitor_options(folder),
     )  # fmt: skip
-    with MonitorClient(f"{folder}/qmp") as monitor, EmbeddedGuest(folder / "ser0.sock", "a", "tcp") as guest:
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a", "tcp") as guest:
         named = {entry["label"]: entry["filename"] for entry in monitor.execute("query-chardev")}
         port = int(named["tcp"].split(",")[0].rpartition(":")[2])
         received = guest.open("a"), guest.open("tcp")
@@ -96,7 +96,7 @@ def test_client_that_is_connected_stays_and_one_that_is_not_tries_again(start, f
         *chardev_port(1, "up", f"socket,path={folder}/up,reconnect-ms=50"),
         *chardev_port(2, "down", f"socket,path={folder}/down,reconnect-ms=50"),
     )  # fmt: skip
-    with MonitorClient(f"{folder}/qmp") as monitor, EmbeddedGuest(folder / "ser0.sock", "up", "down") as guest:
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "up", "down") as guest:
         received = {name: guest.open(name) for name in listeners}
         host, _ = listeners["up"].accept()
         renew(monitor)
@@ -126,7 +126,7 @@ def test_terminals_rings_files_and_logs_stay(start, folder):
         *("-device", "virtserialport,bus=ser0.0,nr=5,chardev=hub,name=hub"),
     )  # fmt: skip
     with (
-        MonitorClient(f"{folder}/qmp") as monitor,
+        QmpClient(f"{folder}/qmp", 30) as monitor,
         EmbeddedGuest(folder / "ser0.sock", "pty", "ring", "file", "log", "hub") as guest,
     ):
         line = os.open(f"{folder}/pty", os.O_RDWR | os.O_NOCTTY)
@@ -170,7 +170,7 @@ def test_handler_process_goes_on_and_ends_with_the_device(start, folder):
     device = start(
         *controller_options(folder), *monitor_options(folder), *chardev_port(1, "count", f"handler,path={code}")
     )
-    with MonitorClient(f"{folder}/qmp") as monitor, EmbeddedGuest(folder / "ser0.sock", "count") as guest:
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "count") as guest:
         received = guest.open("count")
         guest.run_until(lambda: received.port.host_connected)
         received.port.write(b"one\n")
@@ -199,7 +199,7 @@ def test_what_came_and_went_at_run_time_is_remembered(start, folder):
     device = start(
         *controller_options(folder), *port_options(folder, "a"), *port_options(folder, "b", 2), *monitor_options(folder)
     )
-    with MonitorClient(f"{folder}/qmp") as monitor, EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
         monitor.execute("device_add", {"driver": "virtio-serial", "id": "ser1", "socket": f"{folder}/ser1.sock"})
         address = {"type": "unix", "data": {"path": f"{folder}/c"}}
         backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
@@ -227,7 +227,7 @@ def test_what_came_and_went_at_run_time_is_remembered(start, folder):
 
 def test_second_vmm_waits_through_it_and_its_device_stays_usable(start, folder):
     start(*controller_options(folder), *port_options(folder, "a"), *monitor_options(folder))
-    with MonitorClient(f"{folder}/qmp") as monitor:
+    with QmpClient(f"{folder}/qmp", 30) as monitor:
         with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
             renew(monitor)
             with socket.socket(socket.AF_UNIX) as second:
@@ -241,7 +241,7 @@ def test_second_vmm_waits_through_it_and_its_device_stays_usable(start, folder):
 
 def test_descriptors_and_processes_do_not_pile_up(start, folder):
     device = start(*controller_options(folder), *port_options(folder, "a"), *monitor_options(folder))
-    with MonitorClient(f"{folder}/qmp") as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         renew(monitor)
         before = device.settled_descriptors()
         for _ in range(4):
@@ -275,7 +275,7 @@ def test_sigterm_at_any_moment_of_it_ends_all(start, folder):
 
 def test_worker_that_is_killed_on_the_way_costs_nothing(start, folder):
     device = start(*controller_options(folder), *port_options(folder, "a"), *monitor_options(folder))
-    with MonitorClient(f"{folder}/qmp") as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         for _ in range(3):
             worker = device.worker
             monitor.execute("x-virtserial-restart", {"keeper": True})
@@ -286,7 +286,7 @@ def test_worker_that_is_killed_on_the_way_costs_nothing(start, folder):
 
 def test_hung_worker_is_killed_for_it(start, folder):
     device = start(*controller_options(folder), *port_options(folder, "a"), *monitor_options(folder))
-    with MonitorClient(f"{folder}/qmp") as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         os.kill(device.worker, signal.SIGSTOP)
         monitor.execute("x-virtserial-restart", {"keeper": True})
         wait_until(lambda: not monitor.execute("x-virtserial-query")["changing"], 30)
@@ -324,7 +324,7 @@ def test_telnet_and_tls_clients_have_to_come_again(start, folder):
         return host
 
     with (
-        MonitorClient(f"{folder}/qmp") as monitor,
+        QmpClient(f"{folder}/qmp", 30) as monitor,
         EmbeddedGuest(folder / "ser0.sock", "telnet", "tls") as guest,
     ):
         ports = {name: guest.open(name) for name in ("telnet", "tls")}
@@ -354,7 +354,7 @@ def test_terminal_is_put_back_at_the_very_end(folder):
         try:
             wait_until((folder / "qmp").exists)
             wait_until(lambda: termios.tcgetattr(line) != before)
-            with MonitorClient(f"{folder}/qmp") as monitor, EmbeddedGuest(folder / "ser0.sock", "s") as guest:
+            with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "s") as guest:
                 received = guest.open("s")
                 renew(monitor)
                 assert termios.tcgetattr(line) != before
@@ -384,7 +384,7 @@ def test_other_processes_cannot_pass_for_a_predecessor(start, folder):
 
 def test_attached_vmm_without_a_driver_goes_on_as_well(start, folder):
     start(*controller_options(folder), *port_options(folder, "a"), *monitor_options(folder))
-    with MonitorClient(f"{folder}/qmp") as monitor:
+    with QmpClient(f"{folder}/qmp", 30) as monitor:
         client = Client(f"{folder}/ser0.sock")
         try:
             identity = client.region_read(7, 0, 4)

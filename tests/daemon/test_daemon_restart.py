@@ -13,7 +13,7 @@ import pytest
 from device_process import ENVIRONMENT, ROOT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 from virtserial.host_end.ending import unread_bytes
 
 RESTARTS = int(os.environ.get("VIRTSERIAL_RESTARTS", "5"))
@@ -88,7 +88,7 @@ def test_keeper_and_worker_run_the_code_that_is_installed_now(start, folder):
     )  # fmt: skip
     about = code / "virtserial" / "__init__.py"
     about.write_text(about.read_text().replace('__version__ = "', '__version__ = "1000.'))
-    with MonitorClient(f"{folder}/other") as before, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+    with QmpClient(f"{folder}/other", 30) as before, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         assert "1000." not in before.execute("query-version")["package"]
         worker = device.worker
         done = restart(folder)

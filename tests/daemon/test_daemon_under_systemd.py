@@ -12,7 +12,7 @@ import systemd_manager
 from device_process import ROOT, connect, controller_options, port_options, wait_until
 from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 from virtserial.errors import VirtserialError
 
 pytestmark = pytest.mark.skipif(systemd_manager.why_not() is not None, reason=str(systemd_manager.why_not()))
@@ -111,14 +111,14 @@ def test_a_stop_is_none_and_what_was_left_is_gone(systemd, served, folder):
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         pump(guest, systemd.start("restart", UNIT))
         guest.check_port("a", folder / "a", 10_000)
-        with MonitorClient(f"{folder}/qmp") as monitor:
+        with QmpClient(f"{folder}/qmp", 30) as monitor:
             assert monitor.execute("x-virtserial-query")["keeper-restarts"] == 1
     systemd("stop", UNIT)
     assert not {"ser0.sock", "a", "b", "qmp"} & {path.name for path in folder.iterdir()}
     systemd("start", UNIT)
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         guest.check_port("a", folder / "a", 10_000)
-        with MonitorClient(f"{folder}/qmp") as monitor:
+        with QmpClient(f"{folder}/qmp", 30) as monitor:
             assert monitor.execute("x-virtserial-query")["keeper-restarts"] == 0
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from host_device import SOURCE, wait_until
 
+from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest
 from virtserial.rig.channel import AgentChannel
 from virtserial.rig.guest import CPU, ENDS_WITH_ITS_PARENT, KERNEL_OPTIONS
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
-from virtserial.rig.qmp import Qmp
 
 PROGRAM = [sys.executable, "-m", "virtserial.cli.qemu"]
 QUIET = ("-display", "none", "-accel", "tcg", "-cpu", CPU)
@@ -101,7 +101,7 @@ class DropinGuest(Guest):
                 )
         self._channel = AgentChannel(agent_end)
         if self._wants_qmp:
-            self._qmp = Qmp(qmp_end)
+            self._qmp = QmpClient(qmp_end, 60)
         else:
             qmp_end.close()
         self._channel.wait_for_boot(self._boot_timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import contextmanager
 
-from virtserial.rig.qmp import Qmp
+from virtserial.client.qmp import QmpClient
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def host_monitor(host_device, guest, path):
         return
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
-    monitor = Qmp(connection)
+    monitor = QmpClient(connection, 60)
     try:
         yield monitor
     finally:

@@ -16,7 +16,7 @@ import pytest
 from dropin_guest import PROGRAM, QUIET, DropinGuest, device_processes, environment, wait_until_nothing_is_left
 from host_device import wait_until
 
-from virtserial.rig.qmp import Qmp
+from virtserial.client.qmp import QmpClient
 
 pytestmark = pytest.mark.timeout(180)
 LIMIT = 60
@@ -84,7 +84,7 @@ def connect(path):
 
 
 def qmp(folder):
-    return Qmp(connect(f"{folder}/qmp"))
+    return QmpClient(connect(f"{folder}/qmp"), 60)
 
 
 def test_the_process_that_was_started_becomes_qemu_and_has_no_child_it_did_not_make(folder):
@@ -317,7 +317,7 @@ def test_descriptors_of_our_chardevs_are_ours_alone(folder):
     words = ["-chardev", f"socket,id=mine,fd={fd}", "-mon", "chardev=mine,mode=control"]
     with started(folder, *words_with_a_port(folder), *words, pass_fds=[fd]) as process:
         theirs.close()
-        monitor = Qmp(ours)
+        monitor = QmpClient(ours, 60)
         held = {os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
         assert f"socket:[{inode}]" not in held
         assert monitor("query-status")["running"] is True

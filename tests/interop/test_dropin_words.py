@@ -14,8 +14,8 @@ import pytest
 from dropin_guest import PROGRAM, QUIET, DropinGuest, device_processes, environment, wait_until_nothing_is_left
 from host_device import wait_until
 
+from virtserial.client.qmp import QmpClient
 from virtserial.rig.qemu import find_qemu
-from virtserial.rig.qmp import Qmp
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -37,7 +37,7 @@ def ask(command, environment, words, *questions):
     ) as process:  # fmt: skip
         theirs.close()
         try:
-            monitor = Qmp(ours)
+            monitor = QmpClient(ours, 60)
             answers = [monitor(question) for question in questions]
             monitor("quit")
             monitor.close()

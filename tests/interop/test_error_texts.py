@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 from host_device import SOURCE, wait_until
 
+from virtserial.client.qmp import QmpClient
+from virtserial.monitor.qmp import QmpError
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 from virtserial.rig.qemu import find_qemu
-from virtserial.rig.qmp import Qmp, QmpRefusal
 
 GENERIC, NOT_FOUND = "GenericError", "DeviceNotFound"
 GOOD_CONTROLLERS = ("virtio-serial-pci,id=wide,max_ports=32", "virtio-serial-pci,id=few,max_ports=4")
@@ -169,7 +170,7 @@ def running(program, words):
 
         try:
             wait_until(connected, 60, "the monitor does not listen")
-            yield Qmp(connection)
+            yield QmpClient(connection, 60)
         finally:
             connection.close()
             process.send_signal(signal.SIGTERM)
@@ -209,9 +210,9 @@ def test_port_without_a_controller_is_refused(program):
 def refusal(monitor, case):
     """(class, text) of the error that a case's request is answered with."""
     command, arguments = case.request
-    with pytest.raises(QmpRefusal) as refused:
+    with pytest.raises(QmpError) as refused:
         monitor(command, **arguments)
-    return refused.value.error_class, refused.value.description
+    return refused.value.error_class, str(refused.value)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.request])

@@ -15,7 +15,7 @@ from host_device import SOURCE, wait_until
 from host_end import HostEnd
 
 from guest_library import PLACE, PROGRAM, Program, library_files
-from virtserial.client import HostEnd as Stream
+from virtserial.client import HostStream as Stream
 from virtserial.rig import Guest
 
 TALK, OTHER = "org.test.talk", "org.test.other"

@@ -14,8 +14,8 @@ from guest_side import PORT_HELPERS
 from host_device import wait_until
 from host_end import HostEnd
 
+from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest
-from virtserial.rig.qmp import Qmp
 
 STAY = "org.test.stay"
 WARM_UP, ROUNDS = 100, 1000
@@ -57,7 +57,7 @@ def monitor(our_device, folder):
     with our_device.attach(options) as attached, Guest(attached.arguments) as guest:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(f"{folder}/qmp")
-        monitor = Qmp(connection)
+        monitor = QmpClient(connection, 60)
         monitor.guest, monitor.attached = guest, attached
         yield monitor
         monitor.close()

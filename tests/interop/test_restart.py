@@ -18,7 +18,7 @@ from endless import EndlessStreams
 from exchange import exchange, socket_port
 from host_device import SOURCE, wait_until
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest
 
 RESTARTS = int(os.environ.get("VIRTSERIAL_RESTARTS", "4"))
@@ -48,7 +48,7 @@ def restart(folder, words):
 
 
 def counts(folder):
-    with MonitorClient(f"{folder}/qmp") as monitor:
+    with QmpClient(f"{folder}/qmp", 30) as monitor:
         return monitor.execute("x-virtserial-query")
 
 

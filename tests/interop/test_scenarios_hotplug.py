@@ -27,7 +27,7 @@ from scenario import (
     unplug_port,
 )
 
-from virtserial.rig.qmp import QmpRefusal
+from virtserial.monitor.qmp import QmpError
 
 BUS = "hot0.0"
 
@@ -71,9 +71,9 @@ def plug_again(monitor, name):
 
 
 def refusal(monitor, command, **arguments):
-    with pytest.raises(QmpRefusal) as refused:
+    with pytest.raises(QmpError) as refused:
         monitor(command, **arguments)
-    return refused.value.description
+    return str(refused.value)
 
 
 def test_port_and_controller_are_plugged_used_and_unplugged(guest, monitor, folder):

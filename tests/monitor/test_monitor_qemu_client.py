@@ -8,8 +8,8 @@ import pytest
 
 from virtserial.errors import ConfigError
 from virtserial.monitor import joined_hmp
-from virtserial.monitor.qemu_client import Ask, QemuGoneError, QemuSession
 from virtserial.monitor.qmp import QmpError
+from virtserial.monitor.qmp_client import Ask, MonitorGoneError, QmpClientSession
 from virtserial.monitor.steps import run_steps
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 11, "minor": 1, "micro": 3}}, "capabilities": ["oob"]}}
@@ -20,7 +20,7 @@ class Qemu:
 
     def __init__(self, greeting=GREETING):
         self.events, self.is_ready = [], False
-        self.session = QemuSession(self.events.append, self._ready)
+        self.session = QmpClientSession(self.events.append, self._ready)
         self._greeting = greeting
 
     def _ready(self):
@@ -115,7 +115,7 @@ def test_at_the_end_everybody_hears_of_it(qemu):
     early.session.end()
     late = asked(qemu, "three")
     assert answers == []
-    assert all(isinstance(answer[0], QemuGoneError) for answer in (*waiting, late))
+    assert all(isinstance(answer[0], MonitorGoneError) for answer in (*waiting, late))
 
 
 # Steps
@@ -171,7 +171,7 @@ def test_the_end_of_qemu_is_no_answer():
     def steps():
         yield Ask("one", {})
 
-    assert run(steps(), QemuGoneError()) == (["one"], [])
+    assert run(steps(), MonitorGoneError()) == (["one"], [])
 
 
 # HMP

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from virtserial.client.address import parse_address
-from virtserial.client.host_end import HostEnd
+from virtserial.client.host_stream import HostStream
 from virtserial.client.monitor import Monitor
 from virtserial.errors import ConfigError
 from virtserial.guest.guest_port import GuestPort
@@ -43,9 +43,9 @@ def open_end(options: argparse.Namespace) -> EpollStream:
             raise ConfigError(f"port {text!r} has no host end")
         if not port.host_end.startswith(("unix:", "tcp:", "pty:")):
             raise ConfigError(f"the host end of port {text!r} is {port.host_end}: nothing to connect to")
-        return HostEnd(port.host_end)
+        return HostStream(port.host_end)
     if text.startswith(("unix:", "tcp:", "pty:")):
-        return HostEnd(text)
+        return HostStream(text)
     if any(text in (port.name, port.path, os.path.basename(port.path)) for port in list_ports() if text):
         return GuestPort(find_port(text).path)
-    return HostEnd(parse_address(text))
+    return HostStream(parse_address(text))

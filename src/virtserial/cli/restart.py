@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 from virtserial.errors import ConfigError
 
 USAGE = """usage: virtserial restart --monitor SOCKET [--worker]
@@ -31,7 +31,7 @@ def run(words: list[str]) -> int:
         print(USAGE, end="")
         return 0 if words else 2
     path, worker_only = _options(words)
-    with MonitorClient(path) as monitor:
+    with QmpClient(path) as monitor:
         before = _when_settled(monitor)
         whole = bool(before.get("keeper-can-restart")) and not worker_only
         monitor.execute("x-virtserial-restart", {"keeper": True} if whole else {})
@@ -59,11 +59,11 @@ def _options(words: list[str]) -> tuple[str, bool]:
     return path, worker_only
 
 
-def _when_settled(monitor: MonitorClient) -> dict[str, object]:
+def _when_settled(monitor: QmpClient) -> dict[str, object]:
     """What the process says of itself, once none of its two is being replaced, or has just been started."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
-        answer = monitor.execute("x-virtserial-query", {})
+        answer = monitor.execute("x-virtserial-query", answer_time=TIMEOUT)
         assert isinstance(answer, dict)
         if not answer["changing"]:
             return answer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from virtserial.cli.monitor_client import MonitorClient
-from virtserial.cli.save import Options
+from virtserial.cli.save import ANSWER_TIME, Options
+from virtserial.client.qmp import QmpClient
 from virtserial.errors import ConfigError
 
 USAGE = """usage: virtserial restore --monitor SOCKET [--id ID] FILE
@@ -32,9 +32,11 @@ def run(words: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"{options.file}: {error.strerror}") from error
     try:
-        with MonitorClient(options.monitor) as monitor:
-            monitor.execute("getfd", {"fdname": "state"}, fd)
-            monitor.execute("x-virtserial-restore", {**options.arguments(), "fdname": "state"})
+        with QmpClient(options.monitor) as monitor:
+            monitor.execute("getfd", {"fdname": "state"}, fd=fd)
+            monitor.execute(
+                "x-virtserial-restore", {**options.arguments(), "fdname": "state"}, answer_time=ANSWER_TIME
+            )
     finally:
         os.close(fd)
     return 0

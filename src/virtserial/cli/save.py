@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from virtserial.cli.monitor_client import MonitorClient
+from virtserial.client.qmp import QmpClient
 from virtserial.errors import ConfigError
 
 USAGE = """usage: virtserial save --monitor SOCKET [--id ID] [--continue] FILE
@@ -16,6 +16,10 @@ USAGE = """usage: virtserial save --monitor SOCKET [--id ID] [--continue] FILE
 Halt the virtual machine first: guest memory is not in FILE.  The controller stands still from then on, unless
 --continue is given: what it did later would not be in FILE.
 """
+
+
+ANSWER_TIME = 60.0
+"""Seconds that writing or reading a state may take."""
 
 
 class Options:
@@ -62,14 +66,16 @@ def run(words: list[str]) -> int:
     if options.help or options.monitor is None or options.file is None:
         return 0 if options.help else 2
     temporary = f"{options.file}.{os.getpid()}.part"
-    with MonitorClient(options.monitor) as monitor:
+    with QmpClient(options.monitor) as monitor:
         try:
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(f"{temporary}: {error.strerror}") from error
         try:
-            monitor.execute("getfd", {"fdname": "state"}, fd)
-            monitor.execute("x-virtserial-save", {**options.arguments(), "fdname": "state"})
+            monitor.execute("getfd", {"fdname": "state"}, fd=fd)
+            monitor.execute(
+                "x-virtserial-save", {**options.arguments(), "fdname": "state"}, answer_time=ANSWER_TIME
+            )
             os.fsync(fd)
             os.rename(temporary, options.file)
         except OSError as error:

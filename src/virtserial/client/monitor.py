@@ -1,26 +1,23 @@
-"""What a monitor tells of ports: which there are, where their host ends are, whether the guest has them open.
+"""What a monitor knows of ports: their names, where their host ends are, whether the guest has them open.
 
-QEMU's monitor and virtserial's answer alike; only commands that both have are used.
+Uses only commands that QEMU's monitor and virtserial's both have.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import socket
 import time
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from virtserial.client.address import TerminalAddress, UnixAddress, parse_address
-from virtserial.errors import ConfigError, PeerError
+from virtserial.client.qmp import QmpClient
+from virtserial.errors import ConfigError
 
-MESSAGE_LIMIT = 1 << 24
 PORT_TYPES = ("child<virtserialport>", "child<virtconsole>")
-ANSWER_TIME = 30.0
+LOOK_AGAIN = 0.2
+"""Seconds between two looks at a port that events do not tell of."""
 
 
 class HostPort(NamedTuple):
-    """A port as the monitor tells of it.
+    """A port as the monitor describes it.
 
     Attributes:
         id: the device's id, empty for none.
@@ -29,8 +26,8 @@ class HostPort(NamedTuple):
         is_console: whether it is a console.
         chardev: id of its chardev, empty for none.
         host_end: where that is, in the monitor's words; empty for none.
-        host_connected: whether somebody is connected; None where the monitor does not tell.
-        guest_open: whether the guest has the port open; None where the monitor does not tell.
+        host_connected: whether somebody is connected; None if the monitor does not know.
+        guest_open: whether the guest has the port open; None if the monitor does not know.
     """
 
     id: str
@@ -43,75 +40,20 @@ class HostPort(NamedTuple):
     guest_open: bool | None
 
 
-class Monitor:
-    """A QMP connection; for one thread."""
-
-    def __init__(self, address: str) -> None:
-        """Connect to a QMP server.
-
-        Args:
-            address: unix:PATH, tcp:HOST:PORT or a socket's path.
-
-        Raises:
-            ConfigError: it cannot be reached.
-            PeerError: nobody speaks QMP there.
-        """
-        where = parse_address(address)
-        if isinstance(where, TerminalAddress):
-            raise ConfigError(f"{address}: a monitor is on a socket")
-        self._socket = socket.socket(socket.AF_UNIX)
-        try:
-            if isinstance(where, UnixAddress):
-                self._socket.settimeout(ANSWER_TIME)
-                self._socket.connect(where.path)
-            else:
-                self._socket.close()
-                self._socket = socket.create_connection(where, ANSWER_TIME)
-        except OSError as error:
-            self._socket.close()
-            raise ConfigError(f"{address}: {error.strerror or error}") from error
-        self._received = b""
-        self._events: list[dict[str, Any]] = []
-        try:
-            if "QMP" not in self._message(time.monotonic() + ANSWER_TIME):
-                raise PeerError(f"{address}: that is no QMP monitor")
-            self.execute("qmp_capabilities")
-        except BaseException:
-            self.close()
-            raise
-
-    def execute(self, command: str, **arguments: object) -> Any:  # noqa: ANN401  # a JSON value
-        """Run a command and return its value.
-
-        Raises:
-            PeerError: the monitor refuses it (its text), is gone, or does not answer in 30 s.
-        """
-        request = {"execute": command, "arguments": arguments}
-        try:
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-        except OSError as error:
-            raise PeerError(f"the monitor is gone: {error.strerror}") from error
-        deadline = time.monotonic() + ANSWER_TIME
-        while True:
-            message = self._message(deadline)
-            if "return" in message:
-                return message["return"]
-            if "error" in message:
-                raise PeerError(f"{command}: {message['error'].get('desc')}")
-            if "event" in message:
-                self._events.append(message)
+class Monitor(QmpClient):
+    """A QMP connection with what programs ask a monitor about ports; for one thread."""
 
     def ports(self) -> list[HostPort]:
         """Every port, as it is now.
 
         Raises:
-            PeerError: the monitor does not answer.
+            PeerError: no answer, or the connection is lost.
         """
         chardevs = {each["label"]: each for each in self.execute("query-chardev")}
         return [
             self._port(f"{folder}/{child['name']}", child, chardevs)
             for folder in ("/machine/peripheral", "/machine/peripheral-anon")
-            for child in self.execute("qom-list", path=folder)
+            for child in self.execute("qom-list", {"path": folder})
             if child["type"] in PORT_TYPES
         ]
 
@@ -132,81 +74,51 @@ class Monitor:
         )
 
     def _property(self, path: str, name: str) -> Any:  # noqa: ANN401  # a JSON value
-        return self.execute("qom-get", path=path, property=name)
+        return self.execute("qom-get", {"path": path, "property": name})
 
     def find_port(self, name: str) -> HostPort:
         """Return the port of a name, or of a device id.
 
         Raises:
             ConfigError: there is none.
-            PeerError: the monitor does not answer.
+            PeerError: no answer, or the connection is lost.
         """
         ports = self.ports()
         for port in ports:
             if name == port.name or (name and name == port.id):
                 return port
         names = ", ".join(repr(port.name or port.id) for port in ports) or "none"
-        raise ConfigError(f"no port is named {name!r}; there is: {names}")
+        raise ConfigError(f"no port is named {name!r}; there are: {names}")
 
     def wait_guest(self, name: str, is_open: bool = True, timeout: float | None = None) -> bool:
-        """Wait until the guest has a port open (or closed), told by VSERPORT_CHANGE; False after `timeout` seconds.
+        """Wait until the guest has a port open (or closed); False after `timeout` seconds.
+
+        VSERPORT_CHANGE tells it for ports with an id; the others are looked at five times a second.
 
         Raises:
-            ConfigError: there is no such port, or it has no id (QEMU tells of those that have one).
-            PeerError: the monitor is gone.
+            ConfigError: there is no such port, or it has neither an id nor a chardev: then no monitor knows.
+            PeerError: no answer, or the connection is lost.
         """
+        # Events older than the answer of find_port tell nothing: receive them all, and forget them.
+        self.execute("query-status")
+        self.events.clear()
         port = self.find_port(name)
-        if not port.id:
-            raise ConfigError(f"port {name!r} has no id: the monitor does not tell of it")
+        if not port.id and port.guest_open is None:
+            raise ConfigError(f"port {name!r} has neither an id nor a chardev: a monitor cannot tell its state")
         deadline = None if timeout is None else time.monotonic() + timeout
         state = port.guest_open
         while state is not is_open:
-            for event in self._events:
-                data = event.get("data", {})
-                if event["event"] == "VSERPORT_CHANGE" and data.get("id") == port.id:
-                    state = data.get("open")
-            self._events.clear()
-            if state is is_open:
-                break
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            if left == 0.0:
+                return False
+            if not port.id:
+                time.sleep(LOOK_AGAIN if left is None else min(LOOK_AGAIN, left))
+                state = self.find_port(name).guest_open
+                continue
             try:
-                message = self._message(deadline)
+                changed = self.wait_event("VSERPORT_CHANGE", left)["data"]
             except TimeoutError:
                 return False
-            if "event" in message:
-                self._events.append(message)
+            if changed["id"] == port.id:
+                state = changed["open"]
         return True
-
-    def _message(self, deadline: float | None) -> dict[str, Any]:
-        while b"\n" not in self._received:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError("the monitor says nothing")
-            self._socket.settimeout(left)
-            try:
-                data = self._socket.recv(1 << 16)
-            except TimeoutError:
-                continue
-            except OSError as error:
-                raise PeerError(f"the monitor is gone: {error.strerror}") from error
-            if not data or len(self._received) > MESSAGE_LIMIT:
-                raise PeerError("the monitor is gone" if not data else "the monitor sends a line without end")
-            self._received += data
-        line, _, self._received = self._received.partition(b"\n")
-        try:
-            message: object = json.loads(line)
-        except ValueError as error:
-            raise PeerError(f"that is no QMP monitor: {line[:60]!r}") from error
-        if not isinstance(message, dict):
-            raise PeerError(f"that is no QMP monitor: {line[:60]!r}")
-        return message
-
-    def close(self) -> None:
-        """End the connection."""
-        with contextlib.suppress(OSError):
-            self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

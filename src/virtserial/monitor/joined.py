@@ -15,8 +15,9 @@ from virtserial.monitor.joined_machine import JoinedMachine
 from virtserial.monitor.joined_qmp import run_request
 from virtserial.monitor.line import MonitorLine
 from virtserial.monitor.operations import Operations
-from virtserial.monitor.qemu_client import Ask, QemuConnection
+from virtserial.monitor.qemu_connection import QemuConnection
 from virtserial.monitor.qmp import QmpError
+from virtserial.monitor.qmp_client import Ask
 from virtserial.monitor.server import attach, part_from_clients
 from virtserial.monitor.steps import run_steps
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, cast
 from virtserial.errors import VirtserialError
 from virtserial.monitor.chardev_backend import BACKEND
 from virtserial.monitor.commands import make_chardev_of
-from virtserial.monitor.qemu_client import Ask
 from virtserial.monitor.qmp import QmpError
+from virtserial.monitor.qmp_client import Ask
 from virtserial.monitor.schema import Struct, check
 from virtserial.options import keyval
 from virtserial.options.chardev_options import QEMU_ONLY, kinds, parse_chardev

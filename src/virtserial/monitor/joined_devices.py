@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, cast
 from virtserial.errors import ConfigError, VirtserialError
 from virtserial.machine.model import Controller, Port
 from virtserial.monitor.operations import PERIPHERAL
-from virtserial.monitor.qemu_client import Ask, QemuGoneError
 from virtserial.monitor.qmp import QmpError
+from virtserial.monitor.qmp_client import Ask, MonitorGoneError
 from virtserial.options.device_options import ALIASES, CONTROLLERS, DRIVERS, FIXED, NOT_YET, make_device
 from virtserial.options.keyval import OFF
 from virtserial.options.vfio_user_device import vfio_user_device
@@ -118,7 +118,7 @@ class JoinedDevices:
             yield Ask("device_add", qemu_device)
         except QmpError as error:
             self._operations.keeper.hotplug.unplug(controller)
-            if isinstance(error, QemuGoneError):
+            if isinstance(error, MonitorGoneError):
                 raise
             raise QmpError(str(error).replace("vfio-user-pci", driver), error.error_class) from None
         self._newest_is_qemus = False

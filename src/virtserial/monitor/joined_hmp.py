@@ -9,8 +9,8 @@ from virtserial.errors import VirtserialError
 from virtserial.monitor import hmp, joined_qom
 from virtserial.monitor.hmp import HmpError
 from virtserial.monitor.joined_chardevs import INTERNAL
-from virtserial.monitor.qemu_client import Ask, QemuGoneError
 from virtserial.monitor.qmp import Request
+from virtserial.monitor.qmp_client import Ask, MonitorGoneError
 from virtserial.options import keyval
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run_line(machine: JoinedMachine, client: Client, line: str, cpu: Cpu) -> Ste
         return (yield from forward(line, cpu))
     except HmpError as error:
         return f"{error}\n"
-    except QemuGoneError:
+    except MonitorGoneError:
         raise
     except VirtserialError as error:
         return f"Error: {error}\n"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from virtserial.monitor import joined_hmp, joined_qom
 from virtserial.monitor.commands import COMMANDS, execute, where
 from virtserial.monitor.joined_chardevs import INTERNAL
-from virtserial.monitor.qemu_client import Ask
 from virtserial.monitor.qmp import QmpError, Request, no_oob
+from virtserial.monitor.qmp_client import Ask
 from virtserial.monitor.schema import check
 from virtserial.monitor.steps import Steps
 

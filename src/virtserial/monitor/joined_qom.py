@@ -9,7 +9,7 @@ from virtserial.monitor import qom
 from virtserial.monitor.commands import execute
 from virtserial.monitor.joined_chardevs import INTERNAL
 from virtserial.monitor.operations import ANONYMOUS, PERIPHERAL
-from virtserial.monitor.qemu_client import Ask
+from virtserial.monitor.qmp_client import Ask
 from virtserial.monitor.schema import check
 
 if TYPE_CHECKING:

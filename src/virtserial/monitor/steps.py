@@ -14,8 +14,8 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from virtserial.errors import VirtserialError
-from virtserial.monitor.qemu_client import Ask, QemuGoneError
 from virtserial.monitor.qmp import QmpError
+from virtserial.monitor.qmp_client import Ask, MonitorGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def run_steps(
             asked = steps.throw(result) if isinstance(result, QmpError) else steps.send(result)
         except StopIteration as end:
             done(end.value)
-        except QemuGoneError:
+        except MonitorGoneError:
             pass  # QEMU's own clients see the end of their connection instead of an answer, too.
         except QmpError as error:
             done(error)

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from virtserial.client.qmp import QmpClient
 from virtserial.rig.channel import AgentChannel, GuestError, GuestSession, Job, Result
 from virtserial.rig.guestside import agent
 from virtserial.rig.image import extra_archive, guest_image
 from virtserial.rig.qemu import find_qemu
-from virtserial.rig.qmp import Qmp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,7 +100,7 @@ class Guest:
         self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: AgentChannel | None = None
-        self._qmp: Qmp | None = None
+        self._qmp: QmpClient | None = None
         self.folder = Path()
         self.boot_seconds = 0.0
 
@@ -162,7 +162,7 @@ class Guest:
                     stderr=stderr,
                 )
         self._channel = AgentChannel(agent_end)
-        self._qmp = Qmp(qmp_end)
+        self._qmp = QmpClient(qmp_end, 60)
         self._channel.wait_for_boot(self._boot_timeout)
         self.boot_seconds = time.monotonic() - started
 
@@ -203,12 +203,12 @@ class Guest:
         """Runs a QMP command and gives its `return` value.
 
         Raises:
-            GuestError: QEMU answered with an error.
+            QmpError: QEMU refuses it.
         """
         return self.monitor(command, **arguments)
 
     @property
-    def monitor(self) -> Qmp:
+    def monitor(self) -> QmpClient:
         """The client of QEMU's monitor, with its events."""
         if self._qmp is None:
             raise GuestError("the guest has not been started")

@@ -1,12 +1,10 @@
-"""pip for a Debian Python that has none: `python3 -m virtserial.rig.pip_wheel` prints the path of its wheel.  And
-packages of PyPI in folders of their own, for tests of real clients.
+"""pip for a Debian Python that has none: `python3 -m virtserial.rig.pip_wheel` prints the path of its wheel.
 
 Debian ships the wheel that `python3 -m venv` would use in a package of its own; fetching that needs no root.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -31,23 +29,6 @@ def pip_wheel() -> Path:
     if not wheels:
         raise RigUnavailable(f"no wheel of pip in {folder}")
     return wheels[-1]
-
-
-def python_package(name: str, version: str) -> Path:
-    """A package of PyPI without what it depends on, fetched on first use; a folder for PYTHONPATH.
-
-    Raises:
-        RigUnavailable: it cannot be had.
-    """
-
-    def install(folder: Path) -> None:
-        pip = [sys.executable, f"{pip_wheel()}/pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command = [*pip, "--no-compile", "--target", str(folder), f"{name}=={version}"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode:
-            raise RigUnavailable(f"pip install {name}=={version} failed: {done.stderr.strip().splitlines()[-1:]}")
-
-    return build_once(f"python-{name}-{version}", install)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtserial.rig.qmp import Qmp
+from virtserial.client.qmp import QmpClient
 from virtserial.testing.hostile.driver import PATIENCE, HostileError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class ProcessHouse:
         self.process: subprocess.Popen[bytes] | None = None
         self._sockets: list[socket.socket] = []
         self._hosts: list[socket.socket] = []
-        self.qmp: Qmp
+        self.qmp: QmpClient
 
     def connect(self, name: str) -> socket.socket:
         """Connect to the socket of that name once it is there."""
@@ -49,7 +49,7 @@ class ProcessHouse:
 
     def join(self, *ports: str) -> None:
         """Connect the monitor, and a host to each of these ports."""
-        self.qmp = Qmp(self.connect("qmp"))
+        self.qmp = QmpClient(self.connect("qmp"), PATIENCE)
         for port in ports:
             host = self.connect(port)
             host.setblocking(False)

@@ -23,7 +23,7 @@ FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 MAX_BUFFERS = 64
 
 
-class HostEnd(EpollStream):
+class HostStream(EpollStream):
     """A connection to a chardev: a UNIX or TCP socket that listens, or a pseudo-terminal.
 
     `connected` is about this connection, which is the guest's "host is connected"; whether the guest has the port open

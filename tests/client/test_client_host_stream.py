@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from virtserial.client import AsyncStream, HostEnd, parse_address
+from virtserial.client import AsyncStream, HostStream, parse_address
 from virtserial.client.address import TcpAddress, TerminalAddress, UnixAddress
 from virtserial.errors import ConfigError
 from virtserial.guest.errors import PeerAway
@@ -32,7 +32,7 @@ def listen(path):
 @pytest.fixture
 def ends(folder):
     """A stream and the connection it has made."""
-    with listen(folder / "port") as listener, HostEnd(f"unix:{folder}/port") as stream:
+    with listen(folder / "port") as listener, HostStream(f"unix:{folder}/port") as stream:
         assert stream.wait_connected(WAIT)
         connection, _ = listener.accept()
         with connection:
@@ -92,7 +92,7 @@ def test_write_waits_for_a_slow_peer_and_ends_with_the_time(ends):
 
 
 def test_write_to_nobody_tells_how_much_was_taken(folder):
-    with HostEnd(f"unix:{folder}/nobody") as stream:
+    with HostStream(f"unix:{folder}/nobody") as stream:
         assert not stream.connected
         assert stream.read() == b""
         with pytest.raises(PeerAway) as told:
@@ -101,7 +101,7 @@ def test_write_to_nobody_tells_how_much_was_taken(folder):
 
 
 def test_stream_connects_when_there_is_somebody_and_again_when_they_come_back(folder):
-    with HostEnd(f"unix:{folder}/port") as stream:
+    with HostStream(f"unix:{folder}/port") as stream:
         assert not stream.wait_connected(0.2)
         for number in range(3):
             with listen(folder / "port") as listener:
@@ -115,7 +115,7 @@ def test_stream_connects_when_there_is_somebody_and_again_when_they_come_back(fo
 
 
 def test_stream_that_shall_not_connect_again_does_not(folder):
-    with listen(folder / "port") as listener, HostEnd(f"unix:{folder}/port", reconnect=False) as stream:
+    with listen(folder / "port") as listener, HostStream(f"unix:{folder}/port", reconnect=False) as stream:
         listener.accept()[0].close()
         assert stream.read(timeout=WAIT) == b""
         assert not stream.wait_connected(1.5)
@@ -132,7 +132,7 @@ def test_waiting_for_the_other_end_to_leave_keeps_what_it_sent(ends):
 def test_tcp(folder):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(WAIT)
-        with HostEnd(f"tcp:127.0.0.1:{listener.getsockname()[1]}") as stream:
+        with HostStream(f"tcp:127.0.0.1:{listener.getsockname()[1]}") as stream:
             assert stream.wait_connected(WAIT)
             with listener.accept()[0] as connection:
                 stream.write(b"over tcp", WAIT)
@@ -142,7 +142,7 @@ def test_tcp(folder):
 def test_tcp_port_that_refuses_is_tried_again(folder):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with HostEnd(f"tcp:127.0.0.1:{port}") as stream:
+    with HostStream(f"tcp:127.0.0.1:{port}") as stream:
         assert not stream.wait_connected(0.3)
         with socket.create_server(("127.0.0.1", port)):
             assert stream.wait_connected(WAIT)
@@ -152,7 +152,7 @@ def test_terminal_is_raw_and_knows_its_size(folder):
     master, slave = pty.openpty()
     path = os.ttyname(slave)
     os.close(slave)
-    with HostEnd(f"pty:{path}") as stream:
+    with HostStream(f"pty:{path}") as stream:
         assert stream.wait_connected(WAIT)
         stream.set_terminal_size(33, 44)
         os.write(master, b"\x03\x04raw\r")
@@ -193,7 +193,7 @@ def test_path_of_a_socket_is_an_address(folder):
 
 def test_asyncio_reads_writes_and_connects_again(folder):
     async def echo_twice():
-        async with AsyncStream(HostEnd(f"unix:{folder}/port")) as stream:
+        async with AsyncStream(HostStream(f"unix:{folder}/port")) as stream:
             for _ in range(2):
                 await stream.wait_connected()
                 assert await stream.readline() == b"question\n"
