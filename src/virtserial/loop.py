@@ -1,7 +1,7 @@
 """The event loop of keeper and worker: epoll, timers with microsecond resolution, and turns.
 
 Not asyncio, for two measured reasons: its import takes 48 ms of a 150 ms start-up, and every doorbell would pay for a
-Handle, a context and a deque entry.  Handler coroutines use asyncio in a process of their own (chardev/handler.py).
+Handle, a context and a deque entry.  Handler coroutines use asyncio in a process of their own (handler.py).
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import virtserial.chardev.handler
+import virtserial.handler
 from virtserial.chardev.handler_chardev import HandlerChardev
 from virtserial.errors import BackendError, ConfigError
 from virtserial.host_end.handler import PENDING_MAX
@@ -26,6 +28,10 @@ def serve(house):
 
 def handler_of(port):
     return port.end._handler
+
+
+def test_handlers_of_earlier_releases_import_the_same_class():
+    assert virtserial.chardev.handler.PortHandler is virtserial.handler.PortHandler
 
 
 class TestClass:

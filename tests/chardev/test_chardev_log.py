@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from virtserial.chardev.handler_chardev import HandlerChardev
-from virtserial.chardev.log import ChardevLog
+from virtserial.chardev.log import LoggedChardev
 from virtserial.chardev.null import NullChardev
 from virtserial.chardev.socket_address import UnixAddress
 from virtserial.chardev.socket_server import SocketServerChardev
@@ -20,10 +20,9 @@ def log_path(tmp_path):
     return tmp_path / "log"
 
 
-def server(house, tmp_path, log):
+def server(house, tmp_path, log_path):
     chardev = SocketServerChardev("foo", UnixAddress(str(tmp_path / "s")), wait=False)
-    chardev.log = log
-    return house.open(chardev)
+    return house.open(LoggedChardev(chardev, str(log_path)))
 
 
 def connect(tmp_path):
@@ -34,7 +33,7 @@ def connect(tmp_path):
 
 
 def test_what_the_guest_writes_and_not_what_it_reads(house, tmp_path, log_path):
-    server(house, tmp_path, ChardevLog(str(log_path)))
+    server(house, tmp_path, log_path)
     house.port()  # of the log alone
     with connect(tmp_path) as client:
         port = house.port()
@@ -47,7 +46,7 @@ def test_what_the_guest_writes_and_not_what_it_reads(house, tmp_path, log_path):
 
 
 def test_what_would_block_is_logged_once_it_is_taken(house, tmp_path, log_path):
-    server(house, tmp_path, ChardevLog(str(log_path)))
+    server(house, tmp_path, log_path)
     house.port()
     message = os.urandom(1 << 20)
     with connect(tmp_path) as client:
@@ -64,7 +63,7 @@ def test_what_would_block_is_logged_once_it_is_taken(house, tmp_path, log_path):
 
 
 def test_log_stands_in_while_nobody_is_connected(house, tmp_path, log_path):
-    chardev = server(house, tmp_path, ChardevLog(str(log_path)))
+    chardev = server(house, tmp_path, log_path)
     port = house.port()
     assert port.events == []
     assert not port.end.connected
@@ -84,7 +83,7 @@ def test_log_stands_in_while_nobody_is_connected(house, tmp_path, log_path):
 
 
 def test_the_end_of_a_logged_host_end_is_that_of_the_other(house, tmp_path, log_path):
-    server(house, tmp_path, ChardevLog(str(log_path)))
+    server(house, tmp_path, log_path)
     house.port()
     client = connect(tmp_path)
     port = house.port()
@@ -98,43 +97,34 @@ def test_the_end_of_a_logged_host_end_is_that_of_the_other(house, tmp_path, log_
 @pytest.mark.parametrize(("append", "expected"), [(False, b"new"), (True, b"old new")])
 def test_append_or_not(house, log_path, append, expected):
     log_path.write_bytes(b"old ")
-    chardev = NullChardev("n")
-    chardev.log = ChardevLog(str(log_path), append=append)
-    house.open(chardev)
+    house.open(LoggedChardev(NullChardev("n"), str(log_path), append=append))
     house.port().write(b"new")
     assert log_path.read_bytes() == expected
 
 
 def test_no_such_directory(house, tmp_path):
     path = str(tmp_path / "none" / "log")
-    chardev = NullChardev("n")
-    chardev.log = ChardevLog(path)
     with pytest.raises(ConfigError) as caught:
-        house.open(chardev)
+        house.open(LoggedChardev(NullChardev("n"), path))
     assert str(caught.value) == f"Could not create '{path}': No such file or directory"
 
 
 def test_a_chardev_that_cannot_be_opened_leaves_no_log_open(house, tmp_path, log_path):
     chardev = SocketServerChardev("foo", UnixAddress(str(tmp_path / "none" / "s")), wait=False)
-    chardev.log = ChardevLog(str(log_path))
     with pytest.raises(ConfigError, match="Failed to bind"):
-        house.open(chardev)
+        house.open(LoggedChardev(chardev, str(log_path)))
 
 
 def test_a_handler_that_cannot_be_made_leaves_no_log_open(house, tmp_path, log_path):
     source = tmp_path / "broken.py"
     source.write_text("from virtserial.chardev.handler import PortHandler\nclass H(PortHandler):\n    x = 1 / 0\n")
-    chardev = HandlerChardev("h", path=str(source))
-    chardev.log = ChardevLog(str(log_path))
-    house.open(chardev)
+    house.open(LoggedChardev(HandlerChardev("h", path=str(source)), str(log_path)))
     with pytest.raises(BackendError):
         house.port()
 
 
 def test_a_full_disk_does_not_stop_the_guest(house, log_path, caplog):
-    chardev = NullChardev("n")
-    chardev.log = ChardevLog(str(log_path))
-    house.open(chardev)
+    house.open(LoggedChardev(NullChardev("n"), str(log_path)))
     port = house.port()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

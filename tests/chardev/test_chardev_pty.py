@@ -36,7 +36,6 @@ def test_announces_and_names_the_terminal(house):
     chardev = house.open(PtyChardev("foo"))
     assert chardev.filename == f"pty:{chardev.terminal}"
     assert chardev.announcement == f"char device redirected to {chardev.terminal} (label foo)"
-    assert not chardev.host_connected_at_start
 
 
 def test_link_is_made_and_removed(house, tmp_path):

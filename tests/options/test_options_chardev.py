@@ -200,10 +200,11 @@ def test_mux():
 
 
 def test_logfile():
-    assert parse_chardev("null,id=a").log is None
-    log = parse_chardev("null,id=a,logfile=/l").log
-    assert (log.path, log.append) == ("/l", False)
-    assert parse_chardev("null,id=a,logfile=/l,logappend=on").log.append
+    plain, logged = parse_chardev("null,id=a"), parse_chardev("null,id=a,logfile=/l,mux=on")
+    assert plain.backend is plain
+    assert (logged.backend.kind, logged.path, logged.append) == ("null", "/l", False)
+    assert (logged.id, logged.kind, logged.mux, logged.recipe[0]) == ("a", "null", True, "null")
+    assert parse_chardev("null,id=a,logfile=/l,logappend=on").append
 
 
 def test_ringbuf():

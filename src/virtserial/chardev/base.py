@@ -10,22 +10,18 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from virtserial.channel.connections import MAX_FRONTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from virtserial.chardev.hub import HubChardev
-    from virtserial.chardev.log import ChardevLog
-    from virtserial.host_end.preparation import Preparation
+    from virtserial.chardev.preparation import Preparation
     from virtserial.loop import EventLoop
 
     Put = Callable[[int], int]
     """Takes a descriptor that outlives this process, and returns the number to ask `Take` for it by."""
     Take = Callable[[int], int]
-
-
-MAX_FRONTS = 4
-"""Users of one chardev with mux=on: QEMU's MAX_MUX."""
 
 
 class Connection(NamedTuple):
@@ -61,29 +57,24 @@ class Chardev:
     Attributes:
         id: the name that `chardev=` of a port refers to.
         kind: QEMU's backend name ("socket", "pty", ...).
-        host_connected_at_start: a port that uses it begins with its host side connected; else it is connected when
-            a connection's HostEnd says so.
         filename: what QEMU's query-chardev shows, e.g. "disconnected:unix:/tmp/foo,server=on".
         wait: the operator wants to begin only when a client has come (`wait_connected`).
         mux: up to four ports may use it (`mux=on`); Ctrl-a switches between them.
         mux_quit: Ctrl-a x ends the process: the operator has said so (`mux-quit=on`, ours).
         fronts: how many of a multiplexer's places others than ports have: monitors, QEMU's own devices.
-        hub: the hub it is a part of, or None.
+        hub: the hub chardev that it is a part of, or None.
         announcement: a line to print once it is open, or None.
-        log: the file that gets a copy of what the guest writes (`logfile=`), or None.
         report: takes lines for the operator that come up later; standard error unless the keeper sets it.
         recipe: what options.chardev_options.make_chardev makes its like of: the kind, and values as of JSON.
     """
 
     kind = ""
-    host_connected_at_start = False
     wait = False
     announcement: str | None = None
     mux = False
     mux_quit = False
     fronts = 0
-    hub: HubChardev | None = None
-    log: ChardevLog | None = None
+    hub: Chardev | None = None
     recipe: tuple[str, Mapping[str, object]] = ("", {})
 
     def __init__(self, chardev_id: str) -> None:
@@ -94,6 +85,11 @@ class Chardev:
     def filename(self) -> str:
         return self.kind
 
+    @property
+    def backend(self) -> Chardev:
+        """The chardev of its kind: itself, unless it wraps another."""
+        return self
+
     def listing(self) -> list[tuple[str, str]]:
         """(label, filename) as query-chardev shows them: under a multiplexer the back end has a label of its own."""
         return [(self.id, "mux"), (f"{self.id}-base", self.filename)] if self.mux else [(self.id, self.filename)]
@@ -102,13 +98,12 @@ class Chardev:
         """The chardevs whose connections its port gets: itself, but of a hub the parts."""
         return (self,)
 
-    def paths(self) -> list[str]:
-        """What it names in the file system; a descriptor that was passed has no name."""
-        named = [*self._paths(), *([self.log.path] if self.log is not None else [])]
-        return [path for path in named if not path.startswith("/dev/fdset/")]
+    def replace_part(self, part: Chardev, successor: Chardev) -> None:
+        """Of a hub: another chardev takes the place of a part (chardev-change)."""
+        raise NotImplementedError
 
-    def _paths(self) -> Sequence[str]:
-        """`paths` of the kind."""
+    def paths(self) -> Sequence[str]:
+        """What it names in the file system."""
         return ()
 
     def preparations(self) -> Sequence[Preparation]:
@@ -126,41 +121,17 @@ class Chardev:
         Raises:
             ConfigError: it cannot be had, in QEMU's words; nothing is left behind.
         """
-        if self.log is None:
-            self._open(loop, sink)
-            return
-        logged_sink = self.log.open(self, sink)
-        try:
-            self._open(loop, logged_sink)
-        except BaseException:
-            self.log.close()
-            raise
-        self.log.stand_in()
-
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
-        """`open` of the kind."""
         raise NotImplementedError
 
     def hand_over(self, put: Put) -> dict[str, object]:
-        """Return what another process has to know to go on with it (`resume`), as JSON can carry it.
+        """Return what another process has to know to take over (`take_over`), as JSON can carry it.
 
         Nothing is closed or removed: this process is about to end without a word.
         """
-        saved = self._hand_over(put)
-        return saved if self.log is None else {**saved, "log": self.log.hand_over(put)}
-
-    def _hand_over(self, put: Put) -> dict[str, object]:
-        """`hand_over` of the kind."""
         return {}
 
-    def resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
-        """Go on, in the place of `open`, where another process has left off; its connection is the keeper's."""
-        if self.log is not None:
-            sink = self.log.resume(self, sink, saved["log"], take)
-        self._resume(loop, sink, saved, take)
-
-    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
-        """`resume` of the kind."""
+    def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        """In the place of `open`: continue where another process stopped; its connection is held by the keeper."""
 
     def wait_connected(self) -> None:
         """Run the loop until a connection is there; returns at once where nothing is to be waited for.
@@ -174,27 +145,12 @@ class Chardev:
 
     def connection_ended(self) -> None:
         """The present connection is over and its descriptors are closed: listen or connect again, or stay closed."""
-        if self.log is None:
-            self._connection_ended()
-        else:
-            self.log.connection_ended()
-            self._connection_ended()
-            self.log.stand_in()
-
-    def _connection_ended(self) -> None:
-        """`connection_ended` of the kind."""
 
     def guest_opened(self) -> None:
         """The guest has opened the port that uses this chardev (a handler process that has ended starts again)."""
 
     def close(self) -> None:
         """Give back everything: descriptors, timers, names in the file system.  Closing twice is harmless."""
-        self._close()
-        if self.log is not None:
-            self.log.close()
-
-    def _close(self) -> None:
-        """`close` of the kind."""
 
 
 def could_not_open(path: str, error: OSError) -> str:

@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import Chardev, Connection, could_not_open
-from virtserial.chardev.opened_path import open_path
+from virtserial.chardev.opened_path import named_files, open_path
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ class FileChardev(Chardev):
     reads to the end of the port comes to an end."""
 
     kind = "file"
-    host_connected_at_start = True
 
     def __init__(
         self, chardev_id: str, path: str, *, input_path: str | None = None, append: bool = False
@@ -34,10 +33,10 @@ class FileChardev(Chardev):
         self.input_path = input_path
         self.append = append
 
-    def _paths(self) -> Sequence[str]:
-        return [self.path] if self.input_path is None else [self.path, self.input_path]
+    def paths(self) -> Sequence[str]:
+        return named_files(self.path, self.input_path)
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         # The input first: a wrong input-path must not have emptied the output file.
         fds = []
         params: dict[str, object] = {"name": f"chardev '{self.id}' (file '{self.path}')", "write": 0}

@@ -1,4 +1,4 @@
-"""chardev handler: a port served by Python code (virtserial.chardev.handler says how it is written).
+"""chardev handler: a port served by Python code (virtserial.handler says how it is written).
 
 The keeper never runs the code: it finds the source and looks at its syntax tree, to tell a coroutine from a class and
 to refuse a wrong name before anything has started.
@@ -14,9 +14,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.base import Chardev, Connection
+from virtserial.chardev.preparation import Preparation
 from virtserial.chardev.socket_address import prepare_stream
 from virtserial.errors import ConfigError
-from virtserial.host_end.preparation import Preparation
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class HandlerChardev(Chardev):
     def filename(self) -> str:
         return f"handler:{self.path or self.module}:{self.attribute}"
 
-    def _paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[str]:
         return [self.path or _find_module(self.module)]
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if not self.path and not (self.module and self.attribute):
             raise ConfigError("chardev: handler: 'class' must be package.module:Name, or 'path' be given")
         self._is_coroutine = self._look_at_the_code()
@@ -79,15 +79,15 @@ class HandlerChardev(Chardev):
         if self._loop is not None and not self._running:
             self._begin()
 
-    def _connection_ended(self) -> None:
+    def connection_ended(self) -> None:
         self._running = False
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._end_process()
         self._loop = None
         self._running = False
 
-    def _hand_over(self, put: Put) -> dict[str, object]:
+    def hand_over(self, put: Put) -> dict[str, object]:
         return {
             "attribute": self.attribute,
             "coroutine": self._is_coroutine,
@@ -95,7 +95,7 @@ class HandlerChardev(Chardev):
             "pid": self._pid,
         }
 
-    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+    def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
         self._loop, self._sink = loop, sink
         self.attribute, self._is_coroutine = saved["attribute"], saved["coroutine"]
         self._running = saved["running"]
@@ -176,7 +176,7 @@ class HandlerChardev(Chardev):
                 sys.executable,
                 "-P",
                 "-m",
-                "virtserial.chardev.handler_process",
+                "virtserial.host_end.handler_process",
                 str(theirs.fileno()),
                 self.module,
                 self.path,

@@ -33,11 +33,11 @@ class HubChardev(Chardev):
             for part in parts:
                 self._claim(part)
         except ConfigError:
-            self._close()
+            self.close()
             raise
 
     def _claim(self, part: Chardev) -> None:
-        if part.mux or isinstance(part, HubChardev):
+        if part.mux or part.kind == HubChardev.kind:
             raise ConfigError(
                 f"hub: multiplexers and hub devices can't be stacked, check chardev '{part.id}', "
                 "chardev should not be a hub device or have 'mux=on' enabled"
@@ -50,15 +50,14 @@ class HubChardev(Chardev):
     def with_connections(self) -> Sequence[Chardev]:
         return tuple(self.parts)
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         pass
 
-    def _close(self) -> None:
+    def close(self) -> None:
         for part in self.parts:
             part.hub = None
         self.parts = []
 
-    def replace(self, part: Chardev, successor: Chardev) -> None:
-        """Another chardev takes the place of a part (chardev-change)."""
+    def replace_part(self, part: Chardev, successor: Chardev) -> None:
         self.parts[self.parts.index(part)] = successor
         part.hub, successor.hub = None, self

@@ -5,86 +5,121 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Connection
-from virtserial.chardev.opened_path import open_path
+from virtserial.chardev.base import Chardev, Connection
+from virtserial.chardev.opened_path import named_files, open_path
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from virtserial.chardev.base import Chardev, ConnectionSink, Put, Take
+    from virtserial.chardev.base import ConnectionSink, Put, Take
+    from virtserial.chardev.preparation import Preparation
+    from virtserial.loop import EventLoop
 
 
-class ChardevLog:
-    """Stands between a chardev and the sink of its connections, and adds the log's descriptor to each.
+class LoggedChardev(Chardev):
+    """Wraps a chardev, and adds the log's descriptor to each of its connections.
 
-    While there is no connection a "log" one stands in, since what a console writes is logged all the same
+    While it has no connection a "null" one stands in, since what a console writes is logged all the same
     (QEMU's chardev/char.c: what the front end has written, whether somebody listened or not).
 
     Args:
+        backend: the chardev; its id is this one's.
         path: the file; made if it is not there.
         append: keep what is in it.
     """
 
-    def __init__(self, path: str, *, append: bool = False) -> None:
+    def __init__(self, backend: Chardev, path: str, *, append: bool = False) -> None:
+        super().__init__(backend.id)
+        self.kind, self.wait = backend.kind, backend.wait
         self.path = path
         self.append = append
+        self._backend = backend
         self._fd = -1
-        self._chardev: Chardev | None = None
         self._sink: ConnectionSink | None = None
         self._is_connected = False
 
-    def open(self, chardev: Chardev, sink: ConnectionSink) -> ConnectionSink:
-        """Open the file; returns the sink that the chardev's connections go through.
+    @property
+    def backend(self) -> Chardev:
+        return self._backend
 
-        Raises:
-            ConfigError: the file cannot be had.
-        """
+    @property
+    def filename(self) -> str:
+        return self._backend.filename
+
+    def with_connections(self) -> Sequence[Chardev]:
+        parts = self._backend.with_connections()
+        return (self,) if parts == (self._backend,) else parts
+
+    def paths(self) -> Sequence[str]:
+        return [*self._backend.paths(), *named_files(self.path)]
+
+    def preparations(self) -> Sequence[Preparation]:
+        return self._backend.preparations()
+
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         mode = os.O_APPEND if self.append else os.O_TRUNC
         try:
             # Never waits: a FIFO that nobody reads is refused.
             self._fd = open_path(self.path, os.O_WRONLY | os.O_CREAT | mode)
         except OSError as error:
             raise ConfigError(f"Could not create '{self.path}': {os.strerror(error.errno or 0)}") from error
-        self._chardev, self._sink = chardev, sink
-        return self
+        self._sink, self._backend.report = sink, self.report
+        try:
+            self._backend.open(loop, self)
+        except BaseException:
+            self._close_file()
+            raise
+        self.announcement = self._backend.announcement
+        self._stand_in()
 
     def hand_over(self, put: Put) -> dict[str, object]:
-        """See Chardev.hand_over."""
-        return {"fd": put(self._fd), "connected": self._is_connected}
+        return {**self._backend.hand_over(put), "log": {"fd": put(self._fd), "connected": self._is_connected}}
 
-    def resume(
-        self, chardev: Chardev, sink: ConnectionSink, saved: Mapping[str, Any], take: Take
-    ) -> ConnectionSink:
-        """See Chardev.resume; returns what `open` returns."""
-        self._fd, self._is_connected = take(saved["fd"]), saved["connected"]
-        self._chardev, self._sink = chardev, sink
-        return self
+    def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+        self._fd, self._is_connected = take(saved["log"]["fd"]), saved["log"]["connected"]
+        self._sink, self._backend.report = sink, self.report
+        self._backend.take_over(loop, self, saved, take)
+
+    def wait_connected(self) -> None:
+        self._backend.wait_connected()
+
+    def connection_ended(self) -> None:
+        self._is_connected = False
+        self._backend.connection_ended()
+        self._stand_in()
+
+    def guest_opened(self) -> None:
+        self._backend.guest_opened()
 
     def close(self) -> None:
-        """Close the file.  Twice is harmless."""
+        self._backend.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
         fd, self._fd = self._fd, -1
-        self._chardev = self._sink = None
+        self._sink = None
         if fd >= 0:
             os.close(fd)
 
+    # ConnectionSink of the backend
+
     def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
-        """ConnectionSink: pass a connection on, with the log."""
+        """Pass a connection on, with the log."""
+        self._is_connected = True
+        self._pass_on(connection)
+
+    def _stand_in(self) -> None:
+        """Hand out a connection for the log alone, if there is none."""
+        if not self._is_connected:
+            self._pass_on(Connection("null", (), {"name": f"chardev '{self.id}'"}))
+
+    def _pass_on(self, connection: Connection) -> None:
         if self._sink is None:
             for fd in connection.fds:
                 os.close(fd)
             return
-        self._is_connected = connection.flavour != "log"
         fds = (*connection.fds, os.dup(self._fd))
         params = {**connection.params, "log": len(connection.fds)}
-        self._sink.connection_opened(chardev, Connection(connection.flavour, fds, params))
-
-    def connection_ended(self) -> None:
-        """The present connection is over."""
-        self._is_connected = False
-
-    def stand_in(self) -> None:
-        """Hand out a connection for the log alone, if there is none."""
-        if not self._is_connected and self._chardev is not None:
-            self.connection_opened(self._chardev, Connection("log", (), {"name": f"chardev '{self._chardev.id}'"}))
+        self._sink.connection_opened(self, Connection(connection.flavour, fds, params))

@@ -9,6 +9,14 @@ import stat
 
 OWN_DESCRIPTOR = re.compile(r"/proc/self/fd/([0-9]{1,9})")
 
+DESCRIPTOR_SETS = "/dev/fdset/"
+"""Where QEMU's paths into its sets of descriptors begin."""
+
+
+def named_files(*paths: str | None) -> list[str]:
+    """The paths that name something in the file system: a descriptor that was passed has no name."""
+    return [path for path in paths if path is not None and not path.startswith(DESCRIPTOR_SETS)]
+
 
 def open_path(path: str, flags: int) -> int:
     """Return a descriptor that never waits; flags: os.O_RDONLY, O_WRONLY, O_CREAT, O_TRUNC, O_APPEND.

@@ -20,16 +20,15 @@ class PipeChardev(Chardev):
     is not noticed."""
 
     kind = "pipe"
-    host_connected_at_start = True
 
     def __init__(self, chardev_id: str, path: str) -> None:
         super().__init__(chardev_id)
         self.path = path
 
-    def _paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[str]:
         return [self.path, f"{self.path}.in", f"{self.path}.out"]
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         name = f"chardev '{self.id}' (pipe '{self.path}')"
         fds = _open_pair(f"{self.path}.in", f"{self.path}.out")
         if not fds:

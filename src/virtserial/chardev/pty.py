@@ -34,10 +34,10 @@ class PtyChardev(Chardev):
     def filename(self) -> str:
         return f"pty:{self.terminal}" if self.terminal else "pty"
 
-    def _paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[str]:
         return [self.path] if self.path else []
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         try:
             master_fd, slave_fd = os.openpty()
         except OSError as error:
@@ -68,13 +68,13 @@ class PtyChardev(Chardev):
         except OSError as error:
             raise ConfigError(f"Failed to create PTY symlink: {error.strerror}") from error
 
-    def _hand_over(self, put: Put) -> dict[str, object]:
+    def hand_over(self, put: Put) -> dict[str, object]:
         return {"terminal": self.terminal}
 
-    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+    def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
         self.terminal = saved["terminal"]
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self.path is not None and self.terminal:
             with contextlib.suppress(OSError):
                 if os.readlink(self.path) == self.terminal:

@@ -69,17 +69,16 @@ class SerialChardev(Chardev):
     """Connected from the start, whatever the modem lines say; a line that is unplugged (USB) is a host that hung up."""
 
     kind = "serial"
-    host_connected_at_start = True
 
     def __init__(self, chardev_id: str, path: str, settings: LineSettings | None = None) -> None:
         super().__init__(chardev_id)
         self.path = path
         self.settings = settings or LineSettings()
 
-    def _paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[str]:
         return [self.path]
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as error:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtserial.chardev.base import ConnectionSink, Put, Take
+    from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.socket_address import Address
-    from virtserial.host_end.preparation import Preparation
     from virtserial.loop import EventLoop, Timer
 
 
@@ -63,13 +63,13 @@ class SocketClientChardev(Chardev):
     def filename(self) -> str:
         return self._connected_text if self.connected else f"disconnected:{self.layers.text(self.address.text())}"
 
-    def _paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[str]:
         return [self.address.path] if isinstance(self.address, UnixAddress) and not self.address.abstract else []
 
     def preparations(self) -> Sequence[Preparation]:
         return self.layers.preparations(f"chardev '{self.id}'")
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         self._loop, self._sink = loop, sink
         if isinstance(self.address, UnixAddress):
             self.address.binary()  # A path too long will not get better.
@@ -78,12 +78,12 @@ class SocketClientChardev(Chardev):
         else:
             self._connected(self._connect_now())
 
-    def _connection_ended(self) -> None:
+    def connection_ended(self) -> None:
         if self.connected:
             self.connected = False
             self._try_later()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self.reconnect_seconds = 0
         self.connected = False
         if self._timer is not None:
@@ -94,10 +94,10 @@ class SocketClientChardev(Chardev):
             self._resolver.close()
             self._resolver = None
 
-    def _hand_over(self, put: Put) -> dict[str, object]:
+    def hand_over(self, put: Put) -> dict[str, object]:
         return {"connected": self._connected_text if self.connected else None}
 
-    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+    def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
         self._loop, self._sink = loop, sink
         self.connected, self._connected_text = saved["connected"] is not None, saved["connected"] or ""
         if not self.connected and self.reconnect_seconds:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtserial.chardev.base import Connection
-from virtserial.host_end.preparation import Preparation
+from virtserial.chardev.preparation import Preparation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtserial.chardev.base import ConnectionSink, Put, Take
+    from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.socket_address import Address
     from virtserial.chardev.unix_listener import UnixListener
-    from virtserial.host_end.preparation import Preparation
     from virtserial.loop import EventLoop
 
 BACKLOG = 1
@@ -67,13 +67,13 @@ class SocketServerChardev(Chardev):
     def filename(self) -> str:
         return self._connected_text if self.connected else f"disconnected:{self._bound_text},server=on"
 
-    def _paths(self) -> Sequence[str]:
+    def paths(self) -> Sequence[str]:
         return [self.address.path] if isinstance(self.address, UnixAddress) and not self.address.abstract else []
 
     def preparations(self) -> Sequence[Preparation]:
         return self.layers.preparations(f"chardev '{self.id}'")
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if isinstance(self.address, UnixAddress):
             self._listen_unix(self.address)
         elif isinstance(self.address, InetAddress):
@@ -111,7 +111,7 @@ class SocketServerChardev(Chardev):
                 raise ConfigError(f"Failed to listen on fd {address.fd}: {error.strerror}") from error
         self._listeners = [listener]
 
-    def _hand_over(self, put: Put) -> dict[str, object]:
+    def hand_over(self, put: Put) -> dict[str, object]:
         return {
             "listeners": [put(listener.fileno()) for listener in self._listeners],
             "inode": self._unix_listener.inode if self._unix_listener is not None else None,
@@ -119,7 +119,7 @@ class SocketServerChardev(Chardev):
             "connected": self._connected_text if self.connected else None,
         }
 
-    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+    def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
         from virtserial.chardev.unix_listener import UnixListener
 
         fds = [take(number) for number in saved["listeners"]]
@@ -145,12 +145,12 @@ class SocketServerChardev(Chardev):
         if not self.connected:
             raise ConfigError(f"chardev '{self.id}': stopped while waiting for a connection")
 
-    def _connection_ended(self) -> None:
+    def connection_ended(self) -> None:
         if self.connected:
             self.connected = False
             self._watch()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._unwatch()
         self.connected = False
         if self._unix_listener is not None:

@@ -30,7 +30,6 @@ class StdioChardev(Chardev):
     """
 
     kind = "stdio"
-    host_connected_at_start = True
     sets_terminal_modes = True
     _in_use = False
 
@@ -43,7 +42,7 @@ class StdioChardev(Chardev):
         self._raw_attributes: list[Any] | None = None
         self._previous_sigcont: Any = None
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         if StdioChardev._in_use:
             raise ConfigError("cannot use stdio by multiple character devices")
         try:
@@ -107,14 +106,14 @@ class StdioChardev(Chardev):
         with contextlib.suppress(ValueError):  # Only the main thread may; elsewhere the embedding program's matter.
             self._previous_sigcont = signal.signal(signal.SIGCONT, resumed)
 
-    def _hand_over(self, put: Put) -> dict[str, object]:
+    def hand_over(self, put: Put) -> dict[str, object]:
         return {
             "blocking": self._blocking,
             "terminal": _as_json(self._terminal_attributes),
             "raw": _as_json(self._raw_attributes),
         }
 
-    def _resume(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
+    def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
         StdioChardev._in_use = self._is_open = True
         atexit.register(self.close)
         self._blocking = [(fd, blocking) for fd, blocking in saved["blocking"]]
@@ -122,7 +121,7 @@ class StdioChardev(Chardev):
         if (raw := _from_json(saved["raw"])) is not None:
             self._put_terminal_in_mode(raw)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if not self._is_open:
             return
         self._is_open = StdioChardev._in_use = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtserial.errors import ConfigError
+from virtserial.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,8 +121,7 @@ class TlsCredentials(NamedTuple):
             raise ConfigError(f"{directory}: {complaint}")
 
     def _complaint(self) -> str:
-        from virtserial.errors import BackendError
-        from virtserial.host_end.tls import make_context
+        from virtserial.channel.tls_context import make_context
 
         params, fds = self.duplicate(0)
         try:

@@ -24,14 +24,13 @@ class UdpChardev(Chardev):
     """
 
     kind = "udp"
-    host_connected_at_start = True
 
     def __init__(self, chardev_id: str, remote: InetAddress, local: InetAddress) -> None:
         super().__init__(chardev_id)
         self.remote = remote
         self.local = local
 
-    def _open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+    def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         family, remote = self.remote.resolve(kind=socket.SOCK_DGRAM)[0]
         local = next(
             (place for found, place in self.local.resolve(passive=True, kind=socket.SOCK_DGRAM) if found == family),

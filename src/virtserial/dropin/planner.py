@@ -226,8 +226,9 @@ class _Planner:
         for option in words.settings:
             option.replace()
         emitted: list[str] = []
-        if isinstance(chardev, StdioChardev):
-            chardev.sets_terminal_modes = False
+        backend = chardev.backend
+        if isinstance(backend, StdioChardev):
+            backend.sets_terminal_modes = False
             # QEMU sets the terminal's modes and puts them back, as ever; only we read and write.
             signal = "" if keyval.to_bool("signal", values.get("signal", "on")) else ",signal=off"
             emitted += ["-chardev", f"stdio,id={INTERNAL}terminal{signal}"]

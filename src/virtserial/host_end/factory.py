@@ -54,7 +54,7 @@ def _open_backend(
 
         return PtyHostEnd(loop, name, fds[0], fds[1] if len(fds) > 1 else None)
     if flavour == "ringbuf":
-        from virtserial.chardev.ringbuf import RingbufHostEnd
+        from virtserial.host_end.ringbuf import RingbufHostEnd
 
         return RingbufHostEnd(loop, name, fds[0])
     if flavour == "layered":
@@ -66,13 +66,9 @@ def _open_backend(
 
         return UdpHostEnd(loop, name, fds[0])
     if flavour == "null":
-        from virtserial.chardev.null import NullHostEnd
+        from virtserial.host_end.null import NullHostEnd
 
         return NullHostEnd(name)
-    if flavour == "log":
-        from virtserial.host_end.log import LogOnlyHostEnd
-
-        return LogOnlyHostEnd(name)
     if flavour == "handler":
         from virtserial.host_end.handler import HandlerHostEnd, load_handler
 

@@ -8,8 +8,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.handler import PortHandler
 from virtserial.errors import BackendError
+from virtserial.handler import PortHandler
 from virtserial.host_end.base import HostEnd
 from virtserial.host_end.buffers import move_into
 
@@ -231,7 +231,7 @@ class HandlerHostEnd(HostEnd):
 
 
 class HandlerPort:
-    """The `port` of a PortHandler (virtserial.chardev.handler.Port)."""
+    """The `port` of a PortHandler (virtserial.handler.Port)."""
 
     def __init__(self, end: HandlerHostEnd) -> None:
         self._end = end

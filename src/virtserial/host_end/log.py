@@ -50,22 +50,6 @@ class LogFile:
         os.close(self._fd)
 
 
-class LogOnlyHostEnd(HostEnd):
-    """Stands in while nobody is connected: never connected itself."""
-
-    def start(self) -> None:
-        pass
-
-    def writev(self, buffers: Sequence[memoryview]) -> int:
-        return sum(buffer.nbytes for buffer in buffers)
-
-    def readv(self, buffers: Sequence[memoryview]) -> int:
-        return 0
-
-    def close(self) -> None:
-        pass
-
-
 class LoggedHostEnd(HostEnd):
     """Another host end, with a log of what that has taken."""
 

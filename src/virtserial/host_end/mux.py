@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import MAX_FRONTS
+from virtserial.channel.connections import MAX_FRONTS
 from virtserial.errors import BackendError, StateError
 from virtserial.host_end.base import HostEnd
 from virtserial.host_end.buffers import front_of

@@ -214,9 +214,9 @@ class Operations:
         chardev = self.keeper.chardevs.get(chardev_id)
         if chardev is None:
             raise QmpError(f"Device '{chardev_id}' not found")
-        if not isinstance(chardev, RingbufChardev):
+        if not isinstance(chardev.backend, RingbufChardev):
             raise QmpError(f"{chardev_id} is not a ringbuf device")
-        return chardev
+        return chardev.backend
 
     def frontend_open(self, chardev_id: str) -> bool:
         """Whether its user has a chardev open: a monitor and a console always, another port if its guest has."""
@@ -233,10 +233,11 @@ class Operations:
         """Paths into descriptor sets become paths of this process's descriptors."""
         from virtserial.chardev.file import FileChardev
 
-        if isinstance(chardev, FileChardev):
-            chardev.path = self._member_path(chardev.path, os.O_WRONLY)
-            if chardev.input_path is not None:
-                chardev.input_path = self._member_path(chardev.input_path, os.O_RDONLY)
+        backend = chardev.backend
+        if isinstance(backend, FileChardev):
+            backend.path = self._member_path(backend.path, os.O_WRONLY)
+            if backend.input_path is not None:
+                backend.input_path = self._member_path(backend.input_path, os.O_RDONLY)
 
     def _member_path(self, path: str, mode: int) -> str:
         matched = re.fullmatch(re.escape(DescriptorSets.PREFIX) + "([0-9]{1,9})", path)

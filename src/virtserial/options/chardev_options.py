@@ -106,13 +106,13 @@ def make_chardev(
             raise ConfigError(f"No TLS credentials with id '{credentials}'")
         values = {**values, "tls-creds": objects[credentials]}
     chardev = maker(chardev_id, {**values, "chardevs": chardevs} if kind == "hub" else values)
+    if (path := _text(values, "logfile")) is not None:
+        from virtserial.chardev.log import LoggedChardev
+
+        chardev = LoggedChardev(chardev, path, append=_flag(values, "logappend", False))
     chardev.recipe = recipe
     chardev.mux = _flag(values, "mux", False)
     chardev.mux_quit = _flag(values, "mux-quit", False)
-    if (path := _text(values, "logfile")) is not None:
-        from virtserial.chardev.log import ChardevLog
-
-        chardev.log = ChardevLog(path, append=_flag(values, "logappend", False))
     return chardev
 
 

@@ -174,7 +174,7 @@ class HotPlug:
             raise
         self._keeper.chardevs[chardev.id] = chardev
         if predecessor.hub is not None:
-            predecessor.hub.replace(predecessor, chardev)
+            predecessor.hub.replace_part(predecessor, chardev)
         predecessor.close()
         self._held.drop(key)
         if not successor.take_over():

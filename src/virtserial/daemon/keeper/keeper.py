@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from virtserial.channel.channel import Message
     from virtserial.chardev.base import Chardev, Connection, ConnectionSink
+    from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.tls_credentials import TlsCredentials
     from virtserial.daemon.keeper.path_policy import PathPolicy
     from virtserial.daemon.keeper.renewal import Renewal
     from virtserial.daemon.keeper.systemd import ActivatedListener
-    from virtserial.host_end.preparation import Preparation
     from virtserial.loop import EventLoop
     from virtserial.machine.model import Controller, Machine, Port
 

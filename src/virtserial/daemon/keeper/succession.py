@@ -92,5 +92,5 @@ def resume(keeper: Keeper, document: Mapping[str, Any], take: Take) -> None:
     for each in document["chardevs"]:
         chardev = keeper.chardevs[each["id"]]
         chardev.report = log.warning
-        chardev.resume(keeper.loop, keeper, each["saved"], take)
+        chardev.take_over(keeper.loop, keeper, each["saved"], take)
         keeper.prepare_for(chardev)

@@ -1,4 +1,4 @@
-"""The process of a handler coroutine: `python -m virtserial.chardev.handler_process FD MODULE PATH ATTRIBUTE`.
+"""The process of a handler coroutine: `python -m virtserial.host_end.handler_process FD MODULE PATH ATTRIBUTE`.
 
 Runs `ATTRIBUTE(reader, writer)` on the connected socket FD and ends with it; SIGTERM cancels it.
 """
