@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "src"))
-sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "tests" / "interop"))
+sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from arena import Arena
 from contestants import QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL
@@ -155,8 +155,8 @@ def measure_many_devices(rounds: int, quick: bool) -> list[Figure]:
 
 def count_connected_ports(counts: Sequence[int]) -> list[tuple[int | str, ...]]:
     """The table of ports that are connected before the guest's driver starts; one boot for each row."""
-    from connected_ports import connected_at_boot  # tests/interop
-    from host_device import QemuDevice, VirtserialDevice
+    from support.guests.connected_ports import connected_at_boot  # tests/interop
+    from support.guests.host_device import QemuDevice, VirtserialDevice
 
     rows: list[tuple[int | str, ...]] = []
     for count in counts:

@@ -3,13 +3,12 @@
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from support.places import ROOT
 
 from virtserial.cli.main import COMMANDS
 
-ROOT = Path(__file__).parents[1]
 PAGES = ("virtserial.1", "virtserial-qemu.1", "virtserial.7")
 
 

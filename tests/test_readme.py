@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.places import ROOT
 
 from virtserial.rig import Guest, RigUnavailable
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PLACE = "/tmp/vs"
 """Where the transcript's sockets are; a folder of the test's own takes its place."""
@@ -183,14 +183,10 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_table_of_connected_ports_is_the_one_its_command_prints(monkeypatch):
+def test_table_of_connected_ports_is_the_one_its_command_prints():
     """Its head and its columns: the numbers are held by tests/interop/test_many_ports.py."""
-    command = re.search(r"`PYTHONPATH=src python3 (tests/\S+)` prints this table", README).group(1)
-    monkeypatch.syspath_prepend(str((ROOT / command).parent))
-    specification = importlib.util.spec_from_file_location("connected_ports_command", ROOT / command)
-    program = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(sys.modules, "connected_ports_command", program)
-    specification.loader.exec_module(program)
+    module = re.search(r"`PYTHONPATH=src:tests python3 -m (\S+)` prints this table", README).group(1)
+    program = importlib.import_module(module)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         program.main([])

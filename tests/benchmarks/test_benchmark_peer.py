@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import tempfile
 import threading
 from contextlib import contextmanager, suppress
 
@@ -25,13 +24,6 @@ def program():
         if CI:
             pytest.fail(str(reason))
         pytest.skip(str(reason))
-
-
-@pytest.fixture
-def folder():
-    """A short path: a unix socket's has at most 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
 
 
 def relay(source, target, change):

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import handlers_for_tests
 
 import virtserial.chardev.handler
 import virtserial.handler
@@ -12,7 +13,7 @@ from virtserial.chardev.handler_chardev import HandlerChardev
 from virtserial.errors import BackendError, ConfigError
 from virtserial.host_end.handler import PENDING_MAX
 
-HERE = Path(__file__).with_name("handlers_for_tests.py")
+HERE = Path(handlers_for_tests.__file__)
 
 
 @pytest.fixture
@@ -163,8 +164,8 @@ class TestClass:
 
     def test_by_module_name(self, house, monkeypatch):
         monkeypatch.syspath_prepend(str(HERE.parent))
-        chardev = house.open(HandlerChardev("h", class_name="handlers_for_tests:Recorder"))
-        assert chardev.filename == "handler:handlers_for_tests:Recorder"
+        chardev = house.open(HandlerChardev("h", class_name="support.handlers_for_tests:Recorder"))
+        assert chardev.filename == "handler:support.handlers_for_tests:Recorder"
         assert house.port().end.connected
 
 

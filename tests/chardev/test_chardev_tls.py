@@ -12,8 +12,8 @@ import sys
 import threading
 
 import pytest
-from certificates import Authority, openssl
-from websocket_client import WebSocketClient, frame
+from support.certificates import Authority, openssl
+from support.websocket_client import WebSocketClient, frame
 
 from virtserial.chardev.socket_address import InetAddress
 from virtserial.chardev.socket_client import SocketClientChardev

@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from websocket_client import ACCEPT, REQUEST, WebSocketClient, frame
+from support.websocket_client import ACCEPT, REQUEST, WebSocketClient, frame
 
 from virtserial.chardev.socket_address import UnixAddress
 from virtserial.chardev.socket_layers import SocketLayers

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from support.places import ROOT
+from support.programs import run
 
 import virtserial
 from virtserial.cli.main import COMMANDS
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-START_LIMIT = 10.0
-"""Seconds for any of these programs: a sanity check, not a measurement."""
-
-
-def run(*words, program=("-m", "virtserial")):
-    """Runs the program; returns (exit status, standard output, standard error)."""
-    result = subprocess.run(
-        [sys.executable, *program, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=START_LIMIT
-    )
-    return result.returncode, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help", "-help"])

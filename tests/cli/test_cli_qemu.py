@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from support.places import ROOT
+from support.programs import run
 
 from virtserial.dropin.program import architecture_of, find_program
 from virtserial.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
 
-
-def run(*words, program=("-m", "virtserial.cli.qemu"), qemu="/bin/true"):
-    """Runs the program; returns (exit status, standard output, standard error)."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "VIRTSERIAL_QEMU": qemu}
-    result = subprocess.run(
-        [sys.executable, *program, *words], env=environment, capture_output=True, text=True, timeout=20
-    )
-    return result.returncode, result.stdout, result.stderr
+def run_qemu(*words, program=("-m", "virtserial.cli.qemu"), qemu="/bin/true"):
+    return run(*words, program=program, VIRTSERIAL_QEMU=qemu)
 
 
 def test_explain_prints_qemu_s_command_line_and_whose_everything_is():
-    status, output, errors = run(
+    status, output, errors = run_qemu(
         "--explain", "-m", "256", "-nodefaults", "-device", "virtio-serial,id=ser0,socket=/tmp/a b",
         "-chardev", "null,id=c", "-device", "virtserialport,chardev=c",
     )  # fmt: skip
@@ -48,7 +40,7 @@ def test_explain_prints_qemu_s_command_line_and_whose_everything_is():
 
 
 def test_explain_says_why_nothing_is_ours():
-    status, output, _ = run("--explain", "-machine", "none", "-S")
+    status, output, _ = run_qemu("--explain", "-machine", "none", "-S")
     assert status == 0
     assert output == """\
 /bin/true \\
@@ -59,7 +51,7 @@ def test_explain_says_why_nothing_is_ours():
 
 
 def test_explain_says_what_is_wrong():
-    status, output, errors = run("--explain", "-device", "virtio-serial", "-device", "virtserialport,nr=99")
+    status, output, errors = run_qemu("--explain", "-device", "virtio-serial", "-device", "virtserialport,nr=99")
     assert (status, output) == (1, "")
     assert errors == (
         "virtserial-qemu: -device virtserialport,nr=99: "
@@ -69,20 +61,20 @@ def test_explain_says_what_is_wrong():
 
 def test_explain_starts_nothing(tmp_path):
     path = tmp_path / "socket"
-    status, _, _ = run("--explain", "-device", "virtio-serial", "-chardev", f"socket,id=c,path={path},server=on")
+    status, _, _ = run_qemu("--explain", "-device", "virtio-serial", "-chardev", f"socket,id=c,path={path},server=on")
     assert status == 0
     assert not path.exists()
 
 
 def test_words_that_do_not_concern_us_become_those_of_qemu():
-    assert run("a disk", "-version", qemu="/bin/echo") == (0, "a disk -version\n", "")
+    assert run_qemu("a disk", "-version", qemu="/bin/echo") == (0, "a disk -version\n", "")
 
 
 def test_installed_program_is_this_one():
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["scripts"]["virtserial-qemu"] == "virtserial.cli.qemu:main"
     entry = ("-c", "import sys; from virtserial.cli.qemu import main; sys.exit(main())")
-    assert run("--explain", "-S", program=entry) == run("--explain", "-S")
+    assert run_qemu("--explain", "-S", program=entry) == run_qemu("--explain", "-S")
 
 
 @pytest.mark.parametrize(
@@ -120,4 +112,4 @@ import sys
 import virtserial.cli.qemu, virtserial.dropin.launch, virtserial.dropin.planner, virtserial.dropin.program
 print([name for name in ("asyncio", "argparse", "subprocess", "ssl", "tempfile", "shutil") if name in sys.modules])
 """
-    assert run(program=("-c", program)) == (0, "[]\n", "")
+    assert run_qemu(program=("-c", program)) == (0, "[]\n", "")

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from test_cli_programs import run
+from support.programs import run
 
 CONTROLLER = "-device virtio-serial,id=ser0,socket={folder}/ser0.sock"
 LISTENING = "-chardev socket,id=c0,path={folder}/c0,server=on,wait=off"

@@ -1,24 +1,9 @@
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from client_machine import running, until
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.parent.name == "client" and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(120))
-
-
-@pytest.fixture
-def folder():
-    """A short path for sockets."""
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield Path(path)
+from support.client_machine import running, until
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import threading
 import time
 
 import pytest
-from client_machine import SOURCE, until
+from support.client_machine import until
+from support.places import ENVIRONMENT, SOURCE
 
 from virtserial.client import HostStream, Monitor
 from virtserial.client.qmp import QmpClient
@@ -23,7 +24,7 @@ WAIT = 30
 
 
 def program(*words, command=(sys.executable, "-m", "virtserial"), **more):
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    environment = ENVIRONMENT
     return subprocess.Popen(
         [*command, *words], env=environment,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more},

@@ -6,16 +6,10 @@ Everything here needs a real QEMU; the devices and host ends of tests/interop ar
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "interop"))
-
-from fetched import had
-from host_device import VirtserialDevice
+from support.fetched import had
+from support.guests.host_device import VirtserialDevice
 
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
@@ -37,10 +31,3 @@ def rig():
 @pytest.fixture(scope="module")
 def our_device():
     return VirtserialDevice()
-
-
-@pytest.fixture(scope="module")
-def folder():
-    """A short path: unix sockets take 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path

@@ -10,8 +10,8 @@ import socket
 import time
 
 import pytest
-from fetched import had
-from host_device import wait_until
+from support.fetched import had
+from support.guests.host_device import wait_until
 
 from virtserial.rig import Guest
 from virtserial.rig.programs import programs
@@ -71,9 +71,9 @@ def files():
 
 
 @pytest.fixture(scope="module")
-def path(our_device, folder, files):
+def path(our_device, module_folder, files):
     """The socket of a port that a guest's agent serves."""
-    path = f"{folder}/agent"
+    path = f"{module_folder}/agent"
     options = ["-device", "virtio-serial", "-chardev", f"socket,id=ga,path={path},server=on,wait=off"]
     options += ["-device", f"virtserialport,chardev=ga,name={NAME}"]
     with our_device.attach(options) as attached, Guest(attached.arguments, files=files) as guest:
@@ -129,9 +129,9 @@ def test_it_survives_its_clients(path):
             agent.send({"execute": "guest-info"})
 
 
-def test_it_survives_a_server_that_comes_and_goes(our_device, folder, files):
+def test_it_survives_a_server_that_comes_and_goes(our_device, module_folder, files):
     """The chardev is the client: `reconnect-ms=`, as management software that listens has it."""
-    path = f"{folder}/manager"
+    path = f"{module_folder}/manager"
     options = ["-device", "virtio-serial", "-chardev", f"socket,id=ga,path={path},reconnect-ms=100"]
     options += ["-device", f"virtserialport,chardev=ga,name={NAME}"]
     with our_device.attach(options) as attached, Guest(attached.arguments, files=files) as guest:

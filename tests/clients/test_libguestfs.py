@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fetched import had
-from host_device import SOURCE
+from support.fetched import had
+from support.places import SOURCE
 
 from virtserial.rig.cache import cache_root
 from virtserial.rig.image import KERNEL_VERSION, extra_archive, guest_image
@@ -81,9 +81,9 @@ def unpacked():
 
 
 @pytest.fixture(scope="module")
-def appliance(unpacked, folder):
+def appliance(unpacked, module_folder):
     """A fixed appliance: kernel, initrd and a root disk that is not used."""
-    place = Path(folder, "appliance")
+    place = Path(module_folder, "appliance")
     place.mkdir()
     with tarfile.open(unpacked.root / SUPERMIN / "daemon.tar.gz") as archive:
         archive.extractall(place, filter="data")
@@ -104,17 +104,17 @@ def appliance(unpacked, folder):
 
 
 @pytest.fixture(scope="module")
-def hypervisors(folder, unpacked):
+def hypervisors(module_folder, unpacked):
     """Scripts for LIBGUESTFS_HV, and a qemu-img beside them."""
     qemu = find_qemu()
     settings = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in qemu.environment.items())
     scripts = {
         "qemu": f'{settings}exec {shlex.join(qemu.command)} "$@"\n',
-        "virtserial-qemu": f"export PYTHONPATH={SOURCE} VIRTSERIAL_QEMU={folder}/bin/qemu\n"
+        "virtserial-qemu": f"export PYTHONPATH={SOURCE} VIRTSERIAL_QEMU={module_folder}/bin/qemu\n"
         f'exec {sys.executable} -m virtserial.cli.qemu "$@"\n',
         "qemu-img": f'exec {shlex.join(unpacked.command("qemu-img"))} "$@"\n',
     }
-    place = Path(folder, "bin")
+    place = Path(module_folder, "bin")
     place.mkdir()
     for name, text in scripts.items():
         (place / name).write_text(f"#!/bin/sh\n{text}")
@@ -123,7 +123,7 @@ def hypervisors(folder, unpacked):
 
 
 @pytest.fixture(params=["qemu", "virtserial-qemu"])
-def guestfish(request, unpacked, appliance, hypervisors, folder):
+def guestfish(request, unpacked, appliance, hypervisors, module_folder):
     """Runs guestfish commands on a disk image."""
 
     def run(*commands, timeout=240):
@@ -174,7 +174,7 @@ def content(place):
     return found
 
 
-def test_a_tree_goes_in_and_comes_out(guestfish, folder, tmp_path):
+def test_a_tree_goes_in_and_comes_out(guestfish, module_folder, tmp_path):
     tree = tmp_path / "tree"
     make_tree(tree)
     disk = tmp_path / "disk"

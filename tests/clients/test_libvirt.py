@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fetched import had
-from host_device import SOURCE, wait_until
-from host_end import HostEnd
+from support.fetched import had
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd
+from support.places import SOURCE
 
 from virtserial.rig.cache import cache_root
 from virtserial.rig.cell import Cell

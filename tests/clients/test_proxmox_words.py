@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from dropin_guest import PROGRAM, environment, wait_until_nothing_is_left
-from host_device import wait_until
+from support.guests.dropin_guest import PROGRAM, environment, wait_until_nothing_is_left
+from support.guests.host_device import wait_until
 
 from virtserial.client.qmp import QmpClient
 

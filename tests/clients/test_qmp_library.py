@@ -12,13 +12,13 @@ from qemu.qmp import ExecuteError, QMPClient
 
 
 @pytest.fixture(scope="module")
-def monitor(our_device, folder):
-    options = ["-device", "virtio-serial,id=ser0", "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+def monitor(our_device, module_folder):
+    options = ["-device", "virtio-serial,id=ser0", "-qmp", f"unix:{module_folder}/qmp,server=on,wait=off"]
     with our_device.attach(options):
-        yield f"{folder}/qmp"
+        yield f"{module_folder}/qmp"
 
 
-def test_commands_errors_and_events(monitor, folder):
+def test_commands_errors_and_events(monitor):
     async def talk():
         client = QMPClient("test")
         await client.connect(monitor)
@@ -42,7 +42,7 @@ def test_commands_errors_and_events(monitor, folder):
     asyncio.run(talk())
 
 
-def test_descriptors_are_passed(monitor, folder):
+def test_descriptors_are_passed(monitor, module_folder):
     async def talk(file):
         client = QMPClient("test")
         await client.connect(monitor)
@@ -54,7 +54,7 @@ def test_descriptors_are_passed(monitor, folder):
         finally:
             await client.disconnect()
 
-    with open(f"{folder}/passed", "wb") as file:
+    with open(f"{module_folder}/passed", "wb") as file:
         asyncio.run(talk(file))
 
 

@@ -9,8 +9,8 @@ import socket
 import subprocess
 
 import pytest
-from fetched import had
-from host_device import wait_until
+from support.fetched import had
+from support.guests.host_device import wait_until
 
 from virtserial.rig import Guest
 from virtserial.rig.programs import programs
@@ -30,12 +30,12 @@ def tcp_port():
 
 
 @pytest.fixture(scope="module")
-def machine(our_device, folder, tcp_port):
+def machine(our_device, module_folder, tcp_port):
     chardevs = {
-        "unix": f"socket,path={folder}/port,server=on,wait=off",
-        "abstract": f"socket,path={folder[1:]}/port,abstract=on,tight=on,server=on,wait=off",
+        "unix": f"socket,path={module_folder}/port,server=on,wait=off",
+        "abstract": f"socket,path={str(module_folder)[1:]}/port,abstract=on,tight=on,server=on,wait=off",
         "tcp": f"socket,host=127.0.0.1,port={tcp_port},server=on,wait=off",
-        "pty": f"pty,path={folder}/pty",
+        "pty": f"pty,path={module_folder}/pty",
     }
     options = ["-device", "virtio-serial"]
     for kind, chardev in chardevs.items():
@@ -46,12 +46,12 @@ def machine(our_device, folder, tcp_port):
 
 
 @pytest.fixture
-def address(folder, tcp_port):
+def address(module_folder, tcp_port):
     return {
-        "unix": f"UNIX-CONNECT:{folder}/port",
-        "abstract": f"ABSTRACT-CONNECT:{folder[1:]}/port",
+        "unix": f"UNIX-CONNECT:{module_folder}/port",
+        "abstract": f"ABSTRACT-CONNECT:{str(module_folder)[1:]}/port",
         "tcp": f"TCP:127.0.0.1:{tcp_port}",
-        "pty": f"{folder}/pty,raw,echo=0",
+        "pty": f"{module_folder}/pty,raw,echo=0",
     }
 
 
@@ -70,7 +70,7 @@ def test_a_line_each_way(machine, socat, address, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_each_way(machine, socat, address, folder, kind):
+def test_a_file_each_way(machine, socat, address, module_folder, kind):
     """A file up, its checksum and the file itself back: socat ends by itself when the guest has closed its side."""
     size = 1 << 20
     content = os.urandom(size)
@@ -78,7 +78,7 @@ def test_a_file_each_way(machine, socat, address, folder, kind):
     sender = subprocess.run([*socat, "-u", "STDIN", address[kind]], input=content, timeout=60, capture_output=True)
     assert sender.returncode == 0, sender.stderr
     assert re.match(hashlib.sha1(content).hexdigest(), job.wait(60).text)
-    with open(f"{folder}/{kind}.back", "wb") as back:
+    with open(f"{module_folder}/{kind}.back", "wb") as back:
         command = [*socat, "-u", address[kind], "STDOUT"]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=back) as receiver:
             machine.check(f"cat /tmp/{kind} >/dev/virtio-ports/{kind}")

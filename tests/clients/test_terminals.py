@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from fetched import had
+from support.fetched import had
 
 from virtserial.rig import Guest
 from virtserial.rig.image import ROOT_PASSWORD
@@ -18,10 +18,10 @@ from virtserial.rig.programs import programs
 
 
 @pytest.fixture(scope="module")
-def machine(our_device, folder):
+def machine(our_device, module_folder):
     options = ["-device", "virtio-serial"]
     for name, device in (("port", "virtserialport,name=org.test.port"), ("console", "virtconsole")):
-        options += ["-chardev", f"pty,id={name},path={folder}/{name}", "-device", f"{device},chardev={name}"]
+        options += ["-chardev", f"pty,id={name},path={module_folder}/{name}", "-device", f"{device},chardev={name}"]
     with our_device.attach(options) as attached, Guest(attached.arguments) as guest:
         yield guest
 
@@ -37,11 +37,11 @@ def serial():
     sys.path.pop()
 
 
-def test_pyserial_talks_to_a_port(machine, folder, serial):
+def test_pyserial_talks_to_a_port(machine, module_folder, serial):
     echo = 'while read -r line <&3; do echo "<$line>" >&3; done'
     job = machine.start(f"exec 3<>/dev/virtio-ports/org.test.port; {echo}")
     for speed in (9600, 115200):
-        with serial.Serial(f"{folder}/port", speed, timeout=20) as line:
+        with serial.Serial(f"{module_folder}/port", speed, timeout=20) as line:
             for text in (b"one", b"two"):
                 line.write(text + b"\n")
                 assert line.readline() == b"<" + text + b">\n"
@@ -104,25 +104,25 @@ def getty(machine):
     job.wait()
 
 
-def test_login_in_screen(machine, getty, folder):
+def test_login_in_screen(machine, getty, module_folder):
     screen = had(programs, "screen")
     terminfo = str(screen.root / "lib/terminfo")
-    os.mkdir(f"{folder}/screens", 0o700)
+    os.mkdir(f"{module_folder}/screens", 0o700)
     terminal = Terminal(
-        [*screen.command("screen"), "-c", "/dev/null", f"{folder}/console"],
-        SCREENDIR=f"{folder}/screens", TERMINFO=terminfo, LC_ALL="C",
+        [*screen.command("screen"), "-c", "/dev/null", f"{module_folder}/console"],
+        SCREENDIR=f"{module_folder}/screens", TERMINFO=terminfo, LC_ALL="C",
     )  # fmt: skip
     try:
         login(terminal)
     finally:
         terminal.close()
-        for name in os.listdir(f"{folder}/screens"):
+        for name in os.listdir(f"{module_folder}/screens"):
             os.kill(int(name.partition(".")[0]), 15)
 
 
-def test_login_with_pyserial_s_miniterm(machine, getty, folder, serial):
+def test_login_with_pyserial_s_miniterm(machine, getty, module_folder, serial):
     terminal = Terminal(
-        [sys.executable, "-m", "serial.tools.miniterm", "--raw", f"{folder}/console", "115200"],
+        [sys.executable, "-m", "serial.tools.miniterm", "--raw", f"{module_folder}/console", "115200"],
         PYTHONPATH=os.path.dirname(os.path.dirname(serial.__file__)),
     )
     try:

@@ -1,14 +1,9 @@
 """Console devices over every kind of guest memory, with and without EVENT_IDX."""
 
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "virtio"))
-
-from console_guest import FakeHost, Guest, queues_of
-from ring_builder import KINDS
+from support.console_guest import FakeHost, Guest, queues_of
+from support.ring_builder import KINDS
 
 
 @pytest.fixture

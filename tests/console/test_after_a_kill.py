@@ -1,7 +1,7 @@
 """What a successor does with the note of the batch that its predecessor was killed over (accounting.py)."""
 
 import pytest
-from console_guest import FakeHost, Guest
+from support.console_guest import FakeHost, Guest
 
 from virtserial.accounting import READ, WRITE, Note
 from virtserial.console.port import TURN_BYTES

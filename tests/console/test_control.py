@@ -4,7 +4,7 @@ import logging
 import tracemalloc
 
 import pytest
-from console_guest import (
+from support.console_guest import (
     ADD,
     CONSOLE,
     CONTROL_RX,
@@ -21,7 +21,7 @@ from console_guest import (
     RESIZE,
     FakeHost,
 )
-from ring_builder import BASE, WRITE
+from support.ring_builder import BASE, WRITE
 
 ALL = 0xFFFFFFFF
 

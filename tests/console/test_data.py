@@ -4,7 +4,7 @@ import os
 from random import Random
 
 import pytest
-from console_guest import CONTROL_RX, LIVE, MESSAGE, OPEN, PORT_READY, FakeHost, queues_of
+from support.console_guest import CONTROL_RX, LIVE, MESSAGE, OPEN, PORT_READY, FakeHost, queues_of
 
 from virtserial.console.port import CONSOLE_BUFFER, TURN_CHAINS
 

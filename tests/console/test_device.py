@@ -1,7 +1,7 @@
 """The device as a whole: features, status, configuration, single-port mode, memory that goes, a successor."""
 
 import pytest
-from console_guest import (
+from support.console_guest import (
     ADD,
     CONTROL_RX,
     F_MULTIPORT,
@@ -20,7 +20,7 @@ from console_guest import (
     Guest,
     queues_of,
 )
-from ring_builder import BASE, KINDS, PAGE, WRITE
+from support.ring_builder import BASE, KINDS, PAGE, WRITE
 
 from virtserial.console.device import ConsoleDevice
 from virtserial.console.wire import CONFIG

@@ -1,7 +1,7 @@
 """Streams from the host: when the device leaves the host's end alone, and when it looks for returned buffers itself."""
 
 import pytest
-from console_guest import CONTROL_RX, CONTROL_TX, FEATURES, LIVE, FakeHost, Guest
+from support.console_guest import CONTROL_RX, CONTROL_TX, FEATURES, LIVE, FakeHost, Guest
 
 from virtserial.console.port import TURN_BYTES
 from virtserial.console.stream_pace import HOLD_MOST, LOOK_AGAIN, STARVED_LOOKS

@@ -2,24 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import pytest
-from device_process import DeviceProcess, controller_options, port_options
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.parent.name == "daemon" and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(45))
-
-
-@pytest.fixture
-def folder():
-    """A short path: sockets' paths are 107 bytes at most, which pytest's own folders can be too long for."""
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield Path(path)
+from support.device_process import DeviceProcess, controller_options, port_options
 
 
 @pytest.fixture

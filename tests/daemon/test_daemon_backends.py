@@ -7,8 +7,8 @@ import errno
 import os
 
 import pytest
-from device_process import connect, controller_options, port_options
-from embedded_guest import EmbeddedGuest
+from support.device_process import connect, controller_options, port_options
+from support.embedded_guest import EmbeddedGuest
 
 
 def file_port(path, number=3):

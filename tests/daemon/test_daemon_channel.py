@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from device_process import ENVIRONMENT
+from support.places import ENVIRONMENT
 
 from virtserial.channel.channel import MAX_FDS, MAX_MESSAGE, Channel
 from virtserial.daemon.keeper.held import HeldDescriptors

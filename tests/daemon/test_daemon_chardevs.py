@@ -7,8 +7,8 @@ import socket
 import tty
 
 import pytest
-from device_process import connect, controller_options, port_options, wait_until
-from embedded_guest import EmbeddedGuest, try_receive
+from support.device_process import connect, controller_options, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest, try_receive
 
 from virtserial.client.qmp import QmpClient
 from virtserial.options.chardev_options import kinds

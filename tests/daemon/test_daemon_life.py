@@ -12,8 +12,9 @@ import subprocess
 import sys
 
 import pytest
-from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
-from embedded_guest import EmbeddedGuest
+from support.device_process import connect, controller_options, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest
+from support.places import ENVIRONMENT
 
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.vfio_user.client import Client

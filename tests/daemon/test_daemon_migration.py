@@ -10,8 +10,9 @@ import sys
 import termios
 
 import pytest
-from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
-from moving_guest import MovingGuest, TwoWayStream
+from support.device_process import connect, controller_options, port_options, wait_until
+from support.moving_guest import MovingGuest, TwoWayStream
+from support.places import ENVIRONMENT
 
 from virtserial.errors import PeerError
 from virtserial.vfio_user.client import Client

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from device_process import controller_options, port_options
+from support.device_process import controller_options, port_options
 
 from virtserial.client.qmp import QmpClient
 from virtserial.daemon.keeper.path_policy import PathPolicy

@@ -14,18 +14,15 @@ import sys
 import termios
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
-from embedded_guest import EmbeddedGuest
+from support.certificates import Authority
+from support.device_process import connect, controller_options, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest
+from support.places import ENVIRONMENT
 
 from virtserial.client.qmp import QmpClient
 from virtserial.vfio_user.client import Client
-
-sys.path.append(str(Path(__file__).parents[1] / "chardev"))
-
-from certificates import Authority
 
 COUNTING = """
 import os

@@ -10,8 +10,9 @@ import sys
 import time
 
 import pytest
-from device_process import ENVIRONMENT, ROOT, connect, controller_options, port_options, wait_until
-from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
+from support.device_process import connect, controller_options, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
+from support.places import ENVIRONMENT, ROOT
 
 from virtserial.client.qmp import QmpClient
 from virtserial.host_end.ending import unread_bytes

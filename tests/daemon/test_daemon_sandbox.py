@@ -7,8 +7,8 @@ import os
 import socket
 
 import pytest
-from device_process import controller_options
-from embedded_guest import EmbeddedGuest
+from support.device_process import controller_options
+from support.embedded_guest import EmbeddedGuest
 
 from virtserial.daemon.worker.seccomp import ALLOWED, worker_filter
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from device_process import ENVIRONMENT
+from support.places import ENVIRONMENT
 
 PROGRAM = """
 import os, signal, sys

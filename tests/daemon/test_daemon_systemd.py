@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from device_process import ENVIRONMENT, controller_options, port_options, wait_until
-from embedded_guest import EmbeddedGuest
+from support.device_process import controller_options, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest
+from support.places import ENVIRONMENT
 
 from virtserial.daemon.keeper import systemd
 from virtserial.errors import ConfigError

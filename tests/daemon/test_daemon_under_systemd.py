@@ -8,9 +8,10 @@ import sys
 import time
 
 import pytest
-import systemd_manager
-from device_process import ROOT, connect, controller_options, port_options, wait_until
-from embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
+from support import systemd_manager
+from support.device_process import connect, controller_options, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
+from support.places import ROOT
 
 from virtserial.client.qmp import QmpClient
 from virtserial.errors import VirtserialError

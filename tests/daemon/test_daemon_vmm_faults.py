@@ -10,8 +10,9 @@ import sys
 import time
 
 import pytest
-from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
-from embedded_guest import EmbeddedGuest
+from support.device_process import connect, controller_options, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest
+from support.places import ENVIRONMENT
 
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client

@@ -12,8 +12,9 @@ from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
-from device_process import ENVIRONMENT, connect, controller_options, port_options, wait_until
-from embedded_guest import EmbeddedGuest
+from support.device_process import connect, controller_options, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest
+from support.places import ENVIRONMENT
 
 from virtserial.daemon.keeper.keeper import state_room
 from virtserial.daemon.worker.guest_device import state_size

@@ -10,9 +10,9 @@ import termios
 from fcntl import ioctl
 
 import pytest
-from devices import BufferEnd
+from support.driver_devices import BufferEnd
+from support.driver_machine import Machine
 
-from machine import Machine
 from virtserial.driver.bridge import PortBridge
 from virtserial.driver.port_nodes import PortNodes
 from virtserial.driver.pty_ports import PtyPort

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from devices import BufferEnd, Listening, console_device
+from support.driver_devices import BufferEnd, Listening, console_device
 
 from virtserial.console.wire import VIRTIO_CONSOLE_F_MULTIPORT, receiveq_index
 from virtserial.driver.console_driver import DRIVER_FEATURES, DriverListener

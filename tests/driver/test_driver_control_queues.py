@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from devices import LyingDevice
+from support.driver_devices import LyingDevice
 
 from virtserial.console.wire import (
     CONTROL,

@@ -8,11 +8,11 @@ import select
 import struct
 
 import pytest
-from devices import LyingDevice
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.driver_devices import LyingDevice
+from support.driver_machine import Machine
 
-from machine import Machine
 from virtserial.console.wire import VIRTIO_CONSOLE_PORT_ADD, VIRTIO_CONSOLE_PORT_OPEN, VIRTIO_CONSOLE_PORT_REMOVE
 from virtserial.driver import cuse_wire as wire
 from virtserial.driver.console_driver import ConsoleDriver

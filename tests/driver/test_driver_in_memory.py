@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from devices import BufferEnd, console_device
+from support.driver_devices import BufferEnd, console_device
 
 from virtserial.console.wire import (
     CONTROL_RECEIVEQ,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from devices import Listening, LyingDevice
+from support.driver_devices import Listening, LyingDevice
 
 from virtserial.console.wire import (
     RESIZE,

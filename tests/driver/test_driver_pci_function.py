@@ -8,7 +8,7 @@ import struct
 from types import SimpleNamespace
 
 import pytest
-from devices import BufferEnd, Listening, QuietEvents
+from support.driver_devices import BufferEnd, Listening, QuietEvents
 
 from virtserial.console.device import ConsoleDevice
 from virtserial.console.wire import VIRTIO_ID_CONSOLE

@@ -13,15 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from support.places import ENVIRONMENT, ROOT
 
 from virtserial.cli.guest import Lines
 from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.errors import PeerError
 from virtserial.loop import EventLoop
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
 
 def start(*arguments, ready=True, **options):

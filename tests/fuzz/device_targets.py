@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import struct
-import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "driver"))
-
-from any_bytes import AnyBytes
-from devices import LyingDevice
+from fuzz.any_bytes import AnyBytes
+from support.driver_devices import LyingDevice
 
 from virtserial.driver.console_driver import ConsoleDriver
 from virtserial.errors import DriverError, PeerError, StateError

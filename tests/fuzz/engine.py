@@ -1,6 +1,6 @@
 """Runs a fuzz target: with atheris (coverage-guided) where it is installed, else by mutation of the corpus alone.
 
-    engine.py TARGET SECONDS [FOLDER]        end with the target's exception, or print how many inputs were tried
+    python3 -m fuzz.engine TARGET SECONDS [FOLDER]   end with the exception, or print how many inputs were tried
 
 `scripts/fuzz` calls this.  FOLDER takes what atheris finds worth keeping; what made a target fail is written to
 crash-* in the current folder.
@@ -9,6 +9,7 @@ crash-* in the current folder.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import random
 import signal
 import sys
@@ -21,27 +22,27 @@ MAX_LENGTH = 4096
 INPUT_SECONDS = 20
 """Longer than any input may take: then it is a finding."""
 TARGETS = {
-    "chains": "device_targets",
-    "control": "device_targets",
-    "registers": "device_targets",
-    "rings": "device_targets",
-    "lying_device": "device_targets",
-    "vfio_stream": "peer_targets",
-    "vfio_requests": "peer_targets",
-    "vfio_version": "peer_targets",
-    "vfio_client": "peer_targets",
-    "json_stream": "text_targets",
-    "qmp": "text_targets",
-    "readline": "text_targets",
-    "options": "text_targets",
-    "websocket": "text_targets",
-    "telnet": "text_targets",
+    "chains": "fuzz.device_targets",
+    "control": "fuzz.device_targets",
+    "registers": "fuzz.device_targets",
+    "rings": "fuzz.device_targets",
+    "lying_device": "fuzz.device_targets",
+    "vfio_stream": "fuzz.peer_targets",
+    "vfio_requests": "fuzz.peer_targets",
+    "vfio_version": "fuzz.peer_targets",
+    "vfio_client": "fuzz.peer_targets",
+    "json_stream": "fuzz.text_targets",
+    "qmp": "fuzz.text_targets",
+    "readline": "fuzz.text_targets",
+    "options": "fuzz.text_targets",
+    "websocket": "fuzz.text_targets",
+    "telnet": "fuzz.text_targets",
 }
 
 
 def load(name):
     """The target's function; its module is imported now."""
-    return getattr(__import__(TARGETS[name]), name)
+    return getattr(importlib.import_module(TARGETS[name]), name)
 
 
 def seeds(name):

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import sys
 from itertools import pairwise
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "vfio_user"))
-
-from any_bytes import AnyBytes
-from served_device import build_server
+from fuzz.any_bytes import AnyBytes
+from support.served_device import build_server
 
 from virtserial.errors import PeerError
 from virtserial.memory.table import MAX_REGIONS

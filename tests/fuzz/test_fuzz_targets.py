@@ -10,17 +10,12 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from fuzz import engine
+from support.places import ENVIRONMENT, ROOT
 
-sys.path.append(str(Path(__file__).parent))
-sys.path.append(str(Path(__file__).parents[1] / "hostile"))
-
-import engine
-import mutations
-
-HERE = Path(__file__).parent
+WITH_TESTS = {**ENVIRONMENT, "PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}{os.pathsep}{ROOT / 'tests'}"}
 SECONDS = 2
 GUIDED_SECONDS = int(os.environ.get("VIRTSERIAL_FUZZ_SECONDS", "60" if os.environ.get("CI") else "0"))
 PROCESSORS = len(os.sched_getaffinity(0))
@@ -43,10 +38,9 @@ def test_a_minute_of_each_target_finds_nothing(names, tmp_path):
     def fuzz(name):
         folder = tmp_path / name
         folder.mkdir()
-        command = [sys.executable, str(HERE / "engine.py"), name, str(GUIDED_SECONDS), str(folder)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(mutations.SOURCE), str(HERE)])}
+        command = [sys.executable, "-m", "fuzz.engine", name, str(GUIDED_SECONDS), str(folder)]
         return subprocess.run(
-            command, cwd=tmp_path, env=environment, timeout=GUIDED_SECONDS + 120, text=True, errors="replace",
+            command, cwd=tmp_path, env=WITH_TESTS, timeout=GUIDED_SECONDS + 120, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -78,9 +72,8 @@ BOUNDS = {
     ],
 }
 WITHOUT_A_CHECK = """
-import sys
-sys.path[:0] = [{here!r}, {hostile!r}, {source!r}]
-import engine, mutations
+from fuzz import engine
+from support import mutations
 mutations.remove(mutations.find_check({path!r}, {text!r}))
 engine.run_mutations({target!r}, {seconds})
 """
@@ -92,9 +85,10 @@ engine.run_mutations({target!r}, {seconds})
 )
 def test_a_removed_bounds_check_is_found_within_a_minute(target, path, text):
     program = WITHOUT_A_CHECK.format(
-        here=str(HERE), hostile=str(HERE.parent / "hostile"), source=str(mutations.SOURCE), path=path, text=text,
-        target=target, seconds=FINDING_SECONDS,
-    )  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=4 * FINDING_SECONDS)
+        path=path, text=text, target=target, seconds=FINDING_SECONDS
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=WITH_TESTS, capture_output=True, text=True, timeout=4 * FINDING_SECONDS
+    )
     assert done.returncode == 1, "nothing was found"
     assert f"fuzz target {target}, input " in done.stderr

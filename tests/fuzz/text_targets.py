@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 
-from any_bytes import AnyBytes
+from fuzz.any_bytes import AnyBytes
 
 from virtserial.errors import ConfigError, PeerError
 from virtserial.host_end.telnet import TelnetLayer

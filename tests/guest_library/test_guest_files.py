@@ -6,7 +6,7 @@ import os
 import random
 
 import pytest
-from transfer_pair import Transfer
+from support.transfer_pair import Transfer
 
 from virtserial.guest.files.messages import PIECE, WINDOW
 from virtserial.guest.files.target import PARTIAL

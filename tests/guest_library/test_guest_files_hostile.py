@@ -6,7 +6,7 @@ import hashlib
 import os
 
 import pytest
-from transfer_pair import SpokenSender
+from support.transfer_pair import SpokenSender
 
 from virtserial.guest.errors import ProtocolError
 from virtserial.guest.files import messages as wire

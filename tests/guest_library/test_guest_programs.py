@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-from old_python import python39
+from support.old_python import python39
+from support.places import ROOT
 
 from virtserial.guest import __version__
 from virtserial.guest.__main__ import COMMANDS
@@ -18,7 +18,6 @@ from virtserial.guest.programs import _amount, _size
 from virtserial.guest.terminal import EscapeKeys, parse_escape
 from virtserial.rig import RigUnavailable
 
-ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "guest")}
 
 

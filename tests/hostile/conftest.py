@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "virtio"))
-sys.path.append(str(Path(__file__).parents[1] / "console"))
-sys.path.append(str(Path(__file__).parents[1] / "daemon"))
-
-from console_guest import Guest
-from device_process import DeviceProcess, controller_options, port_options
+from support.console_guest import Guest
+from support.device_process import DeviceProcess, controller_options, port_options
 
 from virtserial.rig import RigUnavailable
 from virtserial.testing.hostile.qemu_oracle import QemuMachine
@@ -45,12 +37,6 @@ def make_guest():
     yield make
     for guest in made:
         guest.close()
-
-
-@pytest.fixture
-def folder():
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield Path(path)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ told the truth in the end, never of a port that it does not know, and what waits
 
 from __future__ import annotations
 
-from console_guest import ADD, CONSOLE, CONTROL_RX, NAME, OPEN, PORT_READY, READY, REMOVE, RESIZE, FakeHost, Guest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -13,6 +12,19 @@ from hypothesis.stateful import (
     precondition,
     rule,
     run_state_machine_as_test,
+)
+from support.console_guest import (
+    ADD,
+    CONSOLE,
+    CONTROL_RX,
+    NAME,
+    OPEN,
+    PORT_READY,
+    READY,
+    REMOVE,
+    RESIZE,
+    FakeHost,
+    Guest,
 )
 
 MAX_PORTS = 5

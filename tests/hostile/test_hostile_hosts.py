@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from device_process import connect, wait_until
-from embedded_guest import EmbeddedGuest
-from test_regressions import resident
+from support.device_process import connect, resident, wait_until
+from support.embedded_guest import EmbeddedGuest
 
 
 def test_host_that_never_reads_holds_back_its_guest_and_nobody_else(device, folder):

@@ -8,18 +8,14 @@ import os
 import select
 import socket
 import struct
-import sys
 import time
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "vfio_user"))
 
 import pytest
-from console_guest import READY, FakeHost, queues_of
-from device_process import wait_until
-from embedded_guest import EmbeddedGuest
-from raw_vmm import VERSION, RawVmm
-from served_device import build_server
+from support.console_guest import READY, FakeHost, queues_of
+from support.device_process import wait_until
+from support.embedded_guest import EmbeddedGuest
+from support.raw_vmm import VERSION, RawVmm
+from support.served_device import build_server
 
 from virtserial.errors import PeerError
 from virtserial.testing.hostile.driver import HostileDriver

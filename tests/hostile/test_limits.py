@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
+from support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 ROWS = re.findall(
     r"^\| (?P<what>[^|]+) \| (?P<value>[0-9.,]+)(?P<unit> [A-Za-z]+)? \| (?P<path>[a-z_/]+\.py) (?P<name>[A-Z_]+) "
     r"\| (?P<test>\S+) (?P<function>\w+) \|$",

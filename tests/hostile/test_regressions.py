@@ -12,18 +12,17 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from pathlib import Path
 
 import pytest
-from console_guest import CONTROL_TX, OPEN, PORT_READY, READY, FakeHost, queues_of
-from device_process import ENVIRONMENT, connect, wait_until
-from embedded_guest import EmbeddedGuest
+from support.console_guest import CONTROL_TX, OPEN, PORT_READY, READY, FakeHost, queues_of
+from support.device_process import connect, resident, wait_until
+from support.embedded_guest import EmbeddedGuest
+from support.places import ENVIRONMENT, ROOT
 
 from virtserial.errors import PeerError
 from virtserial.testing.hostile.cases import CASES
 from virtserial.vfio_user.client import Client
 
-ROOT = Path(__file__).parents[2]
 RX, TX = queues_of(1)
 
 
@@ -205,10 +204,6 @@ def test_cve_2020_13759_an_index_is_never_seen_half_written():
             writer.kill()
     os.close(fd)
     assert seen <= {0x1111, 0xFFFF}
-
-
-def resident(pid):
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_cve_2020_27174_a_host_that_pushes_is_held_back(device, folder):

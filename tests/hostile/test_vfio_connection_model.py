@@ -5,16 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import struct
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "vfio_user"))
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from served_device import build_server
+from support.served_device import build_server
 
 from virtserial.errors import PeerError
 from virtserial.vfio_user import wire

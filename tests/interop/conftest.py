@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 
 import pytest
-from host_device import QemuDevice, VirtserialDevice
+from support.folders import short_folder
+from support.guests.host_device import QemuDevice, VirtserialDevice
+from support.guests.scenario import STARTERS
 
 from virtserial.rig import RigUnavailable
 from virtserial.rig.image import guest_image
@@ -53,7 +54,20 @@ def our_device():
 
 
 @pytest.fixture(scope="module")
-def folder(host_device):
-    """A short path (unix sockets take 107 bytes) for the sockets and files of one device's run of a module."""
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
+def device_folder(host_device):
+    """For what the tests of a module share with one device."""
+    with short_folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="module", params=STARTERS)
+def starter(request):
+    """What starts a machine: QEMU, or virtserial-qemu in its place."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def starter_folder(starter):
+    """For what the tests of a module share with one starter."""
+    with short_folder() as path:
         yield path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from exchange import exchange, socket_port
+from support.guests.exchange import exchange, socket_port
 
 from virtserial.rig import Guest
 
@@ -53,13 +53,13 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda configuration: configuration.name)
-def test_ports_carry_checked_data(host_device, folder, configuration):
+def test_ports_carry_checked_data(host_device, device_folder, configuration):
     options, sockets = [], {}
     for number, controller in enumerate(configuration.controllers):
         options += ["-device", f"virtio-serial,id=ser{number},{controller.options}"]
         for port in controller.ports:
             name = f"port-{number}-{port}"
-            sockets[name] = f"{folder}/{configuration.name[:20]}-{number}-{port}"
+            sockets[name] = f"{device_folder}/{configuration.name[:20]}-{number}-{port}"
             options += socket_port(port, name, sockets[name], f"ser{number}")
     with host_device.attach(options) as attached, Guest(attached.arguments, **configuration.machine) as guest:
         if "iommu" in configuration.machine:
@@ -67,12 +67,12 @@ def test_ports_carry_checked_data(host_device, folder, configuration):
         exchange(guest, sockets, mib=4)
 
 
-def test_one_port_is_the_console_alone(host_device, folder):
+def test_one_port_is_the_console_alone(host_device, device_folder):
     """max_ports=1: port 0 and nothing else, still multiport."""
     options = ["-device", "virtio-serial,id=ser0,max_ports=1"]
-    options += ["-chardev", f"file,id=con0,path={folder}/console", "-device", "virtconsole,chardev=con0"]
+    options += ["-chardev", f"file,id=con0,path={device_folder}/console", "-device", "virtconsole,chardev=con0"]
     with host_device.attach(options) as attached, Guest(attached.arguments) as guest:
         assert guest.check("ls /sys/class/virtio-ports | wc -l") == "1"
         guest.check("stty raw </dev/hvc0; echo hello from the console >/dev/hvc0")
-        with open(f"{folder}/console") as console:
+        with open(f"{device_folder}/console") as console:
             assert console.read() == "hello from the console\n"

@@ -1,7 +1,7 @@
 """The size of a console's window, which QEMU's own device cannot tell (it has no VIRTIO_CONSOLE_F_SIZE)."""
 
 import pytest
-from host_device import VirtserialDevice
+from support.guests.host_device import VirtserialDevice
 
 from virtserial.rig.guest import Guest
 

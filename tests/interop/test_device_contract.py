@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from exchange import exchange, socket_port
-from guest_side import PORT_HELPERS
-from host_device import wait_until
-from host_end import HostEnd
+from support.guests.exchange import exchange, socket_port
+from support.guests.guest_side import PORT_HELPERS
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd
 
 from virtserial.rig import Guest, GuestError
 
@@ -35,43 +35,43 @@ CONNECTED_AT_START = {
 BLOCK = 32768
 
 
-def kind_options(kind, folder):
+def kind_options(kind, device_folder):
     """The chardev options of each kind; the port without a chardev has none."""
     return {
-        "file": f"file,path={folder}/file",
+        "file": f"file,path={device_folder}/file",
         "ringbuf": "ringbuf,size=4096",
-        "pipe": f"pipe,path={folder}/pipe",
+        "pipe": f"pipe,path={device_folder}/pipe",
         "udp": "udp,host=127.0.0.1,port=9",
-        "socket-client": f"socket,path={folder}/listener",
-        "socket-server": f"socket,path={folder}/socket-server,server=on,wait=off",
-        "pty": f"pty,path={folder}/pty",
+        "socket-client": f"socket,path={device_folder}/listener",
+        "socket-server": f"socket,path={device_folder}/socket-server,server=on,wait=off",
+        "pty": f"pty,path={device_folder}/pty",
         "null": "null",
     }.get(kind)
 
 
 @pytest.fixture(scope="module")
-def listener(folder):
+def listener(device_folder):
     """The other end of the chardev that connects as a client."""
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(f"{folder}/listener")
+        listening.bind(f"{device_folder}/listener")
         listening.listen()
         yield listening
 
 
 @pytest.fixture(scope="module")
-def guest(host_device, folder, listener):
-    os.mkfifo(f"{folder}/pipe.in")
-    os.mkfifo(f"{folder}/pipe.out")
+def guest(host_device, device_folder, listener):
+    os.mkfifo(f"{device_folder}/pipe.in")
+    os.mkfifo(f"{device_folder}/pipe.out")
     options = ["-device", "virtio-serial,id=ser0,max_ports=31"]
     for number in range(2):
-        options += ["-chardev", f"socket,id=con{number},path={folder}/con{number},server=on,wait=off"]
+        options += ["-chardev", f"socket,id=con{number},path={device_folder}/con{number},server=on,wait=off"]
         options += ["-device", f"virtconsole,chardev=con{number},nr={number},id=console{number},bus=ser0.0"]
     for number, name in enumerate(PORTS, 2):
-        options += socket_port(number, name, f"{folder}/{name}", "ser0")
+        options += socket_port(number, name, f"{device_folder}/{name}", "ser0")
     options += ["-device", "virtio-serial,id=ser1,max_ports=16"]
     kinds = [kind for kind in CONNECTED_AT_START if kind not in host_device.chardevs_to_come]
     for number, kind in enumerate(kinds, 1):
-        backend = kind_options(kind, folder)
+        backend = kind_options(kind, device_folder)
         port = f"virtserialport,nr={number},name={kind},bus=ser1.0"
         if backend:
             options += ["-chardev", f"{backend},id={kind}"]
@@ -80,7 +80,7 @@ def guest(host_device, folder, listener):
     with ExitStack() as stack:
         # A pipe's ends open without waiting only if somebody holds the other side.
         for name in ("pipe.in", "pipe.out"):
-            stack.callback(os.close, os.open(f"{folder}/{name}", os.O_RDWR))
+            stack.callback(os.close, os.open(f"{device_folder}/{name}", os.O_RDWR))
         attached = stack.enter_context(host_device.attach(options))
         yield stack.enter_context(Guest(attached.arguments))
 
@@ -106,12 +106,12 @@ def port(unused_ports):
 
 
 @pytest.fixture
-def connect(folder):
+def connect(device_folder):
     """Connects to a port's or console's host socket; all are closed at the end."""
     with ExitStack() as stack:
 
         def connect(name):
-            end = HostEnd(f"{folder}/{name}")
+            end = HostEnd(f"{device_folder}/{name}")
             stack.callback(end.close)
             return end
 
@@ -119,17 +119,17 @@ def connect(folder):
 
 
 @pytest.mark.parametrize(("kind", "connected"), CONNECTED_AT_START.items())
-def test_host_is_connected_from_the_start(host_device, folder, app, kind, connected):
+def test_host_is_connected_from_the_start(host_device, device_folder, app, kind, connected):
     if kind in host_device.chardevs_to_come:
-        options = ["-device", "virtio-serial", "-chardev", f"{kind_options(kind, folder)},id={kind}"]
+        options = ["-device", "virtio-serial", "-chardev", f"{kind_options(kind, device_folder)},id={kind}"]
         with pytest.raises(AssertionError, match="is not supported"), host_device.attach(options):
             pass
         return
     assert app(f"debug({kind!r}, 'host_connected')") == str(int(connected))
 
 
-def test_pty_is_connected_while_its_other_end_is_open(app, folder):
-    other_end = os.open(f"{folder}/pty", os.O_RDWR | os.O_NOCTTY)
+def test_pty_is_connected_while_its_other_end_is_open(app, device_folder):
+    other_end = os.open(f"{device_folder}/pty", os.O_RDWR | os.O_NOCTTY)
     try:
         tty.setraw(other_end)
         app("until(lambda: debug('pty', 'host_connected') == '1')")
@@ -142,14 +142,15 @@ def test_pty_is_connected_while_its_other_end_is_open(app, folder):
     app("until(lambda: debug('pty', 'host_connected') == '0')")
 
 
-def test_file_takes_what_the_guest_writes(app, folder):
+def test_file_takes_what_the_guest_writes(app, device_folder):
     app("os.write(open_port('file'), b'a line for the file\\n')")
-    wait_until(lambda: Path(f"{folder}/file").read_bytes() == b"a line for the file\n")
+    wait_until(lambda: Path(f"{device_folder}/file").read_bytes() == b"a line for the file\n")
 
 
-def test_pipe_carries_both_ways(app, folder):
+def test_pipe_carries_both_ways(app, device_folder):
     app("fd = open_port('pipe'); os.write(fd, b'out')")
-    with open(f"{folder}/pipe.out", "rb", buffering=0) as out, open(f"{folder}/pipe.in", "wb", buffering=0) as into:
+    pipe = device_folder / "pipe"
+    with open(f"{pipe}.out", "rb", buffering=0) as out, open(f"{pipe}.in", "wb", buffering=0) as into:
         assert out.read(3) == b"out"
         into.write(b"into the guest")
         assert app("read_exactly(fd, 14)") == b"into the guest"
@@ -293,19 +294,19 @@ def log_in(end):
     end.receive_until(b"# ")
 
 
-def test_login_on_two_consoles_at_once_while_ports_carry_data(guest, logins, connect, folder, unused_ports):
+def test_login_on_two_consoles_at_once_while_ports_carry_data(guest, logins, connect, device_folder, unused_ports):
     consoles = [connect(f"con{n}") for n in (0, 1)]
     for end in consoles:
         log_in(end)
-    exchange(guest, {name: f"{folder}/{name}" for name in (next(unused_ports), next(unused_ports))}, mib=16)
+    exchange(guest, {name: f"{device_folder}/{name}" for name in (next(unused_ports), next(unused_ports))}, mib=16)
     for number, end in enumerate(consoles):
         end.send(b"echo $(tty) $((6 * 7))\n")
         end.receive_until(f"/dev/hvc{number} 42".encode())
 
 
-def test_hundred_mebibytes_each_way_on_two_ports_at_once(guest, folder, unused_ports):
+def test_hundred_mebibytes_each_way_on_two_ports_at_once(guest, device_folder, unused_ports):
     exchange(
         guest,
-        {name: f"{folder}/{name}" for name in (next(unused_ports), next(unused_ports))},
+        {name: f"{device_folder}/{name}" for name in (next(unused_ports), next(unused_ports))},
         mib=100, block_bytes=4 << 20, timeout=240,
     )  # fmt: skip

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import tempfile
 from contextlib import closing
 
 import pytest
-from dropin_guest import DropinGuest
-from host_device import wait_until
-from host_end import HostEnd
+from support.guests.dropin_guest import DropinGuest
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd
 
 from virtserial.rig import RigUnavailable
 from virtserial.rig.image import ROOT_PASSWORD
@@ -23,12 +22,6 @@ MACHINES = {"pc": "-machine pc -m 256", "q35": "-machine q35 -m 256"}
 @pytest.fixture(params=list(MACHINES))
 def machine(request):
     return shlex.split(MACHINES[request.param])
-
-
-@pytest.fixture
-def folder():
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
 
 
 @pytest.fixture(scope="module")

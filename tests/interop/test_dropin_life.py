@@ -8,13 +8,19 @@ import shlex
 import signal
 import socket
 import subprocess
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from dropin_guest import PROGRAM, QUIET, DropinGuest, device_processes, environment, wait_until_nothing_is_left
-from host_device import wait_until
+from support.guests.dropin_guest import (
+    PROGRAM,
+    QUIET,
+    DropinGuest,
+    device_processes,
+    environment,
+    wait_until_nothing_is_left,
+)
+from support.guests.host_device import wait_until
 
 from virtserial.client.qmp import QmpClient
 
@@ -23,10 +29,9 @@ LIMIT = 60
 
 
 @pytest.fixture
-def folder():
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
-        wait_until_nothing_is_left(path)
+def folder(folder):
+    yield folder
+    wait_until_nothing_is_left(folder)
 
 
 def run_directory(process):

@@ -7,13 +7,12 @@ import select
 import shlex
 import signal
 import subprocess
-import tempfile
 import termios
 import time
 from contextlib import contextmanager
 
 import pytest
-from dropin_guest import PROGRAM, QUIET, DropinGuest, environment, wait_until_nothing_is_left
+from support.guests.dropin_guest import PROGRAM, QUIET, DropinGuest, environment, wait_until_nothing_is_left
 
 pytestmark = pytest.mark.timeout(180)
 LIMIT = 60
@@ -53,10 +52,9 @@ def terminal():
 
 
 @pytest.fixture
-def folder():
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
-        wait_until_nothing_is_left(path)
+def folder(folder):
+    yield folder
+    wait_until_nothing_is_left(folder)
 
 
 @contextmanager

@@ -7,12 +7,18 @@ import os
 import shlex
 import socket
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
-from dropin_guest import PROGRAM, QUIET, DropinGuest, device_processes, environment, wait_until_nothing_is_left
-from host_device import wait_until
+from support.guests.dropin_guest import (
+    PROGRAM,
+    QUIET,
+    DropinGuest,
+    device_processes,
+    environment,
+    wait_until_nothing_is_left,
+)
+from support.guests.host_device import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig.qemu import find_qemu
@@ -21,10 +27,9 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
-def folder():
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
-        wait_until_nothing_is_left(path)
+def folder(folder):
+    yield folder
+    wait_until_nothing_is_left(folder)
 
 
 def ask(command, environment, words, *questions):

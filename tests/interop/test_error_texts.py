@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from host_device import SOURCE, wait_until
+from support.guests.host_device import wait_until
+from support.places import SOURCE
 
 from virtserial.client.qmp import QmpClient
 from virtserial.monitor.qmp import QmpError

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 
 import pytest
-from exchange import exchange, socket_port
-from host_device import wait_until
-from load import Drain, start_load
+from support.guests.exchange import exchange, socket_port
+from support.guests.host_device import wait_until
+from support.guests.load import Drain, start_load
 
 from virtserial.rig import Guest
 
@@ -18,15 +17,9 @@ NAMES = ("org.test.a", "org.test.b")
 
 
 @pytest.fixture
-def sockets(folder):
+def sockets(module_folder):
     """Per controller: port name -> path of its host socket."""
-    return [{name: f"{folder}/{controller}-{name}" for name in NAMES} for controller in range(2)]
-
-
-@pytest.fixture(scope="module")
-def folder(our_device):
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
+    return [{name: f"{module_folder}/{controller}-{name}" for name in NAMES} for controller in range(2)]
 
 
 def controller_options(number, sockets):

@@ -1,7 +1,7 @@
 """What an application in a Linux guest relies on: names, opening, reading, writing, polling, signals, plugging.
 
 Every test runs in four cells, {QEMU's device, ours} x {Linux's driver, ours by CUSE}, one boot each; every test takes a
-port of its own.  `python3 tests/interop/contract_table.py` runs them and prints the table of the README.
+port of its own.  `PYTHONPATH=tests python3 -m support.guests.contract_table` prints the table of the README.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import itertools
 import time
 
 import pytest
-from exchange import exchange, socket_port
-from guest_driver import CuseDriver, LinuxDriver
-from guest_side import PORT_HELPERS
-from host_end import HostEnd
-from plugging import host_monitor, hot_plugged
+from support.guests.exchange import exchange, socket_port
+from support.guests.guest_driver import CuseDriver, LinuxDriver
+from support.guests.guest_side import PORT_HELPERS
+from support.guests.host_end import HostEnd
+from support.guests.plugging import host_monitor, hot_plugged
 
 from virtserial.rig import Guest, GuestError
 
@@ -50,15 +50,15 @@ def guest_driver(request):
 
 
 @pytest.fixture(scope="module")
-def guest(host_device, guest_driver, folder):
+def guest(host_device, guest_driver, device_folder):
     options = ["-device", "virtio-serial,id=ser0,max_ports=31"]
-    options += ["-chardev", f"socket,id=con0,path={folder}/con0,server=on,wait=off"]
+    options += ["-chardev", f"socket,id=con0,path={device_folder}/con0,server=on,wait=off"]
     options += ["-device", "virtconsole,chardev=con0,nr=0,id=console0,bus=ser0.0"]
     for number, name in enumerate(PORTS, 1):
-        options += socket_port(number, name, f"{folder}/{name}", "ser0")
-    options += ["-device", "virtio-serial,id=ser1", *socket_port(1, EXTRA, f"{folder}/{EXTRA}", "ser1")]
+        options += socket_port(number, name, f"{device_folder}/{name}", "ser0")
+    options += ["-device", "virtio-serial,id=ser1", *socket_port(1, EXTRA, f"{device_folder}/{EXTRA}", "ser1")]
     if host_device.kind == "virtserial":
-        options += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+        options += ["-qmp", f"unix:{device_folder}/qmp,server=on,wait=off"]
     with (
         host_device.attach(guest_driver.device_options(options)) as attached,
         Guest(attached.arguments, **guest_driver.machine) as guest,
@@ -68,9 +68,9 @@ def guest(host_device, guest_driver, folder):
 
 
 @pytest.fixture
-def monitor(guest, host_device, folder):
+def monitor(guest, host_device, device_folder):
     """The monitor of whoever has the ports."""
-    with host_monitor(host_device, guest, f"{folder}/qmp") as monitor:
+    with host_monitor(host_device, guest, f"{device_folder}/qmp") as monitor:
         yield monitor
 
 
@@ -80,9 +80,9 @@ def free_ports():
 
 
 @pytest.fixture
-def port(guest, folder, free_ports):
+def port(guest, device_folder, free_ports):
     name = next(free_ports)
-    port = Port(name, f"{folder}/{name}")
+    port = Port(name, f"{device_folder}/{name}")
     yield port
     port.close()
 
@@ -241,7 +241,7 @@ fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 @linux_only
-def test_sigio_tells_of_several_ports_and_disturbs_no_poll(app, port, free_ports, folder):
+def test_sigio_tells_of_several_ports_and_disturbs_no_poll(app, port, free_ports, device_folder):
     names = [port.name, next(free_ports)]
     app(f"""
 fds = [open_port(name) for name in {names!r}]
@@ -251,7 +251,7 @@ for fd in fds:
     fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 """)
-    ends = [HostEnd(f"{folder}/{name}") for name in names]
+    ends = [HostEnd(f"{device_folder}/{name}") for name in names]
     app("until(lambda: {(fd, 'OUT') for fd in fds} <= seen); seen.clear()")
     app.begin("poll = select.poll(); poll.register(fds[0], select.POLLIN); ready = poll.poll(20000); ready[0][1]")
     ends[0].send(b"data")
@@ -405,8 +405,8 @@ def test_host_that_reconnects_finds_the_port_open(app, port, opened):
     assert app("read_exactly(fd, 8)") == b"and back"
 
 
-def test_unplug_while_open_is_enodev_until_the_last_close_and_the_port_comes_back(app, monitor, folder):
-    name, path = "org.test.plugged", f"{folder}/plugged"
+def test_unplug_while_open_is_enodev_until_the_last_close_and_the_port_comes_back(app, monitor, device_folder):
+    name, path = "org.test.plugged", f"{device_folder}/plugged"
     with hot_plugged(monitor, name, 30, path):
         app(f"fd = open_port({name!r}); node = os.path.realpath('/dev/virtio-ports/' + {name!r})")
         assert app("node").endswith("p30")
@@ -431,8 +431,8 @@ def test_unplug_while_open_is_enodev_until_the_last_close_and_the_port_comes_bac
         app("os.close(fd); os.close(again)")
 
 
-def test_a_read_that_waits_ends_by_enodev_when_the_port_is_unplugged(app, monitor, folder):
-    name, path = "org.test.waiting", f"{folder}/waiting"
+def test_a_read_that_waits_ends_by_enodev_when_the_port_is_unplugged(app, monitor, device_folder):
+    name, path = "org.test.waiting", f"{device_folder}/waiting"
     with hot_plugged(monitor, name, 29, path):
         app(f"fd = open_port({name!r})")
         end = HostEnd(path)
@@ -443,9 +443,9 @@ def test_a_read_that_waits_ends_by_enodev_when_the_port_is_unplugged(app, monito
     end.close()
 
 
-def test_console_login(guest, folder):
+def test_console_login(guest, device_folder):
     guest.check("setsid agetty -L hvc0 115200 vt100")
-    end = HostEnd(f"{folder}/con0")
+    end = HostEnd(f"{device_folder}/con0")
     try:
         for prompt, answer in ((b"", b"\n"), (b"guest login: ", b"root\n"), (b"Password: ", b"virtserial\n")):
             end.receive_until(prompt) if prompt else None

@@ -13,12 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from exchange import socket_port
-from guest_driver import CuseDriver, console_functions, wait_for
-from guest_side import PORT_HELPERS
-from host_device import wait_until
-from host_end import HostEnd
-from plugging import host_monitor
+from support.guests.exchange import socket_port
+from support.guests.guest_driver import CuseDriver, console_functions, wait_for
+from support.guests.guest_side import PORT_HELPERS
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd
+from support.guests.plugging import host_monitor
 
 from virtserial.rig import Guest, GuestError
 from virtserial.rig.guest_package import PROGRAM
@@ -29,17 +29,18 @@ DRIVER = CuseDriver()
 
 
 @pytest.fixture(scope="module")
-def guest(host_device, folder):
+def guest(host_device, device_folder):
     options = ["-device", "virtio-serial,id=ser0,iommu_platform=on"]
-    options += ["-chardev", f"socket,id=con0,path={folder}/con0,server=on,wait=off"]
+    options += ["-chardev", f"socket,id=con0,path={device_folder}/con0,server=on,wait=off"]
     options += ["-device", "virtconsole,chardev=con0,nr=0,bus=ser0.0"]
     for number in range(1, 6):
-        options += socket_port(number, f"a{number}", f"{folder}/a{number}", "ser0")
+        options += socket_port(number, f"a{number}", f"{device_folder}/a{number}", "ser0")
     options += ["-device", "virtio-serial,id=ser1,iommu_platform=on,vectors=0"]
-    options += socket_port(1, "intx", f"{folder}/intx", "ser1")
-    options += ["-device", "virtio-serial,id=ser2,iommu_platform=off", *socket_port(1, "no", f"{folder}/no", "ser2")]
+    options += socket_port(1, "intx", f"{device_folder}/intx", "ser1")
+    options += ["-device", "virtio-serial,id=ser2,iommu_platform=off"]
+    options += socket_port(1, "no", f"{device_folder}/no", "ser2")
     if host_device.kind == "virtserial":
-        options += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+        options += ["-qmp", f"unix:{device_folder}/qmp,server=on,wait=off"]
     elif host_device.kind == "qemu":
         options = [word.replace("iommu_platform=off", "disable-legacy=on") for word in options]
     with host_device.attach(options) as attached, Guest(attached.arguments, **DRIVER.machine) as guest:
@@ -95,8 +96,8 @@ def both_ways(app, name, end):
     assert app("got = read_exactly(fd, 12); os.close(fd); got") == b"to the guest"
 
 
-def test_devices_by_msi_x_and_by_intx_work_in_one_process(guest, functions, app, folder):
-    with attached(guest, *functions[:2]), connected(f"{folder}/a1", f"{folder}/intx") as (first, second):
+def test_devices_by_msi_x_and_by_intx_work_in_one_process(guest, functions, app, device_folder):
+    with attached(guest, *functions[:2]), connected(f"{device_folder}/a1", f"{device_folder}/intx") as (first, second):
         both_ways(app, "a1", first)
         both_ways(app, "intx", second)
         assert guest.check("grep -c vfio-msix /proc/interrupts") != "0"
@@ -112,8 +113,8 @@ def test_sigterm_takes_every_node_and_link_away(guest, functions):
     assert guest.check(f"cat {LOG} | grep -c Traceback; true") == "0"
 
 
-def test_killing_the_driver_leaves_the_device_usable(guest, functions, app, folder):
-    with connected(f"{folder}/a1") as (end,):
+def test_killing_the_driver_leaves_the_device_usable(guest, functions, app, device_folder):
+    with connected(f"{device_folder}/a1") as (end,):
         for _ in range(3):
             pid = DRIVER.attach(guest, functions[0])
             app("fd = open_port('a1'); until(lambda: 'OUT' in events(fd)); fill(fd)")
@@ -121,7 +122,7 @@ def test_killing_the_driver_leaves_the_device_usable(guest, functions, app, fold
             with pytest.raises(GuestError, match="OSError"):
                 app("os.read(fd, 1)")
             app("os.close(fd)")
-    with connected(f"{folder}/a1") as (end,), attached(guest, functions[0]):
+    with connected(f"{device_folder}/a1") as (end,), attached(guest, functions[0]):
         both_ways(app, "a1", end)
 
 
@@ -166,8 +167,8 @@ def test_the_system_gets_the_device_back_when_it_asks(guest, functions, app):
         assert "in use again" in guest.check(f"cat {LOG}")
 
 
-def test_ports_as_terminals_and_as_sockets_have_the_same_names(guest, functions, app, folder):
-    with connected(f"{folder}/a1") as (end,):
+def test_ports_as_terminals_and_as_sockets_have_the_same_names(guest, functions, app, device_folder):
+    with connected(f"{device_folder}/a1") as (end,):
         with attached(guest, functions[0], extra="--as pty"):
             guest.check(wait_for(f"[ -e {RUN}/virtio-ports/a5 ]"))
             app(f"fd = os.open('{RUN}/virtio-ports/a1', os.O_RDWR | os.O_NOCTTY); os.write(fd, b'by a terminal')")
@@ -194,8 +195,10 @@ def test_nodes_have_the_mode_and_owner_that_were_asked_for(guest, functions):
         assert guest.check("stat -L -c '%a %u %g' /dev/virtio-ports/a5") == "660 7 5"
 
 
-def test_a_port_that_is_plugged_while_the_driver_runs_is_shown_under_its_name(guest, functions, host_device, folder):
-    with attached(guest, functions[0]), host_monitor(host_device, guest, f"{folder}/qmp") as monitor:
+def test_a_port_that_is_plugged_while_the_driver_runs_is_shown_under_its_name(
+    guest, functions, host_device, device_folder
+):
+    with attached(guest, functions[0]), host_monitor(host_device, guest, f"{device_folder}/qmp") as monitor:
         monitor("device_add", driver="virtserialport", id="new", name="later", nr=20, bus="ser0.0")
         guest.check(wait_for("[ -c /dev/virtio-ports/later ]"))
         monitor("device_del", id="new")
@@ -235,9 +238,9 @@ def loopback(inputs, outputs, mode, size=1024):
 
 
 @pytest.mark.parametrize("mode", ["blocking", "poll", "select"])
-def test_a_loop_in_the_guest_carries_one_port_to_two_others(guest, functions, app, folder, mode):
+def test_a_loop_in_the_guest_carries_one_port_to_two_others(guest, functions, app, device_folder, mode):
     data = os.urandom(1 << 20)
-    with attached(guest, functions[0]), connected(*(f"{folder}/a{n}" for n in (1, 2, 3))) as (source, *sinks):
+    with attached(guest, functions[0]), connected(*(f"{device_folder}/a{n}" for n in (1, 2, 3))) as (source, *sinks):
         app(LOOPBACK)
         app("fds = [open_port('a1'), open_port('a2'), open_port('a3')]")
         app("until(lambda: all('OUT' in events(fd) for fd in fds))")
@@ -261,8 +264,8 @@ def test_a_loop_in_the_guest_carries_one_port_to_two_others(guest, functions, ap
         app("[os.close(fd) for fd in fds]; None")
 
 
-def test_senders_and_receivers_of_given_amounts_work_at_once(guest, functions, app, folder):
-    with attached(guest, functions[0]), connected(f"{folder}/a4", f"{folder}/a5") as (sink, source):
+def test_senders_and_receivers_of_given_amounts_work_at_once(guest, functions, app, device_folder):
+    with attached(guest, functions[0]), connected(f"{device_folder}/a4", f"{device_folder}/a5") as (sink, source):
         app("out, into = open_port('a4'), open_port('a5'); until(lambda: 'OUT' in events(out))")
         app.begin("""
 import threading
@@ -289,11 +292,11 @@ counts
         assert app.finish() == {"sent": 3_000_001, "received": 1_000_001}
 
 
-def test_poll_masks_follow_the_host_and_modes_change_while_open(guest, functions, app, folder):
+def test_poll_masks_follow_the_host_and_modes_change_while_open(guest, functions, app, device_folder):
     with attached(guest, functions[0]):
         app("fd = open_port('a1')")
         assert app("events(fd)") == {"IN", "HUP"}
-        with connected(f"{folder}/a1") as (end,):
+        with connected(f"{device_folder}/a1") as (end,):
             app("until(lambda: events(fd) == {'OUT'})")
             end.send(b"x")
             app("until(lambda: events(fd) == {'IN', 'OUT'})")
@@ -310,10 +313,10 @@ def test_poll_masks_follow_the_host_and_modes_change_while_open(guest, functions
 def test_thirty_ports_that_are_connected_at_boot_are_all_known_to_be(host_device):
     """QEMU's device drops the messages that find no posted buffer: Linux's driver learns of one of thirty."""
     names = [f"port{number}" for number in range(1, 31)]
-    with TemporaryDirectory(prefix="vs-") as folder:
+    with TemporaryDirectory(prefix="vs-") as device_folder:
         options = ["-device", "virtio-serial,id=ser0,max_ports=31"]
         for number, name in enumerate(names, 1):
-            options += ["-chardev", f"file,id=c{number},path={folder}/{name}"]
+            options += ["-chardev", f"file,id=c{number},path={device_folder}/{name}"]
             options += ["-device", f"virtserialport,nr={number},chardev=c{number},name={name}"]
         driver = CuseDriver()
         with (
@@ -324,4 +327,4 @@ def test_thirty_ports_that_are_connected_at_boot_are_all_known_to_be(host_device
             writes = f"for name in {' '.join(names)}; do echo from $name >/dev/virtio-ports/$name & done; wait"
             guest.check(writes, timeout=120)
             for name in names:
-                wait_until(lambda: Path(f"{folder}/{name}").read_text() == f"from {name}\n")  # noqa: B023
+                wait_until(lambda: Path(f"{device_folder}/{name}").read_text() == f"from {name}\n")  # noqa: B023

@@ -10,11 +10,12 @@ import statistics
 import time
 
 import pytest
-from exchange import socket_port
-from host_device import SOURCE, wait_until
-from host_end import HostEnd
+from support.guests.exchange import socket_port
+from support.guests.guest_library import PLACE, PROGRAM, Program, library_files
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd
+from support.places import SOURCE
 
-from guest_library import PLACE, PROGRAM, Program, library_files
 from virtserial.client import HostStream as Stream
 from virtserial.rig import Guest
 
@@ -25,10 +26,10 @@ IDLE = 4.0
 
 
 @pytest.fixture(scope="module")
-def guest(host_device, folder):
+def guest(host_device, device_folder):
     options = ["-device", "virtio-serial,id=ser0"]
     for number, name in enumerate((TALK, OTHER), 1):
-        options += socket_port(number, name, f"{folder}/{name}")
+        options += socket_port(number, name, f"{device_folder}/{name}")
     with (
         host_device.attach(options) as attached,
         Guest(
@@ -48,8 +49,8 @@ def session(guest):
 
 
 @pytest.fixture
-def path(folder):
-    return f"{folder}/{TALK}"
+def path(device_folder):
+    return f"{device_folder}/{TALK}"
 
 
 def test_ports_are_listed_with_name_state_and_counters(session, path):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from exchange import socket_port
-from guest_side import PORT_HELPERS, TRANSFER
-from host_device import wait_until
-from host_end import HostEnd, HostTransfer
+from support.guests.exchange import socket_port
+from support.guests.guest_side import PORT_HELPERS, TRANSFER
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd, HostTransfer
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest
@@ -21,23 +20,23 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def guest(host_device, folder):
-    options = ["-device", "virtio-serial,id=ser0", *socket_port(1, STAY, f"{folder}/stay")]
+def guest(host_device, device_folder):
+    options = ["-device", "virtio-serial,id=ser0", *socket_port(1, STAY, f"{device_folder}/stay")]
     if host_device.kind == "virtserial":
-        options += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+        options += ["-qmp", f"unix:{device_folder}/qmp,server=on,wait=off"]
     with host_device.attach(options) as attached, Guest(attached.arguments) as guest:
         yield guest
 
 
 @pytest.fixture
-def monitor(guest, host_device, folder):
+def monitor(guest, host_device, device_folder):
     """The monitor of whoever has the ports."""
     if host_device.kind == "qemu":
         guest.monitor.events.clear()
         yield guest.monitor
         return
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(f"{folder}/qmp")
+    connection.connect(f"{device_folder}/qmp")
     monitor = QmpClient(connection, 60)
     yield monitor
     monitor.close()
@@ -62,11 +61,11 @@ def is_there(guest, name):
     return guest.run(f"test -e /dev/virtio-ports/{name}").status == 0
 
 
-def test_a_port_that_is_plugged_in_appears_with_its_number_and_name_and_works(guest, monitor, folder):
-    with hot_plugged(monitor, "org.test.new", 7, f"{folder}/new"):
+def test_a_port_that_is_plugged_in_appears_with_its_number_and_name_and_works(guest, monitor, device_folder):
+    with hot_plugged(monitor, "org.test.new", 7, f"{device_folder}/new"):
         wait_until(lambda: is_there(guest, "org.test.new"), complaint="the port did not appear")
         assert guest.check("readlink /dev/virtio-ports/org.test.new").endswith("p7")
-        end = HostEnd(f"{folder}/new")
+        end = HostEnd(f"{device_folder}/new")
         job = guest.start("exec 3<>/dev/virtio-ports/org.test.new; echo to the host >&3; head -n 1 <&3")
         assert end.receive_until(b"\n") == b"to the host\n"
         end.send(b"to the guest\n")
@@ -76,12 +75,12 @@ def test_a_port_that_is_plugged_in_appears_with_its_number_and_name_and_works(gu
     wait_until(lambda: not is_there(guest, "org.test.new"), complaint="the port did not go")
 
 
-def test_who_holds_an_unplugged_port_open_gets_enodev(guest, monitor, folder):
+def test_who_holds_an_unplugged_port_open_gets_enodev(guest, monitor, device_folder):
     session = guest.session()
     session(PORT_HELPERS)
-    with hot_plugged(monitor, "org.test.gone", 8, f"{folder}/gone"):
+    with hot_plugged(monitor, "org.test.gone", 8, f"{device_folder}/gone"):
         session("fd = open_port('org.test.gone')")
-        end = HostEnd(f"{folder}/gone")
+        end = HostEnd(f"{device_folder}/gone")
         session("until(lambda: 'OUT' in events(fd)); os.write(fd, b'x')")
         assert end.receive(1) == b"x"
     session(
@@ -119,30 +118,31 @@ def test_the_monitor_hears_of_open_and_close(guest, monitor):
         next_change(monitor, 1.5)
 
 
-def test_the_back_end_of_an_open_port_is_changed(guest, monitor, folder):
+def test_the_back_end_of_an_open_port_is_changed(guest, monitor, device_folder):
     session = guest.session()
     session(PORT_HELPERS)
-    with hot_plugged(monitor, "org.test.swap", 9, f"{folder}/first"):
+    with hot_plugged(monitor, "org.test.swap", 9, f"{device_folder}/first"):
         session("fd = open_port('org.test.swap')")
-        end = HostEnd(f"{folder}/first")
+        end = HostEnd(f"{device_folder}/first")
         session("until(lambda: 'OUT' in events(fd)); os.write(fd, b'one')")
         assert end.receive(3) == b"one"
-        monitor("chardev-change", id="chr-org.test.swap", backend=unix_server(f"{folder}/second"))
+        monitor("chardev-change", id="chr-org.test.swap", backend=unix_server(f"{device_folder}/second"))
         assert end.receive(1) == b""
         end.close()
         session("until(lambda: 'HUP' in events(fd))")
-        end = HostEnd(f"{folder}/second")
+        end = HostEnd(f"{device_folder}/second")
         session("until(lambda: 'OUT' in events(fd)); os.write(fd, b'two')")
         assert end.receive(3) == b"two"
-        monitor("chardev-change", id="chr-org.test.swap", backend={"type": "file", "data": {"out": f"{folder}/out"}})
+        out = device_folder / "out"
+        monitor("chardev-change", id="chr-org.test.swap", backend={"type": "file", "data": {"out": str(out)}})
         session("until(lambda: 'OUT' in events(fd)); os.write(fd, b'three'); os.close(fd)")
-        wait_until(lambda: Path(f"{folder}/out").read_text() == "three")
+        wait_until(lambda: out.read_text() == "three")
         end.close()
 
 
-def test_fifty_rounds_leave_the_data_of_another_port_alone(guest, monitor, folder):
+def test_fifty_rounds_leave_the_data_of_another_port_alone(guest, monitor, device_folder):
     block, repeat = os.urandom(MIB), 64
-    end = HostEnd(f"{folder}/stay")
+    end = HostEnd(f"{device_folder}/stay")
     transfer = HostTransfer(end, block, repeat, repeat * MIB)
     job = guest.start(
         TRANSFER.format(
@@ -152,7 +152,7 @@ def test_fifty_rounds_leave_the_data_of_another_port_alone(guest, monitor, folde
     try:
         for turn in range(50):
             name = f"org.test.round{turn}"
-            with hot_plugged(monitor, name, 2 + turn % 3, f"{folder}/round"):
+            with hot_plugged(monitor, name, 2 + turn % 3, f"{device_folder}/round"):
                 if turn % 10 == 0:
                     wait_until(lambda name=name: is_there(guest, name), complaint=f"{name} did not appear")
         result = job.wait(120)

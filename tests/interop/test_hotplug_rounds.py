@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import threading
 from pathlib import Path
 
 import pytest
-from exchange import exchange, socket_port
-from guest_side import PORT_HELPERS
-from host_device import wait_until
-from host_end import HostEnd
+from support.guests.exchange import exchange, socket_port
+from support.guests.guest_side import PORT_HELPERS
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest
@@ -61,13 +60,6 @@ def monitor(our_device, folder):
         monitor.guest, monitor.attached = guest, attached
         yield monitor
         monitor.close()
-
-
-@pytest.fixture
-def folder():
-    """A short path for sockets."""
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
 
 
 def resources(attached):

@@ -7,16 +7,12 @@ import json
 import os
 import signal
 import socket
-import sys
 import tempfile
-from pathlib import Path
 
 import pytest
-from host_device import wait_until
-from joined_qemu import keeper, qemu_without_a_guest
-
-sys.path.append(str(Path(__file__).parents[1] / "monitor"))
-from serving import Client, QmpClient
+from support.guests.host_device import wait_until
+from support.guests.joined_qemu import keeper, qemu_without_a_guest
+from support.serving import Client, QmpClient
 
 PROMPT = b"(qemu) "
 

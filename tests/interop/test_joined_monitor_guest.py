@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import pytest
-from exchange import exchange, socket_port
-from guest_side import PORT_HELPERS, TRANSFER
-from host_device import wait_until
-from host_end import HostEnd, HostTransfer
-from joined_qemu import keeper
+from support.guests.exchange import exchange, socket_port
+from support.guests.guest_side import PORT_HELPERS, TRANSFER
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd, HostTransfer
+from support.guests.joined_qemu import keeper
+from support.serving import QmpClient
 
 from virtserial.rig import Guest
-
-sys.path.append(str(Path(__file__).parents[1] / "monitor"))
-from serving import QmpClient
 
 STAY = "org.test.stay"
 MIB = 1 << 20

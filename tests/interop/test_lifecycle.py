@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from exchange import exchange, socket_port
-from load import Drain, start_load
+from support.guests.exchange import exchange, socket_port
+from support.guests.load import Drain, start_load
 
 from virtserial.rig import Guest
 
@@ -14,17 +14,17 @@ NAMES = ("org.test.a", "org.test.b")
 
 
 @pytest.fixture(scope="module")
-def guest(host_device, folder):
+def guest(host_device, device_folder):
     options = ["-device", "virtio-serial,id=ser0"]
     for number, name in enumerate(NAMES, 1):
-        options += socket_port(number, name, f"{folder}/{name}")
+        options += socket_port(number, name, f"{device_folder}/{name}")
     with host_device.attach(options) as attached, Guest(attached.arguments) as guest:
         yield guest
 
 
 @pytest.fixture
-def sockets(folder):
-    return {name: f"{folder}/{name}" for name in NAMES}
+def sockets(device_folder):
+    return {name: f"{device_folder}/{name}" for name in NAMES}
 
 
 def test_driver_is_unbound_and_bound_ten_times_under_load(guest, sockets):

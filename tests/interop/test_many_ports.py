@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from connected_ports import ConnectedPorts, connected_at_boot
+from support.guests.connected_ports import ConnectedPorts, connected_at_boot
 
 
 @pytest.mark.parametrize("count", [15, 30, 510])

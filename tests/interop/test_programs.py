@@ -6,10 +6,10 @@ import ast
 import os
 
 import pytest
-from exchange import socket_port
-from host_device import wait_until
+from support.guests.exchange import socket_port
+from support.guests.guest_library import MANIFEST, PROGRAM, CuttingRelay, Program, library_files, make_tree, manifest
+from support.guests.host_device import wait_until
 
-from guest_library import MANIFEST, PROGRAM, CuttingRelay, Program, library_files, make_tree, manifest
 from virtserial.rig import Guest
 
 FILES, TALK = "org.test.files", "org.test.talk"
@@ -19,10 +19,10 @@ TIMEOUT = 120 + TREE_MIB
 
 
 @pytest.fixture(scope="module")
-def guest(host_device, folder):
+def guest(host_device, device_folder):
     options = ["-device", "virtio-serial,id=ser0"]
     for number, name in enumerate((FILES, TALK), 1):
-        options += socket_port(number, name, f"{folder}/{name}")
+        options += socket_port(number, name, f"{device_folder}/{name}")
     memory = 384 + 2 * TREE_MIB
     with (
         host_device.attach(options) as attached,
@@ -33,10 +33,10 @@ def guest(host_device, folder):
 
 
 @pytest.fixture
-def relay(folder, tmp_path):
-    with CuttingRelay(f"{folder}/relay", f"{folder}/{FILES}") as relay:
+def relay(device_folder, tmp_path):
+    with CuttingRelay(f"{device_folder}/relay", f"{device_folder}/{FILES}") as relay:
         yield relay
-    os.unlink(f"{folder}/relay")
+    os.unlink(f"{device_folder}/relay")
 
 
 def cut_five_times(relay, job_status, total):

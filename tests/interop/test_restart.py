@@ -10,13 +10,13 @@ import random
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import pytest
-from endless import EndlessStreams
-from exchange import exchange, socket_port
-from host_device import SOURCE, wait_until
+from support.guests.endless import EndlessStreams
+from support.guests.exchange import exchange, socket_port
+from support.guests.host_device import wait_until
+from support.places import ENVIRONMENT
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest
@@ -26,71 +26,65 @@ KILLS = int(os.environ.get("VIRTSERIAL_KILLS", "5"))
 NAME = "org.test.stream"
 
 
-@pytest.fixture(scope="module")
-def folder(our_device):
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
-
-
 @pytest.fixture
-def attached(our_device, folder):
-    options = ["-device", "virtio-serial,id=ser0", *socket_port(1, NAME, f"{folder}/stream")]
-    with our_device.attach([*options, "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]) as attachment:
+def attached(our_device, module_folder):
+    options = ["-device", "virtio-serial,id=ser0", *socket_port(1, NAME, f"{module_folder}/stream")]
+    with our_device.attach([*options, "-qmp", f"unix:{module_folder}/qmp,server=on,wait=off"]) as attachment:
         yield attachment
 
 
-def restart(folder, words):
+def restart(module_folder, words):
     done = subprocess.run(
-        [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp", *words],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{module_folder}/qmp", *words],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
-def counts(folder):
-    with QmpClient(f"{folder}/qmp", 30) as monitor:
+def counts(module_folder):
+    with QmpClient(f"{module_folder}/qmp", 30) as monitor:
         return monitor.execute("x-virtserial-query")
 
 
 @pytest.mark.timeout(150 + 10 * RESTARTS)
 @pytest.mark.parametrize("words", [(), ("--worker",)], ids=["both", "worker"])
-def test_restarts_lose_and_double_no_byte_and_no_poller_sees_a_hang_up(attached, folder, words):
+def test_restarts_lose_and_double_no_byte_and_no_poller_sees_a_hang_up(attached, module_folder, words):
     with Guest(attached.arguments) as guest:
-        with EndlessStreams(guest, NAME, f"{folder}/stream") as streams:
+        with EndlessStreams(guest, NAME, f"{module_folder}/stream") as streams:
             streams.wait_for_progress()
             for _ in range(RESTARTS):
-                restart(folder, words)
+                restart(module_folder, words)
                 streams.wait_for_progress()
             assert streams.finish()["hangups"] == 0
-        found = counts(folder)
+        found = counts(module_folder)
         assert (found["upgrades"], found["restarts"], found["doubtful-bytes"]) == (RESTARTS, 0, 0)
         assert found["keeper-restarts"] == (0 if words else RESTARTS)
-        exchange(guest, {NAME: f"{folder}/stream"}, mib=2)
+        exchange(guest, {NAME: f"{module_folder}/stream"}, mib=2)
     assert "internal error" not in attached.log
     assert "takes over" not in attached.log
 
 
 @pytest.mark.parametrize("shared_memory", ["file", False])
-def test_restarts_where_the_guest_s_memory_is_not_mapped(attached, folder, shared_memory):
+def test_restarts_where_the_guest_s_memory_is_not_mapped(attached, module_folder, shared_memory):
     """It is read and written as a file, or by messages to QEMU."""
     with Guest(attached.arguments, shared_memory=shared_memory) as guest:
-        with EndlessStreams(guest, NAME, f"{folder}/stream") as streams:
+        with EndlessStreams(guest, NAME, f"{module_folder}/stream") as streams:
             streams.wait_for_progress()
             for words in ((), ("--worker",), ()):
-                restart(folder, words)
+                restart(module_folder, words)
                 streams.wait_for_progress()
             assert streams.finish()["hangups"] == 0
-        found = counts(folder)
+        found = counts(module_folder)
         assert (found["upgrades"], found["restarts"], found["doubtful-bytes"]) == (3, 0, 0)
-        exchange(guest, {NAME: f"{folder}/stream"}, mib=1)
+        exchange(guest, {NAME: f"{module_folder}/stream"}, mib=1)
     assert "internal error" not in attached.log
 
 
 @pytest.mark.timeout(150 + 12 * KILLS)
-def test_kills_at_random_moments_cost_no_guest_and_no_byte(attached, folder):
+def test_kills_at_random_moments_cost_no_guest_and_no_byte(attached, module_folder):
     rng = random.Random()
     with Guest(attached.arguments) as guest:
-        with EndlessStreams(guest, NAME, f"{folder}/stream") as streams:
+        with EndlessStreams(guest, NAME, f"{module_folder}/stream") as streams:
             streams.wait_for_progress()
             for _ in range(KILLS):
                 time.sleep(rng.uniform(0, 0.5))
@@ -102,9 +96,9 @@ def test_kills_at_random_moments_cost_no_guest_and_no_byte(attached, folder):
                 assert guest.alive, guest.diagnosis()
                 streams.wait_for_progress()
             assert streams.finish()["hangups"] == 0
-        found = counts(folder)
+        found = counts(module_folder)
         assert (found["restarts"], found["doubtful-bytes"]) == (KILLS, 0)
-        exchange(guest, {NAME: f"{folder}/stream"}, mib=2)
+        exchange(guest, {NAME: f"{module_folder}/stream"}, mib=2)
         guest.reboot()
-        exchange(guest, {NAME: f"{folder}/stream"}, mib=2)
+        exchange(guest, {NAME: f"{module_folder}/stream"}, mib=2)
     assert "internal error" not in attached.log

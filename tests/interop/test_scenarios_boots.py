@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-
-import pytest
-from host_device import wait_until
-from scenario import STARTERS, machine, transfer
+from support.guests.host_device import wait_until
+from support.guests.scenario import machine, transfer
 
 
 def serial_ports(count, folder, bus="ser0.0"):
@@ -24,17 +21,6 @@ def consoles(count):
     for number in range(count):
         options += ["-chardev", f"ringbuf,id=con{number}", "-device", f"virtconsole,chardev=con{number}"]
     return options
-
-
-@pytest.fixture(params=STARTERS)
-def starter(request):
-    return request.param
-
-
-@pytest.fixture
-def folder():
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
 
 
 def test_thirty_serial_ports(starter, folder):

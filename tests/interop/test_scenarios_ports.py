@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import time
 import tty
 from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from guest_side import PORT_HELPERS
-from host_device import wait_until
-from host_end import HostEnd
-from scenario import STARTERS, machine, opened_session, transfer
-
-
-@pytest.fixture(scope="module", params=STARTERS)
-def starter(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def folder(starter):
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
+from support.guests.guest_side import PORT_HELPERS
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd
+from support.guests.scenario import machine, opened_session, transfer
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +23,15 @@ def tcp_port():
 
 
 @pytest.fixture(scope="module")
-def guest(starter, folder, tcp_port):
+def guest(starter, starter_folder, tcp_port):
     """Two controllers, with ports on every kind of host end and consoles, as tp-qemu spreads them."""
-    ends = {name: f"socket,path={folder}/{name},server=on,wait=off" for name in ("unix", "second", "third", "fourth")}
+    sockets = ("unix", "second", "third", "fourth")
+    ends = {name: f"socket,path={starter_folder}/{name},server=on,wait=off" for name in sockets}
     ends |= {
         "tcp": f"socket,host=127.0.0.1,port={tcp_port},server=on,wait=off",
-        "pty": f"pty,path={folder}/pty",
-        "tight": f"socket,path={folder[1:]}/tight,abstract=on,tight=on,server=on,wait=off",
-        "loose": f"socket,path={folder[1:]}/loose,abstract=on,tight=off,server=on,wait=off",
+        "pty": f"pty,path={starter_folder}/pty",
+        "tight": f"socket,path={starter_folder[1:]}/tight,abstract=on,tight=on,server=on,wait=off",
+        "loose": f"socket,path={starter_folder[1:]}/loose,abstract=on,tight=off,server=on,wait=off",
     }
     options = ["-device", "virtio-serial-pci,id=ser0", "-device", "virtio-serial-pci,id=ser1"]
     for place, (name, end) in enumerate(ends.items()):
@@ -50,7 +39,7 @@ def guest(starter, folder, tcp_port):
         options += ["-chardev", f"{kind},id=chr-{name},{rest}"]
         options += ["-device", f"virtserialport,bus=ser{place % 2}.0,chardev=chr-{name},name={name},id={name}"]
     for place in range(2):
-        options += ["-chardev", f"socket,id=con{place},path={folder}/con{place},server=on,wait=off"]
+        options += ["-chardev", f"socket,id=con{place},path={starter_folder}/con{place},server=on,wait=off"]
         options += ["-device", f"virtconsole,bus=ser{place}.0,chardev=con{place}"]
     with machine(starter, options) as guest:
         yield guest
@@ -63,27 +52,27 @@ def app(guest):
     session.close()
 
 
-def connect(kind, folder, tcp_port):
+def connect(kind, starter_folder, tcp_port):
     """A host's end of any kind, as a socket or terminal with sendall and recv."""
     if kind == "pty":
-        return Terminal(f"{folder}/pty")
+        return Terminal(f"{starter_folder}/pty")
     if kind == "tcp":
         return socket.create_connection(("127.0.0.1", tcp_port), timeout=60)
     end = socket.socket(socket.AF_UNIX)
     end.settimeout(60)
-    name = f"{folder[1:]}/{kind}"
+    name = f"{starter_folder[1:]}/{kind}"
     addresses = {"tight": f"\0{name}", "loose": f"\0{name}".ljust(108, "\0")}
-    end.connect(addresses.get(kind, f"{folder}/{kind}"))
+    end.connect(addresses.get(kind, f"{starter_folder}/{kind}"))
     return end
 
 
 @pytest.fixture
-def host_end(folder, tcp_port):
+def host_end(starter_folder, tcp_port):
     """Makes host ends: HostEnd on a unix socket by name, or `connect` by kind; all are closed afterwards."""
     ends = []
 
     def make(name, kind=None):
-        ends.append(connect(kind, folder, tcp_port) if kind else HostEnd(f"{folder}/{name}"))
+        ends.append(connect(kind, starter_folder, tcp_port) if kind else HostEnd(f"{starter_folder}/{name}"))
         return ends[-1]
 
     yield make
@@ -130,9 +119,9 @@ def test_a_file_goes_both_ways(app, host_end, kind):
     assert bytes(back) == content
 
 
-def test_all_ports_of_both_controllers_at_once(guest, folder):
+def test_all_ports_of_both_controllers_at_once(guest, starter_folder):
     """boot_with_multiple_virtserialports N_M; basic_loopback."""
-    transfer(guest, {name: f"{folder}/{name}" for name in ("unix", "second", "third", "fourth")}, mib=2)
+    transfer(guest, {name: f"{starter_folder}/{name}" for name in ("unix", "second", "third", "fourth")}, mib=2)
 
 
 @pytest.mark.parametrize("sizes", [(4, 2, 4, 8), (16384, 2048, 4096, 8192)], ids=["small", "big"])
@@ -242,13 +231,13 @@ def test_an_empty_line_is_one_byte(app, host_end, sender):
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_a_host_that_reads_nothing_throttles_and_harms_nobody(guest, app, host_end, folder, kind):
+def test_a_host_that_reads_nothing_throttles_and_harms_nobody(guest, app, host_end, starter_folder, kind):
     """virtio_serial_throttling."""
     end = host_end(kind, kind)
     app(f"fd = open_port('{kind}'); until(lambda: 'OUT' in events(fd)); os.write(fd, bytes(1024)); count = fill(fd)")
     end.sendall(b"Hello world \n" * 100)
     assert app("os.set_blocking(fd, True); read_exactly(fd, 1300)") == b"Hello world \n" * 100
-    transfer(guest, {"fourth": f"{folder}/fourth"})
+    transfer(guest, {"fourth": f"{starter_folder}/fourth"})
     expected = 1024 + app("count")
     received = 0
     while received < expected:
@@ -298,16 +287,16 @@ def test_a_port_is_no_terminal(guest):
     assert result.status != 0
 
 
-def test_driver_is_unloaded_and_loaded(guest, folder):
+def test_driver_is_unloaded_and_loaded(guest, starter_folder):
     """rmmod."""
     for _ in range(3):
         guest.check("rmmod virtio_console")
         assert guest.run("ls /dev/vport*").status != 0
         guest.check("modprobe virtio_console")
-        transfer(guest, {name: f"{folder}/{name}" for name in ("unix", "second")})
+        transfer(guest, {name: f"{starter_folder}/{name}" for name in ("unix", "second")})
 
 
-def test_machine_is_reset_while_ports_carry_data(guest, host_end, folder):
+def test_machine_is_reset_while_ports_carry_data(guest, host_end, starter_folder):
     """vioser_in_use, win_virtio_serial_data_transfer_reboot in their Linux form."""
     ends = [host_end(name) for name in ("unix", "second")]
     guest.start("exec cat /dev/zero >/dev/virtio-ports/unix")
@@ -322,4 +311,4 @@ def test_machine_is_reset_while_ports_carry_data(guest, host_end, folder):
     session = guest.session()
     session(PORT_HELPERS)
     session.close()
-    transfer(guest, {name: f"{folder}/{name}" for name in ("unix", "second")})
+    transfer(guest, {name: f"{starter_folder}/{name}" for name in ("unix", "second")})

@@ -1,7 +1,7 @@
 """The memory table: which addresses are reachable, and that nothing else is."""
 
 import pytest
-from ring_builder import BASE, KINDS, PAGE, GuestMemory
+from support.ring_builder import BASE, KINDS, PAGE, GuestMemory
 
 from virtserial.errors import AddressError, PeerError
 from virtserial.memory import table as table_module

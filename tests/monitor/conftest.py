@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-
 import pytest
-from serving import QmpClient, serve
-
-
-@pytest.fixture
-def folder():
-    """A short path: unix sockets take 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="vs-") as path:
-        yield path
+from support.serving import QmpClient, serve
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import os
 import socket
 
 import pytest
-from serving import Client
+from support.serving import Client
 
 NULL = {"type": "null", "data": {}}
 RINGBUF = {"type": "ringbuf", "data": {"size": 64}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from serving import Client, serve
+from support.serving import Client, serve
 
 from virtserial.monitor.readline import Readline
 

@@ -7,7 +7,7 @@ import pty
 import select
 
 import pytest
-from serving import TIMEOUT, Client, QmpClient, serve
+from support.serving import TIMEOUT, Client, QmpClient, serve
 
 BANNER = b"QEMU 11.1.3 monitor - type 'help' for more information\r\n"
 PROMPT = b"(qemu) "

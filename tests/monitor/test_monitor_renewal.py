@@ -10,7 +10,7 @@ import signal
 import tempfile
 
 import pytest
-from serving import TIMEOUT, Client, QmpClient, serve, wait_until
+from support.serving import TIMEOUT, Client, QmpClient, serve, wait_until
 
 PROMPT = b"(qemu) "
 

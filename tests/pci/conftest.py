@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from console_function import build_function
+from support.console_function import build_function
 
 
 @pytest.fixture

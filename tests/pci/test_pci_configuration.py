@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from console_function import build_function
+from support.console_function import build_function
 
 from virtserial.errors import ConfigError
 from virtserial.memory.state import StateMemory

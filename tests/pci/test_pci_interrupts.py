@@ -6,7 +6,7 @@ import os
 import select
 
 import pytest
-from console_function import build_function
+from support.console_function import build_function
 
 from virtserial.errors import PeerError
 from virtserial.pci import layout

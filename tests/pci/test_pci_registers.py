@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from console_function import build_function
+from support.console_function import build_function
 
 from virtserial.pci import layout
 from virtserial.virtio.features import TRANSPORT_FEATURES, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1

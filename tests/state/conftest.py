@@ -1,13 +1,8 @@
 """Devices whose state is saved and taken over, with the guest and the host ends of the console's tests."""
 
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("virtio", "console")]
-
-from movable_guest import MovableGuest
+from support.movable_guest import MovableGuest
 
 
 @pytest.fixture

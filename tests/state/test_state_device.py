@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from console_guest import ADD, CONTROL_RX, NAME, OPEN, PORT_READY, READY, REMOVE, FakeHost, queues_of
-from movable_guest import CONSOLE, SERIAL, VECTORS, MovableGuest
+from support.console_guest import ADD, CONTROL_RX, NAME, OPEN, PORT_READY, READY, REMOVE, FakeHost, queues_of
+from support.movable_guest import CONSOLE, SERIAL, VECTORS, MovableGuest
 
 from virtserial.errors import DriverError
 from virtserial.pci import layout

@@ -9,7 +9,7 @@ import zlib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from movable_guest import SERIAL, MovableGuest
+from support.movable_guest import SERIAL, MovableGuest
 
 from virtserial.errors import ConfigError
 from virtserial.state.device_state import load, size_limit

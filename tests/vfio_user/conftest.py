@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 
 import pytest
-from served_device import build_server, handle, open_descriptors, version
+from support.served_device import build_server, handle, open_descriptors, version
 
 
 @pytest.fixture(autouse=True)

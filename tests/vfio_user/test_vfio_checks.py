@@ -7,7 +7,7 @@ import os
 import socket
 
 import pytest
-from served_device import build_server
+from support.served_device import build_server
 
 from virtserial.errors import PeerError
 from virtserial.vfio_user import wire

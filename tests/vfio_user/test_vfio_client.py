@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from served_device import NOTIFY, build_server, sealed_memory
+from support.served_device import NOTIFY, build_server, sealed_memory
 
 from virtserial.errors import PeerError, StateError
 from virtserial.vfio_user import wire

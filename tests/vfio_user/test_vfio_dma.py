@@ -8,7 +8,7 @@ import struct
 import threading
 
 import pytest
-from served_device import build_server, handle, version
+from support.served_device import build_server, handle, version
 
 from virtserial.errors import AddressError, PeerError
 from virtserial.vfio_user import wire

@@ -8,7 +8,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from served_device import ServedDevice, message, state_block, version
+from support.served_device import ServedDevice, message, state_block, version
 
 from virtserial.errors import ConfigError, PeerError
 from virtserial.memory.state import StateMemory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from served_device import build_server, handle, message, region_read, version
+from support.served_device import build_server, handle, message, region_read, version
 
 from virtserial.errors import PeerError
 from virtserial.vfio_user import wire

@@ -9,7 +9,7 @@ import socket
 import struct
 
 import pytest
-from served_device import (
+from support.served_device import (
     NOTIFY,
     build_server,
     dma_map,

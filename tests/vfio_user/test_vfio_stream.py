@@ -9,7 +9,7 @@ import struct
 import threading
 
 import pytest
-from served_device import (
+from support.served_device import (
     build_server,
     dma_map,
     doorbell,

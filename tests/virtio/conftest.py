@@ -1,7 +1,7 @@
 """A Virtqueue and its ring, over every kind of guest memory."""
 
 import pytest
-from ring_builder import KINDS, GuestMemory, RingBuilder, join
+from support.ring_builder import KINDS, GuestMemory, RingBuilder, join
 
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable

@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from ring_builder import BASE, INDIRECT, NEXT, PAGE, WRITE
+from support.ring_builder import BASE, INDIRECT, NEXT, PAGE, WRITE
 
 from virtserial.errors import AddressError, DriverError
 from virtserial.memory.region import MessageRegion

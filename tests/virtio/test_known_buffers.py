@@ -1,7 +1,7 @@
 """Receive buffers that a driver posts again and again: reused as long as nothing about them has changed."""
 
 import pytest
-from ring_builder import NEXT, WRITE
+from support.ring_builder import NEXT, WRITE
 
 from virtserial.errors import AddressError, DriverError
 

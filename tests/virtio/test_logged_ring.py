@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ring_builder import BASE, KINDS, PAGE, GuestMemory, RingBuilder
+from support.ring_builder import BASE, KINDS, PAGE, GuestMemory, RingBuilder
 
 from virtserial.memory.dirty_log import DirtyLog
 from virtserial.memory.state import HEADER_SIZE, StateMemory

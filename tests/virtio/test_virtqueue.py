@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from ring_builder import BASE, NO_INTERRUPT, PAGE, WRITE, RingBuilder, join
+from support.ring_builder import BASE, NO_INTERRUPT, PAGE, WRITE, RingBuilder, join
 
 from virtserial.errors import AddressError, DriverError
 from virtserial.memory.state import StateMemory

@@ -13,7 +13,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from ring_builder import KINDS, GuestMemory, RingBuilder, join
+from support.ring_builder import KINDS, GuestMemory, RingBuilder, join
 
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable

@@ -1,6 +1,6 @@
 """Soak: 30 ports, hosts that come and go, ports that are plugged and unplugged, processes that are replaced and killed.
 
-    PYTHONPATH=src python3 tests/daemon/soak.py MINUTES [--kills]
+    PYTHONPATH=src:tests python3 -m support.soak MINUTES [--kills]
 
 Afterwards every port moves bytes exactly, and descriptors and anonymous memory are what they were when it was warm.
 With --kills workers are killed, and both processes replaced as well; then their memory is that of younger ones.
@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from device_process import DeviceProcess, connect, port_options, wait_until
-from embedded_guest import EmbeddedGuest, try_receive, try_send
+from support.device_process import DeviceProcess, connect, port_options, wait_until
+from support.embedded_guest import EmbeddedGuest, try_receive, try_send
 
 from virtserial.client.qmp import QmpClient
 

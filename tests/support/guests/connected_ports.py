@@ -1,6 +1,6 @@
 """How many host connections a guest learns of when that many ports are connected before its driver starts.
 
-`python3 tests/interop/connected_ports.py [COUNT...]` prints the table, QEMU's own device beside ours.
+`PYTHONPATH=src:tests python3 -m support.guests.connected_ports [COUNT...]` prints the table, QEMU's device beside ours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-from host_device import QemuDevice, VirtserialDevice
+from support.guests.host_device import QemuDevice, VirtserialDevice
 
 from virtserial.rig import Guest
 

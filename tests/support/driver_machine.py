@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from devices import BufferEnd, QuietEvents
+from support.driver_devices import BufferEnd, QuietEvents
 
 from virtserial.console.device import ConsoleDevice
 from virtserial.memory.state import StateMemory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from host_end import HostEnd
+from support.guests.host_end import HostEnd
 
 
 class Drain:

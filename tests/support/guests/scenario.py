@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from dropin_guest import DropinGuest
-from exchange import exchange
-from guest_side import PORT_HELPERS
-from host_device import wait_until
-from plugging import unix_server
+from support.guests.dropin_guest import DropinGuest
+from support.guests.exchange import exchange
+from support.guests.guest_side import PORT_HELPERS
+from support.guests.host_device import wait_until
+from support.guests.plugging import unix_server
 
 from virtserial.rig import Guest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -12,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from support.places import ENVIRONMENT
+
 from virtserial.vfio_user.client import Client
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 READY_TIMEOUT = 20
 
 
@@ -31,6 +32,11 @@ def wait_until(condition, seconds=10, complaint="it did not come to that"):
 def open_descriptors(pid):
     """How many descriptors a process has."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def resident(pid):
+    """How many bytes of memory a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def connect(path):

@@ -1,17 +1,17 @@
 """Runs the guest's contract in all four cells and prints the table of the README.
 
-`python3 tests/interop/contract_table.py [pytest's options]` boots four guests; it takes some minutes.
+`PYTHONPATH=tests python3 -m support.guests.contract_table [pytest's options]` boots four guests; it takes some minutes.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
+from support.places import ROOT
 
-SUITE = Path(__file__).with_name("test_guest_contract.py")
+SUITE = ROOT / "tests/interop/test_guest_contract.py"
 CELLS = {
     "qemu-linux": "QEMU's device, Linux's driver",
     "virtserial-linux": "ours, Linux's driver",

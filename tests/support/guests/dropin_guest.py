@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from host_device import SOURCE, wait_until
+from support.guests.host_device import wait_until
+from support.places import SOURCE
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest

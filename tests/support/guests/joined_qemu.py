@@ -12,7 +12,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from host_device import SOURCE, _end, vfio_user
+from support.guests.host_device import _end, vfio_user
+from support.places import ENVIRONMENT
 
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 from virtserial.rig.qemu import find_qemu
@@ -66,7 +67,7 @@ def keeper(options, fronts=()):
             process = subprocess.Popen(
                 [*ENDS_WITH_ITS_PARENT, sys.executable, str(KEEPER), json.dumps(streams), folder, str(ready_at_child),
                  *served],
-                env={**os.environ, "PYTHONPATH": str(SOURCE)},
+                env=ENVIRONMENT,
                 pass_fds=[ready_at_child, *streams.values()],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+from support.places import ENVIRONMENT
+
 TIMEOUT = 10
 
 
@@ -26,7 +26,7 @@ def serve(*options, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=(
         process = subprocess.Popen(
             [sys.executable, "-m", "virtserial", "serve", "--allow-path", "/", *options,
              "--ready-fd", str(ready_at_child)],
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            env=ENVIRONMENT,
             stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=[ready_at_child, *pass_fds],
         )  # fmt: skip
     finally:

@@ -1,7 +1,7 @@
 """Removes checks one by one and shows which hostile case, or which test, notices.
 
-    python3 tests/hostile/mutations.py [--only TEXT]         minutes: every check of the rooms below
-    python3 tests/hostile/mutations.py --list
+    python3 tests/support/mutations.py [--only TEXT]         minutes: every check of the rooms below
+    python3 tests/support/mutations.py --list
 
 A check is an `if` whose body ends in `raise`; removed means that its condition is never true.  What no case notices is
 tried with the tests of its room; what these do not notice either is a survivor.
@@ -82,8 +82,8 @@ def checks():
     """Every check of the rooms, in the order of their files and lines."""
     found = []
     for room in ROOMS:
-        for path in sorted((SOURCE / "virtserial" / room).glob("*.py")):
-            relative = f"{room}/{path.name}"
+        for path in sorted((SOURCE / "virtserial" / room).rglob("*.py")):
+            relative = path.relative_to(SOURCE / "virtserial").as_posix()
             guards = _guards(ast.parse(path.read_text()))
             found += [Check(relative, node.lineno, ast.unparse(node.test)) for node in guards]
     return found

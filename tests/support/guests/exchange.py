@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from guest_side import TRANSFER
-from host_end import HostEnd, HostTransfer
+from support.guests.guest_side import TRANSFER
+from support.guests.host_end import HostEnd, HostTransfer
 
 MIB = 1 << 20
 

@@ -12,9 +12,9 @@ import random
 import socket
 import threading
 
-from guest_side import PORT_HELPERS
-from host_device import wait_until
-from host_end import HostEnd
+from support.guests.guest_side import PORT_HELPERS
+from support.guests.host_device import wait_until
+from support.guests.host_end import HostEnd
 
 SEED = 20
 BLOCK = random.Random(SEED).randbytes(1_000_003)

@@ -11,7 +11,8 @@ import sys
 import threading
 from pathlib import Path
 
-from host_device import ENDS_WITH_ITS_PARENT, SOURCE
+from support.guests.host_device import ENDS_WITH_ITS_PARENT
+from support.places import ENVIRONMENT, SOURCE
 
 LIBRARY = SOURCE.parent / "guest" / "virtserial_guest"
 PLACE = "/opt"
@@ -100,7 +101,7 @@ class Program:
     """`virtserial ...` on the host; ended with the test."""
 
     def __init__(self, *words, **more):
-        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        environment = ENVIRONMENT
         command = [*ENDS_WITH_ITS_PARENT, sys.executable, "-m", "virtserial", *words]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
         self.process = subprocess.Popen(command, env=environment, **streams)
@@ -183,5 +184,3 @@ def make_tree(root, mib):
         if path.is_dir() and not path.is_symlink():
             os.utime(path, ns=(1, 1_000_000_000_000_000_007))
     return manifest(root)
-
-

@@ -2,7 +2,7 @@
 
 from struct import Struct
 
-from ring_builder import GuestMemory, RingBuilder
+from support.ring_builder import GuestMemory, RingBuilder
 
 from virtserial.console.device import ConsoleDevice
 from virtserial.console.wire import receiveq_index, transmitq_index

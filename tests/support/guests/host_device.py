@@ -18,9 +18,10 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.places import ENVIRONMENT
+
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 CONTROLLERS = ("virtio-serial", "virtio-serial-pci")
 READY_TIMEOUT = 20
 
@@ -87,7 +88,7 @@ class VirtserialDevice:
     @contextmanager
     def _serve(options, log):
         ready, ready_at_child = os.pipe()
-        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        environment = ENVIRONMENT
         options = ["--allow-path", "/", *options]
         serve = [sys.executable, "-m", "virtserial", "serve", *options, "--ready-fd", str(ready_at_child)]
         command = [*ENDS_WITH_ITS_PARENT, *serve]

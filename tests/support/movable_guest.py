@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from console_guest import FakeHost, Guest
+from support.console_guest import FakeHost, Guest
 
 from virtserial.console.device import ConsoleDevice
 from virtserial.memory.state import StateMemory

@@ -8,9 +8,9 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+from support.places import ENVIRONMENT
+
 READY_TIME = 30
 
 
@@ -20,7 +20,7 @@ def running(*words):
     ready, ready_at_child = os.pipe()
     command = [sys.executable, "-m", "virtserial", *words, "--ready-fd", str(ready_at_child)]
     process = subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(SOURCE)}, pass_fds=[ready_at_child],
+        command, env=ENVIRONMENT, pass_fds=[ready_at_child],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(ready_at_child)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from embedded_guest import EmbeddedGuest, Received
+from support.embedded_guest import EmbeddedGuest, Received
 
 from virtserial.driver.console_driver import ConsoleDriver
 from virtserial.driver.dma import DmaMemory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from device_process import connect
+from support.device_process import connect
 
 from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.ports import PortListener

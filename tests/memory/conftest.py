@@ -1,6 +1,0 @@
-"""The ring tests' guest memory serves here too."""
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "virtio"))

@@ -1,0 +1,1 @@
+"""What tests of several rooms share: devices, guests, drivers and clients to test with."""
