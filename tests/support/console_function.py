@@ -5,6 +5,8 @@ from __future__ import annotations
 from virtserial.console.device import ConsoleDevice
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
+from virtserial.pci.layout import MsixLayout
+from virtserial.pci.msix import MsixMessages
 from virtserial.virtio.features import TRANSPORT_FEATURES
 
 
@@ -31,10 +33,11 @@ class NoPortEvents:
     def host_end_failed(self, port, error): ...
 
 
-def build_function(vectors=3, max_ports=4, block=None):
+def build_function(vectors=3, max_ports=4, block=None, message_writer=None):
     """A function and the state memory it lives in, which a second call may take over."""
     size = ConsoleDevice.state_size(max_ports) + VirtioPciFunction.state_size
+    size += MsixMessages.state_size(MsixLayout.of(vectors)) if message_writer is not None else 0
     block = bytearray(size + -size % 8) if block is None else block
     state = StateMemory(block)
     device = ConsoleDevice(state, max_ports, TRANSPORT_FEATURES, Turns(), NoPortEvents())
-    return VirtioPciFunction(device, state, vectors=vectors), block
+    return VirtioPciFunction(device, state, vectors=vectors, message_writer=message_writer), block

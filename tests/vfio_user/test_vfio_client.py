@@ -30,7 +30,7 @@ class RunningServer(threading.Thread):
         self.server = build_server()
         self.device = self.server.device
         self.stream = MessageStream(sock, self.server)
-        self.device.access = MessageMemory(self.stream, 65536)
+        self.device.access = MessageMemory(self.stream, self.server.session)
         self.work = []
         self.wake = os.eventfd(0)
         self.failure = None

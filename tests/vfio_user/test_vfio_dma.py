@@ -84,7 +84,8 @@ class Connection:
         server = build_server()
         handle(server, version())
         self.stream = MessageStream(ours, server)
-        self.memory = MessageMemory(self.stream, server.session.max_data_xfer_size)
+        self.session = server.session
+        self.memory = MessageMemory(self.stream, self.session)
 
     def close(self):
         self.stream.close(0)
@@ -142,7 +143,8 @@ def test_an_address_that_the_client_does_not_have(connection):
 
 def test_large_accesses_keep_the_clients_limit():
     made = Connection(MemoryClient)
-    MessageMemory(made.stream, 4096).dma_write(0, bytes(10000))
+    made.session.max_data_xfer_size = 4096
+    MessageMemory(made.stream, made.session).dma_write(0, bytes(10000))
     made.close()
     assert [header.size - 32 for header in made.client.requests[1:]] == [4096, 4096, 1808]
 
@@ -180,3 +182,14 @@ def test_a_reply_that_is_not_about_the_write(lie):
     with pytest.raises(PeerError, match="another access"):
         made.memory.dma_write(0, bytes(8))
     made.close()
+
+
+def test_posts_have_the_clients_form(connection):
+    assert not connection.memory.can_post
+    connection.memory.prepare_posts(0)
+    assert connection.memory.can_post
+    assert connection.memory.post(0x100, 0x12345678)
+    # This client answers what wants no answer.  A request behind it finds the right reply nevertheless.
+    assert connection.memory.dma_read(0x100, 4) == b"\x78\x56\x34\x12"
+    assert connection.memory.dma_read(0x104, 1) == bytes([0x104 * 7 % 251])
+    assert [header.flags for header in connection.client.requests] == [0, wire.VFIO_USER_NO_REPLY, 0, 0]

@@ -545,3 +545,92 @@ class TestRequests:
             stream.request(wire.VFIO_USER_DMA_READ, b"", timeout=0.2)
         stop.set()
         join()
+
+
+class TestPosts:
+    """Messages of ours that want no answer, and answers to them."""
+
+    POST = message(wire.VFIO_USER_DMA_WRITE, wire.DmaAccess(0xFEE00000, 4).pack() + b"data", 0, wire.VFIO_USER_NO_REPLY)
+    ANSWERS = (
+        message(wire.VFIO_USER_DMA_WRITE, b"", 0, wire.VFIO_USER_REPLY),
+        message(wire.VFIO_USER_DMA_WRITE, wire.DmaAccess(0xFEE00000, 4).pack(), 0, wire.VFIO_USER_REPLY),
+        wire.error_reply(wire.Header(0, wire.VFIO_USER_DMA_WRITE, 16, 0, 0), 14),
+    )
+
+    def test_one_goes_out_whole(self, vmm, stream):
+        assert stream.post(self.POST)
+        header, body = vmm.receive()
+        assert header.pack() + body == self.POST
+        assert not stream.wants_to_send
+
+    def test_none_goes_into_the_middle_of_a_reply(self, vmm, stream):
+        vmm.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        vmm.send(region_read(4, 0, 0x4000, message_id=9))
+        stream.serve()
+        assert stream.wants_to_send
+        assert not stream.post(self.POST)
+        vmm.sock.setblocking(False)
+        whole = b""
+        while len(whole) < 16 + 16 + 0x4000:
+            whole += vmm.sock.recv(1 << 16)
+            stream.serve()
+        assert wire.Header.unpack_from(whole).id == 9
+        assert len(whole) == 16 + 16 + 0x4000
+        assert stream.post(self.POST)
+        vmm.sock.settimeout(5)
+        assert vmm.receive()[0].command == wire.VFIO_USER_DMA_WRITE
+
+    def test_a_full_socket_takes_it_whole_or_not_at_all(self, vmm, stream):
+        vmm.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        sent = 0
+        while stream.post(self.POST):
+            sent += 1
+        assert stream.wants_to_send
+        assert [vmm.receive()[0].size for _ in range(sent)] == [len(self.POST)] * sent
+        assert vmm.nothing()
+        stream.serve(select.EPOLLOUT)
+        assert not stream.wants_to_send
+        assert stream.post(self.POST)
+
+    def test_the_client_has_left(self, vmm, stream):
+        vmm.sock.close()
+        assert stream.post(self.POST)
+        stream.serve()
+        assert stream.at_end
+
+    @pytest.mark.parametrize("answer", ANSWERS)
+    def test_an_answer_is_ignored_wherever_it_stands(self, vmm, stream, server, answer):
+        server.session.dma_data_offset = 16
+        vmm.send(answer + doorbell(1) + answer + region_read(7, 0, 4) + answer + doorbell(2))
+        vmm.send(answer, [os.eventfd(0)])
+        vmm.send(answer[:20] if len(answer) > 20 else answer[:7])
+        while stream.serve():
+            pass
+        vmm.send(answer[20:] if len(answer) > 20 else answer[7:])
+        while stream.serve():
+            pass
+        assert server.device.doorbells == [1, 2]
+        assert vmm.receive()[1][16:] == ID
+        assert queued(vmm.peer) == 0
+
+    @pytest.mark.parametrize("answer", ANSWERS)
+    def test_an_answer_before_the_first_post_is_nonsense(self, vmm, stream, answer):
+        vmm.send(answer)
+        with pytest.raises(PeerError, match="answers no request"):
+            stream.serve()
+
+    def test_an_answer_to_another_command_is_nonsense(self, vmm, stream, server):
+        server.session.dma_data_offset = 16
+        vmm.send(message(wire.VFIO_USER_DMA_READ, b"", 0, wire.VFIO_USER_REPLY))
+        with pytest.raises(PeerError, match="answers no request"):
+            stream.serve()
+
+    def test_a_successor_ignores_answers_to_its_predecessors(self, vmm, stream, server):
+        server.session.dma_data_offset = 16
+        vmm.send(self.ANSWERS[0] + doorbell(3))
+        successor = build_server(server.session.state.u8.obj)
+        second = MessageStream(vmm.peer.dup(), successor)
+        while second.serve():
+            pass
+        assert successor.device.doorbells == [3]
+        second.abandon()

@@ -21,11 +21,13 @@ from virtserial.pci.capabilities import (
 from virtserial.pci.common import CommonConfiguration, CommonRecord
 from virtserial.pci.configuration import Bar, ConfigurationSpace, Identity
 from virtserial.pci.interrupts import Interrupts
+from virtserial.pci.msix import MsixMessages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from virtserial.memory.state import StateMemory
+    from virtserial.pci.msix import MessageWriter
     from virtserial.virtio.device import VirtioDevice
 
 # Numbers of <linux/vfio.h>; vfio_user/ has them too, but comes after this room.
@@ -37,6 +39,8 @@ VFIO_PCI_NUM_IRQS: Final = 5
 _REGION_READ_WRITE: Final = 0b11
 _IRQ_EVENTFD: Final = 0b001
 _IRQ_INTX: Final = 0b111  # EVENTFD, MASKABLE, AUTOMASKED
+_HIDDEN_MSIX: Final = b"\x0c" + bytes(9)
+"""What a hidden MSI-X capability shows behind its link, as a vendor-specific one: its length of 12, and nothing."""
 
 
 class FunctionRecord(Record):
@@ -45,6 +49,8 @@ class FunctionRecord(Record):
     __slots__ = ()
     SIZE = 8
     isr = U8(0)
+    by_messages = U8(1)
+    msix_hidden = U8(2)
 
 
 class VirtioPciFunction:
@@ -54,6 +60,8 @@ class VirtioPciFunction:
         device: the device.
         state: where registers live, at least `state_size` bytes; the device may have its own in the same memory.
         vectors: MSI-X vectors, 0 to 2048; with 0 there is only INTx.
+        message_writer: sends MSI-X messages itself to a client that cannot delete a device with MSI-X (msix.py), which
+            takes `MsixMessages.state_size` more of the state; None: every client gives eventfds.
         class_code: base class and subclass.
 
     Attributes:
@@ -76,6 +84,7 @@ class VirtioPciFunction:
         state: StateMemory,
         *,
         vectors: int,
+        message_writer: MessageWriter | None = None,
         class_code: int = layout.PCI_CLASS_COMMUNICATION_OTHER,
     ) -> None:
         if not 0 <= vectors <= layout.MAX_VECTORS:
@@ -107,8 +116,12 @@ class VirtioPciFunction:
         self._msix_flags = self.configuration.capability_offsets[5] + layout.PCI_MSIX_FLAGS if vectors else None
         self.common = CommonConfiguration(state, device, vectors, self._driver_reset)
         self.record = FunctionRecord(state)
-        # The VMM has the MSI-X table that counts; this one only reads back what was written.
-        self.msix_table = bytearray(self._msix.bar_size)
+        self.messages: MsixMessages | None = None
+        # A VMM that gives eventfds has the MSI-X table that counts; this one only reads back what was written.
+        self.msix_table: bytearray | memoryview = bytearray(self._msix.bar_size)
+        if message_writer is not None and vectors:
+            self.messages = MsixMessages(state, self._msix, message_writer)
+            self.msix_table = self.messages.table
         self._region_sizes = {
             layout.MSIX_BAR: self._msix.bar_size,
             layout.REGISTER_BAR: layout.REGISTER_BAR_SIZE,
@@ -116,27 +129,46 @@ class VirtioPciFunction:
         }
         self._irq_counts = {VFIO_PCI_INTX_IRQ_INDEX: 1, VFIO_PCI_MSIX_IRQ_INDEX: vectors}
         self._by_vectors = False
+        self._sends_messages: MsixMessages | None = None
         self._interrupt_mode_changed()
         device.transport = self
 
     @property
     def ignored_accesses(self) -> int:
         """How many accesses named no register."""
-        return self._other_ignored + self.common.ignored_writes
+        refused = self.messages.refused if self.messages is not None else 0
+        return self._other_ignored + self.common.ignored_writes + refused
+
+    # Whose the MSI-X table is
+
+    def client_negotiated(self, *, deletes_only_without_msix: bool) -> None:
+        """A client has come; it knows nothing of the function yet (VfioDevice).
+
+        One that aborts when it deletes a device with MSI-X - QEMU - finds a vendor-specific capability in its place
+        until it resets the function, which it does once it has read the list.  From then on the guest sees MSI-X.
+        """
+        hidden = self.messages is not None and deletes_only_without_msix
+        self.record.by_messages = self.record.msix_hidden = hidden
+        self._interrupt_mode_changed()
+
+    @property
+    def pending_vectors(self) -> set[int]:
+        """MSI-X vectors whose message is still to be sent."""
+        return self.interrupts.pending if self._sends_messages is None else self._sends_messages.pending
 
     # Transport: what the device calls
 
     def queue_interrupt(self, index: int) -> None:
         """Tell the driver that a queue has used buffers."""
         if self._by_vectors:
-            self.interrupts.signal_vector(self.device.queues[index].vector)
+            self._signal_vector(self.device.queues[index].vector)
         else:
             self._raise_isr(layout.VIRTIO_PCI_ISR_QUEUE)
 
     def config_interrupt(self) -> None:
         """Tell the driver that the configuration or the status has changed."""
         if self._by_vectors:
-            self.interrupts.signal_vector(self.common.config_vector)
+            self._signal_vector(self.common.config_vector)
         else:
             self._raise_isr(layout.VIRTIO_PCI_ISR_CONFIG)
 
@@ -151,7 +183,16 @@ class VirtioPciFunction:
     def _interrupt_mode_changed(self) -> None:
         """Vectors are used once the driver has enabled MSI-X, or the VMM has given some vector an eventfd."""
         flags = 0 if self._msix_flags is None else self.configuration.word(self._msix_flags)
-        self._by_vectors = bool(flags & layout.PCI_MSIX_FLAGS_ENABLE) or self.interrupts.uses_msix
+        enabled = bool(flags & layout.PCI_MSIX_FLAGS_ENABLE)
+        self._by_vectors = enabled or self.interrupts.uses_msix
+        # A client that gives eventfds has the table, whatever else is known of it.
+        by_messages = self.record.by_messages and not self.interrupts.uses_msix
+        self._sends_messages = self.messages if by_messages else None
+        if self.messages is not None:
+            master = self.configuration.word(layout.PCI_COMMAND) & layout.PCI_COMMAND_MASTER
+            masked = flags & layout.PCI_MSIX_FLAGS_MASKALL
+            self.messages.enable(bool(by_messages and enabled and master and not masked))
+        self._signal_vector = (self._sends_messages or self.interrupts).signal_vector
         self._drive_intx()
 
     # VfioDevice: regions
@@ -180,7 +221,9 @@ class VirtioPciFunction:
             self._write_configuration(offset, data)
         elif index == layout.MSIX_BAR:
             end = min(offset + len(data), self._msix.pba_offset)
-            if offset < end:
+            if offset < end and self.messages is not None:
+                self.messages.write_table(offset, data[: end - offset])
+            elif offset < end:
                 self.msix_table[offset:end] = data[: end - offset]
 
     def _read_registers(self, offset: int, length: int) -> bytes:
@@ -212,7 +255,7 @@ class VirtioPciFunction:
     def _read_msix(self, offset: int, length: int) -> bytes:
         msix = self._msix
         bar = bytearray(self.msix_table)
-        pending = sum(1 << vector for vector in self.interrupts.pending)
+        pending = sum(1 << vector for vector in self.pending_vectors)
         bar[msix.pba_offset : msix.pba_offset + msix.pba_size] = pending.to_bytes(msix.pba_size, "little")
         return bytes(bar[offset : offset + length])
 
@@ -221,6 +264,11 @@ class VirtioPciFunction:
         if offset < data_offset + 4 and offset + length > data_offset and (access := self._window_access()):
             self.configuration.write(data_offset, self.region_read(*access))
         data = bytearray(self.configuration.read(offset, length))
+        if self.record.msix_hidden and self._msix_flags is not None:
+            whole = bytearray(self.configuration.read(0, layout.PCI_CONFIG_SPACE_SIZE))
+            whole[self._msix_flags - layout.PCI_MSIX_FLAGS] = layout.PCI_CAP_ID_VNDR
+            whole[self._msix_flags : self._msix_flags + len(_HIDDEN_MSIX)] = _HIDDEN_MSIX
+            data = whole[offset : offset + length]
         status = layout.PCI_STATUS - offset
         if self.record.isr and not self._by_vectors and 0 <= status < length:
             data[status] |= layout.PCI_STATUS_INTERRUPT
@@ -273,7 +321,7 @@ class VirtioPciFunction:
             self.interrupts.trigger_intx()
         else:
             for vector in range(start, start + count):
-                self.interrupts.signal_vector(vector)
+                self._signal_vector(vector)
 
     def mask_irqs(self, index: int, start: int, count: int) -> None:
         """Hold INTx back; no other type is maskable."""
@@ -289,9 +337,12 @@ class VirtioPciFunction:
         """The driver has reset the device: no interrupt is left from before."""
         self.record.isr = 0
         self.interrupts.reset()
+        if self.messages is not None:
+            self.messages.clear_pending()
 
     def reset(self) -> None:
-        """The VMM resets the function."""
+        """The VMM resets the function, and so has read its capabilities."""
+        self.record.msix_hidden = 0
         self.reset_registers()
 
     def reset_registers(self) -> None:
@@ -299,6 +350,8 @@ class VirtioPciFunction:
         self.device.reset()
         self.common.reset()
         self.configuration.reset()
+        if self.messages is not None:
+            self.messages.reset()
         self._driver_reset()
         self._interrupt_mode_changed()
 
@@ -308,6 +361,6 @@ class VirtioPciFunction:
         Args:
             pending: MSI-X vectors whose messages are still to be sent.
         """
-        for vector in pending:
-            self.interrupts.signal_vector(vector)
         self._interrupt_mode_changed()
+        for vector in pending:
+            self._signal_vector(vector)

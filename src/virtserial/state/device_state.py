@@ -285,7 +285,7 @@ def _saved_function(function: VirtioPciFunction) -> dict[str, object]:
         "queue_select": common.queue_select,
         "isr": function.record.isr,
         "msix_table": encode(function.msix_table),
-        "msix_pending": sorted(function.interrupts.pending),
+        "msix_pending": sorted(function.pending_vectors),
     }
 
 

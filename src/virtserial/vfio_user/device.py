@@ -23,6 +23,14 @@ class VfioDevice(Protocol):
     doorbell_offsets: dict[int, int]
     """Offset in that region -> the doorbell's number."""
 
+    def client_negotiated(self, *, deletes_only_without_msix: bool) -> None:
+        """A client has agreed on the version; nothing of the device is known to it yet.
+
+        Args:
+            deletes_only_without_msix: it aborts when it deletes a device that it saw MSI-X on.
+        """
+        ...
+
     def ring_doorbell(self, number: int) -> None:
         """Note that there is work; called for every doorbell, so it must be short and must not raise."""
         ...

@@ -4,6 +4,8 @@ QEMU 10.1 (hw/vfio-user/protocol.h, VFIOUserDMARW) differs from the specificatio
 32 bits and the data follows at once, at byte 12 of the payload instead of 16; messages have the same length
 nevertheless, 4 bytes of padding end them; and the reply to a write is a bare header.  Which form a client speaks is
 asked once, by a read of 2^32 bytes in the specified form: who takes the count for 0 answers it, all others refuse it.
+
+An interrupt's message is a DMA_WRITE that nobody answers: the VMM's reply would be one message more for each.
 """
 
 from __future__ import annotations
@@ -12,15 +14,24 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import AddressError, PeerError
-from virtserial.vfio_user.stream import RequestRefused
-from virtserial.vfio_user.wire import VFIO_USER_DMA_READ, VFIO_USER_DMA_WRITE, DmaAccess
+from virtserial.vfio_user.stream import POST_ID, RequestRefused
+from virtserial.vfio_user.wire import (
+    VFIO_USER_DMA_READ,
+    VFIO_USER_DMA_WRITE,
+    VFIO_USER_NO_REPLY,
+    DmaAccess,
+)
 
 if TYPE_CHECKING:
     from virtserial.memory.region import Buffer
+    from virtserial.vfio_user.server import SessionRecord
     from virtserial.vfio_user.stream import MessageStream
 
 _QEMU_FORM: Final = struct.Struct("<QI")
 _PADDING: Final = bytes(4)
+_POST: Final = struct.Struct("<HHIIIQQI")
+_POST_IN_QEMU_FORM: Final = struct.Struct("<HHIIIQII4x")
+"""A whole posted DMA_WRITE of 4 bytes: header, address, count, data."""
 
 
 class MessageMemory:
@@ -28,13 +39,13 @@ class MessageMemory:
 
     Args:
         stream: the connection.
-        max_data_xfer_size: the most bytes in one message, as negotiated.
+        session: what was agreed on it.
     """
 
-    def __init__(self, stream: MessageStream, max_data_xfer_size: int) -> None:
+    def __init__(self, stream: MessageStream, session: SessionRecord) -> None:
         self._stream = stream
-        self._limit = max_data_xfer_size
-        self._data_offset: int | None = None
+        self._session = session
+        self._post: struct.Struct | None = None
 
     def dma_read(self, address: int, length: int) -> bytes:
         """Return `length` bytes.
@@ -47,7 +58,7 @@ class MessageMemory:
         offset = self._form(address)
         parts = []
         while length:
-            count = min(length, self._limit)
+            count = min(length, self._session.max_data_xfer_size)
             body = self._request(VFIO_USER_DMA_READ, address, count, DmaAccess(address, count).pack())
             if len(body) < DmaAccess.FORMAT.size + count or _QEMU_FORM.unpack_from(body) != (address, count):
                 raise PeerError(f"DMA_READ of {count} bytes at {address:#x}: the reply has {len(body)} others")
@@ -64,8 +75,9 @@ class MessageMemory:
         """
         as_specified = self._form(address) == DmaAccess.FORMAT.size
         view = memoryview(data)
-        for start in range(0, len(view), self._limit):
-            part = bytes(view[start : start + self._limit])
+        limit = self._session.max_data_xfer_size
+        for start in range(0, len(view), limit):
+            part = bytes(view[start : start + limit])
             at = address + start
             if as_specified:
                 payload = DmaAccess(at, len(part)).pack() + part
@@ -84,10 +96,37 @@ class MessageMemory:
 
     def _form(self, address: int) -> int:
         """Where the data starts in a payload."""
-        if self._data_offset is None:
+        session = self._session
+        if not session.dma_data_offset:
             try:
                 self._stream.request(VFIO_USER_DMA_READ, DmaAccess(address, 1 << 32).pack())
-                self._data_offset = _QEMU_FORM.size
+                session.dma_data_offset = _QEMU_FORM.size
             except RequestRefused:
-                self._data_offset = DmaAccess.FORMAT.size
-        return self._data_offset
+                session.dma_data_offset = DmaAccess.FORMAT.size
+        return session.dma_data_offset
+
+    @property
+    def can_post(self) -> bool:
+        """Whether the client's form is known; `prepare_posts` asks for it."""
+        return self._session.dma_data_offset != 0
+
+    def prepare_posts(self, address: int) -> None:
+        """Find out what `post` needs to know.
+
+        Args:
+            address: one that the client can be asked about.
+
+        Raises:
+            PeerError, StateError: as `dma_read`.
+        """
+        self._form(address)
+
+    def post(self, address: int, data: int) -> bool:
+        """Store 32 bits without waiting; False if that cannot be now (MessageStream.post).  `can_post` must be True."""
+        form = self._post
+        if form is None:
+            specified = self._session.dma_data_offset == DmaAccess.FORMAT.size
+            form = self._post = _POST if specified else _POST_IN_QEMU_FORM
+        return self._stream.post(
+            form.pack(POST_ID, VFIO_USER_DMA_WRITE, _POST.size, VFIO_USER_NO_REPLY, 0, address, 4, data)
+        )

@@ -51,6 +51,8 @@ class SessionRecord(Record):
     __slots__ = ()
     SIZE = 8
     negotiated = U8(0)
+    dma_data_offset = U8(1)
+    """Where the data of a DMA_READ or DMA_WRITE stands in the client's form of it (dma.py), 0 before that is known."""
     last_request_id = U16(2)
     max_data_xfer_size = U32(4)
 
@@ -255,6 +257,8 @@ class Server:
         self.session.max_data_xfer_size = min(client.max_data_xfer_size, MAX_DATA_XFER_SIZE)
         self.session.negotiated = 1
         self._negotiated = True
+        # No capability tells of it; QEMU, which has this trouble, is the VMM that knows VFIO_USER_REGION_WRITE_MULTI.
+        self.device.client_negotiated(deletes_only_without_msix=client.write_multiple)
         agreed = wire.Version(wire.VFIO_USER_MAJOR_VER, min(version.minor, wire.VFIO_USER_MINOR_VER))
         return agreed.pack() + server_version_data(client, len(body) - fixed)
 

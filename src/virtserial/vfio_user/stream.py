@@ -25,6 +25,7 @@ from virtserial.vfio_user.wire import (
     HEADER_SIZE,
     MAX_MESSAGE_FDS,
     MAX_MESSAGE_SIZE,
+    VFIO_USER_DMA_WRITE,
     VFIO_USER_ERROR,
     VFIO_USER_NO_REPLY,
     VFIO_USER_REPLY,
@@ -43,6 +44,9 @@ it takes the keeper to believe that we hang."""
 
 TURN_SECONDS: Final = 0.002
 """Other devices wait no longer than that for one VMM's messages, and for the last of them."""
+
+POST_ID: Final = 0
+"""The id of a message that wants no reply; requests that want one are counted from 1 on."""
 
 MAX_PREDECESSORS: Final = 16
 """As many workers, killed one after the other, may each have left a request whose reply is still to come."""
@@ -93,6 +97,7 @@ class MessageStream:
         self._handling = False
         self._took = False
         self._unsent = b""
+        self._wants_room = False
         self._answered_size = 0
         # Requests of a predecessor that was killed before it had the reply, which comes to us.
         self._inherited_id = server.session.last_request_id
@@ -105,8 +110,8 @@ class MessageStream:
 
     @property
     def wants_to_send(self) -> bool:
-        """Whether a reply waits for room in the socket; nothing else is handled before it is out."""
-        return bool(self._unsent)
+        """Whether a message of `post` waits for room in the socket, or a reply: nothing else is handled before that."""
+        return self._wants_room or bool(self._unsent)
 
     def serve(self, events: int | None = None) -> bool:
         """Handle what has arrived.
@@ -121,7 +126,7 @@ class MessageStream:
         Raises:
             PeerError: the stream cannot be trusted any more; close it.
         """
-        self._took = self._cut_short = False
+        self._took = self._cut_short = self._wants_room = False
         if events is not None and events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
             self._hung_up = True
         if self._unsent and not self._flush():
@@ -242,7 +247,7 @@ class MessageStream:
             self._awaited_reply = header, bytes(body)
             self._consume(header.size)
             return True
-        if self._answers_a_predecessor(header):
+        if self._answers_a_predecessor(header) or self._answers_a_post(header):
             for fd in fds:
                 os.close(fd)
             self._consume(header.size)
@@ -267,6 +272,13 @@ class MessageStream:
         if header.flags & VFIO_USER_TYPE != VFIO_USER_REPLY or not self._inherited_id:
             return False
         return (self._inherited_id - header.id) & 0xFFFF < MAX_PREDECESSORS
+
+    def _answers_a_post(self, header: Header) -> bool:
+        """Whether a client answers what wants no answer, as it may to report an error; it is ignored."""
+        is_reply = header.flags & VFIO_USER_TYPE == VFIO_USER_REPLY
+        # Nobody posts, a predecessor neither, before the form of the message is known.
+        is_due = self._server.session.dma_data_offset != 0
+        return is_reply and is_due and (header.id, header.command) == (POST_ID, VFIO_USER_DMA_WRITE)
 
     def _flush(self) -> bool:
         """Send what is left of the reply, then take its request off the socket; False if there is no room for it."""
@@ -361,6 +373,24 @@ class MessageStream:
         if header.flags & VFIO_USER_ERROR:
             raise RequestRefused(f"{header.name} was refused: {os.strerror(header.error)}", header.error)
         return body
+
+    def post(self, message: bytes) -> bool:
+        """Send a whole VFIO_USER_DMA_WRITE of ours that wants no reply; its id is POST_ID.
+
+        Returns False, and nothing of it is sent, while a reply is half sent or the socket has no room: `wants_to_send`
+        is True then, and the caller keeps the message until the next `serve` has returned.
+        """
+        if self._unsent:
+            return False
+        try:
+            # So few bytes go out whole or not at all.
+            self._sock.send(message, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            self._wants_room = True
+            return False
+        except ConnectionError:
+            pass  # `serve` is told of the end
+        return True
 
     def _wait(self, event: int, deadline: float, command: int) -> None:
         if self.at_end:

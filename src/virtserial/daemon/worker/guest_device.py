@@ -418,7 +418,7 @@ class GuestDevice(VirtioPciFunction):
             raise AccessInterrupted(f"{self.name}: the VMM has left")
         if self._access is None:
             self._tell_slow_path("the VMM does not share its memory (share=on): every access is a message")
-            self._access = MessageMemory(self._stream, self._server.session.max_data_xfer_size)
+            self._access = MessageMemory(self._stream, self._server.session)
         return self._access
 
     def _interrupted(self, error: PeerError) -> AccessInterrupted:
