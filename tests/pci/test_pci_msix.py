@@ -7,7 +7,7 @@ import random
 import struct
 
 import pytest
-from console_function import build_function
+from support.console_function import build_function
 
 from virtserial.pci import layout
 
