@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Load asyncio only for whoever uses it: it takes longer than all the rest."""
+    """Import asyncio only on use: it takes longer than the rest of the package."""
     if name == "AsyncStream":
         from .aio import AsyncStream
 

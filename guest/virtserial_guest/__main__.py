@@ -1,4 +1,4 @@
-"""`python3 -m virtserial_guest`: the programs for a guest; they take a port by its name or its device's path."""
+"""`python3 -m virtserial_guest`: the guest's programs; they take a port's name or its device's path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USAGE = """usage: {} COMMAND [OPTION...]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return its exit status: 0 done, 1 it could not be done, 2 the words were wrong."""
+    """Run a command; return its exit status: 0 done, 1 failed, 2 wrong options."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         lines = "\n".join(f"  {name:10} {what}" for name, (what, _) in COMMANDS.items())
@@ -44,7 +44,7 @@ def add_address(parser: argparse.ArgumentParser) -> None:
 
 
 def open_end(options: argparse.Namespace) -> EpollStream:
-    """The port that add_address()'s argument names."""
+    """Open the port that add_address()'s argument names."""
     if options.wait:
         wait_for_port(options.port)
     return cast(EpollStream, open_port(options.port))
@@ -66,7 +66,7 @@ def show_ports(program: str, words: list[str]) -> int:
 
 
 def print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns as wide as they must be; the first row is the heading."""
+    """Align the columns; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

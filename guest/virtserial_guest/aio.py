@@ -10,18 +10,18 @@ from .stream import READ_SIZE, Buffer, PortStream
 
 T = TypeVar("T")
 THREAD_TURN = 0.5
-"""Seconds that a thread waits at a time where there is no descriptor for the loop to watch (Windows)."""
+"""Seconds of one wait in a thread, on Windows, where the loop has no descriptor to watch."""
 
 
 class AsyncStream:
     """A port's end in an asyncio program.
 
-    write() returns when the port has taken everything: back-pressure needs no further call.  Nothing is read from the
-    port before somebody asks for it, so what nobody reads waits at the other end.
+    write() returns when the port has taken all bytes: back-pressure needs no other call.  The stream reads only on
+    request, so unread bytes wait at the other end.
     """
 
     def __init__(self, stream: PortStream) -> None:
-        """Take over an open stream; to be called in the running loop that will use it."""
+        """Take over an open stream; call it in the running loop that will use it."""
         self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._waiting: list[asyncio.Future[None]] = []
@@ -33,7 +33,7 @@ class AsyncStream:
 
     @property
     def connected(self) -> bool:
-        """Whether the other end is there."""
+        """Whether the other end is connected."""
         return self._stream.connected
 
     async def read(self, limit: int = READ_SIZE) -> bytes:
@@ -49,7 +49,7 @@ class AsyncStream:
         return await self._until(self._stream.take_line)
 
     async def write(self, data: Buffer) -> None:
-        """As PortStream.write; of two tasks that write at a time, the bytes may mix."""
+        """As PortStream.write; the bytes of two concurrent tasks may mix."""
         view = memoryview(data).cast("B")
         done = 0
 
@@ -67,7 +67,7 @@ class AsyncStream:
         await self._until(step)
 
     async def wait_connected(self) -> None:
-        """Return when the other end is there."""
+        """Return when the other end is connected."""
 
         def arrived() -> bool | None:
             if not self._stream.connected:
@@ -77,18 +77,18 @@ class AsyncStream:
         await self._until(arrived)
 
     async def wait_disconnected(self) -> None:
-        """Return when the other end is away."""
+        """Return when the other end is disconnected."""
         await self._until(lambda: self._stream.departed() or None)
 
     async def connections(self) -> AsyncIterator[bool]:
-        """True each time the other end comes, False each time it goes; the present state first."""
+        """Yield the present state, then True at each connect of the other end and False at each disconnect."""
         while True:
             connected = self._stream.connected
             yield connected
             await (self.wait_disconnected() if connected else self.wait_connected())
 
     def close(self) -> None:
-        """Close the stream; who still waits gets a CancelledError."""
+        """Close the stream; waiting tasks get a CancelledError."""
         if self._timer is not None:
             self._timer.cancel()
         if self._watched >= 0:
@@ -108,7 +108,7 @@ class AsyncStream:
         while True:
             result = attempt()
             if result is not None:
-                # A task whose stream is always ready must not keep the others from running.
+                # A task whose stream is always ready must let others run.
                 await asyncio.sleep(0)
                 return result
             waiting = self._loop.create_future()

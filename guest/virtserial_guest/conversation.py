@@ -1,4 +1,4 @@
-"""Runs a link over a port's stream until what it is for is done; reconnects are the stream's, sessions the link's."""
+"""Runs a link over a port's stream until its party is finished; the stream reconnects, the link starts sessions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from .link import Established, Event, Link, Lost, Message
 from .stream import READ_SIZE, PortStream
 
 FAREWELL = 3.0
-"""Seconds that an end that is done waits for the port to take its last bytes."""
+"""Seconds that a finished end waits for the port to take its last bytes."""
 
 
 class Party:
-    """What speaks over a link: a sender, a receiver, a log."""
+    """A speaker on a link: a sender, a receiver, a log."""
 
     purpose: bytes
     partner: bytes
     finished: bool
 
     def established(self) -> None:
-        """A session has begun."""
+        """A session started."""
         raise NotImplementedError
 
     def lost(self) -> None:
-        """The session has ended."""
+        """The session ended."""
         raise NotImplementedError
 
     def message(self, kind: int, payload: bytes) -> None:
@@ -37,7 +37,7 @@ class Party:
         raise NotImplementedError
 
     def pump(self) -> bool:
-        """Queue what can be sent; whether anything was done."""
+        """Queue messages; return whether anything happened."""
         raise NotImplementedError
 
 
@@ -50,19 +50,19 @@ def converse(
     turn: float | None = None,
     sessions: Callable[[bool], None] = lambda _: None,
 ) -> None:
-    """Serve a party until it is finished and its last bytes are with the port.
+    """Serve a party until it is finished and the port has taken its last bytes.
 
     Args:
         stream: the port.
         link: the message layer, not connected yet.
-        party: the conversation's subject.
-        patience: seconds without a session after which to give up; None for never.
+        party: the speaker.
+        patience: seconds without a session before it gives up; None for never.
         watch: called while bytes flow.
-        turn: seconds after which to look at the party and call `watch` though nothing happens; None for never.
-        sessions: told when a session begins (True) and ends (False).
+        turn: seconds between two calls of the party and of `watch` while nothing happens; None for never.
+        sessions: called when a session starts (True) and ends (False).
 
     Raises:
-        NoPartner: patience is at an end.
+        NoPartner: patience ran out.
         ProtocolError: the other end does not speak the protocol, or has another purpose.
         PortRemoved: the port is gone.
     """

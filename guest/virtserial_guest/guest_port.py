@@ -1,4 +1,4 @@
-"""A port in a Linux guest: /dev/vportNpM of the kernel's driver, or of a user-space driver that keeps its contract."""
+"""A port in a Linux guest: /dev/vportNpM of the kernel's driver, or of a user-space driver with the same contract."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ KEPT_WHILE_AWAY = 1 << 20
 class GuestPort(EpollStream):
     """An open port; Linux lets one process open it at a time.
 
-    Closing it discards what the host has sent and nobody has read; what was written before is still delivered.
-    A host that goes and comes again faster than this process is woken is not noticed by `connected`.
+    Closing it discards unread bytes of the host; written bytes are still delivered.
+    `connected` misses a host that disconnects and reconnects before this process wakes.
     """
 
     def __init__(self, path: str) -> None:
@@ -28,7 +28,7 @@ class GuestPort(EpollStream):
             path: its device, such as /dev/vport0p1 or /dev/virtio-ports/NAME.
 
         Raises:
-            OSError: EBUSY where somebody has it open, ENXIO for a console's, ENOENT, EACCES.
+            OSError: EBUSY if another program has it open, ENXIO for a console's, ENOENT, EACCES.
         """
         super().__init__()
         self.path = path
@@ -44,7 +44,7 @@ class GuestPort(EpollStream):
 
     @property
     def connected(self) -> bool:
-        """Whether the host is connected; False too once the port is unplugged."""
+        """Whether the host is connected; False after an unplug."""
         return not self._state.poll(0)
 
     def receive(self, limit: int = READ_SIZE) -> bytes | None:
@@ -66,7 +66,7 @@ class GuestPort(EpollStream):
             raise self._translated(error) from error
 
     def probe(self) -> None:
-        """See PortStream.probe: only a read tells an unplugged port from one whose host is away."""
+        """See PortStream.probe: only a read tells an unplugged port from one without a host."""
         if len(self._received) < KEPT_WHILE_AWAY:
             self._received += self.receive() or b""
 

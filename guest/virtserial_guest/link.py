@@ -1,10 +1,9 @@
 """Messages over a port that may lose, repeat or cut bytes at every connect, without I/O (docs/file-protocol.md).
 
-A port is no reliable stream: bytes of an earlier conversation may still be in it, a close in the guest throws away what
-was not read, a host that goes takes the rest of a frame with it, and neither end is always told.  So every frame is
-checked, and a *session* begins with both ends having seen each other's fresh random number; what belongs to no session
-or to an earlier one is passed over.  Within a session nothing is lost without being noticed: a frame that is missing or
-damaged ends it, and a new one begins by itself.
+A port is not a reliable stream: it may hold bytes of an earlier conversation, a close in the guest discards unread
+bytes, a host that leaves cuts a frame, and neither end always notices.  So the link checks every frame, and a *session*
+starts when both ends have seen each other's fresh random number; the link drops frames of no session or of an earlier
+one.  Within a session no loss goes unnoticed: a missing or damaged frame ends it, and the ends start a new one.
 """
 
 from __future__ import annotations
@@ -25,31 +24,31 @@ TRAILER = struct.Struct("<I")
 MAX_PAYLOAD = 1 << 18
 HELLO = 0
 HELLO_BODY = struct.Struct("<8s8sB")
-"""The sender's number, the other end's as far as it is known, whether an answer is wanted; a purpose follows."""
+"""The sender's number, the other end's if known, whether an answer is wanted; a purpose follows."""
 NOBODY = bytes(8)
 MAX_PURPOSE = 64
 FIRST_REPEAT, LAST_REPEAT = 0.5, 10.0
-"""Seconds between two HELLOs that nobody answers: twice as long each time."""
+"""Seconds between two unanswered HELLOs; doubled each time."""
 SILENCE = 1.0
-"""Seconds without a byte after which the missing rest of a frame is searched for a HELLO."""
+"""Seconds without a byte after which the link searches an incomplete frame for a HELLO."""
 HIGH_WATER = 1 << 19
-"""Bytes waiting to be sent above which `room` is False."""
+"""Unsent bytes above which `room` is False."""
 
 
 class Established(NamedTuple):
-    """A session has begun: everything before is void. `purpose` is the other end's."""
+    """A session started: everything before is void. `purpose` is the other end's."""
 
     purpose: bytes
 
 
 class Lost(NamedTuple):
-    """The session has ended; a new one begins by itself if the other end is there."""
+    """The session ended; a new one starts when the other end is connected."""
 
     reason: str
 
 
 class Message(NamedTuple):
-    """A message of the session, in order, complete and whole."""
+    """A message of the session, in order, complete and checked."""
 
     kind: int
     payload: bytes
@@ -61,16 +60,16 @@ Event = Union[Established, Lost, Message]
 class Link:
     """One end of the message layer.
 
-    Call connected() when the port's other end is there, receive() with what comes, data_to_send()/sent() when the port
-    takes bytes, handle_timer() at the time that timer() says.
+    Call connected() when the port's other end connects, receive() with received bytes, data_to_send() and sent() when
+    the port has room, handle_timer() at the time of timer().
     """
 
     def __init__(self, purpose: bytes, random: Callable[[int], bytes] = os.urandom) -> None:
         """A link that is not connected.
 
         Args:
-            purpose: what this end wants, told to the other end, at most 64 bytes.
-            random: where numbers for sessions come from.
+            purpose: this end's purpose, sent to the other end, at most 64 bytes.
+            random: the source of session numbers.
         """
         self._purpose = purpose[:MAX_PURPOSE]
         self._random = random
@@ -89,13 +88,13 @@ class Link:
     # The port
 
     def connected(self, now: float) -> None:
-        """The other end of the port is there (again): say hello."""
+        """The port's other end has connected: send HELLO."""
         self._present = True
         self._buffer.clear()
         self._start_over(now)
 
     def disconnected(self) -> list[Event]:
-        """The other end of the port is away."""
+        """The port's other end has disconnected."""
         lost: list[Event] = [Lost("the other end has gone")] if self.established else []
         self._present = self.established = False
         self._outgoing.clear()
@@ -104,20 +103,20 @@ class Link:
         return lost
 
     def receive(self, data: bytes, now: float) -> list[Event]:
-        """Take bytes that have come."""
+        """Take received bytes."""
         self._buffer += data
         events = self._parse(now)
         self._silent_at = now + SILENCE if self._buffer else None
         return events
 
     def timer(self) -> float | None:
-        """When handle_timer() wants to be called; None for never."""
+        """The time of the next handle_timer(); None for never."""
         return min((at for at in (self._repeat_at, self._silent_at) if at is not None), default=None)
 
     def handle_timer(self, now: float) -> list[Event]:
-        """Do what is due."""
+        """Run the timers that are due."""
         if self._repeat_at is not None and now >= self._repeat_at:
-            # A HELLO that still waits to be sent will do.
+            # An unsent HELLO is enough.
             if not self._outgoing:
                 self._say_hello(wants_answer=True)
             self._repeat_after = min(self._repeat_after * 2, LAST_REPEAT)
@@ -128,25 +127,25 @@ class Link:
         return []
 
     def data_to_send(self) -> list[Buffer]:
-        """What is to be written to the port, in order; tell sent() how much of it was."""
+        """The bytes to write to the port, in order; report to sent() how many were written."""
         return self._outgoing
 
     def sent(self, count: int) -> None:
-        """The port took that many bytes."""
+        """The port took `count` bytes."""
         self._outgoing, self._waiting_bytes = advance(self._outgoing, count)
 
     # Messages
 
     @property
     def room(self) -> bool:
-        """Whether whoever has much to send should go on."""
+        """Whether a sender of much data should continue."""
         return self._waiting_bytes < HIGH_WATER
 
     def send(self, kind: int, *parts: Buffer) -> None:
-        """Send a message of a kind from 1 to 255; without a session it is dropped.
+        """Send a message of a kind from 1 to 255; drop it without a session.
 
         Raises:
-            ProtocolError: it is too long.
+            ProtocolError: the message is too long.
         """
         if self.established:
             self._send_frame(kind, _tag(self._own, self._peer), self._send_sequence, parts)
@@ -169,7 +168,7 @@ class Link:
     def _start_over(self, now: float) -> None:
         self.established = False
         self._own = self._random(8)
-        # What is half sent stays: the frame that it is part of must not become a damaged one without need.
+        # A half sent frame stays, so that the other end does not see a damaged one.
         self._repeat_after = FIRST_REPEAT
         self._repeat_at = now + self._repeat_after
         self._say_hello(wants_answer=True)
@@ -183,7 +182,7 @@ class Link:
         theirs, ours, wants_answer = HELLO_BODY.unpack_from(body)
         events: list[Event] = []
         if theirs in (NOBODY, self._own):
-            return []  # Our own comes back from a port that echoes.
+            return []  # An echoing port returns our own HELLO.
         if theirs != self._peer:
             if self.established:
                 events.append(Lost("the other end began anew"))
@@ -216,7 +215,7 @@ class Link:
         while True:
             found = buffer.find(MAGIC, start)
             if found != start:
-                # The last bytes may be the beginning of the mark.
+                # The last bytes may be the start of a mark.
                 skipped = (found if found >= 0 else max(len(buffer) - len(MAGIC) + 1, start)) - start
                 start += skipped
                 if skipped:
@@ -254,7 +253,7 @@ class Link:
         return [Message(kind, payload)]
 
     def _look_into_frame(self, now: float) -> list[Event]:
-        """A frame's rest does not come: if the other end began anew inside of it, drop it."""
+        """The rest of a frame does not come: if the other end restarted inside it, drop it."""
         start = 1
         while True:
             start = self._buffer.find(MAGIC, start)

@@ -1,4 +1,4 @@
-"""Log lines over a port: none is lost while the other end is away, as far as the spool goes (docs/file-protocol.md)."""
+"""Log lines over a port; a spool keeps them while the other end is away (docs/file-protocol.md)."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 SENDER, COLLECTOR = b"virtserial/log", b"virtserial/log-collector"
 LINES, TAKEN, END = 1, 2, 3
 _LINES = struct.Struct("<8sQQQ")
-"""The sender's number for itself, the first line's number, lines dropped by then, and how many of them were told of."""
+"""The sender's id, the first line's number, lines dropped so far, and how many of these the collector knows of."""
 _NUMBER = struct.Struct("<Q")
 BATCH = 1 << 16
 LINE_LIMIT = 1 << 14
-"""Bytes of a line; what is longer is cut there into several."""
+"""The most bytes of a line; longer lines are split."""
 SPOOL = 1 << 20
-"""Bytes of lines that are kept while the other end is away, by default."""
+"""The default size of the spool in bytes."""
 
 
 class LogInput:
-    """Where lines come from: a pipe, a terminal, /dev/kmsg, or a file that is read up to its end or followed."""
+    """A source of lines: a pipe, a terminal, /dev/kmsg, or a file that is read to its end or followed."""
 
     def __init__(self, fd: int, stream: EpollStream, follow: bool = False) -> None:
-        """Take over a descriptor, which is waited for together with the port."""
+        """Take over a descriptor; the program waits for it together with the port."""
         self._fd = fd
         self._stream = stream
         self._follow = follow
@@ -45,11 +45,11 @@ class LogInput:
 
     @property
     def keeps(self) -> bool:
-        """Whether what is not read now can be read later, so that nothing need be dropped."""
+        """Whether unread lines stay readable later, so that none need be dropped."""
         return self._is_file
 
     def read(self) -> list[bytes]:
-        """The lines that have come, each with its end."""
+        """Return the available lines, each with its end."""
         if self.ended:
             return []
         try:
@@ -57,7 +57,7 @@ class LogInput:
         except BlockingIOError:
             return []
         except OSError as error:
-            # /dev/kmsg: records were overwritten before they were read; the next read goes on behind them.
+            # /dev/kmsg: the kernel overwrote unread records; the next read continues after them.
             if error.errno == errno.EPIPE:
                 return [b"virtserial: kernel messages were overwritten\n"]
             if error.errno != errno.EIO:
@@ -82,7 +82,7 @@ class LogSender(Party):
     """Sends lines, and keeps each until the collector has taken it.
 
     Attributes:
-        dropped: lines that the spool had no room for, the oldest first.
+        dropped: lines dropped from the full spool, the oldest first.
     """
 
     purpose, partner = SENDER, COLLECTOR
@@ -102,7 +102,7 @@ class LogSender(Party):
         self.finished = False
 
     def established(self) -> None:
-        """See Party: what the collector has not said it took is sent again; it knows what it has."""
+        """See Party: send lines again that the collector has not confirmed; it skips those that it has."""
         self._next = self._first
         self._said_end = False
 
@@ -163,7 +163,7 @@ class LogSender(Party):
 
 
 class LogCollector(Party):
-    """Takes lines, each once, and says which are missing."""
+    """Takes each line once, and reports missing ones."""
 
     purpose, partner = COLLECTOR, SENDER
 
@@ -173,8 +173,8 @@ class LogCollector(Party):
         Args:
             output: gets the lines.
             link: to the sender.
-            once: whether to be finished when the sender is.
-            say: is told of lines that are missing.
+            once: finish when the sender does.
+            say: takes a text about missing lines.
         """
         self._output = output
         self._link = link
@@ -194,7 +194,7 @@ class LogCollector(Party):
         """See Party.
 
         Raises:
-            OSError: a line cannot be written; the sender keeps it.
+            OSError: the output failed; the sender keeps the line.
         """
         if kind == END:
             self._link.send(END)

@@ -1,7 +1,7 @@
-"""Which ports this guest has: sysfs, the links in /dev/virtio-ports, and debugfs where it may be read.
+"""Lists this guest's ports, from sysfs, the links in /dev/virtio-ports, and debugfs if it is readable.
 
-The kernel's ports are in /sys/class/virtio-ports.  A user-space driver lays the same names out below another root, its
-nodes and links below /dev (or a folder of its own); both are found here.
+The kernel's ports are in /sys/class/virtio-ports.  A user-space driver has the same names below another root, and its
+nodes and links below /dev or its own folder; this file finds both.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ CLASSES = ("/sys/class/virtio-ports", "/run/virtserial/class/virtio-ports")
 DEVICES = "/dev"
 DEBUGFS = "/sys/kernel/debug/virtio-ports"
 LOOK_AGAIN = 1.0
-"""Seconds after which wait_for_port() looks again though no uevent came: links and name files come later than those."""
+"""Seconds after which wait_for_port() looks again without a uevent: links and name files come after the uevent."""
 
 
 class Port(NamedTuple):
-    """A port as it was when it was looked at.
+    """A port, as it was at one moment.
 
     Attributes:
         name: its name, empty for none.
         path: its device node.
         device: number of the virtio-serial device, as Linux counts them.
         number: number of the port on its device.
-        host_connected, guest_open: its state; None where debugfs cannot be read.
-        sent, received, discarded: bytes since it was plugged in; None where debugfs cannot be read.
-        is_console: whether it is a console (/dev/hvcN); None where debugfs cannot be read.
+        host_connected, guest_open: its state; None if debugfs is not readable.
+        sent, received, discarded: bytes since it was plugged in; None if debugfs is not readable.
+        is_console: whether it is a console (/dev/hvcN); None if debugfs is not readable.
     """
 
     name: str
@@ -55,8 +55,8 @@ def list_ports(root: str = "/", run_directory: str | None = None) -> list[Port]:
     """Return every port, by device and number.
 
     Args:
-        root: where /dev and /sys are.
-        run_directory: of a user-space driver that has its nodes and links elsewhere than in /dev.
+        root: the folder of /dev and /sys.
+        run_directory: the folder of a user-space driver whose nodes and links are not in /dev.
     """
     found: dict[tuple[int, int], Port] = {}
     for node, path, name in _nodes(root, run_directory):
@@ -70,10 +70,10 @@ def list_ports(root: str = "/", run_directory: str | None = None) -> list[Port]:
 
 
 def find_port(name: str, root: str = "/", run_directory: str | None = None) -> Port:
-    """Return the port of a name; also of a node's name or path (vport0p1, /dev/vport0p1, /dev/virtio-ports/NAME).
+    """Return the port of a name, or of a node's name or path (vport0p1, /dev/vport0p1, /dev/virtio-ports/NAME).
 
     Raises:
-        NoSuchPort: there is none.
+        NoSuchPort: no such port.
     """
     for port in list_ports(root, run_directory):
         if name in (port.name, port.path, os.path.basename(port.path)) and name:
@@ -90,7 +90,7 @@ def open_port(name: str) -> PortStream:
 
     Raises:
         NoSuchPort: there is none.
-        OSError: EBUSY where somebody has it open, ENXIO for a console's, EACCES.
+        OSError: EBUSY if another program has it open, ENXIO for a console's, EACCES.
     """
     if sys.platform == "win32":
         from .windows import WindowsPort
@@ -102,10 +102,10 @@ def open_port(name: str) -> PortStream:
 
 
 def wait_for_port(name: str, timeout: float | None = None) -> Port:
-    """Wait until a port is there, sleeping; return it.
+    """Sleep until a port appears; return it.
 
     Raises:
-        TimeoutError: it did not come in `timeout` seconds.
+        TimeoutError: it did not appear in `timeout` seconds.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     with _uevents() as events:
@@ -125,7 +125,7 @@ def wait_for_port(name: str, timeout: float | None = None) -> Port:
 
 
 def _uevents() -> socket.socket:
-    """What the kernel tells of devices; a socket on which nothing ever comes where that cannot be had."""
+    """Return a socket with the kernel's uevents; one that stays silent if uevents are not available."""
     try:
         events = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 15)  # KOBJECT_UEVENT
         try:
@@ -140,7 +140,7 @@ def _uevents() -> socket.socket:
 
 
 def _nodes(root: str, run_directory: str | None) -> Iterator[tuple[str, str, str]]:
-    """(vportNpM, path of its device, name) of all that is found; a port may come more than once."""
+    """Yield (vportNpM, path of its device, name) of all ports; a port may come more than once."""
     classes = [os.path.join(root, path.lstrip("/")) for path in CLASSES]
     devices = [os.path.join(root, DEVICES.lstrip("/"))]
     if run_directory is not None:

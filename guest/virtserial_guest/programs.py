@@ -22,7 +22,7 @@ from .stream import EpollStream
 from .terminal import Console, parse_escape, serve_program
 
 COMPLAINTS = 100
-"""Lines about single files that are written at most: a hostile sender could cause any number."""
+"""The most lines about single files: a hostile sender could cause any number."""
 PROGRESS_INTERVAL = 0.2
 
 Opener = Callable[[argparse.Namespace], EpollStream]
@@ -30,7 +30,7 @@ Adder = Callable[[argparse.ArgumentParser], None]
 
 
 class Reporter:
-    """What a transfer says on standard error: complaints, sessions, progress on a terminal, a last line."""
+    """A transfer's output on standard error: errors, sessions, progress on a terminal, a summary."""
 
     def __init__(self, verb: str, quiet: bool, show_progress: bool) -> None:
         self._verb = verb
@@ -51,7 +51,7 @@ class Reporter:
             self._say("more files failed; they are counted only")
 
     def session(self, begun: bool) -> None:
-        """A session has begun or ended."""
+        """A session started or ended."""
         if begun and self._had_session and not self._quiet:
             self._say("connected again, going on")
         self._had_session = True
@@ -71,7 +71,7 @@ class Reporter:
             self._line = True
 
     def finish(self, progress: Progress) -> None:
-        """The last line."""
+        """The summary."""
         if not self._quiet:
             seconds = time.monotonic() - self._begun
             text = f"{self._verb} {progress.files} files, {_amount(progress.size)} in {seconds:.1f} s"
@@ -85,7 +85,7 @@ class Reporter:
 
 
 def send(program: str, words: list[str], add_address: Adder, open_end: Opener) -> int:
-    """`send`: files and trees to whoever runs `receive` at the other end."""
+    """`send`: files and trees to `receive` at the other end."""
     parser = _parser(program, "Send files, folders and symbolic links over a port to `receive` at its other end.")
     add_address(parser)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="what to send; FOLDER/ sends what is in it")
@@ -116,7 +116,7 @@ def send(program: str, words: list[str], add_address: Adder, open_end: Opener) -
 
 
 def receive(program: str, words: list[str], add_address: Adder, open_end: Opener) -> int:
-    """`receive`: files and trees into one folder, and nowhere else."""
+    """`receive`: files and trees into one folder and nowhere else."""
     parser = _parser(program, "Receive what `send` at the other end of a port sends, into one folder.")
     add_address(parser)
     parser.add_argument("folder", metavar="FOLDER", help="where to put it; made if it is not there")
@@ -150,7 +150,7 @@ def log(program: str, words: list[str], add_address: Adder, open_end: Opener, co
     """`log`: lines from one end to the other, kept while the other is away.
 
     Args:
-        collects: which part this end has if no option says it: the host collects, the guest sends.
+        collects: this end's default part: the host collects, the guest sends.
     """
     parser = _parser(program, "Carry log lines over a port; the sending end keeps them while the other is away.")
     add_address(parser)
@@ -220,7 +220,7 @@ def console(program: str, words: list[str], add_address: Adder, open_end: Opener
 
 def run(program: str, command: Callable[[], int]) -> int:
     """Run a command; its exit status: 0 done, 1 not or not all of it, 130 for Ctrl-C."""
-    # A reader of ours that ends must not look like a failure of the port.
+    # A closed pipe of our output must not look like a failure of the port.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         return command()

@@ -1,7 +1,7 @@
-"""A port as a byte stream: what all kinds of ends have in common, blocking.
+"""A port as a blocking byte stream, the common part of all kinds of ends.
 
-Whoever implements an end gives the calls that never block (receive, send, connected, wait); those that wait are made of
-them here, and once more for asyncio in aio.py.  A stream serves one thread.
+An end implements the calls that never block (receive, send, connected, wait); this file builds the blocking calls from
+them, and aio.py the ones for asyncio.  A stream serves one thread.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ S = TypeVar("S", bound="PortStream")
 
 READ_SIZE = 1 << 18
 LINE_LIMIT = 1 << 20
-"""What readline() takes into memory at most; a longer line is an error of the peer's."""
+"""The most bytes of a line in readline(); a longer line is the peer's error."""
 
 
 class PortStream:
     """One end of a port.
 
-    The other end comes and goes: `connected` tells, read() gives b"" while it is away, write() raises PeerAway.
+    The other end connects and disconnects: `connected` is its state; while it is away read() returns b"" and write()
+    raises PeerAway.
     """
 
     def __init__(self) -> None:
         self._received = bytearray()
 
-    # What an end implements
+    # Implemented by each kind of end
 
     @property
     def connected(self) -> bool:
-        """Whether the other end is there."""
+        """Whether the other end is connected."""
         raise NotImplementedError
 
     def receive(self, limit: int = READ_SIZE) -> bytes | None:
-        """Take what has come, without waiting: b"" if the other end is away, None if nothing has come yet.
+        """Return received bytes without waiting: b"" if the other end is away, None if nothing has come yet.
 
         Raises:
             PortRemoved: the port is gone.
@@ -46,7 +47,7 @@ class PortStream:
         raise NotImplementedError
 
     def send(self, buffers: Sequence[Buffer]) -> int:
-        """Give as many bytes as are taken without waiting; 0 where none are, or the other end is away.
+        """Send as many bytes as the port takes without waiting; return their number, 0 if the other end is away.
 
         Raises:
             PortRemoved: the port is gone.
@@ -56,27 +57,27 @@ class PortStream:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until something may have changed since the last wait(); False after `timeout` seconds.
 
-        Changes are told once each (as by edge-triggered epoll): try receive(), send() and connected before waiting.
+        Each change is reported once (as by edge-triggered epoll): try receive(), send() and connected before waiting.
         """
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """A descriptor that is readable while wait(0) would return True; -1 where the system has no such thing."""
+        """A descriptor that is readable while wait(0) would return True; -1 if the system has none."""
         return -1
 
     def next_attempt(self) -> float | None:
-        """Seconds until wait(0) has something to do by itself, such as to connect again; None for never."""
+        """Seconds until wait(0) has work of its own, such as to connect again; None for never."""
         return None
 
     def probe(self) -> None:
-        """While the other end is away: look whether the port is still there.
+        """Check that the port still exists while the other end is away.
 
         Raises:
-            PortRemoved: it is not.
+            PortRemoved: the port is gone.
         """
 
     def close(self) -> None:
-        """Close it; any number of calls."""
+        """Close it; a second call does nothing."""
 
     def __enter__(self: S) -> S:
         return self
@@ -84,10 +85,10 @@ class PortStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # Taking from what has come, for both kinds of waiting
+    # Taking from received bytes, for both kinds of waiting
 
     def take(self, limit: int) -> bytes | None:
-        """As receive(), what an earlier readline() has left over first."""
+        """As receive(), but return the rest of an earlier readline() first."""
         if self._received:
             data = bytes(self._received[:limit])
             del self._received[:limit]
@@ -95,7 +96,7 @@ class PortStream:
         return self.receive(limit)
 
     def take_exactly(self, count: int) -> bytes | None:
-        """`count` bytes if they have come; fewer if the other end went away before; else None."""
+        """Return `count` bytes if they have come; fewer if the other end disconnected before; else None."""
         ended = False
         while len(self._received) < count and not ended:
             data = self.receive(max(count - len(self._received), 1))
@@ -106,10 +107,10 @@ class PortStream:
         return self.take(count) if self._received and count else b""
 
     def take_line(self) -> bytes | None:
-        """A line with its end if it has come; what there is if the other end went away; else None.
+        """Return a line with its end if it has come; the rest if the other end disconnected; else None.
 
         Raises:
-            ValueError: it is longer than LINE_LIMIT.
+            ValueError: the line is longer than LINE_LIMIT.
         """
         while b"\n" not in self._received:
             data = self.receive(READ_SIZE)
@@ -137,28 +138,28 @@ class PortStream:
         return self._until(lambda: self.take(limit), timeout)
 
     def readexactly(self, count: int, timeout: float | None = None) -> bytes:
-        """Wait for `count` bytes; fewer if the other end goes away before.
+        """Wait for `count` bytes; return fewer if the other end disconnects before.
 
         Raises:
-            TimeoutError, PortRemoved: as read(); what has come stays for the next call.
+            TimeoutError, PortRemoved: as read(); received bytes stay for the next call.
         """
         return self._until(lambda: self.take_exactly(count), timeout)
 
     def readline(self, timeout: float | None = None) -> bytes:
-        r"""Wait for a line and return it with its b"\n"; without, or b"", if the other end goes away before.
+        r"""Wait for a line and return it with its b"\n"; return the rest, or b"", if the other end disconnects before.
 
         Raises:
-            TimeoutError, PortRemoved: as read(); what has come stays for the next call.
-            ValueError: it is longer than LINE_LIMIT.
+            TimeoutError, PortRemoved: as read(); received bytes stay for the next call.
+            ValueError: the line is longer than LINE_LIMIT.
         """
         return self._until(self.take_line, timeout)
 
     def write(self, data: Buffer, timeout: float | None = None) -> None:
-        """Give all of `data` to the port, waiting while the other end is slow.
+        """Send all of `data`, waiting while the other end is slow.
 
         Raises:
-            PeerAway: the other end is away or went away; its `written` tells how much was taken.
-            TimeoutError: not all was taken in `timeout` seconds.
+            PeerAway: the other end is away or disconnects; `written` is the number of bytes taken.
+            TimeoutError: the port did not take all bytes in `timeout` seconds.
             PortRemoved: the port is gone.
         """
         view = memoryview(data).cast("B")
@@ -178,7 +179,7 @@ class PortStream:
         self._until(step, timeout)
 
     def wait_connected(self, timeout: float | None = None) -> bool:
-        """Wait until the other end is there; False if it is not in `timeout` seconds.
+        """Wait until the other end is connected; False after `timeout` seconds.
 
         Raises:
             PortRemoved: the port is gone.
@@ -186,9 +187,9 @@ class PortStream:
         return self._wait_for(self._arrived, timeout)
 
     def wait_disconnected(self, timeout: float | None = None) -> bool:
-        """Wait until the other end is away; False if it is not in `timeout` seconds.
+        """Wait until the other end is away; False after `timeout` seconds.
 
-        On the host this takes a look at what comes, and keeps it for read().
+        On the host this reads ahead, and keeps the bytes for read().
         """
         return self._wait_for(self.departed, timeout)
 
@@ -199,7 +200,7 @@ class PortStream:
         return True
 
     def departed(self) -> bool:
-        """Whether the other end is away, also where only an end of what comes tells it."""
+        """Whether the other end is away, also if only an end of file shows it."""
         return not self.connected
 
     def _wait_for(self, condition: Callable[[], bool], timeout: float | None) -> bool:
@@ -223,10 +224,9 @@ class PortStream:
 
 
 class EpollStream(PortStream):
-    """An end whose changes Linux's epoll tells, edge by edge.
+    """An end that waits for edges with Linux's epoll.
 
-    Level by level it would not do: a port whose other end is away is readable and hung up all the time, and whoever
-    waits for that would never sleep.
+    Levels do not work: a port whose other end is away is readable and hung up all the time, so a wait would never sleep.
     """
 
     EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0
@@ -236,7 +236,7 @@ class EpollStream(PortStream):
         self._epoll = select.epoll()
 
     def fileno(self) -> int:
-        """The epoll's descriptor: it stays the same over reconnects."""
+        """The epoll's descriptor, which stays the same over reconnects."""
         return self._epoll.fileno()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -244,7 +244,7 @@ class EpollStream(PortStream):
         return bool(self._epoll.poll(timeout))
 
     def watch(self, fd: int) -> bool:
-        """Let wait() return while another descriptor is readable; False for a file, which always is."""
+        """Make wait() return while another descriptor is readable; False for a file, which always is."""
         try:
             self._epoll.register(fd, select.EPOLLIN)
         except PermissionError:
@@ -252,7 +252,7 @@ class EpollStream(PortStream):
         return True
 
     def unwatch(self, fd: int) -> None:
-        """The opposite of watch()."""
+        """Undo watch()."""
         self._epoll.unregister(fd)
 
     def close(self) -> None:
@@ -261,7 +261,7 @@ class EpollStream(PortStream):
 
 
 def advance(buffers: list[Buffer], count: int) -> tuple[list[Buffer], int]:
-    """Drop the first `count` bytes of a list of buffers; returns what is left and how many bytes that is."""
+    """Drop the first `count` bytes of a list of buffers; return the rest and its size."""
     left: list[Buffer] = []
     size = 0
     for buffer in buffers:

@@ -1,4 +1,4 @@
-"""A terminal on a port: what is typed goes there raw, what comes is shown; or a program on the port's end."""
+"""A terminal on a port: sends keys raw and shows what comes; or runs a program at the port's end."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .errors import PeerAway
 from .stream import READ_SIZE, Buffer, PortStream, advance
 
 ESCAPE = 0x1D
-"""Ctrl-], as of telnet and virsh."""
+"""Ctrl-], as in telnet and virsh."""
 HELP = "q: leave   r: tell the other end's shell the size of this terminal   s: send the escape key   ?: this"
 TYPED_AHEAD = 1 << 16
 
 
 class EscapeKeys:
-    """Finds the escape key and its command in what is typed."""
+    """Finds the escape key and its command among typed bytes."""
 
     def __init__(self, escape: int = ESCAPE) -> None:
         self._escape = escape
         self._after_escape = False
 
     def take(self, typed: bytes) -> tuple[bytes, list[str]]:
-        """What is to be sent, and the commands (q, r, ?) in it."""
+        """Return the bytes to send, and the commands (q, r, ?) among them."""
         send, commands = bytearray(), []
         for byte in typed:
             if self._after_escape:
@@ -52,7 +52,7 @@ def parse_escape(text: str) -> int:
     """The key of `^X` (Ctrl-X) or a single character.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `text` is neither.
     """
     if len(text) == 2 and text[0] == "^" and 0x3F <= ord(text[1].upper()) <= 0x5F:
         return ord(text[1].upper()) ^ 0x40
@@ -65,7 +65,7 @@ class Console:
     """Joins a terminal and a port until the user leaves."""
 
     def __init__(self, stream: PortStream, keyboard: int, screen: int, escape: int = ESCAPE) -> None:
-        """Take a port, and the descriptors that are typed on and shown to."""
+        """Take a port, and the descriptors of keyboard and screen."""
         self._stream = stream
         self._keyboard, self._screen = keyboard, screen
         self._keys = EscapeKeys(escape)
@@ -75,7 +75,7 @@ class Console:
         self._keyboard_open = True
 
     def run(self) -> None:
-        """Serve until the escape key and q, or the end of what is typed where that is no terminal.
+        """Serve until the escape key and q, or until the end of input that is not a terminal.
 
         Raises:
             PortRemoved: the port is gone.
@@ -122,7 +122,7 @@ class Console:
         return bool(data)
 
     def _typed(self) -> bool:
-        """Take what was typed; False to leave."""
+        """Handle typed bytes; False to leave."""
         try:
             typed = os.read(self._keyboard, 4096)
         except OSError as error:
@@ -147,7 +147,7 @@ class Console:
         return True
 
     def _tell_size(self) -> None:
-        """A host end that is a pseudo-terminal can be told; others have no way for it but the command r."""
+        """Set a pseudo-terminal's size; other host ends have only the command r."""
         set_size = getattr(self._stream, "set_terminal_size", None)
         if set_size is not None and os.isatty(self._keyboard):
             set_size(*_size(self._keyboard))
@@ -158,7 +158,7 @@ class Console:
 
 
 def serve_program(stream: PortStream, command: list[str]) -> None:
-    """Run a program on a pseudo-terminal at the port's end, anew for every connection, until the port is gone.
+    """Run a program on a pseudo-terminal at the port's end, once for every connection, until the port is gone.
 
     Raises:
         PortRemoved: the port is gone.
@@ -184,7 +184,7 @@ def serve_program(stream: PortStream, command: list[str]) -> None:
 
 
 def _join(stream: PortStream, master: int) -> None:
-    """Move bytes between a port and a pseudo-terminal until either end is away."""
+    """Move bytes between a port and a pseudo-terminal until either end closes."""
     os.set_blocking(master, False)
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLIN)

@@ -22,7 +22,7 @@ IOCTL_GET_INFORMATION = (0x22 << 16) | (0x800 << 2) | 2
 ERROR_FILE_NOT_FOUND, ERROR_SHARING_VIOLATION, ERROR_IO_PENDING, ERROR_IO_INCOMPLETE = 2, 32, 997, 996
 WRITE_SIZE = 32768
 STATE_INTERVAL = 0.2
-"""Seconds between two looks at the host's state: the driver has events for it only for whoever has a window."""
+"""Seconds between two looks at the host's state: the driver sends its events to windows only."""
 
 
 class Overlapped(ctypes.Structure):
@@ -50,7 +50,7 @@ class PortInformation(ctypes.Structure):
 
 
 class _Operation:
-    """One read or write at a time, with the buffer that the driver uses."""
+    """One pending read or write, with the buffer that the driver uses."""
 
     def __init__(self, kernel32: Any, size: int) -> None:  # noqa: ANN401  # ctypes.WinDLL is only on Windows
         self.buffer = ctypes.create_string_buffer(size)
@@ -66,8 +66,8 @@ class WindowsPort(PortStream):
         """Open a port by its name.
 
         Raises:
-            NoSuchPort: there is none of that name.
-            OSError: EBUSY where somebody has it open; what else Windows says.
+            NoSuchPort: no port has that name.
+            OSError: EBUSY if another program has it open; other errors of Windows.
         """
         super().__init__()
         self.path = name if name.startswith("\\\\") else "\\\\.\\Global\\" + name
@@ -89,7 +89,7 @@ class WindowsPort(PortStream):
         self._writing = _Operation(self._kernel32, WRITE_SIZE)
 
     def information(self) -> PortInformation:
-        """What the driver tells of the port: Id, OutVqFull, HostConnected, GuestConnected, Name.
+        """The driver's information: Id, OutVqFull, HostConnected, GuestConnected, Name.
 
         Raises:
             PortRemoved: the port is gone.
@@ -134,7 +134,7 @@ class WindowsPort(PortStream):
         return operation.buffer.raw[:count] or None
 
     def send(self, buffers: Sequence[Buffer]) -> int:
-        """See PortStream.send: the bytes are copied, and a copy is on its way at a time."""
+        """See PortStream.send; it copies the bytes, and sends one copy at a time."""
         operation = self._writing
         if operation.pending and self._result(operation) is None:
             return 0

@@ -1,4 +1,4 @@
-"""The messages of a transfer, and what they may contain; all integers are little-endian."""
+"""The messages of a transfer, and the rules for their contents; all integers are little-endian."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SENDER, RECEIVER = b"virtserial/send", b"virtserial/receive"
 ENTRY, WANT, DATA, HOLE, END, DONE, FINISH, RESULT, GOODBYE = range(1, 10)
 
 FILE, FOLDER, FOLDER_END, LINK = range(1, 5)
-"""Kinds of entries. A folder comes before what is in it, its end, with mode and time, after that."""
+"""Kinds of entries. A folder comes before its contents; its end, with mode and time, comes after them."""
 
 WINDOW = 128
-"""Entries that may be announced and not done."""
+"""The most entries that are announced and not done."""
 PIECE = 1 << 17
-"""Bytes of a file in one message, at most; of a hole, MAX_HOLE."""
+"""The most bytes of a file in one message; of a hole, MAX_HOLE."""
 MAX_HOLE = 1 << 26
 MAX_PATH = 4096
 MAX_NAME = 255
@@ -34,12 +34,12 @@ _RESULT = struct.Struct("<QQQ")
 
 
 class Entry(NamedTuple):
-    """One thing of a tree.
+    """A file, folder or symbolic link of a tree.
 
     Attributes:
         number: its place in the sender's order, from 0.
         kind: FILE, FOLDER, FOLDER_END or LINK.
-        path: relative to what is sent, parts joined by b"/"; no part is empty, "." or "..".
+        path: relative to the tree's root, parts joined by b"/"; no part is empty, "." or "..".
         mode: permission bits, 0o777 at most.
         modified: time of the last change in ns since 1970.
         size: of a file, in bytes.
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a transfer came to: files and bytes that are now at the receiver as they are at the sender, and failures."""
+    """The result of a transfer: files and bytes that the receiver now has, and failures."""
 
     files: int
     size: int
@@ -73,7 +73,7 @@ class Result(NamedTuple):
 
 
 def unpack_entry(payload: bytes) -> Entry:
-    """Take an ENTRY apart and check it.
+    """Parse an ENTRY and check it.
 
     Raises:
         ProtocolError: it breaks a rule; the text says which.
@@ -96,7 +96,7 @@ def unpack_entry(payload: bytes) -> Entry:
 
 
 def check_path(path: bytes) -> None:
-    """A path must stay below the folder that it is relative to, and be one that a file can have.
+    """Check that a path stays below its folder, and that a file can have it.
 
     Raises:
         ProtocolError: it breaks a rule; the text says which.
@@ -112,7 +112,7 @@ def check_path(path: bytes) -> None:
 def stays_inside(path: bytes, target: bytes) -> bool:
     """Whether a symbolic link at `path` leads to below the folder that `path` is relative to.
 
-    `..` only at the beginning: behind the name of another link it could lead anywhere.
+    `..` is allowed at the start only: after the name of another link it could lead anywhere.
     """
     depth = path.count(b"/")
     parts = target.split(b"/")
@@ -122,7 +122,7 @@ def stays_inside(path: bytes, target: bytes) -> bool:
 
 
 def pack_want(index: int, offset: int, digest: bytes) -> bytes:
-    """The receiver has the first `offset` bytes of a file, their SHA-256 is `digest`."""
+    """The receiver has the first `offset` bytes of a file, with the SHA-256 `digest`."""
     return _POSITION.pack(index, offset) + digest
 
 
@@ -130,7 +130,7 @@ def unpack_want(payload: bytes) -> tuple[int, int, bytes]:
     """(index, offset, digest) of a WANT.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the payload is malformed.
     """
     if len(payload) != _POSITION.size + DIGEST_SIZE:
         raise ProtocolError(f"a request of {len(payload)} bytes")
@@ -139,7 +139,7 @@ def unpack_want(payload: bytes) -> tuple[int, int, bytes]:
 
 
 def pack_position(index: int, offset: int) -> bytes:
-    """The head of a DATA; bytes of the file follow."""
+    """The head of a DATA; the file's bytes follow."""
     return _POSITION.pack(index, offset)
 
 
@@ -147,7 +147,7 @@ def unpack_data(payload: bytes) -> tuple[int, int, memoryview]:
     """(index, offset, bytes) of a DATA.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the payload is malformed.
     """
     if len(payload) < _POSITION.size:
         raise ProtocolError(f"data of {len(payload)} bytes")
@@ -164,7 +164,7 @@ def unpack_hole(payload: bytes) -> tuple[int, int, int]:
     """(index, offset, length) of a HOLE.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the payload is malformed.
     """
     if len(payload) != _POSITION.size + _COUNT.size:
         raise ProtocolError(f"a hole of {len(payload)} bytes")
@@ -184,7 +184,7 @@ def unpack_end(payload: bytes) -> tuple[int, bytes, str]:
     """(index, digest, reason) of an END; the reason is empty where there is a digest.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the payload is malformed.
     """
     if len(payload) < _END.size:
         raise ProtocolError(f"an end of {len(payload)} bytes")
@@ -198,7 +198,7 @@ def unpack_end(payload: bytes) -> tuple[int, bytes, str]:
 
 
 def pack_done(index: int, reason: str) -> bytes:
-    """The receiver is done with an entry: it has it (no reason), or why not."""
+    """The receiver finished an entry: successfully (no reason), or the reason for failure."""
     return _COUNT.pack(index) + _text(reason)
 
 
@@ -206,7 +206,7 @@ def unpack_done(payload: bytes) -> tuple[int, str]:
     """(index, reason) of a DONE.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the payload is malformed.
     """
     if len(payload) < _COUNT.size:
         raise ProtocolError(f"a completion of {len(payload)} bytes")
@@ -214,10 +214,10 @@ def unpack_done(payload: bytes) -> tuple[int, str]:
 
 
 def unpack_result(payload: bytes) -> Result:
-    """Take a RESULT apart.
+    """Parse a RESULT.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the payload is malformed.
     """
     if len(payload) != _RESULT.size:
         raise ProtocolError(f"a result of {len(payload)} bytes")

@@ -1,4 +1,4 @@
-"""The receiving half of a transfer: asks for what is missing, checks every file, puts it in its place."""
+"""The receiving half of a transfer: requests missing bytes, checks every file, renames it into place."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Receiver(Party):
         """A receiver that waits for a session.
 
         Args:
-            target: where to put what comes.
+            target: takes the files.
             link: to the sender.
-            complain: is told of what could not be received.
-            limit: bytes of files in all, at most.
+            complain: takes a text about each failure.
+            limit: the most bytes of all files.
         """
         self._target = target
         self._link = link
@@ -47,20 +47,20 @@ class Receiver(Party):
 
     @property
     def progress(self) -> Progress:
-        """How far it is."""
+        """The progress so far."""
         under_way = self._partial.position if self._partial else 0
         return Progress(self._files, self._bytes + under_way, self._entries[0].path if self._entries else b"")
 
     def established(self) -> None:
-        """A session has begun: what was announced comes again."""
+        """A session started: the sender announces its entries again."""
         self._entries.clear()
         self._broken = ""
 
     def lost(self) -> None:
-        """The session has ended."""
+        """The session ended."""
 
     def pump(self) -> bool:
-        """Nothing is sent that was not asked for."""
+        """A receiver only answers."""
         return False
 
     def message(self, kind: int, payload: bytes) -> None:
@@ -91,7 +91,7 @@ class Receiver(Party):
             raise ProtocolError(f"the sender sent a message of kind {kind} out of order")
 
     def close(self) -> None:
-        """Close what is open; a part of a file stays for the next time."""
+        """Close open files; keep a partial file for the next transfer."""
         self._close_partial()
 
     # Entries
@@ -102,7 +102,7 @@ class Receiver(Party):
         if self._entries and entry.number != self._entries[-1].number + 1:
             raise ProtocolError(f"entry {entry.number} comes after entry {self._entries[-1].number}")
         if entry.number == 0:
-            # A sender that was started again begins with everything.
+            # A restarted sender announces everything again.
             self._files = self._bytes = self._failures = self._next_index = 0
             self.result = None
         self._entries.append(entry)
@@ -111,7 +111,7 @@ class Receiver(Party):
         self._settle()
 
     def _ask(self, entry: Entry) -> None:
-        """Say how much of a file is here."""
+        """Report how much of a file is here."""
         if self._partial is not None and _same(self._partial_of, entry):
             offset, digest = self._partial.position, self._partial.digest()
         else:
@@ -120,7 +120,7 @@ class Receiver(Party):
         self._link.send(wire.WANT, wire.pack_want(entry.number, offset, digest))
 
     def _settle(self) -> None:
-        """Do what can be done now: everything up to the first file that is not complete."""
+        """Finish entries in order, up to the first incomplete file."""
         while self._entries and self._entries[0].kind != wire.FILE:
             entry = self._entries[0]
             try:
@@ -139,7 +139,7 @@ class Receiver(Party):
         entry = self._entries.popleft()
         if reason:
             self._complain("{}: {}".format(wire.printable(entry.path.decode("utf-8", "replace")), reason))
-        # An entry may come again when its DONE was lost: it counts once.
+        # A lost DONE makes the entry come again: count it once.
         if entry.number >= self._next_index:
             self._next_index = entry.number + 1
             self._failures += bool(reason)
@@ -148,7 +148,7 @@ class Receiver(Party):
                 self._bytes += entry.size
         self._link.send(wire.DONE, wire.pack_done(entry.number, reason))
 
-    # The file under way
+    # The current file
 
     def _under_way(self, index: int) -> Entry:
         if not self._entries or self._entries[0].number != index:
@@ -169,7 +169,7 @@ class Receiver(Party):
                 raise TransferFailed(f"more than {self._limit} bytes in all")
             write(partial)
         except (OSError, TransferFailed) as error:
-            # What the sender has under way of it comes all the same; it is told at the end.
+            # Data that the sender has already sent still comes; the END answers it.
             self._broken = _reason(error)
 
     def _open(self, entry: Entry, offset: int) -> PartialFile:
@@ -196,7 +196,7 @@ class Receiver(Party):
         self._settle()
 
     def _complete(self, entry: Entry, digest: bytes) -> str:
-        """Check a file and put it in its place; why not."""
+        """Check a file and rename it into place; return the reason of a failure."""
         if self._partial is None or not _same(self._partial_of, entry):
             if entry.size and self._target.existing(entry) == digest:
                 self._target.keep_existing(entry)
@@ -216,7 +216,7 @@ class Receiver(Party):
 
 
 def _same(one: Entry | None, other: Entry) -> bool:
-    """Whether two entries are the same file; a sender that was started again counts anew."""
+    """Whether two entries are the same file; a restarted sender numbers them anew."""
     return one is not None and (one.path, one.size, one.modified) == (other.path, other.size, other.modified)
 
 

@@ -1,4 +1,4 @@
-"""The sending half of a transfer: announces a tree, sends what the receiver lacks, and says when all is done."""
+"""The sending half of a transfer: announces a tree, sends the bytes that the receiver lacks, and says FINISH."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ..link import Link
 
 ANNOUNCE_AHEAD = 32
-"""Entries that are announced before data goes on, so that the receiver's requests are there when they are needed."""
+"""Entries announced ahead of data, so that the receiver's requests arrive in time."""
 
 
 class Progress(NamedTuple):
-    """How far it is: files done, bytes sent or found to be there, and the path that is under way."""
+    """Progress: files done, bytes sent or already there, and the current path."""
 
     files: int
     size: int
@@ -26,7 +26,7 @@ class Progress(NamedTuple):
 
 
 class Sender(Party):
-    """Sends a walk's items over a link; what is not done when a session ends is announced again in the next."""
+    """Sends a walk's items over a link; announces unfinished ones again in each new session."""
 
     purpose, partner = wire.SENDER, wire.RECEIVER
 
@@ -34,9 +34,9 @@ class Sender(Party):
         """A sender that waits for a session.
 
         Args:
-            items: what to send.
+            items: the items to send.
             link: to the receiver.
-            complain: is told of what the receiver could not take, or what could not be read.
+            complain: takes a text about each item that the receiver refused or that could not be read.
         """
         self._items = items
         self._link = link
@@ -53,19 +53,19 @@ class Sender(Party):
 
     @property
     def progress(self) -> Progress:
-        """How far it is."""
+        """The progress so far."""
         under_way = self._reader.position if self._reader else 0
         path = self._pending[0].entry.path if self._pending else b""
         return Progress(self._files, self._bytes + under_way, path)
 
     def established(self) -> None:
-        """A session has begun."""
+        """A session started."""
         self._announced = 0
         self._wants.clear()
         self._sending = self._finish_sent = False
 
     def lost(self) -> None:
-        """The session has ended; the goodbye may be what has been lost."""
+        """The session ended; the goodbye may be lost."""
         self._sending = False
         if self.result is not None:
             self.finished = True
@@ -91,7 +91,7 @@ class Sender(Party):
             raise ProtocolError(f"the receiver sent a message of kind {kind} out of order")
 
     def pump(self) -> bool:
-        """Queue what can be sent; whether anything was."""
+        """Queue messages; return whether any was queued."""
         worked = False
         while self._link.established and self._link.room and self._step():
             worked = True
@@ -169,5 +169,5 @@ class Sender(Party):
             self._reader = None
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open file."""
         self._close_reader()

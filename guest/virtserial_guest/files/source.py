@@ -1,4 +1,4 @@
-"""What is sent: a walk over files and folders, and reading a file with its holes and its digest."""
+"""The source of a transfer: a walk over files and folders, and a reader of a file with its holes and digest."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ..errors import ProtocolError, TransferFailed
 from .messages import FILE, FOLDER, FOLDER_END, LINK, MAX_HOLE, PIECE, Entry, check_path
 
 CHECKPOINTS = 128
-"""States of the digest that are kept while a file is read: a new session goes on from one of the last 16 MiB."""
+"""States of the digest kept while a file is read: a new session resumes at one of the last 16 MiB."""
 ZEROS = bytes(1 << 20)
 
 
 class Item(NamedTuple):
-    """An entry and where it is here."""
+    """An entry and its path here."""
 
     entry: Entry
     path: bytes
 
 
 class Total(NamedTuple):
-    """What is to be sent, counted before."""
+    """The totals of a transfer, counted before it."""
 
     files: int
     size: int
 
 
 def walk(paths: list[str], complain: Callable[[str], None]) -> Iterator[Item]:
-    """Everything to send, in the order it is sent: folders before and after what is in them.
+    """Everything to send, in order: a folder before its contents, its end after them.
 
     Args:
-        paths: files and folders. As with rsync, `folder/` means what is in the folder, `folder` the folder as well.
-        complain: is told of what cannot be sent.
+        paths: files and folders. As with rsync, `folder/` means the folder's contents, `folder` the folder too.
+        complain: takes a text about each path that cannot be sent.
     """
     index = 0
 
@@ -92,7 +92,7 @@ def walk(paths: list[str], complain: Callable[[str], None]) -> Iterator[Item]:
 
 
 def count(paths: list[str]) -> Total:
-    """What a walk will give, for progress; complaints are left to the walk."""
+    """Count a walk's items, for progress; the walk itself reports errors."""
     files = size = 0
     for item in walk(paths, lambda _: None):
         if item.entry.kind == FILE:
@@ -102,9 +102,9 @@ def count(paths: list[str]) -> Total:
 
 
 class FileReader:
-    """A file that is being sent; `position` is what has been read of it.
+    """A file that is being sent; `position` counts the bytes read.
 
-    It must be the file of its entry and stay so: a change is noticed at the end.
+    It must stay the file of its entry: the end of the file checks that.
     """
 
     def __init__(self, item: Item) -> None:
@@ -112,7 +112,7 @@ class FileReader:
 
         Raises:
             OSError: it cannot be opened.
-            TransferFailed: it is not what the entry says any more.
+            TransferFailed: the file no longer matches its entry.
         """
         self.item = item
         self.position = 0
@@ -126,7 +126,7 @@ class FileReader:
             raise
 
     def seek(self, offset: int, digest: bytes) -> None:
-        """Go on behind the first `offset` bytes if `digest` is theirs, else at the beginning.
+        """Resume after the first `offset` bytes if `digest` is theirs, else at the start.
 
         Raises:
             OSError: it cannot be read.
@@ -145,7 +145,7 @@ class FileReader:
             self._begin()
 
     def read(self, end: int | None = None) -> tuple[bytes, int] | None:
-        """The next bytes as (bytes, 0), or the next hole as (b"", its length); None at the end, or at `end`.
+        """Return the next bytes as (bytes, 0), or the next hole as (b"", its length); None at the end, or at `end`.
 
         Raises:
             OSError: it cannot be read.
@@ -167,10 +167,10 @@ class FileReader:
         return data, 0
 
     def finish(self) -> bytes:
-        """The digest of the whole file.
+        """Return the digest of the whole file.
 
         Raises:
-            OSError: it cannot be looked at.
+            OSError: fstat failed.
             TransferFailed: it has changed since its entry was sent.
         """
         if self.position != self.item.entry.size:
@@ -192,11 +192,11 @@ class FileReader:
         self._checkpoints.append((self.position, self._digest.copy()))
 
     def _hole(self) -> int:
-        """Length of the hole that begins here, 0 for none."""
+        """Return the length of the hole at this position, 0 for none."""
         try:
             return os.lseek(self._fd, self.position, os.SEEK_DATA) - self.position
         except OSError as error:
-            # ENXIO: nothing but hole up to the end; else the file system knows no holes.
+            # ENXIO: only a hole up to the end; else the file system has no holes.
             return self.item.entry.size - self.position if error.errno == errno.ENXIO else 0
 
     def _check(self) -> os.stat_result:

@@ -1,7 +1,7 @@
-"""Where received files go: one folder, and nothing outside of it, whatever the sender says.
+"""The target of received files: one folder and nothing outside it, whatever the sender says.
 
-Every folder on the way is opened by itself and no symbolic link is followed.  A file grows in PARTIAL, a folder of
-its own beside what it will be, and takes its place by rename, complete and checked.
+The target opens every folder on the way separately and follows no symbolic link.  A file grows in the folder PARTIAL
+beside its place, and is renamed into place when it is complete and checked.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Target:
     """The folder that is received into."""
 
     def __init__(self, folder: str, all_links: bool = False) -> None:
-        """Open the folder, which is made if it is not there.
+        """Open the folder; create it if it is missing.
 
         Args:
             folder: its path.
-            all_links: also make symbolic links that lead out of it.
+            all_links: also create symbolic links that lead out of it.
 
         Raises:
-            OSError: it cannot be.
+            OSError: it is impossible.
         """
         os.makedirs(folder, exist_ok=True)
         self._all_links = all_links
@@ -53,10 +53,10 @@ class Target:
         return os.open(PARTIAL, FOLDER_FLAGS, dir_fd=self._root)
 
     def make_folder(self, entry: Entry) -> None:
-        """Make a folder, or let the one that is there be written to until its end.
+        """Create a folder, or make an existing one writable until its end.
 
         Raises:
-            OSError, TransferFailed: it cannot be.
+            OSError, TransferFailed: it is impossible.
         """
         parent, name = self._place(entry.path)
         try:
@@ -68,10 +68,10 @@ class Target:
                     os.fchmod(fd, mode | 0o700)
 
     def finish_folder(self, entry: Entry) -> None:
-        """Give a folder its mode and time: everything in it is done.
+        """Set a folder's mode and time, after its contents.
 
         Raises:
-            OSError, TransferFailed: it cannot be.
+            OSError, TransferFailed: it is impossible.
         """
         parent, name = self._place(entry.path)
         with self._folder(parent, name) as fd:
@@ -79,10 +79,10 @@ class Target:
             _set_time(fd, entry)
 
     def make_link(self, entry: Entry) -> None:
-        """Make a symbolic link, in the place of a file or link that is there.
+        """Create a symbolic link, replacing a file or link.
 
         Raises:
-            OSError, TransferFailed: it cannot be, or must not.
+            OSError, TransferFailed: it is impossible or not allowed.
         """
         if not self._all_links and not stays_inside(entry.path, entry.target):
             raise TransferFailed("the symbolic link leads out of the folder")
@@ -99,9 +99,9 @@ class Target:
             raise
 
     def existing(self, entry: Entry) -> bytes | None:
-        """The digest of the file that is there, if it has the size and time of the one that is to come.
+        """Return the digest of the existing file if it has the size and time of the announced one, else None.
 
-        It is a candidate for being the same; None if there is none.
+        Such a file may be the same.
         """
         try:
             parent, name = self._place(entry.path, make=False)
@@ -117,10 +117,10 @@ class Target:
             os.close(fd)
 
     def keep_existing(self, entry: Entry) -> None:
-        """The file that is there is the same: only its mode may differ.
+        """The existing file is the same: set its mode.
 
         Raises:
-            OSError, TransferFailed: it cannot be set.
+            OSError, TransferFailed: the mode cannot be set.
         """
         parent, name = self._place(entry.path)
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=parent)
@@ -130,7 +130,7 @@ class Target:
             os.close(fd)
 
     def partial_state(self, entry: Entry) -> tuple[int, bytes]:
-        """How many bytes of a file are there from before, and their digest."""
+        """Return the number of bytes of an interrupted transfer, and their digest."""
         with contextlib.suppress(OSError):
             fd = os.open(_key(entry), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._partial)
             try:
@@ -142,7 +142,7 @@ class Target:
         return 0, hashlib.sha256().digest()
 
     def begin_file(self, entry: Entry) -> PartialFile:
-        """The part of a file that is there from before, or an empty one.
+        """Open the part of an interrupted transfer, or an empty one.
 
         Raises:
             OSError: it cannot be opened.
@@ -151,10 +151,10 @@ class Target:
         return PartialFile(self._partial, _key(entry))
 
     def place_file(self, partial: PartialFile, entry: Entry) -> None:
-        """Put a complete file where it belongs.
+        """Rename a complete file into its place.
 
         Raises:
-            OSError, TransferFailed: it cannot be.
+            OSError, TransferFailed: it is impossible.
         """
         parent, name = self._place(entry.path)
         os.ftruncate(partial.fd, entry.size)
@@ -163,7 +163,7 @@ class Target:
         os.rename(partial.name, name, src_dir_fd=self._partial, dst_dir_fd=parent)
 
     def close(self) -> None:
-        """Close the folder; what is partial stays for the next time, an empty PARTIAL does not."""
+        """Close the folder; keep partial files for the next transfer, remove an empty PARTIAL."""
         with contextlib.suppress(OSError):
             os.rmdir(PARTIAL, dir_fd=self._root)
         for fd in (self._root, self._parent, self._partial):
@@ -171,7 +171,7 @@ class Target:
                 os.close(fd)
 
     def remove_partials(self) -> None:
-        """Everything is there: remove the parts of other times, but not those that another process works on."""
+        """All entries are done: remove old partial files, but not those that another process uses."""
         for name in os.listdir(self._partial):
             with contextlib.suppress(OSError):
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._partial)
@@ -182,7 +182,7 @@ class Target:
                     os.close(fd)
 
     def _place(self, path: bytes, make: bool = True) -> tuple[int, bytes]:
-        """The open folder that a path's last part is in, and that part; the folder stays open until the next call."""
+        """Return the open folder of a path's last part, and that part; the folder stays open until the next call."""
         *folders, name = path.split(b"/")
         if (folders and folders[0] == PARTIAL) or path == PARTIAL:
             raise TransferFailed("the name is taken for files that are being received")
@@ -215,7 +215,7 @@ class Target:
         try:
             fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
         except PermissionError:
-            # Our own folder that may not be read, from an interrupted time before.
+            # Our own folder, left unreadable by an interrupted transfer.
             os.chmod(name, 0o700, dir_fd=parent)
             fd = os.open(name, FOLDER_FLAGS, dir_fd=parent)
         try:
@@ -225,13 +225,13 @@ class Target:
 
 
 class PartialFile:
-    """A file that grows; locked, so that two processes do not write one."""
+    """A growing file, locked against other processes."""
 
     def __init__(self, folder: int, name: bytes) -> None:
-        """Open what is there, or begin.
+        """Open an existing part, or create one.
 
         Raises:
-            OSError: it cannot be.
+            OSError: it is impossible.
             TransferFailed: another process has it.
         """
         self.name = name
@@ -239,7 +239,7 @@ class PartialFile:
         self.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who had it before may have put it in its place in between: then it is no partial file any more.
+            # Its previous owner may have renamed it into place meanwhile: then it is not a partial file.
             if os.fstat(self.fd).st_ino != os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino:
                 raise BlockingIOError
             self._digest = _digest_of(self.fd)
@@ -252,11 +252,11 @@ class PartialFile:
         self.position = os.fstat(self.fd).st_size
 
     def digest(self) -> bytes:
-        """SHA-256 of what is there."""
+        """The SHA-256 of its bytes."""
         return self._digest.digest()
 
     def restart(self) -> None:
-        """Drop what is there."""
+        """Truncate it to 0."""
         os.ftruncate(self.fd, 0)
         self.position = 0
         self._digest = hashlib.sha256()
@@ -265,7 +265,7 @@ class PartialFile:
         """Append bytes.
 
         Raises:
-            OSError: the disk is full, and the like.
+            OSError: the write failed, as on a full disk.
         """
         self._digest.update(data)
         while data:
@@ -277,7 +277,7 @@ class PartialFile:
         """Append zeros that take no space.
 
         Raises:
-            OSError: the file becomes too long.
+            OSError: the file would be too long.
         """
         for start in range(0, length, len(ZEROS)):
             self._digest.update(ZEROS[: length - start])

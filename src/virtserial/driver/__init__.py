@@ -1,1 +1,1 @@
-"""The driver half: a virtio console driver in user space, over vfio-user (and whatever else gives register access)."""
+"""The driver half: a virtio console driver in user space, over vfio-user or the kernel's VFIO."""

@@ -1,6 +1,6 @@
-"""What the driver needs of the outside: the registers of a VFIO PCI device, DMA, and interrupts as eventfds.
+"""The driver's seam to the outside: the registers of a VFIO PCI device, DMA, and interrupts as eventfds.
 
-`virtserial.vfio_user.client.Client` is one; the kernel's VFIO offers the same operations as ioctls.
+`virtserial.vfio_user.client.Client` implements it over vfio-user, `VfioFunction` over the kernel's VFIO.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class SizedInfo(Protocol):
-    """What is asked of a region: its size in bytes."""
+    """A region's size in bytes."""
 
     @property
     def size(self) -> int: ...
 
 
 class CountedInfo(Protocol):
-    """What is asked of an interrupt index: how many vectors it has."""
+    """An interrupt index's number of vectors."""
 
     @property
     def count(self) -> int: ...
@@ -38,8 +38,8 @@ class DeviceAccess(Protocol):
         """Write registers.
 
         Args:
-            posted: do not wait until the device has seen it (later accesses stay behind it).
-            more: another access follows at once, so that a posted write may go with that.
+            posted: do not wait until the device has handled the write; later accesses stay in order.
+            more: another access follows at once, so a posted write may wait and travel with it.
         """
         ...
 
@@ -53,7 +53,7 @@ class DeviceAccess(Protocol):
         readable: bool = True,
         writable: bool = True,
     ) -> None:
-        """Let the device reach [iova, iova + size): bytes from `offset` of the file `fd`, or by messages."""
+        """Let the device use [iova, iova + size): from `offset` of the file `fd`, or by messages without one."""
         ...
 
     def dma_unmap(self, iova: int, size: int) -> None: ...
@@ -62,19 +62,19 @@ class DeviceAccess(Protocol):
         ...
 
     def disable_irqs(self, index: int) -> None:
-        """Signal nothing of this index any more."""
+        """Stop signalling this index."""
         ...
 
     def unmask_irqs(self, index: int) -> None:
-        """Let INTx through again, which masks itself when it fires."""
+        """Unmask INTx, which masks itself when it fires."""
         ...
 
     def fileno(self) -> int:
-        """A descriptor that is readable when `poll` has something to do (or the other end is gone)."""
+        """A descriptor that is readable when `poll` has work, or when the other end is gone."""
         ...
 
     def poll(self) -> None:
-        """Serve what the other end asks of us (its memory accesses by message)."""
+        """Serve the other end's requests (memory accesses by message)."""
         ...
 
     def close(self) -> None: ...

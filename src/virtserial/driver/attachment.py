@@ -1,4 +1,4 @@
-"""Devices in use by this process: opened, shown as nodes, and opened again after they were lost."""
+"""The devices that this process drives: opened, shown as nodes, and reopened after a loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Shape = Literal["cuse", "pty", "socket"]
 
 
 def open_device(name: str, loop: EventLoop, listener: DriverListener) -> ConsoleDriver:
-    """A driver for the device of that PCI address (by the kernel's VFIO), or behind that vfio-user socket.
+    """Return a driver for a PCI address (through the kernel's VFIO) or for a vfio-user socket.
 
     Raises:
         ConfigError, PeerError: it cannot be used.
@@ -59,7 +59,7 @@ class NodeMakers:
         self._cuse = cuse
 
     def node(self, port: Port, node: str) -> PortNode:
-        """A port's node, not yet open."""
+        """Return a port's node, not yet open."""
         if self._shape == "cuse":
             from virtserial.driver.cuse_ports import CusePort
 
@@ -75,7 +75,7 @@ class NodeMakers:
 
     @property
     def console(self) -> Callable[[Port, str], PortNode] | None:
-        """Makes a console's terminal beside its node; None where the node is one."""
+        """The maker of a console's terminal beside its node; None if the node is a terminal."""
         if self._shape == "pty":
             return None
         from virtserial.driver.pty_ports import ConsoleTerminal
@@ -84,12 +84,12 @@ class NodeMakers:
 
 
 class DeviceSession:
-    """One device, kept in use.
+    """One device, driven until it is detached.
 
     Args:
         name: a PCI address or the path of a vfio-user socket.
         number: the D of vportDpN.
-        report: takes a line whenever something happens that a person may want to know.
+        report: takes a line about each event that a person may want to know.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class DeviceSession:
         )
 
     def open(self) -> None:
-        """Open the device and start the driver.
+        """Open the device and start its driver.
 
         Raises:
             ConfigError, PeerError: it cannot be used now.
@@ -124,7 +124,7 @@ class DeviceSession:
         self._driver = driver
 
     def close(self) -> None:
-        """Reset the device and let go of it."""
+        """Reset the device and close it."""
         if self._retry is not None:
             self._retry.cancel()
         if self._driver is not None:
@@ -136,7 +136,7 @@ class DeviceSession:
 
     def _device_failed(self, error: PeerError) -> None:
         if self._driver is None:
-            return  # It failed while it was being opened, which raises.
+            return  # It failed during `open`, which raises the error itself.
         self._report(f"{self._name}: {error}")
         # Not from inside the driver's own call.
         self._retry = self._loop.call_later(0, self._let_go)

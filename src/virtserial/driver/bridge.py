@@ -1,7 +1,7 @@
-"""Joins a port to an application's end: a pseudo-terminal, a socket, a file; no byte is copied on the way.
+"""Joins a port to an application's end (a pseudo-terminal, a socket, a file) without copying a byte.
 
-The application's end is a `host_end.base.HostEnd`: what serves a host on the device's side serves an application on
-the driver's.  The port is open while the application's end is connected.
+The application's end is a `host_end.base.HostEnd`, the class that serves hosts on the device's side.  The port is open
+while the application's end is connected.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop
 
 TURN_BYTES = 2 << 20
-"""Bytes that are moved in one turn and direction at most."""
+"""The most bytes that one turn moves in one direction."""
 
 
 class PortBridge(PortListener):
     """Moves bytes both ways between a port and an application's end, in turns.
 
     Args:
-        end: the bridge closes it when it has ended, failed, or the port is unplugged.
+        end: the bridge closes it when it ends or fails, or when the port is unplugged.
         ended: called once, when the end is closed; with the error if it failed.
 
     Attributes:
@@ -51,7 +51,7 @@ class PortBridge(PortListener):
         self._closed = False
 
     def start(self) -> None:
-        """Begin; the port is opened as soon as the application's end is connected."""
+        """Start; open the port as soon as the application's end is connected."""
         self._end.listener = self
         self._end.start()
 
@@ -69,7 +69,7 @@ class PortBridge(PortListener):
     # The application's end
 
     def host_opened(self) -> None:
-        """The application is there."""
+        """The application has connected."""
         try:
             self.port.open(self)
         except StateError as error:
@@ -79,7 +79,7 @@ class PortBridge(PortListener):
         self._schedule(reading=True, writing=True)
 
     def host_closed(self) -> None:
-        """The application is gone; it may come back, if its end is of that kind."""
+        """The application has left; some kinds of ends let it come back."""
         if self._opened:
             self.port.close()
         self._end.wants_input = False
@@ -87,11 +87,11 @@ class PortBridge(PortListener):
             self.close()
 
     def host_readable(self) -> None:
-        """The application has written."""
+        """The application's end has bytes to read."""
         self._schedule(writing=True)
 
     def host_writable(self) -> None:
-        """The application has read."""
+        """The application's end has room for bytes."""
         self._schedule(reading=True)
 
     # The port
@@ -105,7 +105,7 @@ class PortBridge(PortListener):
         self._schedule(writing=True)
 
     def port_unplugged(self) -> None:
-        """The port is gone, and with it the application's end."""
+        """The port was unplugged: close the application's end too."""
         self.close()
 
     # Moving

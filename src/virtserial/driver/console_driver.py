@@ -1,8 +1,8 @@
 """The driver of a virtio console device: negotiation, queues, and the control protocol (virtio 1.3, section 5.3).
 
-The device is not trusted.  What breaks a queue (a lie about a used ring) or an answer that cannot be lived with ends
-the device's use: `device_failed` is told, every port is gone, and `start` may be called again.  Control messages that
-make no sense are counted and ignored.
+The device is not trusted.  If it breaks a queue (a lie about a used ring) or gives an impossible answer, the driver
+removes every port and calls `device_failed`; its owner may `start` it again.  It counts and ignores control messages
+that make no sense.
 """
 
 from __future__ import annotations
@@ -61,20 +61,20 @@ DRIVER_FEATURES = (
     | VIRTIO_CONSOLE_F_MULTIPORT
     | VIRTIO_CONSOLE_F_EMERG_WRITE
 )
-"""What this driver can use.  Its chains are single descriptors: indirect ones would gain nothing."""
+"""The features that this driver can use.  Its chains are single descriptors, so indirect ones gain nothing."""
 _NEEDED = {
     VIRTIO_F_VERSION_1: "VIRTIO_F_VERSION_1",
     VIRTIO_F_ACCESS_PLATFORM: "VIRTIO_F_ACCESS_PLATFORM (iommu_platform=on): its DMA would bypass the IOMMU",
 }
 MAX_QUEUE_SIZE = 256
-"""Entries to use of a queue at most: it never has more chains in flight than BufferPlan has buffers."""
+"""The most entries of a queue that the driver uses: it never has more chains in flight than BufferPlan has buffers."""
 
 
 class DriverListener:
-    """What the driver tells its owner; a base class whose methods do nothing."""
+    """Hears of a driver's events; a base class whose methods do nothing."""
 
     def port_added(self, port: Port) -> None:
-        """There is a new port; its name and kind may follow."""
+        """A port appeared; its name and kind may follow."""
 
     def port_changed(self, port: Port) -> None:
         """Its name, kind, size, or the state of the host's end changed."""
@@ -83,7 +83,7 @@ class DriverListener:
         """The port was unplugged."""
 
     def device_failed(self, error: PeerError) -> None:
-        """The device broke a rule or is gone; all ports were removed."""
+        """The device broke a rule or disappeared; all ports were removed."""
 
 
 class ConsoleDriver:
@@ -92,10 +92,10 @@ class ConsoleDriver:
     Args:
         transport: the bus to it.
         listener: hears of ports.
-        memory: rings and buffers come from there; by default from shared memory handed over by `transport`.
+        memory: the source of rings and buffers; by default shared memory that `transport` hands to the device.
         plan: buffers of each port.
-        features: what to accept of what is offered.
-        required: features without which the device is refused.
+        features: accepted if the device offers them.
+        required: the driver refuses a device without these features.
 
     Attributes:
         ports: by number, those that are plugged in.
@@ -167,14 +167,14 @@ class ConsoleDriver:
             raise PeerError("the device was lost while its driver started")
 
     def stop(self) -> None:
-        """Reset the device: every port is gone, no buffer is the device's any more."""
+        """Reset the device: all ports go, and all buffers are the driver's again."""
         if self._live:
             self._forget()
             self._transport.reset()
 
     def close(self) -> None:
-        """Stop, and let go of device and memory."""
-        with suppress(PeerError):  # A device that is gone needs no reset.
+        """Stop, and close device and memory."""
+        with suppress(PeerError):  # A lost device needs no reset.
             self.stop()
         self._transport.close()
         self._memory.close()
@@ -217,7 +217,7 @@ class ConsoleDriver:
             )
 
     def _count_ports(self) -> int:
-        """max_nr_ports as far as there are queues for them."""
+        """max_nr_ports, limited by the number of queues."""
         config = self._read_config()
         usable = min(config[2], (self._transport.num_queues - 2) // 2, MAX_PORTS)
         if usable < 1:
@@ -248,7 +248,7 @@ class ConsoleDriver:
         self._port_queues.clear()
 
     def fail(self, error: PeerError) -> None:
-        """Give the device up: it broke a rule."""
+        """Stop using the device: it broke a rule."""
         if not self._live:
             return
         self._forget()
@@ -348,7 +348,7 @@ class ConsoleDriver:
     # Ports
 
     def _add_port(self, number: int) -> None:
-        # The queues belong to the number: a port that is plugged in again finds its buffers with the device.
+        # Queues belong to the number: if the port is plugged in again, the device still has its buffers.
         queues = self._port_queues.get(number)
         if queues is None:
             receive, transmit = receiveq_index(number), transmitq_index(number)

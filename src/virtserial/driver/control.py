@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from virtserial.virtio.ring.driver import DriverQueue
 
 RECEIVE_SIZE = 4096
-"""Bytes of a control receive buffer, as Linux's: the longest port name that can be heard is a little shorter."""
+"""Bytes of a control receive buffer, as Linux's; it limits the length of port names."""
 TRANSMIT_SIZE = 64
-"""A message of ours is 8 bytes long; the rest keeps two messages out of one cache line."""
+"""Our messages have 8 bytes; the padding keeps each message in its own cache line."""
 MOST_ANSWERS = 4
-"""What one PORT_READY is answered by: CONSOLE_PORT, PORT_NAME, PORT_OPEN, RESIZE."""
+"""The most answers to one PORT_READY: CONSOLE_PORT, PORT_NAME, PORT_OPEN, RESIZE."""
 
 
 class ControlQueues:
     """Sends and receives control messages.
 
-    What waits to be sent is coalesced: of two equal events of a port the later value is sent, in the place of the
-    earlier, so it is bounded by the number of ports whatever the device does.
+    Pending messages are coalesced: of two equal events of a port only the later value remains, in the place of the
+    earlier one.  So the number of ports bounds them, whatever the device does.
 
-    No more is asked than can be answered into posted buffers: QEMU's device drops an answer that finds none
-    (hw/char/virtio-serial-bus.c, send_control_msg).
+    The driver sends no more requests than it has posted buffers for answers, because QEMU's device drops an answer
+    without a buffer (hw/char/virtio-serial-bus.c, send_control_msg).
 
     Args:
         notify_receive, notify_transmit: ring the doorbell of the queue.
@@ -58,17 +58,17 @@ class ControlQueues:
         self._post(self._receive_buffers)
 
     def send(self, port: int, event: int, value: int) -> None:
-        """Send a message as soon as the device has room for it."""
+        """Send a message as soon as the transmitq has room."""
         self._pending[port, event] = value
         self.flush()
 
     def taken(self) -> bool:
-        """Whether the device has taken everything that was to be sent."""
+        """Whether the device has taken all messages."""
         self.flush()
         return not self._pending and not self._transmitq.in_flight
 
     def flush(self) -> None:
-        """Send what waits and may be sent; to be called after `receive` for either queue's interrupt.
+        """Send pending messages, as far as answers have buffers; call it after `receive` for either queue's interrupt.
 
         Raises:
             PeerError: the device lies about its used ring.
@@ -92,11 +92,11 @@ class ControlQueues:
         return bool(self._free) and self._unanswered < self._most_unanswered
 
     def _all_answered(self) -> bool:
-        """Whether everything sent was taken, and its answers harvested; else an interrupt will come."""
+        """Whether the device took all messages and we received their answers; else an interrupt will come."""
         transmitq = self._transmitq
         if transmitq.publish():
             self._notify_transmit()
-        # The device answers a message before it gives the buffer back.
+        # The device answers a message before it returns the message's buffer.
         if transmitq.in_flight and not transmitq.request_interrupt(transmitq.in_flight):
             return False
         self._free += [buffer for buffer, _ in transmitq.harvest()]
@@ -106,7 +106,7 @@ class ControlQueues:
         return True
 
     def receive(self) -> Iterator[tuple[ControlMessage, bytes]]:
-        """Yield (message, what follows it) until there is none; then an interrupt will come for the next.
+        """Yield (message, the bytes after it) until no message is left; an interrupt will announce the next.
 
         Each buffer goes back to the device before its message is yielded.
 

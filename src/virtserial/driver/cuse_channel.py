@@ -1,4 +1,4 @@
-"""One /dev/cuse: a character device as long as it is open; requests read from it, replies written to it.
+"""One /dev/cuse: a character device while it is open; requests are read from it, replies written to it.
 
 The data of a write(2) goes from the kernel straight into the port's DMA buffers, that of a read(2) straight out of
 them: the system call that brings a request scatters, the one that answers gathers.
@@ -36,7 +36,7 @@ CUSE: Final = Path("/dev/cuse")
 CLASS: Final = Path("/sys/class/cuse")
 INIT_SECONDS: Final = 5.0
 TURN_REQUESTS: Final = 32
-"""Requests that are served before other nodes have their turn."""
+"""The most requests that one turn serves."""
 _NOBODY_WAITS: Final = (errno.ENOENT, errno.ENOTCONN, errno.ENODEV)
 
 
@@ -46,13 +46,13 @@ def cuse_available() -> bool:
 
 
 class CuseChannel:
-    """A character device and its requests; `serve` them, `close` removes the device.
+    """A character device and its requests; `serve` starts to serve them, `close` removes the device.
 
     Args:
         name: of the device and its node in /dev.
 
     Raises:
-        ConfigError: no /dev/cuse, no right to it, or the name is taken.
+        ConfigError: /dev/cuse is missing or not accessible, or the name is taken.
     """
 
     def __init__(self, loop: EventLoop, name: str) -> None:
@@ -90,12 +90,12 @@ class CuseChannel:
             raise ConfigError(f"{CUSE}: the kernel makes no device {name} (is there one of that name?)") from error
 
     def serve(self, node: CuseNode) -> None:
-        """Give the requests to `node` from now on."""
+        """Pass requests to `node` from now on."""
         self._node = node
         self._loop.watch(self._fd, EPOLLIN, self._ready)
 
     def close(self) -> None:
-        """Remove the device.  Who has it open gets errors; twice is harmless."""
+        """Remove the device; programs that have it open get errors.  A second call does nothing."""
         if self._fd >= 0:
             self._loop.unwatch(self._fd)
             os.close(self._fd)
@@ -109,7 +109,7 @@ class CuseChannel:
                 return
 
     def _serve_one(self) -> bool:
-        """Read a request and give it to the node; False where there is none now."""
+        """Read a request and pass it to the node; False if none waits."""
         node = self._node
         assert node is not None
         lent = node.lend()
@@ -132,7 +132,7 @@ class CuseChannel:
     # RequestChannel
 
     def reply(self, unique: int, *payload: bytes | memoryview) -> bool:
-        """Answer a request; False where nobody waits for it any more."""
+        """Answer a request; False if its caller no longer waits."""
         return self._send([reply_header(unique, 0, sum(map(len, payload))), *payload])
 
     def refuse(self, unique: int, error: int) -> None:
@@ -140,7 +140,7 @@ class CuseChannel:
         self._send([reply_header(unique, error, 0)])
 
     def wake(self, handle: int) -> None:
-        """Let the kernel poll an open file again."""
+        """Make the kernel poll an open file again."""
         self._send([poll_wakeup(handle)])
 
     def _send(self, parts: list[bytes | memoryview]) -> bool:

@@ -1,7 +1,7 @@
-"""What /dev/vportNpM does, by the rules of Linux's console driver (drivers/char/virtio_console.c, port_fops_*).
+"""The behaviour of /dev/vportNpM, by the rules of Linux's console driver (drivers/char/virtio_console.c, port_fops_*).
 
-Requests come in and replies go out through a RequestChannel; no file is read or written here, and no byte is copied
-that can be moved at once.  Memory is bounded: a write that has to wait is kept whole, and only MAX_WAITING may.
+Requests come in and replies go out through a RequestChannel.  This file does no I/O and copies no byte that can move at
+once.  Memory is bounded: a waiting write is kept whole, and at most MAX_WAITING calls wait.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from virtserial.driver.ports import Port
 
 MAX_WAITING: Final = 64
-"""Reads and writes of one node that may wait at a time, each in a thread of its own; what is beyond gets EAGAIN."""
+"""The most reads and writes of one node that wait at a time, each in a thread of its program; more get EAGAIN."""
 
 OPEN_SECONDS: Final = 0.02
-"""Linux's driver spins in open(2) until the device has taken the message; so long at most it is waited for here."""
+"""Seconds.  Linux's driver spins in open(2) until the device has taken the message; we wait at most this long."""
 
 _READABLE: Final = select.POLLIN | select.POLLRDNORM
 _WRITABLE: Final = select.POLLOUT
@@ -55,7 +55,7 @@ class RequestChannel(Protocol):
     """Where replies go."""
 
     def reply(self, unique: int, *payload: bytes | memoryview) -> bool:
-        """Answer a request; False where nobody waits for it any more."""
+        """Answer a request; False if its caller no longer waits."""
         ...
 
     def refuse(self, unique: int, error: int) -> None:
@@ -63,12 +63,12 @@ class RequestChannel(Protocol):
         ...
 
     def wake(self, handle: int) -> None:
-        """Let the kernel poll the open file again that it calls `handle`."""
+        """Make the kernel poll the open file `handle` again."""
         ...
 
 
 class _Waiting(NamedTuple):
-    """A read (of `size` bytes) or a write (of `data`) that cannot be done yet."""
+    """A waiting read (of `size` bytes) or write (of `data`)."""
 
     unique: int
     size: int
@@ -79,9 +79,9 @@ class CuseNode(PortListener):
     """One port as a character device with one opener at a time.
 
     Args:
-        port: it is opened and closed with the node.
+        port: opens and closes with the node.
         channel: takes the replies.
-        released: called when the last user of an unplugged port has let go.
+        released: called when the last user of an unplugged port has closed it.
     """
 
     def __init__(self, port: Port, channel: RequestChannel, released: Callable[[], None] = lambda: None) -> None:
@@ -97,7 +97,7 @@ class CuseNode(PortListener):
 
     @property
     def in_use(self) -> bool:
-        """Whether an application has the node open; of an unplugged port too."""
+        """Whether an application has the node open, also after an unplug."""
         return self._in_use
 
     # Requests
@@ -105,7 +105,7 @@ class CuseNode(PortListener):
     def lend(self) -> list[memoryview]:
         """Views that the data of the next WRITE may be read into, MAX_TRANSFER bytes at most; [] for none.
 
-        Such data is given to `handle` as None: it lies where it is wanted.
+        `handle` then receives None as data: the bytes are already in place.
         """
         if not self._in_use or self._unplugged or self._writes:
             return []
@@ -115,7 +115,7 @@ class CuseNode(PortListener):
         """Serve one request.
 
         Args:
-            data: of a WRITE, its bytes, to be copied if they are kept; None where they went into what was lent.
+            data: a WRITE's bytes, to be copied if they are kept; None if they are in the lent views.
             lent: how many bytes were lent.
         """
         opcode, unique, body = request
@@ -160,7 +160,7 @@ class CuseNode(PortListener):
                 self._close()
 
     def _wait_until_known(self) -> None:
-        """A host that sends and leaves after open(2) has returned must find the port open."""
+        """After open(2) returns, a host that sends and leaves must find the port open."""
         limit = time.monotonic() + OPEN_SECONDS
         while not self._unplugged and not self._port.open_is_known and time.monotonic() < limit:
             os.sched_yield()
@@ -191,17 +191,17 @@ class CuseNode(PortListener):
     # Reading
 
     def _read(self, read: _Waiting, nonblocking: bool) -> None:
-        # Who came first reads first.
+        # Readers are served in order.
         if self._reads or not self._serve_read(read):
             self._wait(self._reads, read, nonblocking)
 
     def _serve_read(self, read: _Waiting) -> bool:
-        """Answer a read; False where it has to wait."""
+        """Answer a read; False if it has to wait."""
         if self._unplugged:
             self._channel.refuse(read.unique, errno.ENODEV)
             return True
         views = self._port.readable_views()
-        if self._unplugged:  # The device was caught lying just now.
+        if self._unplugged:  # The device broke a rule in this call.
             self._channel.refuse(read.unique, errno.ENODEV)
         elif views:
             piece = _front(views, min(read.size, MAX_TRANSFER))
@@ -216,7 +216,7 @@ class CuseNode(PortListener):
         return True
 
     def _watch_on(self, left: int) -> None:
-        """After a read that left so many bytes: an application may wait for an edge without having read all."""
+        """Wake pollers after a read that left bytes: an application may wait for an edge without having read all."""
         if self._poll_handle is not None and sum(map(len, self._port.readable_views())) > left:
             self._wake()
 
@@ -277,7 +277,7 @@ class CuseNode(PortListener):
         self._channel.reply(unique, POLL_OUT.pack(self._events(), 0))
 
     def _events(self) -> int:
-        """What the node is ready for; where it is not, the port tells when it is."""
+        """The node's poll mask; the port calls back when it changes."""
         if self._unplugged:
             return select.POLLHUP
         port = self._port
@@ -296,7 +296,7 @@ class CuseNode(PortListener):
     # The port
 
     def port_readable(self) -> None:
-        """There are bytes, or the end of them: for whoever waits."""
+        """Serve waiting reads: the port has bytes, or their end."""
         while self._reads:
             read = self._reads.pop(0)
             if not self._serve_read(read):
@@ -305,7 +305,7 @@ class CuseNode(PortListener):
         self._wake()
 
     def port_writable(self) -> None:
-        """There is room."""
+        """Serve waiting writes: the port has room."""
         while self._writes:
             write = self._writes.pop(0)
             if not self._serve_write(write):
@@ -314,11 +314,11 @@ class CuseNode(PortListener):
         self._wake()
 
     def port_unplugged(self) -> None:
-        """The port is gone; its user is told by every call until the last close."""
+        """The port was unplugged; every call of its user fails until the last close."""
         self.unplug()
 
     def unplug(self) -> None:
-        """As port_unplugged, also where nobody has it open."""
+        """As port_unplugged, also if nobody has the port open."""
         if not self._unplugged:
             self._unplugged = True
             self._refuse_waiting(errno.ENODEV)

@@ -1,8 +1,8 @@
 """Ports as character devices by CUSE.
 
-The kernel keeps a device's name as long as its /dev/cuse is open, and that has to stay open until the last user of an
-unplugged port has let go, who is told ENODEV until then.  A port that comes back meanwhile gets a device of another
-name (`vport0p1.2`) with the node's name as a link to it.
+The kernel keeps a device's name while its /dev/cuse is open.  That must stay open until the last user of an unplugged
+port has closed it, and answers ENODEV until then.  If the port returns meanwhile, it gets a device of another name
+(`vport0p1.2`), and the node's name is a link to that.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KERNEL_PORTS: Final = Path("/sys/class/virtio-ports")
 
 
 class NodeRights(NamedTuple):
-    """Permissions and owner of the nodes; -1 leaves an owner as it is."""
+    """Permissions and owner of the nodes; -1 keeps an owner."""
 
     mode: int = 0o600
     user: int = -1
@@ -37,7 +37,7 @@ class NodeRights(NamedTuple):
 
 
 class CuseDevices:
-    """The character devices of this process, those of unplugged ports that are still open among them."""
+    """The character devices of this process, including those of unplugged ports that are still open."""
 
     def __init__(self, loop: EventLoop, directory: RunDirectory, rights: NodeRights) -> None:
         self.loop = loop
@@ -46,7 +46,7 @@ class CuseDevices:
         self.channels: dict[str, CuseChannel] = {}
 
     def free_name(self, node: str) -> str:
-        """`node`, or a name made of it where an unplugged port still has that device."""
+        """Return `node`, or a name derived from it if an unplugged port still holds that device."""
         names = (node if number == 1 else f"{node}.{number}" for number in count(1))
         return next(name for name in names if name not in self.channels)
 
@@ -57,13 +57,13 @@ class CuseDevices:
             channel.close()
 
     def close(self) -> None:
-        """Remove every device; who has one open gets errors."""
+        """Remove every device; programs that have one open get errors."""
         for name in list(self.channels):
             self.remove(name)
 
 
 def first_free_device() -> int:
-    """The lowest D for which neither the kernel's driver nor another process has a vportDpN."""
+    """Return the lowest D without a vportDpN of the kernel's driver or of another process."""
     taken = set()
     for folder in (KERNEL_PORTS, CLASS):
         with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ class CusePort(PortNode):
         """Make the device, its node and the node's rights.
 
         Raises:
-            ConfigError: no CUSE, no right to it, or somebody else has a device of that name.
+            ConfigError: CUSE is missing or not accessible, or another process has a device of that name.
         """
         devices, name = self._devices, self._device_name
         channel = CuseChannel(devices.loop, name)
@@ -100,7 +100,7 @@ class CusePort(PortNode):
 
     def _place(self, channel: CuseChannel) -> None:
         path = self._path
-        if not path.exists():  # Where /dev is no devtmpfs, as in a container.
+        if not path.exists():  # /dev may not be a devtmpfs, as in a container.
             os.mknod(path, stat.S_IFCHR | 0o600, channel.device)
             self._made_node = True
         mode, user, group = self._devices.rights
@@ -116,7 +116,7 @@ class CusePort(PortNode):
         return self._directory.path / self._device_name
 
     def close(self) -> None:
-        """Remove links and node, and the device as soon as nobody has it open."""
+        """Remove links and node now, and the device after its last close."""
         super().close()
         self._directory.unlink(self._node)
         node = self._cuse_node

@@ -1,7 +1,7 @@
-"""The messages of /dev/cuse: FUSE's, of which a character device needs eight (Linux: include/uapi/linux/fuse.h).
+"""The messages of /dev/cuse: the eight of FUSE's that a character device needs (Linux: include/uapi/linux/fuse.h).
 
-A request is an InHeader, the operation's own structure, and for WRITE the data; it comes whole by one read.  A reply is
-an OutHeader and what the operation answers, and goes whole by one write.  All fields are of the machine's byte order.
+A request is an InHeader, the operation's own structure, and for WRITE the data; one read returns all of it.  A reply is
+an OutHeader and the operation's answer, in one write.  All fields are in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WITHOUT_REPLY: Final = frozenset({2, FUSE_INTERRUPT, 42})
 
 FUSE_KERNEL_VERSION: Final = 7
 OLDEST_MINOR_VERSION: Final = 11
-"""The first with CUSE."""
+"""The first minor version with CUSE."""
 KNOWN_MINOR_VERSION: Final = 31
 FUSE_POLL_SCHEDULE_NOTIFY: Final = 1 << 0
 FUSE_NOTIFY_POLL: Final = 1
@@ -33,10 +33,10 @@ FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_NONSEEKABLE: Final = 1 << 2
 
 MAX_TRANSFER: Final = 32768
-"""Bytes that one read or write moves at most: Linux's console driver cuts writes there (port_fops_write)."""
+"""The most bytes that one read or write moves: Linux's console driver cuts writes there (port_fops_write)."""
 MAX_REQUEST_DATA: Final = MAX_TRANSFER + 4096
-"""What the kernel is told to put into one request.  It asks again where a whole request was served, so requests must be
-larger than what is ever served: then one system call of an application moves MAX_TRANSFER bytes at most."""
+"""The size of a request that we announce to the kernel.  After a request that was served whole the kernel sends another,
+so requests must be larger than any answer: then one call of an application moves at most MAX_TRANSFER bytes."""
 
 IN_HEADER: Final = Struct("=IIQQIIII")
 """struct fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, padding."""
@@ -54,7 +54,7 @@ file, as fcntl's F_GETFL has them), padding."""
 WRITE_OUT: Final = Struct("=II")
 """struct fuse_write_out: size, padding."""
 INTERRUPT_IN: Final = Struct("=Q")
-"""struct fuse_interrupt_in: unique of the request that is not wanted any more."""
+"""struct fuse_interrupt_in: unique of the request to cancel."""
 POLL_IN: Final = Struct("=QQII")
 """struct fuse_poll_in: fh, kh (what a wake-up names), flags, events."""
 POLL_OUT: Final = Struct("=II")
@@ -63,7 +63,7 @@ WAKEUP_OUT: Final = Struct("=Q")
 """struct fuse_notify_poll_wakeup_out: kh."""
 
 HEAD_SIZE: Final = IN_HEADER.size + READ_IN.size
-"""Where the data of a WRITE begins; requests without data are no longer than this, but for an IOCTL's own data."""
+"""Offset of a WRITE's data; requests without data are not longer than this, except for an IOCTL's own data."""
 
 
 class Request(NamedTuple):
@@ -71,8 +71,8 @@ class Request(NamedTuple):
 
     Attributes:
         opcode: FUSE_* or CUSE_INIT.
-        unique: its identity, for the reply.
-        body: the operation's structure, as far as it came.
+        unique: its id, which the reply repeats.
+        body: the operation's structure; it may be cut.
     """
 
     opcode: int
@@ -81,7 +81,7 @@ class Request(NamedTuple):
 
     @classmethod
     def parse(cls, head: bytes) -> Self | None:
-        """Read the first bytes of a request, up to HEAD_SIZE of them; None where there is no whole header."""
+        """Parse the first HEAD_SIZE bytes of a request; None if its header is incomplete."""
         if len(head) < IN_HEADER.size:
             return None
         _, opcode, unique, *_ = IN_HEADER.unpack_from(head)
@@ -89,18 +89,17 @@ class Request(NamedTuple):
 
 
 def init_reply(minor: int, device_name: str) -> bytes:
-    """What follows the header of the answer to CUSE_INIT: the device appears as /dev/DEVICE_NAME, with a number of the
-    kernel's choice."""
+    """The payload of the answer to CUSE_INIT; the device appears as /dev/DEVICE_NAME with a number of the kernel's."""
     version = min(minor, KNOWN_MINOR_VERSION)
     fixed = INIT_OUT.pack(FUSE_KERNEL_VERSION, version, 0, 0, MAX_REQUEST_DATA, MAX_REQUEST_DATA, 0, 0)
     return fixed + f"DEVNAME={device_name}\0".encode()
 
 
 def reply_header(unique: int, error: int, payload: int) -> bytes:
-    """The header of a reply with `payload` bytes behind it, or of a refusal by errno `error`."""
+    """The header of a reply with `payload` bytes, or of a refusal with the errno `error`."""
     return OUT_HEADER.pack(OUT_HEADER.size + payload, -error, unique)
 
 
 def poll_wakeup(handle: int) -> bytes:
-    """The notification that makes the kernel ask again what an open file is ready for."""
+    """The notification that makes the kernel poll an open file again."""
     return OUT_HEADER.pack(OUT_HEADER.size + WAKEUP_OUT.size, FUSE_NOTIFY_POLL, 0) + WAKEUP_OUT.pack(handle)

@@ -1,7 +1,7 @@
 """Memory that driver and device share: rings and buffers.
 
-Each region is a memfd, sealed so that it cannot shrink (a device maps only such files), mapped here and handed
-to the device.  Its pages come into being when they are first touched: a large region costs nothing by itself.
+Each region is a memfd, sealed against shrinking (a device maps only such files), mapped here and handed to the device.
+The kernel allocates its pages at the first touch, so a large region costs nothing by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from virtserial.memory.region import Buffer
 
 FIRST_IOVA = 1 << 32
-"""Above 4 GiB, so that an address cut to 32 bits is found out, and inside the 39 bits of the smallest IOMMU."""
+"""Above 4 GiB, to expose addresses cut to 32 bits, and within the 39 bits of the smallest IOMMU."""
 REGION_SIZE = 64 << 20
 PAGE_SIZE = mmap.PAGESIZE
 
@@ -40,7 +40,7 @@ class DmaRegion:
     """One memfd, mapped here, at one address of the device's.
 
     Args:
-        sealed: whether it is sealed against shrinking, as a device asks that maps it.
+        sealed: seal it against shrinking, which a device requires before it maps it.
     """
 
     def __init__(self, iova: int, size: int, *, sealed: bool = True) -> None:
@@ -62,14 +62,14 @@ class DmaRegion:
 
 
 class DmaMemory:
-    """Allocates DMA memory, mapping another region when the present one is used up; freed as a whole.
+    """Allocates DMA memory and maps another region when one is full; memory is freed as a whole.
 
-    It answers memory accesses by message too (vfio_user.client.DmaHandler), for a device that is given no file.
+    It also answers memory accesses by message (vfio_user.client.DmaHandler), for a device without the file.
 
     Args:
         mapper: hands regions to the device.
         sealed: see DmaRegion.
-        shared: hand the file over; else the device can only ask by messages.
+        shared: hand the file to the device; else the device accesses memory by messages.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class DmaMemory:
         data = memoryview(data).cast("B")
         target = self._range(address, len(data))
         if len(data) == 2 and not address & 1:
-            # A ring index: one aligned store, for this process reads it while it is written.
+            # A ring index: one aligned store, because this process may read it meanwhile.
             target.cast("H")[0] = data[0] | data[1] << 8
         else:
             target[:] = data
@@ -146,7 +146,7 @@ class DmaMemory:
         raise PeerError(f"device: access to {length} bytes at {address:#x}, which is no DMA memory", 14)
 
     def release(self) -> None:
-        """Take every region back from the device, which was reset, and begin anew.
+        """Unmap every region from the device, after its reset, and start empty.
 
         Raises:
             PeerError: the device's end refuses, or is gone.
@@ -158,7 +158,7 @@ class DmaMemory:
         self._used = 0
 
     def close(self) -> None:
-        """Forget every region without a word to the device: it is gone, or its owner is."""
+        """Drop every region without telling the device, because the device or its owner is gone."""
         while self.regions:
             self.regions.pop().close()
         self._used = 0

@@ -1,4 +1,4 @@
-"""Which kernel driver a PCI function has: given to vfio-pci, and given back.
+"""Binds a PCI function to vfio-pci, and back to another driver.
 
 Source: Linux, Documentation/ABI/testing/sysfs-bus-pci.
 
@@ -23,7 +23,7 @@ _ADDRESS: Final = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.
 
 
 def full_address(text: str) -> str | None:
-    """`0000:00:05.0` of `0000:00:05.0` or `00:05.0`; None where `text` is no PCI address."""
+    """Return `0000:00:05.0` for `0000:00:05.0` or `00:05.0`; None if `text` is not a PCI address."""
     match = _ADDRESS.fullmatch(text)
     if match is None:
         return None
@@ -51,17 +51,17 @@ class PciBinding:
 
     @property
     def driver(self) -> str | None:
-        """The driver that has it; None for none."""
+        """The name of its driver; None if it has none."""
         try:
             return os.path.basename(os.readlink(self._function / "driver"))
         except FileNotFoundError:
             return None
 
     def bind(self) -> str | None:
-        """Give it to vfio-pci; return the driver that had it, None if that was vfio-pci or nobody.
+        """Bind it to vfio-pci; return its previous driver, None if that was vfio-pci or none.
 
         Raises:
-            ConfigError: there is no vfio-pci, no IOMMU for the function, or no right; its driver is as it was.
+            ConfigError: vfio-pci or an IOMMU is missing, or permission is denied; the driver stays.
         """
         before = self.driver
         if before == VFIO_PCI:
@@ -80,10 +80,10 @@ class PciBinding:
         return before
 
     def unbind(self) -> str | None:
-        """Take it from vfio-pci and let the system choose a driver; return which one it chose.
+        """Unbind it from vfio-pci, let the system choose a driver, and return that driver.
 
         Raises:
-            ConfigError: another driver has it, or no right.
+            ConfigError: another driver has it, or permission is denied.
         """
         before = self.driver
         if before not in (VFIO_PCI, None):
@@ -92,10 +92,10 @@ class PciBinding:
         return self.driver
 
     def _move(self, driver: str) -> None:
-        """Take it from its driver, and ask for one anew: `driver`, or whichever matches."""
+        """Unbind its driver, and bind `driver`, or whichever matches."""
         self._write(self._function / "driver_override", driver + "\n")
         if self.driver is not None:
-            # Waits while somebody still has the function open.
+            # The kernel waits here while a process has the function open.
             self._write(self._function / "driver" / "unbind", self.address)
         self._write(self._bus / "drivers_probe", self.address)
 
@@ -103,7 +103,7 @@ class PciBinding:
         driver = self._bus / "drivers" / VFIO_PCI
         modprobe = shutil.which("modprobe") or "/sbin/modprobe"
         for module in () if driver.is_dir() else MODULES:
-            # Without modprobe or modules: what counts is whether the driver is there.
+            # modprobe may be missing; the check below finds out whether the driver exists.
             with contextlib.suppress(OSError):
                 subprocess.run([modprobe, module], stdin=subprocess.DEVNULL, capture_output=True, check=False)
         if not driver.is_dir():

@@ -1,6 +1,6 @@
-"""Finding what a virtio PCI function offers, in its configuration space (virtio 1.3, section 4.1.4).
+"""Finds a virtio PCI function's structures in its configuration space (virtio 1.3, section 4.1.4).
 
-What the function says is checked: the capability list may be a loop, a structure may lie outside its BAR.
+The function is not trusted: its capability list may be a loop, a structure may lie outside its BAR.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from virtserial.driver.access import DeviceAccess
 
 VIRTIO_PCI_TRANSITIONAL_DEVICE_IDS: Final = {VIRTIO_ID_CONSOLE: 0x1003}
-"""Transitional functions carry an id of their own and the same capabilities (4.1.2.1)."""
+"""Transitional functions have another id and the same capabilities (4.1.2.1)."""
 
 MSIX_TABLE_SIZE: Final = 0x07FF
 
@@ -57,7 +57,7 @@ class Structure(NamedTuple):
 
 
 class Capabilities(NamedTuple):
-    """What a driver needs to know of a function's capability list.
+    """A driver's view of a function's capability list.
 
     Attributes:
         notify_multiplier: bytes between the doorbells of queues with consecutive queue_notify_off.
@@ -78,7 +78,7 @@ def find_capabilities(access: DeviceAccess, device_id: int) -> Capabilities:
     """Walk the capability list of a virtio function of device type `device_id` (section 5).
 
     Raises:
-        PeerError: it is another device, or breaks a rule of 4.1.4.
+        PeerError: the device has another type, or breaks a rule of 4.1.4.
     """
 
     def config(offset: int, length: int) -> int:

@@ -1,7 +1,7 @@
 """A virtio PCI function seen from its driver: registers, doorbells, interrupts (virtio 1.3, section 4.1).
 
-Interrupts come as eventfds watched by an event loop: with MSI-X a vector for the configuration and others shared out
-among the queues, else INTx.
+An event loop watches interrupts as eventfds: with MSI-X one vector for the configuration and others that the queues
+share, else INTx.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ QUEUE_DEVICE: Final = 0x30
 
 PCI_COMMAND_MEMORY_AND_MASTER: Final = 0x06
 MAX_VECTORS: Final = 64
-"""Vectors to use at most: each costs a descriptor, and queues can share one."""
+"""The most vectors to use: each costs a descriptor, and queues can share one."""
 RESET_TIME_LIMIT: Final = 5.0
 
 
@@ -64,10 +64,10 @@ class PciFunction:
     Args:
         access: registers, DMA and interrupts of the function; closed by `close`.
         loop: watches the interrupts.
-        device_id: the virtio device type that is expected.
+        device_id: the expected virtio device type.
 
     Raises:
-        PeerError: it is no such function, or its capability list breaks the rules.
+        PeerError: the function has another type, or its capability list breaks the rules.
     """
 
     def __init__(self, access: DeviceAccess, loop: EventLoop, device_id: int) -> None:
@@ -138,7 +138,7 @@ class PciFunction:
         return self._read(QUEUE_SIZE)
 
     def enable_queue(self, index: int, queue: DriverQueue[Any]) -> None:
-        """Give the device the rings of a queue, connect its vector, enable it."""
+        """Set the rings of a queue, assign its vector, enable it."""
         self._write(QUEUE_SELECT, index, more=True)
         self._write(QUEUE_SIZE, queue.size, more=True)
         for offset, address in (
@@ -171,7 +171,7 @@ class PciFunction:
     # Device-specific configuration
 
     def read_config(self, offset: int, length: int) -> bytes:
-        """Bytes of one generation; less than `length` where the structure ends."""
+        """Read bytes of one generation; less than `length` at the structure's end."""
         device = self._capabilities.device
         length = min(length, device.length - offset)
         if length <= 0:
@@ -193,17 +193,17 @@ class PciFunction:
     # DMA
 
     def dma_map(self, iova: int, size: int, *, fd: int | None = None, offset: int = 0) -> None:
-        """Let the device reach memory of ours."""
+        """Map memory of ours for the device."""
         self._access.dma_map(iova, size, fd=fd, offset=offset)
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Take memory back from the device."""
+        """Unmap memory from the device."""
         self._access.dma_unmap(iova, size)
 
     # Interrupts
 
     def connect_interrupts(self, sink: InterruptSink, queues: Sequence[int]) -> None:
-        """Make eventfds for as many vectors as make sense, and share them out; see DriverTransport."""
+        """Make eventfds for a sensible number of vectors and assign them; see DriverTransport."""
         self._disconnect_interrupts()
         self._sink = sink
         available = self._access.irq_info(VFIO_PCI_MSIX_IRQ_INDEX).count if self._capabilities.msix else 0
@@ -266,7 +266,7 @@ class PciFunction:
         assert sink is not None
         isr = self._capabilities.isr
         try:
-            # Reading it clears it and takes the interrupt line back (4.1.4.5).
+            # A read clears it and lowers the interrupt line (4.1.4.5).
             status = self._access.region_read(isr.bar, isr.offset, 1)[0]
             self._access.unmask_irqs(VFIO_PCI_INTX_IRQ_INDEX)
         except PeerError as error:
@@ -288,9 +288,9 @@ class PciFunction:
     # The connection
 
     def replace_access(self, access: DeviceAccess) -> DeviceAccess:
-        """Go on with the same device at another place, to which it was moved with its registers; return the old access.
+        """Switch to another access of the same device, which was moved there with its registers; return the old access.
 
-        Interrupts come by the same eventfds.  Whose memory it uses is mapped there already.
+        Interrupts use the same eventfds.  The caller has mapped the device's memory there already.
         """
         old, self._access = self._access, access
         self._loop.unwatch(old.fileno())

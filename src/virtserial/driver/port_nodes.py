@@ -1,6 +1,6 @@
-"""Shows every port of a device under a path that applications open; what stands there is for the kinds of node to say.
+"""Shows every port of a device under a path that applications open; each kind of node decides what that is.
 
-Consoles are terminals whatever the other ports are: a getty runs on them.
+Consoles are always terminals, because a getty runs on them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PortNode:
-    """One port under its node's name, with a link by its own name once that is known.
+    """One port under its node's name, with a link of the port's own name once that is known.
 
     Args:
         node: `vportDpN`.
@@ -35,19 +35,19 @@ class PortNode:
         """Make the node.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: the system refuses it.
         """
         raise NotImplementedError
 
     def update(self) -> str | None:
-        """Follow the port's name and kind; return the link that it was given just now."""
+        """Apply the port's name and kind; return a link that this call made."""
         if self._name_link is None:
             self._name_link = self._directory.link_name(self._port, self._node)
             return self._name_link
         return None
 
     def close(self) -> None:
-        """Remove links and node: the port is gone, or the driver lets go of it."""
+        """Remove links and node: the port is gone, or the driver stops."""
         if self._name_link is not None:
             self._directory.unlink(self._name_link)
             self._name_link = None
@@ -59,9 +59,9 @@ class PortNodes(DriverListener):
     Args:
         device: the D of vportDpN.
         make_node: (port, name of the node) -> its node, not yet open.
-        make_console: the same for a console's terminal; None where the nodes are terminals themselves.
+        make_console: the same for a console's terminal; None if the nodes are terminals themselves.
         announce: called with (link, port) when a port can be found by a name or console number.
-        report: takes a line about a port that cannot be shown.
+        report: takes a line about each port that has no node.
         failed: called when the device is lost.
     """
 
@@ -114,5 +114,5 @@ class PortNodes(DriverListener):
                 node.close()
 
     def device_failed(self, error: PeerError) -> None:
-        """Pass it on."""
+        """Tell the owner."""
         self._failed(error)

@@ -1,8 +1,8 @@
-"""The two queues of a port, with their buffers: bytes between DMA memory and whoever holds the views.
+"""The two queues of a port, with their buffers: bytes between DMA memory and the holder of a view.
 
-No byte is copied here.  Received bytes are lent out as views of the buffers the device filled, and a buffer goes
-back to the device when all of it was consumed; bytes to transmit are put into lent views by their producer
-(os.readv, recv_into) and committed.
+This file copies no byte.  It lends received bytes as views of the buffers that the device filled, and a buffer returns
+to the device when all of it is consumed.  A producer writes bytes to transmit into lent views (os.readv, recv_into)
+and commits them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from virtserial.virtio.ring.driver import DriverQueue
 
 MAX_VIEWS = 1024
-"""As many buffers as one readv or writev takes (IOV_MAX)."""
+"""The most buffers of one readv or writev (IOV_MAX)."""
 
 
 class BufferPlan(NamedTuple):
     """How many buffers a port has, and their size in bytes.
 
-    Large receive buffers let the device fill them with one system call; memory that nobody fills is never there.
+    The device fills large receive buffers with one system call; the kernel allocates no page that nobody fills.
     """
 
     receive_count: int = 32
@@ -37,16 +37,16 @@ class BufferPlan(NamedTuple):
 
 
 def allocate_buffers(memory: DmaMemory, count: int, size: int) -> list[DmaBuffer]:
-    """Return `count` buffers of `size` bytes, one behind the other."""
+    """Return `count` adjacent buffers of `size` bytes."""
     address, view = memory.allocate(count * size)
     return [DmaBuffer(address + start, view[start : start + size]) for start in range(0, count * size, size)]
 
 
 class ReceiveQueue:
-    """A receiveq whose buffers are posted, filled by the device, read here, and posted again.
+    """A receiveq: its buffers are posted, filled by the device, read here, and posted again.
 
     Attributes:
-        waiting: bytes received and not yet consumed, as of the last look at the ring.
+        waiting: bytes received and not consumed, at the last look at the ring.
     """
 
     def __init__(self, queue: DriverQueue[DmaBuffer], notify: Callable[[], None]) -> None:
@@ -66,7 +66,7 @@ class ReceiveQueue:
         self._give(allocate_buffers(memory, count, plan.receive_size))
 
     def views(self) -> list[memoryview]:
-        """Return what was received, in order.  Empty: an interrupt will come when there is something.
+        """Return the received bytes, in order.  Empty: an interrupt will announce the next.
 
         Raises:
             PeerError: the device lies about its used ring.
@@ -120,7 +120,7 @@ class ReceiveQueue:
 
 
 class TransmitQueue:
-    """A transmitq: free buffers are lent out to be filled, filled ones go to the device."""
+    """A transmitq: lends free buffers, and makes filled ones available to the device."""
 
     def __init__(self, queue: DriverQueue[DmaBuffer], notify: Callable[[], None]) -> None:
         self._queue = queue
@@ -136,7 +136,7 @@ class TransmitQueue:
             self._free = allocate_buffers(memory, min(plan.transmit_count, self._queue.size), plan.transmit_size)
 
     def views(self, limit: int) -> list[memoryview]:
-        """Return views to fill, at most `limit` bytes.  Empty: an interrupt will come when many are free.
+        """Return views to fill, at most `limit` bytes.  Empty: an interrupt will come when many buffers are free.
 
         Raises:
             PeerError: the device lies about its used ring.
@@ -144,7 +144,7 @@ class TransmitQueue:
         free = self._free
         if len(free) * 2 <= self._queue.in_flight:
             self._harvest()
-            # Waking the producer for every single buffer would cost more than it gains.
+            # A wake-up of the producer for every buffer costs more than it gains.
             while not free and self._request_interrupt((self._queue.in_flight + 1) // 2):
                 self._harvest()
         if free and self._interrupts_wanted:
@@ -174,7 +174,7 @@ class TransmitQueue:
             self._notify()
 
     def flushed(self) -> bool:
-        """Whether the device has taken everything.  If not, an interrupt will come when it has.
+        """Whether the device has taken all bytes.  If not, an interrupt will come when it has.
 
         Raises:
             PeerError: the device lies about its used ring.

@@ -1,8 +1,8 @@
-"""A port as the driver's users see it: open, bytes in both ways, close; what a Linux guest's character device offers.
+"""A port for the driver's users: open, bytes both ways, close, as a Linux guest's character device offers.
 
-Reading and writing never block.  Where a call returns nothing the listener is told when to try again; where it
-returns something it makes no promise, so go on until it returns nothing.  A device that is caught lying in the
-middle of a call fails as a whole: the call returns nothing, and port_unplugged has been told.
+Calls never block.  If a call returns nothing, the listener hears when to try again; if it returns something, no callback
+is sure to come, so call again until it returns nothing.  If the device breaks a rule during a call, the whole device
+fails: the call returns nothing, after port_unplugged.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ NAME_MAX = 255
 
 
 class PortListener:
-    """What a port tells whoever has it open; a base class whose methods do nothing."""
+    """Hears of an open port's events; a base class whose methods do nothing."""
 
     def port_readable(self) -> None:
-        """There are bytes, or the end of them."""
+        """The port has bytes, or their end."""
 
     def port_writable(self) -> None:
-        """There is room, or everything written was taken."""
+        """The port has room, or the device has taken all bytes."""
 
     def port_resized(self, cols: int, rows: int) -> None:
         """The console has another size."""
 
     def port_unplugged(self) -> None:
-        """The port is gone; it counts as closed."""
+        """The port was unplugged; it counts as closed."""
 
 
 def file_name(name: str) -> str | None:
-    """Return `name` if it can be the name of a file in one directory, else None."""
+    """Return `name` if a file in a directory can have it, else None."""
     usable = name.isprintable() and "/" not in name and name not in ("", ".", "..")
     return name if usable and len(name.encode(errors="surrogateescape")) <= NAME_MAX else None
 
@@ -48,10 +48,10 @@ class Port:
 
     Attributes:
         number: its place, from 0.
-        name: the name the host gave it; "" for none.  It may hold anything: see `file_name`.
-        is_console: it is to be used as a console.
+        name: the host's name for it; "" for none.  It may contain anything: see `file_name`.
+        is_console: the host says it is a console.
         host_connected: the host's end is open.
-        cols, rows: the console's size; 0 where the device said none.
+        cols, rows: the console's size; 0 if the device gave none.
         discarded: bytes received while nobody had the port open, and bytes left unread at close.
     """
 
@@ -84,7 +84,7 @@ class Port:
 
     @property
     def label(self) -> str:
-        """What to call the port in a message: its name, or its number."""
+        """The port's name for messages: its name, or its number."""
         return self.name or f"port {self.number}"
 
     # Opening
@@ -95,14 +95,14 @@ class Port:
         return self._listener is not None
 
     def opened_by(self, listener: PortListener) -> bool:
-        """Whether it is `listener` who has the port open."""
+        """Whether `listener` has the port open."""
         return self._listener is listener
 
     def open(self, listener: PortListener) -> None:
         """Open the port, for one user at a time, and tell the device.
 
         Raises:
-            StateError: it is open already, or unplugged.
+            StateError: the port is open already, or unplugged.
         """
         self._check_plugged()
         if self._listener is not None:
@@ -114,7 +114,7 @@ class Port:
         self._send(self.number, VIRTIO_CONSOLE_PORT_OPEN, 1)
 
     def close(self) -> None:
-        """Close the port; what was received and not read is dropped, what was written is still delivered."""
+        """Close the port: drop unread bytes, still deliver written ones."""
         if self._listener is None:
             return
         self._listener = None
@@ -129,7 +129,7 @@ class Port:
     # Bytes
 
     def readable_views(self) -> list[memoryview]:
-        """Return what was received, to be read and then `consume`d.  Empty: port_readable will come.
+        """Return the received bytes; `consume` those that you have read.  Empty: port_readable will come.
 
         Raises:
             StateError: the port is not open.
@@ -142,19 +142,19 @@ class Port:
             return []
 
     def consume(self, count: int) -> None:
-        """Drop the first `count` bytes of readable_views: they were read."""
+        """Drop the first `count` bytes of readable_views."""
         self._check_open()
         self._receiveq.consume(count)
 
     @property
     def at_end(self) -> bool:
-        """Whether there is nothing to read and nobody on the host's side who could send more."""
+        """Whether no byte is left to read and no host is connected to send more."""
         return not self.host_connected and not self.readable_views()
 
     def writable_views(self, limit: int) -> list[memoryview]:
-        """Return views for at most `limit` bytes, to be filled in order and then `commit`ted.
+        """Return views for at most `limit` bytes; fill them in order, then `commit`.
 
-        Empty: nobody is there on the host's side, or there is no room; port_writable will come.
+        Empty: no host is connected, or the queue is full; port_writable will come.
 
         Raises:
             StateError: the port is not open.
@@ -167,14 +167,14 @@ class Port:
             return []
 
     def commit(self, count: int) -> None:
-        """Transmit the first `count` bytes of what writable_views returned last."""
+        """Transmit the first `count` bytes of the last writable_views."""
         self._check_open()
         self._transmitq.commit(count)
 
     def flushed(self) -> bool:
-        """Whether the device has taken everything that was written.
+        """Whether the device has taken all written bytes.
 
-        If not, port_writable will come when it has, unless more is written meanwhile: then ask again.
+        If not, port_writable will come when it has.  After another write, ask again.
         """
         try:
             return self._transmitq.flushed()
@@ -192,7 +192,7 @@ class Port:
         return bytes(data)
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        """Transmit a copy of as much of `data` as there is room for; return how much."""
+        """Transmit a copy of as much of `data` as fits; return the number of bytes."""
         done = 0
         data = memoryview(data).cast("B")
         for view in self.writable_views(len(data)):
@@ -217,7 +217,7 @@ class Port:
         except PeerError as error:
             self._fail(error)
 
-    # What the driver tells the port
+    # Calls by the driver
 
     def receive_interrupt(self) -> None:
         """Its receiveq may have bytes."""
@@ -232,25 +232,25 @@ class Port:
             self._listener.port_writable()
 
     def set_host_connected(self, connected: bool) -> None:
-        """The host's end was opened or closed."""
+        """The host connected or disconnected."""
         if connected == self.host_connected:
             return
         self.host_connected = connected
         listener = self._listener
         if listener is not None:
             listener.port_readable()
-            # It may have closed the port.
+            # The listener may have closed the port.
             if self._listener is listener:
                 listener.port_writable()
 
     def set_size(self, cols: int, rows: int) -> None:
-        """The console was resized."""
+        """The console has another size."""
         self.cols, self.rows = cols, rows
         if self._listener is not None:
             self._listener.port_resized(cols, rows)
 
     def unplug(self) -> None:
-        """The port is gone."""
+        """The port was unplugged."""
         self._unplugged = True
         self.host_connected = False
         listener, self._listener = self._listener, None

@@ -1,4 +1,4 @@
-"""Ports as pseudo-terminals, for applications that want a path to open, and consoles for a getty."""
+"""Ports as pseudo-terminals for applications that open a path, and consoles for a getty."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConsoleTerminal(PortNode):
         self._chardev.open(self._loop, self)
 
     def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
-        """The terminal is made (ConnectionSink)."""
+        """Take the new terminal (ConnectionSink)."""
         self._master_fd = connection.fds[0]
         end = open_host_end(connection.flavour, connection.fds, connection.params, self._loop)
         self._bridge = PortBridge(self._loop, self._port, end)
@@ -51,7 +51,7 @@ class ConsoleTerminal(PortNode):
         return self._chardev.terminal
 
     def update(self) -> str | None:
-        """Follow kind and size; return the console's link if it was made just now."""
+        """Apply kind and size; return the console's link if this call made it."""
         port = self._port
         new: str | None = None
         if port.is_console:
@@ -91,7 +91,7 @@ class PtyPort(ConsoleTerminal):
         return self._node
 
     def update(self) -> str | None:
-        """Follow name, kind and size; return the link that was made just now."""
+        """Apply name, kind and size; return a link that this call made."""
         return super().update() or PortNode.update(self)
 
     def close(self) -> None:

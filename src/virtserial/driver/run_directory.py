@@ -1,12 +1,12 @@
-"""Where ports are found by name: nodes, links and name files, as Linux and udev lay them out under /dev and /sys.
+"""Finds ports by name: nodes, links and name files, laid out as Linux and udev do under /dev and /sys.
 
-    PATH/vportDpN                         the port (who makes the node says what it is)
+    PATH/vportDpN                         the port (each kind of node decides what it is)
     PATH/virtio-ports/NAME -> ../vportDpN for a name that can be a file's
     PATH/hvcK                             the K-th console
     STATE/class/virtio-ports/vportDpN/name
 
-A device chooses the names, and it is not trusted: nothing is made outside of these folders, nothing that is somebody
-else's is replaced.
+A device chooses the names and is not trusted: nothing is created outside these folders, and no file of another process
+is replaced.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ NAMES: Final = "virtio-ports"
 
 
 class RunDirectory:
-    """Shared by all devices of a process: a name and a console number belong to one port.
+    """Names and console numbers of all devices of a process; each belongs to one port.
 
     Args:
         path: for nodes and links.
-        state: for name files; `path` if it is not given.
+        state: for name files; default `path`.
 
     Raises:
-        ConfigError: a folder cannot be made.
+        ConfigError: a folder cannot be created.
     """
 
     def __init__(self, path: Path, state: Path | None = None) -> None:
@@ -49,7 +49,7 @@ class RunDirectory:
             raise ConfigError(f"{error.filename}: {error.strerror}") from error
 
     def link(self, name: str, target: str) -> bool:
-        """Make the link PATH/`name`; False where the name is taken, which is no error of ours."""
+        """Make the link PATH/`name`; False if the name is taken."""
         if name in self._links or not self._make_room(name):
             return False
         try:
@@ -60,13 +60,13 @@ class RunDirectory:
         return True
 
     def _make_room(self, name: str) -> bool:
-        """Remove what a process that was killed has left; False for a link of somebody who lives."""
+        """Remove a link that a killed process left; False if its process is alive."""
         link = self.path / name
         try:
             target = os.readlink(link)
         except OSError:
             return not os.path.lexists(link)
-        # A terminal's number may be somebody else's terminal by now.
+        # Another process may have a terminal of that number by now.
         if link.exists() and not target.startswith("/dev/pts/") and os.path.basename(target) not in self._links:
             return False
         with contextlib.suppress(OSError):
@@ -74,7 +74,7 @@ class RunDirectory:
         return True
 
     def link_name(self, port: Port, node: str) -> str | None:
-        """Make the link of a port's name to its node, and its name file; return the link, None for none."""
+        """Make the link from a port's name to its node, and its name file; return the link or None."""
         name = file_name(port.name)
         if name is None:
             return None
@@ -87,15 +87,15 @@ class RunDirectory:
         return link
 
     def link_console(self, target: str) -> str | None:
-        """Make the first free `hvcK`; None where there is none."""
+        """Make the first free `hvcK`; None if none is free."""
         return next((name for name in map("hvc{}".format, range(MAX_CONSOLES)) if self.link(name, target)), None)
 
     def own(self, node: str) -> None:
-        """Take PATH/`node`, which was made by other means, for ours: links to it may be replaced."""
+        """Count PATH/`node`, made by other means, as ours: links to it may be replaced."""
         self._links[node] = ""
 
     def unlink(self, name: str) -> None:
-        """Remove a link that was made here, and what else there is of a node."""
+        """Remove a link of ours, and the other files of its node."""
         target = self._links.pop(name, None)
         if target is None:
             return
@@ -109,7 +109,7 @@ class RunDirectory:
                 (self._classes / name).rmdir()
 
     def close(self) -> None:
-        """Remove the folders that are empty."""
+        """Remove empty folders."""
         for folder in (self.path / NAMES, self._classes, self._classes.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()

@@ -1,6 +1,6 @@
-"""Ports as listening unix sockets: no character device and no terminal is needed, an application connects.
+"""Ports as listening unix sockets: applications connect, without a character device or a terminal.
 
-One application at a time is served; the next waits in the socket's backlog.
+A socket serves one application at a time; the next waits in the backlog.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SocketPort(PortNode):
-    """One port as a unix socket; the port is open while somebody is connected."""
+    """One port as a unix socket; the port is open while an application is connected."""
 
     def __init__(self, loop: EventLoop, directory: RunDirectory, port: Port, node: str) -> None:
         super().__init__(directory, port, node)
@@ -35,7 +35,7 @@ class SocketPort(PortNode):
         """Listen.
 
         Raises:
-            ConfigError: the path is taken by a live server or by something that is no socket, or is too long.
+            ConfigError: a live server or another file has the path, or the path is too long.
         """
         self._chardev.open(self._loop, self)
         self._directory.own(self._node)
@@ -52,7 +52,7 @@ class SocketPort(PortNode):
             self._chardev.connection_ended()
 
     def update(self) -> str | None:
-        """Follow the name; a console is none of these."""
+        """Apply the port's name; sockets do not show consoles."""
         if self._port.is_console:
             self.close()
             return None

@@ -1,4 +1,4 @@
-"""The seam between the console driver and the bus its device sits on."""
+"""The seam between the console driver and its device's bus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class InterruptSink(Protocol):
-    """Who hears of the device's interrupts; calls may be spurious."""
+    """Hears of the device's interrupts; calls may be spurious."""
 
     def queue_interrupt(self, index: int) -> None:
         """Queue `index` may have used buffers."""
@@ -23,12 +23,12 @@ class InterruptSink(Protocol):
         ...
 
     def device_gone(self, error: PeerError) -> None:
-        """The device can't be reached any more."""
+        """The device is unreachable."""
         ...
 
 
 class DriverTransport(Protocol):
-    """A virtio device's registers as its driver uses them, and the DmaMapper of the driver's memory.
+    """A virtio device's registers for its driver, and the DmaMapper of the driver's memory.
 
     Every call raises PeerError when the device lies or is gone.
     """
@@ -36,7 +36,7 @@ class DriverTransport(Protocol):
     num_queues: int
 
     def reset(self) -> None:
-        """Reset the device and wait until it has (virtio 1.3, 2.4.2)."""
+        """Reset the device and wait until the reset is complete (virtio 1.3, 2.4.2)."""
         ...
 
     def read_status(self) -> int: ...
@@ -44,16 +44,16 @@ class DriverTransport(Protocol):
     def read_features(self) -> int: ...
     def write_features(self, features: int) -> None: ...
     def queue_max_size(self, index: int) -> int:
-        """The largest size of a queue, 0 where there is no such queue."""
+        """The largest size of a queue, 0 if the device has no such queue."""
         ...
 
     def connect_interrupts(self, sink: InterruptSink, queues: Sequence[int]) -> None:
-        """Deliver interrupts of the configuration and of these queues; before they are enabled."""
+        """Deliver interrupts of the configuration and of these queues; call it before the queues are enabled."""
         ...
 
     def enable_queue(self, index: int, queue: DriverQueue[Any]) -> None: ...
     def notify(self, index: int) -> None:
-        """Ring: queue `index` has available buffers."""
+        """Ring the doorbell: queue `index` has available buffers."""
         ...
 
     def read_config(self, offset: int, length: int) -> bytes:
@@ -64,5 +64,5 @@ class DriverTransport(Protocol):
     def dma_map(self, iova: int, size: int, *, fd: int | None = None, offset: int = 0) -> None: ...
     def dma_unmap(self, iova: int, size: int) -> None: ...
     def close(self) -> None:
-        """Stop interrupts and let go of the device."""
+        """Stop interrupts and close the device."""
         ...

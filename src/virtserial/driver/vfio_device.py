@@ -1,4 +1,4 @@
-"""A console device on a PCI bus of this machine, by the kernel's VFIO, with the driver on it."""
+"""A console device on a PCI bus of this machine, driven through the kernel's VFIO."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop
 
 PINNED_BUFFERS: Final = BufferPlan(receive_count=32, receive_size=4096, transmit_count=8, transmit_size=32768)
-"""Buffers of a port: VFIO pins every page of them, whether it is used or not, and behind a virtual IOMMU every page is
-a map of its own to the VMM, and to a device server a descriptor.  128 KiB for each port, and 256 KiB more for one that
-was opened; a transmit buffer holds the largest write that a character device takes."""
+"""A port's buffers.  VFIO pins every page of them, used or not; behind a virtual IOMMU every page is a separate map to
+the VMM, and a descriptor to a device server.  128 KiB for each port, and 256 KiB more once it was open.  A transmit buffer
+holds the largest write to a character device."""
 REGION_SIZE: Final = 1 << 20
 
 
@@ -30,17 +30,17 @@ def open_vfio_device(
     *,
     plan: BufferPlan = PINNED_BUFFERS,
 ) -> ConsoleDriver:
-    """Open a PCI function that vfio-pci has and return a driver for its console device; `start` it.
+    """Open a PCI function that vfio-pci owns and return a driver for its console device; `start` it.
 
-    A device that does not offer VIRTIO_F_ACCESS_PLATFORM is refused by `start`: its DMA bypasses the IOMMU
-    (virtio 1.3, section 6), so it would read and write memory of whoever has those physical addresses.
+    `start` refuses a device without VIRTIO_F_ACCESS_PLATFORM: its DMA bypasses the IOMMU (virtio 1.3, section 6), so it
+    would access physical addresses that belong to others.
 
     Args:
         address: the function's full PCI address (0000:00:05.0).
 
     Raises:
-        ConfigError: it cannot be had, see VfioFunction.
-        PeerError: it is no virtio console, or breaks a rule.
+        ConfigError: see VfioFunction.
+        PeerError: it is not a virtio console, or breaks a rule.
     """
     access = VfioFunction(address)
     try:

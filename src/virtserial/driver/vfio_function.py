@@ -1,6 +1,6 @@
-"""A PCI function by the kernel's VFIO: /dev/vfio/GROUP and an IOMMU of type 1 (include/uapi/linux/vfio.h).
+"""A PCI function through the kernel's VFIO: /dev/vfio/GROUP and an IOMMU of type 1 (include/uapi/linux/vfio.h).
 
-The process gets registers, interrupts and DMA of that function and of nothing else; when it dies, however it dies, the
+The process gets registers, interrupts and DMA of that function only.  When the process dies, for whatever reason, the
 kernel stops the function's DMA, resets it and frees the group.
 """
 
@@ -42,7 +42,7 @@ VFIO_TYPE1_IOMMU: Final = 1
 VFIO_TYPE1V2_IOMMU: Final = 3
 VFIO_GROUP_FLAGS_VIABLE: Final = 1 << 0
 VFIO_PCI_REQ_IRQ_INDEX: Final = 4
-"""The kernel asks for the function back: its driver is being unbound, or it is being unplugged."""
+"""The kernel wants the function back, for an unbind or an unplug."""
 
 # _IO(';', 100 + n)
 _VFIO_GET_API_VERSION: Final = 0x3B64
@@ -69,10 +69,10 @@ VFIO: Final = Path("/dev/vfio")
 
 
 def group_of(address: str, devices: Path = SYSFS_DEVICES) -> int:
-    """The IOMMU group of a PCI function that vfio-pci has, by its full address (0000:00:05.0).
+    """Return the IOMMU group of a PCI function that vfio-pci owns, by its full address (0000:00:05.0).
 
     Raises:
-        ConfigError: there is no such function, it has no IOMMU, or another driver has it.
+        ConfigError: the function does not exist, has no IOMMU, or has another driver.
     """
     function = devices / address
     if not function.is_dir():
@@ -91,12 +91,12 @@ class VfioFunction:
     """The DeviceAccess of one PCI function.
 
     Args:
-        address: its full PCI address; vfio-pci must have it.
+        address: its full PCI address; vfio-pci must own it.
 
     Raises:
-        ConfigError: it cannot be had: see `group_of`; the group is in use, or shared with another driver's function;
-            no right to /dev/vfio.
-        PeerError: the kernel refuses something of a function that was opened.
+        ConfigError: see `group_of`; the group is in use, or shared with another driver's function; /dev/vfio is not
+            accessible.
+        PeerError: the kernel refuses an operation on the open function.
     """
 
     def __init__(self, address: str) -> None:
@@ -150,7 +150,7 @@ class VfioFunction:
         self._ioctl(container, _VFIO_SET_IOMMU, kind, "SET_IOMMU")
 
     def _ioctl(self, fd: int, request: int, argument: int | bytes | bytearray, what: str) -> int:
-        """Returns the system call's result; of a bytearray the kernel's answer is in it."""
+        """Return the system call's result; the kernel writes its answer into a bytearray."""
         try:
             result = fcntl.ioctl(fd, request, argument)
         except OSError as error:
@@ -165,7 +165,7 @@ class VfioFunction:
     # DeviceAccess
 
     def region_info(self, index: int) -> RegionInfo:
-        """Size (bytes) and place of a region; asked of the kernel once."""
+        """Size (bytes) and file offset of a region; cached."""
         info = self._regions.get(index)
         if info is None:
             question = RegionInfo(RegionInfo.FORMAT.size, 0, index, 0, 0, 0)
@@ -173,11 +173,11 @@ class VfioFunction:
         return info
 
     def irq_info(self, index: int) -> IrqInfo:
-        """How many vectors an interrupt index has."""
+        """The number of vectors of an interrupt index."""
         return self._asked(_VFIO_DEVICE_GET_IRQ_INFO, IrqInfo(IrqInfo.FORMAT.size, 0, index, 0), "GET_IRQ_INFO")
 
     def region_read(self, region: int, offset: int, length: int) -> bytes:
-        """Bytes of a region; the kernel splits the access into aligned ones of up to 4 bytes."""
+        """Read bytes of a region; the kernel splits the access into aligned ones of up to 4 bytes."""
         info = self.region_info(region)
         self._check(info, offset, length)
         try:
@@ -189,7 +189,7 @@ class VfioFunction:
         return data
 
     def region_write(self, region: int, offset: int, data: bytes, posted: bool = False, more: bool = False) -> None:
-        """Write registers; the kernel's store is done when this returns, posted or not."""
+        """Write registers; the kernel has stored them on return, posted or not."""
         info = self.region_info(region)
         self._check(info, offset, len(data))
         try:
@@ -198,7 +198,7 @@ class VfioFunction:
             raise self._failed(f"writing {len(data)} bytes at {offset:#x} of region {region}", error) from error
 
     def _check(self, info: RegionInfo, offset: int, length: int) -> None:
-        # The regions lie side by side in one file: behind the end of one is another.
+        # All regions are in one file: after the end of one comes another.
         if offset < 0 or offset + length > info.size:
             raise PeerError(f"{self._address}: {length} bytes at {offset:#x} of a region of {info.size:#x}")
 
@@ -215,10 +215,10 @@ class VfioFunction:
         readable: bool = True,
         writable: bool = True,
     ) -> None:
-        """Map a file here and for the IOMMU; its pages are pinned (and count against RLIMIT_MEMLOCK) until `dma_unmap`.
+        """Map a file here and for the IOMMU; the kernel pins its pages (against RLIMIT_MEMLOCK) until `dma_unmap`.
 
         Raises:
-            PeerError: no file, the limit is reached, or the IOMMU does not reach the address.
+            PeerError: there is no file, a limit is reached, or the address is beyond the IOMMU's.
         """
         if fd is None:
             raise PeerError(f"{self._address}: DMA memory without a file cannot be mapped by VFIO", errno.EINVAL)
@@ -230,7 +230,7 @@ class VfioFunction:
         self._mappings[iova] = memory
 
     def dma_unmap(self, iova: int, size: int) -> None:
-        """Take memory back from the device."""
+        """Unmap memory from the device."""
         unmap = DmaUnmap(DmaUnmap.FORMAT.size, 0, iova, size)
         self._ioctl(self._container, _VFIO_IOMMU_UNMAP_DMA, bytearray(unmap.pack()), "IOMMU_UNMAP_DMA")
         self._mappings.pop(iova, None)
@@ -241,11 +241,11 @@ class VfioFunction:
         self._set_irqs(VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, index, start, len(eventfds), data)
 
     def disable_irqs(self, index: int) -> None:
-        """Signal nothing of this index any more."""
+        """Stop signalling this index."""
         self._set_irqs(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, index, 0, 0)
 
     def unmask_irqs(self, index: int) -> None:
-        """Let INTx through again, which the kernel masks when it fires."""
+        """Unmask INTx, which the kernel masks when it fires."""
         self._set_irqs(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK, index, 0, 1)
 
     def _set_irqs(self, flags: int, index: int, start: int, count: int, data: bytes = b"") -> None:
@@ -253,14 +253,11 @@ class VfioFunction:
         self._ioctl(self._device, _VFIO_DEVICE_SET_IRQS, request, f"DEVICE_SET_IRQS of index {index}")
 
     def fileno(self) -> int:
-        """Readable when the kernel asks for the function back."""
+        """A descriptor that is readable when the kernel wants the function back."""
         return self._requested
 
     def poll(self) -> None:
-        """Give the function up if the kernel has asked for it.
-
-        Raises:
-            PeerError: it has.
+        """Raise PeerError if the kernel wants the function back.
         """
         try:
             os.eventfd_read(self._requested)
@@ -269,7 +266,7 @@ class VfioFunction:
         raise PeerError(f"{self._address}: the system wants the device back", errno.ENODEV)
 
     def close(self) -> None:
-        """Give device, group and IOMMU back; the kernel resets the function.  Twice is harmless."""
+        """Close device, group and IOMMU; the kernel resets the function.  A second call does nothing."""
         for fd in reversed(self._fds):
             os.close(fd)
         self._fds.clear()

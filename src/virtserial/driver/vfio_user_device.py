@@ -1,4 +1,4 @@
-"""A console device behind a vfio-user socket, with the driver on it."""
+"""A console device behind a vfio-user socket, and its driver."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _MessageMemory:
-    """The driver's memory for a server that asks for it by messages; both need the other first."""
+    """Breaks the circle between a server's memory requests and the driver's memory: each needs the other first."""
 
     def __init__(self) -> None:
         self.memory: DmaMemory | None = None
@@ -54,11 +54,11 @@ def open_vfio_user_device(
 
     Args:
         sealed: seal the DMA memory against shrinking, so that the device may map it.
-        shared: hand the DMA memory's file to the device; else it asks by messages.
+        shared: hand the DMA memory's file to the device; else the device accesses it by messages.
         timeout: seconds to wait for any answer.
 
     Raises:
-        PeerError: nobody listens there, it breaks vfio-user, or it is no virtio console.
+        PeerError: no server listens there, it breaks vfio-user, or its device is not a virtio console.
     """
     messages = _MessageMemory()
     try:
