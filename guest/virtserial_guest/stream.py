@@ -226,7 +226,7 @@ class PortStream:
 class EpollStream(PortStream):
     """An end that waits for edges with Linux's epoll.
 
-    Levels do not work: a port whose other end is away is readable and hung up all the time, so a wait would never sleep.
+    Levels do not work: a port whose other end is away is always readable and hung up, so a wait would never sleep.
     """
 
     EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET if hasattr(select, "epoll") else 0

@@ -35,7 +35,7 @@ FOPEN_NONSEEKABLE: Final = 1 << 2
 MAX_TRANSFER: Final = 32768
 """The most bytes that one read or write moves: Linux's console driver cuts writes there (port_fops_write)."""
 MAX_REQUEST_DATA: Final = MAX_TRANSFER + 4096
-"""The size of a request that we announce to the kernel.  After a request that was served whole the kernel sends another,
+"""The request size that we announce to the kernel.  After a request that was served whole the kernel sends another,
 so requests must be larger than any answer: then one call of an application moves at most MAX_TRANSFER bytes."""
 
 IN_HEADER: Final = Struct("=IIQQIIII")

@@ -1,7 +1,7 @@
 """A port for the driver's users: open, bytes both ways, close, as a Linux guest's character device offers.
 
-Calls never block.  If a call returns nothing, the listener hears when to try again; if it returns something, no callback
-is sure to come, so call again until it returns nothing.  If the device breaks a rule during a call, the whole device
+Calls never block.  If a call returns nothing, the listener hears when to try again; if it returns something, a callback
+may not come, so call again until it returns nothing.  If the device breaks a rule during a call, the whole device
 fails: the call returns nothing, after port_unplugged.
 """
 

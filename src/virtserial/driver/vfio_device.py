@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PINNED_BUFFERS: Final = BufferPlan(receive_count=32, receive_size=4096, transmit_count=8, transmit_size=32768)
 """A port's buffers.  VFIO pins every page of them, used or not; behind a virtual IOMMU every page is a separate map to
-the VMM, and a descriptor to a device server.  128 KiB for each port, and 256 KiB more once it was open.  A transmit buffer
+the VMM, and a descriptor to a device server.  128 KiB a port, and 256 KiB more once it was open.  A transmit buffer
 holds the largest write to a character device."""
 REGION_SIZE: Final = 1 << 20
 
