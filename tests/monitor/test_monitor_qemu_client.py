@@ -8,6 +8,7 @@ import pytest
 
 from virtserial.errors import ConfigError
 from virtserial.monitor import joined_hmp
+from virtserial.monitor.descriptors import Client, NamedDescriptors
 from virtserial.monitor.qmp import QmpError
 from virtserial.monitor.qmp_client import Ask, MonitorGoneError, QmpClientSession
 from virtserial.monitor.steps import run_steps
@@ -184,5 +185,6 @@ def test_names_in_qemus_help():
 
 
 def test_a_line_that_is_no_text_is_asked_as_text():
-    steps = joined_hmp.forward("info \udcff", joined_hmp.Cpu(3))
+    client = Client(NamedDescriptors(), lambda: -1)
+    steps = joined_hmp.run_line(None, client, "info \udcff", joined_hmp.Cpu(3))
     assert next(steps).arguments == {"command-line": "info \ufffd", "cpu-index": 3}

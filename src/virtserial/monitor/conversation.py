@@ -9,13 +9,13 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from virtserial.monitor.hmp import HmpSession
+from virtserial.monitor.hmp_session import HmpSession
 from virtserial.monitor.qmp import QmpSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from virtserial.monitor.commands import Client
+    from virtserial.monitor.descriptors import Client
     from virtserial.monitor.qmp import Received, Request
 
 log = logging.getLogger("virtserial.monitor")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from virtserial.monitor.qmp import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
     from virtserial.chardev.base import Put, Take
@@ -76,6 +76,26 @@ class NamedDescriptors:
         """Close all of them."""
         while self._fds:
             os.close(self._fds.popitem()[1])
+
+
+class Client(NamedTuple):
+    """A monitor's client, as commands see it.
+
+    Attributes:
+        names: its descriptors by name.
+        take_descriptor: gives the oldest descriptor that came by SCM_RIGHTS and was not taken yet.
+    """
+
+    names: NamedDescriptors
+    take_descriptor: Callable[[], int]
+
+    def name_descriptor(self, name: str) -> None:
+        """getfd: give the oldest descriptor that came a name.
+
+        Raises:
+            QmpError: none came, or it cannot have this name.
+        """
+        self.names.put(name, self.take_descriptor())
 
 
 class _Member(NamedTuple):
@@ -152,10 +172,11 @@ class DescriptorSets:
         if not members:
             del self._sets[number]
 
-    def forget(self, number: int, called: int | None) -> None:
-        """`remove`, where somebody else has said that it is right."""
-        with contextlib.suppress(QmpError):
-            self.remove(number, called)
+    def forget(self, number: int | None, called: int | None) -> None:
+        """Close what QEMU has removed from its sets of the same numbers, as far as it is here."""
+        if number is not None:
+            with contextlib.suppress(QmpError):
+                self.remove(number, called)
 
     def query(self) -> list[Mapping[str, object]]:
         """What query-fdsets returns."""

@@ -1,4 +1,4 @@
-"""HMP, the monitor for people: its commands, its help and what can be completed (QEMU's hmp-commands.hx)."""
+"""The HMP commands: how a line is read, what of `Operations` it is, what it prints (QEMU's hmp-commands.hx)."""
 
 from __future__ import annotations
 
@@ -7,54 +7,58 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtserial.errors import ConfigError, VirtserialError
 from virtserial.monitor import qom
-from virtserial.monitor.readline import Readline
 from virtserial.options import chardev_options, device_options, keyval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Mapping, Sequence
 
+    from virtserial.chardev.base import Chardev
     from virtserial.machine.model import Controller, Port
+    from virtserial.monitor.descriptors import Client
     from virtserial.monitor.operations import Operations
-
-PROMPT: Final = "(qemu) "
-MAX_RINGBUF_READ: Final = 1 << 20
-"""Bytes that ringbuf_read shows at once; the rest waits for the next."""
-BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n"
 
 
 class HmpError(VirtserialError):
-    """A line that cannot be run; the text is all of it."""
+    """A line that cannot be run; the text is printed as it is."""
 
 
 class HmpCommand(NamedTuple):
     """A command.
 
     Attributes:
-        run: takes as many words as there are required arguments (an optional one may be missing).
-        arguments: how help shows them; in [] an optional one.
-        words: the least and the greatest number of words it takes.
-        candidates: gives what the last word could become.
+        run: called with the operations, the client and the words; returns what it prints, None for nothing.
+        arguments: as help shows them, optional ones in [].
+        words: how few and how many it takes.
+        candidates: returns what the last word could become.
     """
 
-    run: Callable[..., str]
+    run: Callable[..., str | None]
     arguments: str
     description: str
     words: tuple[int, int] = (0, 0)
     candidates: Callable[[Operations, int], Sequence[str]] = lambda _, __: ()
 
 
-def run_line(operations: Operations, line: str) -> str:
-    """Run a line and return what it prints, its lines ended by a newline."""
+def run_line(operations: Operations, client: Client, line: str) -> str:
+    """Run a line and return what it prints, ended by a newline."""
     try:
-        return _run(operations, line)
-    except HmpError as error:
-        return f"{error}\n"
+        return run(operations, client, line)
     except VirtserialError as error:
-        return f"Error: {error}\n"
+        return printed_error(error)
 
 
-def _run(operations: Operations, line: str) -> str:
+def printed_error(error: VirtserialError) -> str:
+    """What a line prints that failed."""
+    return f"{error}\n" if isinstance(error, HmpError) else f"Error: {error}\n"
+
+
+def run(operations: Operations, client: Client, line: str) -> str:
+    """Run a line and return what it prints.
+
+    Raises:
+        HmpError: it cannot be run.
+        VirtserialError: the command is refused.
+    """
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     if not name:
@@ -73,7 +77,7 @@ def _run(operations: Operations, line: str) -> str:
         raise HmpError(f"{shown}: string expected\n{hint}")
     if len(words) > command.words[1]:
         raise HmpError(f"{shown}: extraneous characters at the end of line\n{hint}")
-    return command.run(operations, *words)
+    return command.run(operations, client, *words) or ""
 
 
 def _words(text: str) -> list[str]:
@@ -88,7 +92,7 @@ def _words(text: str) -> list[str]:
 # Commands
 
 
-def _help(_: Operations, text: str) -> str:
+def _help(_: Operations, __: Client, text: str = "") -> str:
     words = text.split()
     if not words:
         return "".join(map(_help_line, COMMANDS))
@@ -116,8 +120,8 @@ def _help_info() -> str:
     return "".join(_help_line(name, INFO) for name in INFO)
 
 
-def _device_add(operations: Operations, text: str) -> str:
-    driver, _, rest = text.partition(",")
+def _device_add(operations: Operations, _: Client, text: str = "") -> str:
+    driver, _comma, rest = text.partition(",")
     if driver in ("help", "?"):
         return "".join(f'name "{name}", bus {_bus_of(name)}\n' for name in device_options.DRIVERS)
     if rest in ("help", "?"):
@@ -130,51 +134,34 @@ def _bus_of(driver: str) -> str:
     return "PCI" if driver in device_options.CONTROLLERS else "virtio-serial-bus"
 
 
-def _device_del(operations: Operations, name: str) -> str:
-    operations.delete_device(name)
-    return ""
-
-
-def _chardev_add(operations: Operations, text: str) -> str:
+def _chardev_add(operations: Operations, _: Client, text: str) -> str:
     if text in ("help", "?"):
         return chardev_options.chardev_help()
-    chardev = chardev_options.parse_chardev(text, operations.keeper.chardevs, operations.keeper.objects)
-    operations.add_chardev(chardev.id, lambda: chardev)
-    return f"{chardev.announcement}\n" if chardev.announcement else ""
+    keeper = operations.keeper
+    return _announced(operations.add_chardev(chardev_options.parse_chardev(text, keeper.chardevs, keeper.objects)))
 
 
-def _chardev_change(operations: Operations, chardev_id: str, text: str) -> str:
+def _chardev_change(operations: Operations, _: Client, chardev_id: str, text: str) -> str:
     if "id" in keyval.parse_options(text, "backend"):
         raise ConfigError("Unexpected 'id' parameter")
-    # An id as it is written in an option: a comma in it is doubled.
-    option = f"{text},id={chardev_id.replace(',', ',,')}"
-    objects = operations.keeper.objects
-    chardev = operations.change_chardev(
-        chardev_id, lambda: chardev_options.parse_chardev(option, objects=objects)
+    option, objects = with_id(text, chardev_id), operations.keeper.objects
+    return _announced(
+        operations.change_chardev(chardev_id, lambda: chardev_options.parse_chardev(option, objects=objects))
     )
+
+
+def with_id(text: str, chardev_id: str) -> str:
+    """The -chardev argument of chardev-change's words."""
+    return f"{text},{keyval.to_text([('id', chardev_id)])}"
+
+
+def _announced(chardev: Chardev) -> str:
     return f"{chardev.announcement}\n" if chardev.announcement else ""
 
 
-def _chardev_remove(operations: Operations, chardev_id: str) -> str:
-    operations.remove_chardev(chardev_id)
-    return ""
-
-
-def _chardev_send_break(operations: Operations, chardev_id: str) -> str:
-    operations.send_break(chardev_id)
-    return ""
-
-
-def _ringbuf_write(operations: Operations, chardev_id: str, data: str) -> str:
-    operations.find_ringbuf(chardev_id).write(data.encode(errors="surrogateescape"))
-    return ""
-
-
-def _ringbuf_read(operations: Operations, chardev_id: str, size: str) -> str:
-    if not size.isdigit() or not int(size):
-        raise ConfigError("size must be greater than zero")
-    text = operations.find_ringbuf(chardev_id).read(min(int(size), MAX_RINGBUF_READ)).decode(errors="replace")
-    return "".join(map(_printable, text)) + "\n"
+def _ringbuf_read(operations: Operations, _: Client, chardev_id: str, size: str) -> str:
+    data = operations.read_ringbuf(chardev_id, int(size) if size.isdigit() else 0)
+    return "".join(map(_printable, data.decode(errors="replace"))) + "\n"
 
 
 def _printable(character: str) -> str:
@@ -184,24 +171,16 @@ def _printable(character: str) -> str:
     return f"\\u{ord(character):04X}" if is_control else character
 
 
-def _quit(operations: Operations) -> str:
-    operations.quit()
-    return ""
+def _info_chardev(operations: Operations, _: Client) -> str:
+    return chardev_lines(operations.query_chardev())
 
 
-def _info_chardev(operations: Operations) -> str:
-    return "".join(
-        f"{label}: filename={filename}\n"
-        for chardev in operations.chardevs()
-        for label, filename in chardev.listing()
-    )
+def chardev_lines(chardevs: Sequence[Mapping[str, object]]) -> str:
+    """What `info chardev` prints of query-chardev's answer."""
+    return "".join(f"{chardev['label']}: filename={chardev['filename']}\n" for chardev in chardevs)
 
 
-def _info_status(_: Operations) -> str:
-    return "VM status: running\n"
-
-
-def _info_qtree(operations: Operations, option: str = "") -> str:
+def _info_qtree(operations: Operations, _: Client, option: str = "") -> str:
     if option not in ("", "-b"):
         raise HmpError('qtree: invalid option\nTry "help info qtree" for more information')
     lines = ["bus: main-system-bus", "  type System"]
@@ -272,7 +251,7 @@ def _info_names(_: Operations, index: int) -> Sequence[str]:
 
 
 def candidates(operations: Operations, text: str) -> tuple[Sequence[str], int]:
-    """Return what the last word of a line could become, and how much of that is typed."""
+    """Return what the last word of a line could become, and how many of its characters are typed."""
     words = text.split(" ")
     words = [word for word in words[:-1] if word] + words[-1:]
     last = words[-1]
@@ -286,21 +265,31 @@ def candidates(operations: Operations, text: str) -> tuple[Sequence[str], int]:
 
 
 _HELP: Final = HmpCommand(_help, "[cmd]", "show the help", (0, 9), _command_names)
-_QUIT: Final = HmpCommand(_quit, "", "quit the emulator")
+_QUIT: Final = HmpCommand(lambda operations, _: operations.quit(), "", "quit the emulator")
 
 COMMANDS: Final[Mapping[str, HmpCommand]] = {
     "chardev-add": HmpCommand(_chardev_add, "args", "add chardev", (1, 1), _chardev_kinds),
     "chardev-change": HmpCommand(_chardev_change, "id args", "change chardev", (2, 2), _chardev_ids),
-    "chardev-remove": HmpCommand(_chardev_remove, "id", "remove chardev", (1, 1), _chardev_ids),
-    "chardev-send-break": HmpCommand(_chardev_send_break, "id", "send a break on chardev", (1, 1), _chardev_ids),
-    "device_add": HmpCommand(
-        lambda operations, *text: _device_add(operations, *(text or ("",))),
-        "driver[,prop=value][,...]",
-        "add device, like -device on the command line",
-        (0, 1),
-        _drivers,
+    "chardev-remove": HmpCommand(
+        lambda operations, _, name: operations.remove_chardev(name), "id", "remove chardev", (1, 1), _chardev_ids
     ),
-    "device_del": HmpCommand(_device_del, "device", "remove device", (1, 1), _device_ids),
+    "chardev-send-break": HmpCommand(
+        lambda operations, _, name: operations.send_break(name), "id", "send a break on chardev", (1, 1), _chardev_ids
+    ),
+    "closefd": HmpCommand(
+        lambda _, client, name: client.names.close_one(name),
+        "closefd name", "close a file descriptor previously passed via SCM rights", (1, 1),
+    ),
+    "device_add": HmpCommand(
+        _device_add, "driver[,prop=value][,...]", "add device, like -device on the command line", (0, 1), _drivers
+    ),
+    "device_del": HmpCommand(
+        lambda operations, _, name: operations.delete_device(name), "device", "remove device", (1, 1), _device_ids
+    ),
+    "getfd": HmpCommand(
+        lambda _, client, name: client.name_descriptor(name),
+        "getfd name", "receive a file descriptor via SCM rights and assign it a name", (1, 1),
+    ),
     "help": _HELP,
     "?": _HELP,
     "info": HmpCommand(lambda *_: _help_info(), "[subcommand]", "show various information about the system state",
@@ -309,66 +298,14 @@ COMMANDS: Final[Mapping[str, HmpCommand]] = {
     "q": _QUIT,
     "ringbuf_read": HmpCommand(_ringbuf_read, "device size", "Read from a ring buffer character device", (2, 2),
                                _chardev_ids),
-    "ringbuf_write": HmpCommand(_ringbuf_write, "device data", "Write to a ring buffer character device", (2, 2),
-                                _chardev_ids),
+    "ringbuf_write": HmpCommand(
+        lambda operations, _, name, data: operations.write_ringbuf(name, data.encode(errors="surrogateescape")),
+        "device data", "Write to a ring buffer character device", (2, 2), _chardev_ids,
+    ),
 }  # fmt: skip
 
 INFO: Final[Mapping[str, HmpCommand]] = {
     "chardev": HmpCommand(_info_chardev, "", "show the character devices"),
     "qtree": HmpCommand(_info_qtree, "[-b]", "show device tree (-b: brief, omit properties)", (0, 1)),
-    "status": HmpCommand(_info_status, "", "show the current VM status (running|paused)"),
+    "status": HmpCommand(lambda *_: "VM status: running\n", "", "show the current VM status (running|paused)"),
 }
-
-
-class HmpSession:
-    """One person's (or script's) line, without I/O; `prompt` begins it.
-
-    Args:
-        version: QEMU's, as query-version has it.
-        complete: gives what the last word of a line could become, and how much of that is typed.
-    """
-
-    def __init__(self, version: Mapping[str, int], complete: Callable[[str], tuple[Sequence[str], int]]) -> None:
-        self._readline = Readline(PROMPT, complete)
-        self._out = [BANNER.format(**version)]
-
-    def hand_over(self) -> dict[str, object]:
-        """Return what another process has to know to go on (`resume`)."""
-        return self._readline.hand_over()
-
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Go on where another process has left off, without a banner."""
-        self._out.clear()
-        self._readline.resume(saved)
-
-    def receive(self, data: bytes) -> Iterator[str]:
-        """Take what was typed; yield each line that it ends, to be answered before the next is asked for."""
-        # A byte is a character: the line's length is QEMU's, and any encoding passes as it is.
-        for character in data.decode("latin-1"):
-            line = self._readline.type(character)
-            self._collect()
-            if line is not None:
-                yield line.encode("latin-1").decode(errors="surrogateescape")
-
-    def answer(self, printed: str) -> None:
-        """Show what a line has printed, and the prompt."""
-        self._out.append(printed.encode(errors="surrogateescape").decode("latin-1"))
-        self.prompt()
-
-    def prompt(self) -> None:
-        """Begin a line."""
-        self._readline.show_prompt()
-        self._collect()
-
-    def leave(self) -> None:
-        """The focus goes to another user of the chardev."""
-        self._out.append("\n")
-
-    def _collect(self) -> None:
-        self._out.append(self._readline.output())
-
-    def data_to_send(self) -> bytes:
-        """Return what is to be sent, once."""
-        data = "".join(self._out).replace("\n", "\r\n").encode("latin-1")
-        self._out.clear()
-        return data

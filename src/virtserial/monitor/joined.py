@@ -1,13 +1,31 @@
 """The monitors of a QEMU whose virtio-serial controllers are ours: clients see one QEMU.
 
-Each monitor has a connection of its own to QEMU, so none waits for another, and events reach each client in the order
-in which QEMU sent them, with QEMU's timestamps.  One connection more is the lifeline: when it ends, QEMU has ended.
+Each monitor has a connection of its own to QEMU, so no client waits for another's command, and each gets QEMU's events
+in QEMU's order with QEMU's timestamps.  One more connection is the lifeline: when it ends, QEMU has ended.
+
+Who answers what (joined_commands.py decides, once for both; joined_qmp.py and joined_hmp.py only read and print):
+
+| command | here | QEMU |
+|---|---|---|
+| `device_add` of a controller | the device | the vfio-user-pci device at its socket |
+| `device_add`, `device_del` of a port | if its bus is ours | else |
+| `device_del` of a controller | once QEMU has deleted its half | first |
+| `chardev-add` | kinds and options that we have | else, and ids that QEMU has |
+| `chardev-change`, `-remove`, `-send-break`, `ringbuf-*` | chardevs that are ours | else |
+| `object-add`, `netdev_add`, any other `device_add` | hands over chardevs, makes memory shareable | runs it |
+| `object-add tls-creds-x509` | reads the files too | runs it |
+| `query-chardev`, `qom-list`, `qom-get`, `info qtree` | our part | its part, without what is between it and us |
+| `getfd`, `closefd` | keeps them | gets those that a command for it names |
+| `add-fd`, `remove-fd` | keeps a copy | numbers them |
+| `migrate`, `savevm` and their kin | refuses while a controller is ours | else |
+| `x-virtserial-*` | runs it | |
+| all others, `quit` too | | runs it |
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from virtserial.monitor import joined_hmp
 from virtserial.monitor.events import Events
@@ -27,7 +45,7 @@ if TYPE_CHECKING:
 
     from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Port
-    from virtserial.monitor.commands import Client
+    from virtserial.monitor.descriptors import Client
     from virtserial.monitor.qmp import Request
     from virtserial.options.monitor_options import MonitorOptions
 
@@ -80,21 +98,14 @@ class JoinedMonitors:
         for chardev_of in keeper.chardevs.values():
             self.machine.chardevs.was_added(chardev_of)
         self._control = QemuConnection(
-            keeper.loop, streams["control"], self._control_event, lambda: None, self._qemu_ended
+            keeper.loop, streams["control"], self.machine.qemu_event, lambda: None, self._qemu_ended
         )
         keeper.guest_open_listener = self._guest_open_changed
-        keeper.quit = self._quit
         keeper.program = "QEMU"
         keeper.quit = self._quit_qemu
 
-    def _control_event(self, event: dict[str, object]) -> None:
-        self.machine.qemu_event(event)
-
     def _quit_qemu(self) -> None:
-        self._control.ask(Ask("quit", {}), lambda _: None)
-
-    def _quit(self) -> None:
-        """Somebody has typed Ctrl-a x."""
+        """Somebody typed Ctrl-a x."""
         self._control.ask(Ask("quit", {}), lambda _: None)
 
     def _guest_open_changed(self, port: Port) -> None:
@@ -171,8 +182,7 @@ class QemuBackend:
         def done(result: object) -> None:
             answer(f"Error: {result}\n" if isinstance(result, QmpError) else str(result))
 
-        steps = cast("Any", joined_hmp.run_line(self._machine, client, line, self._cpu))
-        run_steps(steps, self.connection.ask, done)
+        run_steps(joined_hmp.run_line(self._machine, client, line, self._cpu), self.connection.ask, done)
 
     def candidates(self, text: str) -> tuple[Sequence[str], int]:
         return joined_hmp.candidates(self._machine, self._commands, self._items, text)

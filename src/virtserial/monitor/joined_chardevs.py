@@ -6,14 +6,12 @@ is closed here and opened there.  When that device is gone, a port of ours can h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
-from virtserial.errors import VirtserialError
-from virtserial.monitor.chardev_backend import BACKEND
-from virtserial.monitor.commands import make_chardev_of
+from virtserial.monitor.chardev_backend import make_from_json
+from virtserial.monitor.descriptors import NamedDescriptors
 from virtserial.monitor.qmp import QmpError
 from virtserial.monitor.qmp_client import Ask
-from virtserial.monitor.schema import Struct, check
 from virtserial.options import keyval
 from virtserial.options.chardev_options import QEMU_ONLY, kinds, parse_chardev
 
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from virtserial.chardev.base import Chardev
-    from virtserial.monitor.commands import Client
     from virtserial.monitor.operations import Operations
     from virtserial.monitor.steps import Steps
 
@@ -30,11 +27,13 @@ INTERNAL: Final = "virtserial-"
 NOT_A_CHARDEV: Final = ("driver", "id", "qom-type", "type")
 """Members of a command that name something else, whatever their value is."""
 
-ARGUMENTS: Final[Struct] = {"id": str, "backend": BACKEND}
-"""What chardev-add and chardev-change take."""
-
 Original = str | dict[str, object]
 """What a chardev was made of: the text of an option, or the ChardevBackend of chardev-add."""
+
+
+def is_for_qemu(refusal: str) -> bool:
+    """Whether we refused a chardev for something that QEMU has."""
+    return "is not supported by virtserial" in refusal
 
 
 class JoinedChardevs:
@@ -58,73 +57,13 @@ class JoinedChardevs:
         """Whether a chardev of this kind is ours when it is added; else QEMU says what it is."""
         return kind in kinds() and kind not in QEMU_ONLY
 
-    def add(self, client: Client, arguments: Mapping[str, object]) -> Steps[Chardev | None]:
-        """Add one of a kind that is ours, as QMP says it; None: not with these options, so it is QEMU's.
-
-        Raises:
-            QmpError: it cannot be.
-        """
-        check(arguments, ARGUMENTS)
-        chardev_id = str(arguments["id"])
-        yield from self._refuse_taken(chardev_id)
-        names = client.names.names()
-        try:
-            chardev = self._operations.add_chardev(chardev_id, make_chardev_of(self._operations, client, arguments))
-        except VirtserialError as error:
-            if self.is_for_qemu(str(error)):
-                return None
-            raise QmpError(f"Failed to add chardev '{chardev_id}': {error}") from error
-        self._note(chardev, arguments, names == client.names.names())
-        return chardev
-
-    def change(self, client: Client, arguments: Mapping[str, object]) -> Steps[Chardev]:
-        """Put another back end in the place of one of ours, as QMP says it.
-
-        Raises:
-            QmpError: it cannot be.
-        """
-        yield from ()
-        check(arguments, ARGUMENTS)
-        names = client.names.names()
-        make = make_chardev_of(self._operations, client, arguments)
-        chardev = self._operations.change_chardev(str(arguments["id"]), make)
-        self._note(chardev, arguments, names == client.names.names())
-        return chardev
-
-    def _note(self, chardev: Chardev, arguments: Mapping[str, object], can_be_made_again: bool) -> None:
-        self.was_added(chardev)
-        self._originals.pop(chardev.id, None)
-        if can_be_made_again:
-            self._originals[chardev.id] = cast("dict[str, object]", arguments["backend"])
-
-    @staticmethod
-    def is_for_qemu(refusal: str) -> bool:
-        """Whether a chardev was refused here for something that QEMU has."""
-        return "is not supported by virtserial" in refusal
-
-    def refuse_taken(self, text: str) -> Steps[None]:
-        """Whether what -chardev's syntax says has an id that QEMU has.
-
-        Raises:
-            QmpError: it has.
-        """
-        chardev_id = keyval.parse_options(text, "backend").get("id")
-        if isinstance(chardev_id, str) and not self.is_ours(chardev_id):
-            yield from self._refuse_taken(chardev_id, f"Duplicate ID '{chardev_id}' for chardev")
-
-    def _refuse_taken(self, chardev_id: str, text: str | None = None) -> Steps[None]:
-        if self.is_ours(chardev_id) or chardev_id in (yield from self.qemus()):
-            raise QmpError(text or f"Chardev with id '{chardev_id}' already exists")
-
-    def note_text(self, text: str) -> None:
-        """A chardev was made of this text."""
-        options = keyval.parse_options(text, "backend")
-        chardev_id = str(options.get("id"))
+    def was_made_of(self, chardev_id: str, original: Original | None) -> None:
+        """Note what a chardev was made of; None: of a descriptor, so it cannot be made again."""
+        self._originals.pop(chardev_id, None)
         if self.is_ours(chardev_id):
             self.was_added(self._operations.keeper.chardevs[chardev_id])
-            self._originals.pop(chardev_id, None)
-            if "fd" not in options:
-                self._originals[chardev_id] = text
+            if original is not None:
+                self._originals[chardev_id] = original
 
     @staticmethod
     def was_added(chardev: Chardev) -> None:
@@ -139,7 +78,7 @@ class JoinedChardevs:
     def qemus(self) -> Steps[list[str]]:
         """Ask QEMU for the ids of its chardevs."""
         listed = yield Ask("query-chardev", {})
-        return [str(entry["label"]) for entry in cast("list[dict[str, object]]", listed)]
+        return [str(entry["label"]) for entry in listed]
 
     # From hand to hand
 
@@ -203,14 +142,12 @@ class JoinedChardevs:
         self._make(chardev_id, self._given_away.pop(chardev_id))
 
     def _make(self, chardev_id: str, original: Original) -> None:
-        operations, keeper = self._operations, self._operations.keeper
-
-        def make() -> Chardev:
-            if isinstance(original, str):
-                return parse_chardev(original, keeper.chardevs, keeper.objects)
-            return make_chardev_of(operations, None, {"id": chardev_id, "backend": original})()
-
-        self.was_added(operations.add_chardev(chardev_id, make))
+        chardevs, objects = self._operations.keeper.chardevs, self._operations.keeper.objects
+        if isinstance(original, str):
+            chardev = parse_chardev(original, chardevs, objects)
+        else:
+            chardev = make_from_json(chardev_id, original, NamedDescriptors().take, chardevs, objects)
+        self.was_added(self._operations.add_chardev(chardev))
         self._originals[chardev_id] = original
 
 

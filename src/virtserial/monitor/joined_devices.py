@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import ConfigError, VirtserialError
 from virtserial.machine.model import Controller, Port
@@ -93,7 +93,7 @@ class JoinedDevices:
         device_id = arguments.get("id")
         if device_id is not None:
             listed = yield Ask("qom-list", {"path": PERIPHERAL})
-            if any(entry["name"] == device_id for entry in cast("list[dict[str, object]]", listed)):
+            if any(entry["name"] == device_id for entry in listed):
                 raise QmpError(f"Duplicate device ID '{device_id}'")
 
     def add_controller(self, arguments: Mapping[str, object], *, typed: bool) -> Steps[None]:
@@ -105,7 +105,8 @@ class JoinedDevices:
             QmpError: one of the two cannot be; the other is undone.
         """
         given = {name: value for name, value in arguments.items() if name not in ("driver", "id")}
-        driver, device_id = _driver(arguments), cast("str | None", arguments.get("id"))
+        driver, given_id = _driver(arguments), arguments.get("id")
+        device_id = given_id if isinstance(given_id, str) else None
         self._sockets += 1
         socket = os.path.join(self._run_directory, f"added{self._sockets}.sock")
         options = make_device(driver, device_id, given, typed=typed)

@@ -1,214 +1,177 @@
-"""HMP for a machine that QEMU and we share: our lines run here, all others in QEMU's human-monitor-command."""
+"""HMP for a machine that QEMU and we share: lines are read, run (joined_commands.py), and their results printed."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, cast
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import VirtserialError
 from virtserial.monitor import hmp, joined_qom
+from virtserial.monitor import joined_commands as commands
 from virtserial.monitor.hmp import HmpError
-from virtserial.monitor.joined_chardevs import INTERNAL
-from virtserial.monitor.qmp import Request
 from virtserial.monitor.qmp_client import Ask, MonitorGoneError
 from virtserial.options import keyval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from virtserial.monitor.commands import Client
+    from virtserial.monitor.descriptors import Client
+    from virtserial.monitor.joined_chardevs import Original
     from virtserial.monitor.joined_machine import JoinedMachine
     from virtserial.monitor.steps import Steps
 
+    Run = Callable[["JoinedMachine", "Asked"], Steps[object]]
+
 HELP: Final = ("help", "?")
+SILENT: Final = ("device_add", "device_del", "chardev-remove", "object_add", "object_del", "netdev_add", "cpu")
+"""Commands that print nothing when they succeed."""
 
 
 class Cpu:
-    """The CPU that a session's commands are about (`cpu N`); None: the first."""
+    """The CPU of a session's commands (`cpu N`); None: the first."""
 
     def __init__(self, index: int | None = None) -> None:
         self.index = index
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A line (joined_commands.Asked).
+
+    Attributes:
+        name: its first word, of `info` the second.
+        text: what follows that.
+    """
+
+    machine: JoinedMachine
+    client: Client
+    line: str
+    name: str
+    text: str
+    cpu: Cpu
+
+    @property
+    def typed(self) -> bool:
+        return self.text.startswith("{")
+
+    def given(self, implied: str) -> dict[str, object]:
+        """The text as an option of the command line."""
+        return keyval.parse_options(self.text, implied) if self.text else {}
+
+    def here(self) -> str:
+        return hmp.run(self.machine.operations, self.client, self.line)
+
+    def forward(self, arguments: Mapping[str, object] | None = None) -> Steps[str]:
+        line = self.line if arguments is None else f"{self.name} {_option_text(arguments)}"
+        # JSON is Unicode: bytes that are not become U+FFFD.
+        command: dict[str, object] = {"command-line": line.encode(errors="surrogateescape").decode(errors="replace")}
+        if self.cpu.index is not None:
+            command["cpu-index"] = self.cpu.index
+        yield from commands.give_descriptors(self.client, set(re.split(r"[\s,=:]+", self.text)))
+        printed = str((yield Ask("human-monitor-command", command))).replace("\r\n", "\n")
+        if printed and (self.name in SILENT or printed.startswith("Error: ")):
+            raise HmpError(printed.removesuffix("\n"))
+        return printed
+
+
+def _option_text(arguments: Mapping[str, object]) -> str:
+    """An object's properties as object_add reads them: `share_object` adds JSON's switches and numbers."""
+    switches = {True: "on", False: "off"}
+    pairs = ((name, switches[value] if isinstance(value, bool) else value) for name, value in arguments.items())
+    return keyval.to_text(pairs)
+
+
 def run_line(machine: JoinedMachine, client: Client, line: str, cpu: Cpu) -> Steps[str]:
-    """Run a line and return what it prints, its lines ended by a newline."""
+    """Run a line and return what it prints, ended by a newline."""
     name, _, rest = line.strip().partition(" ")
     rest = rest.strip()
     run = COMMANDS.get(name)
     if name == "info":
-        item, _, argument = rest.partition(" ")
-        run = INFO.get(item)
-        rest = argument.strip()
+        name, _, rest = rest.partition(" ")
+        run, rest = INFO.get(name), rest.strip()
+    asked = Asked(machine, client, line, name, rest, cpu)
     try:
-        if run is not None and rest not in HELP:
-            return str((yield from run(machine, client, line, rest, cpu)))
-        return (yield from forward(line, cpu))
-    except HmpError as error:
-        return f"{error}\n"
+        if run is None or rest in HELP:
+            return (yield from asked.forward())
+        result = yield from run(machine, asked)
     except MonitorGoneError:
         raise
     except VirtserialError as error:
-        return f"Error: {error}\n"
+        return hmp.printed_error(error)
+    return "" if result is None else str(result)
 
 
-def forward(line: str, cpu: Cpu) -> Steps[str]:
-    """Let QEMU run a line."""
-    # JSON is Unicode: what is not becomes U+FFFD.
-    text = line.encode(errors="surrogateescape").decode(errors="replace")
-    arguments: dict[str, object] = {"command-line": text}
-    if cpu.index is not None:
-        arguments["cpu-index"] = cpu.index
-    printed = yield Ask("human-monitor-command", arguments)
-    return str(printed).replace("\r\n", "\n")
+def _add_device(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    if not asked.text or set(asked.text.split(",")) & set(HELP):
+        return (yield from asked.forward())
+    return (yield from commands.add_device(machine, asked, asked.given("driver")))
 
 
-def _local(machine: JoinedMachine, line: str) -> str:
-    return hmp.run_line(machine.operations, line)
+def _delete_device(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    if not asked.text:
+        return (yield from asked.forward())
+    return (yield from commands.delete_device(machine, asked, asked.text))
 
 
-def _device_add(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    if not text or set(text.split(",")) & set(HELP):
-        return (yield from forward(line, cpu))
-    devices = machine.devices
-    given = keyval.parse_options(text, "driver")
-    if devices.is_controller(given):
-        yield from devices.add_controller(given, typed=text.startswith("{"))
-        return ""
-    if not devices.is_port_of_ours(given):
-        devices.refuse_id_of_ours(given)
-        yield from machine.chardevs.hand_over_named(given)
-        printed = yield from forward(line, cpu)
-        if not printed:
-            devices.qemu_has_added(given)
-        if devices.qemus_refusal_is_final(given, printed):
-            return printed
-    yield from devices.refuse_id_of_qemus(given)
-    if isinstance(chardev := given.get("chardev"), str):
-        yield from machine.chardevs.take_back(chardev, str(given["driver"]))
-    return _local(machine, line)
+def _add_chardev(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    given = asked.given("backend")
+    chardev_id, kind, original = str(given.get("id", "")), str(given.get("backend", "")), _original(asked.text)
+    return (yield from commands.add_chardev(machine, asked, chardev_id, kind, original))
 
 
-def _device_del(machine: JoinedMachine, _: Client, line: str, name: str, cpu: Cpu) -> Steps[str]:
-    if machine.devices.is_port(name):
-        return _local(machine, line)
-    if name:
-        yield from machine.devices.check_deletion(name)
-    return (yield from forward(line, cpu))
+def _change_chardev(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    chardev_id, _, backend = asked.text.partition(" ")
+    original = _original(hmp.with_id(backend.strip(), chardev_id))
+    return (yield from commands.change_chardev(machine, asked, chardev_id, original))
 
 
-def _chardev_add(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    kind = str(keyval.parse_options(text, "backend").get("backend")) if text else ""
-    if not machine.chardevs.takes(kind):
-        return (yield from forward(line, cpu))
-    yield from machine.chardevs.refuse_taken(text)
-    printed = _local(machine, line)
-    if machine.chardevs.is_for_qemu(printed):
-        return (yield from forward(line, cpu))
-    if not printed.startswith("Error"):
-        machine.chardevs.note_text(text)
-    return printed
+def _original(text: str) -> Original | None:
+    """A -chardev argument without a descriptor of its own."""
+    return None if "fd" in keyval.parse_options(text, "backend") else text
 
 
-def _of_chardev(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    if machine.chardevs.is_ours(text.partition(" ")[0]):
-        return _local(machine, line)
-    return (yield from forward(line, cpu))
+def _about_chardev(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    return (yield from commands.about_chardev(machine, asked, asked.text.partition(" ")[0]))
 
 
-def _chardev_change(machine: JoinedMachine, client: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    printed = yield from _of_chardev(machine, client, line, text, cpu)
-    chardev_id, _, backend = text.partition(" ")
-    if machine.chardevs.is_ours(chardev_id) and not printed.startswith("Error"):
-        machine.chardevs.note_text(f"{backend.strip()},id={chardev_id.replace(',', ',,')}")
-    return printed
-
-
-def _chardev_remove(machine: JoinedMachine, client: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    printed = yield from _of_chardev(machine, client, line, text, cpu)
-    if not printed:
-        machine.chardevs.removed(text)
-    return printed
-
-
-def _object_add(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    given = keyval.parse_options(text, "qom-type") if text else {}
-    yield from machine.chardevs.hand_over_named(given)
-    shared = machine.share_object(given)
-    if shared != given:
-        # Numbers and switches are still text, which QEMU's keyval takes and its JSON does not.
-        pairs = [f"{name}={str(value).replace(',', ',,')}" for name, value in shared.items() if name != "qom-type"]
-        line = f"object_add {','.join([str(shared['qom-type']), *pairs])}"
-        line = line.replace("=True", "=on").replace("=False", "=off")
-    printed = yield from forward(line, cpu)
-    if not printed:
-        machine.object_was_added(given)
-    return printed
-
-
-def _object_del(machine: JoinedMachine, _: Client, line: str, name: str, cpu: Cpu) -> Steps[str]:
-    printed = yield from forward(line, cpu)
-    if not printed:
-        machine.operations.keeper.objects.pop(name, None)
-    return printed
-
-
-def _netdev_add(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    yield from machine.chardevs.hand_over_named(keyval.parse_options(text, "type") if text else {})
-    return (yield from forward(line, cpu))
-
-
-def _refuse_to_leave(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    machine.refuse_to_leave(line.split()[0])
-    return (yield from forward(line, cpu))
-
-
-def _getfd(_: JoinedMachine, client: Client, line: str, name: str, cpu: Cpu) -> Steps[str]:
+def _here(_: JoinedMachine, asked: Asked) -> Steps[object]:
     yield from ()
-    client.names.put(name, client.take_descriptor())
-    return ""
+    return asked.here()
 
 
-def _closefd(_: JoinedMachine, client: Client, line: str, name: str, cpu: Cpu) -> Steps[str]:
-    if name in client.names.names():
-        client.names.close_one(name)
-        return ""
-    return (yield from forward(line, cpu))
+def _list_properties(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    if not asked.text:
+        return (yield from asked.forward())
+    listed = yield from joined_qom.list_properties(machine, asked.text)
+    return "".join(f"{entry['name']} ({entry['type']})\n" for entry in listed)
 
 
-def _qom_list(machine: JoinedMachine, client: Client, line: str, path: str, cpu: Cpu) -> Steps[str]:
-    if not path:
-        return (yield from forward(line, cpu))
-    listed = yield from joined_qom.list_properties(machine, client, Request("qom-list", {"path": path}, None))
-    return "".join(f"{entry['name']} ({entry['type']})\n" for entry in cast("list[dict[str, str]]", listed))
-
-
-def _qom_get(machine: JoinedMachine, client: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    path, _, name = text.partition(" ")
+def _get_property(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    path, _, name = asked.text.partition(" ")
     if not name.strip():
-        return (yield from forward(line, cpu))
-    request = Request("qom-get", {"path": path, "property": name.strip()}, None)
-    value = yield from joined_qom.get_property(machine, client, request)
+        return (yield from asked.forward())
+    value = yield from joined_qom.get_property(machine, path, name.strip())
     return json.dumps(value, indent=4) + "\n"
 
 
-def _cpu(_: JoinedMachine, __: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    printed = yield from forward(line, cpu)
-    if not printed and text.isdigit():
-        cpu.index = int(text)
-    return printed
+def _cpu(_: JoinedMachine, asked: Asked) -> Steps[object]:
+    yield from asked.forward()
+    if asked.text.isdigit():
+        asked.cpu.index = int(asked.text)
+    return None
 
 
-def _info_chardev(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    qemus = yield from forward(line, cpu)
-    if text:
-        return qemus
-    shown = [entry for entry in qemus.splitlines(keepends=True) if not entry.startswith(INTERNAL)]
-    return _local(machine, line) + "".join(shown)
+def _info_chardev(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    if asked.text:
+        return (yield from asked.forward())
+    return hmp.chardev_lines((yield from commands.query_chardev(machine)))
 
 
-def _info_qtree(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cpu) -> Steps[str]:
-    """Our buses and ports, each under QEMU's half of its controller, behind what that says of itself."""
-    qemus = yield from forward(line, cpu)
+def _info_qtree(machine: JoinedMachine, asked: Asked) -> Steps[str]:
+    """Insert our buses and ports behind the properties of QEMU's half of each controller."""
+    qemus = yield from asked.forward()
     # QEMU shows the device that was added last first.
     waiting = list(reversed(machine.operations.keeper.machine.controllers))
     shown: list[str] = []
@@ -216,7 +179,7 @@ def _info_qtree(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cp
     for entry in [*qemus.splitlines(), ""]:
         depth = len(entry) - len(entry.lstrip(" "))
         if below is not None and (depth <= indent or entry.lstrip().startswith("bus:")):
-            shown += hmp.bus_lines(machine.operations, below, indent + 2, brief=text == "-b")
+            shown += hmp.bus_lines(machine.operations, below, indent + 2, brief=asked.text == "-b")
             below = None
         if entry:
             shown.append(entry)
@@ -228,28 +191,30 @@ def _info_qtree(machine: JoinedMachine, _: Client, line: str, text: str, cpu: Cp
     return "".join(f"{entry}\n" for entry in shown)
 
 
-COMMANDS: Final[Mapping[str, Any]] = {
-    "device_add": _device_add,
-    "device_del": _device_del,
-    "chardev-add": _chardev_add,
-    "chardev-change": _chardev_change,
-    "chardev-remove": _chardev_remove,
-    "chardev-send-break": _of_chardev,
-    "ringbuf_read": _of_chardev,
-    "ringbuf_write": _of_chardev,
-    "object_add": _object_add,
-    "object_del": _object_del,
-    "netdev_add": _netdev_add,
-    "getfd": _getfd,
-    "closefd": _closefd,
-    "cpu": _cpu,
-    "qom-list": _qom_list,
-    "qom-get": _qom_get,
-    **dict.fromkeys(("migrate", "migrate_incoming", "migrate_recover", "savevm", "loadvm"), _refuse_to_leave),
-}
-"""By name: what is not QEMU's alone."""
+LEAVING: Final = ("migrate", "migrate_incoming", "migrate_recover", "savevm", "loadvm")
 
-INFO: Final[Mapping[str, Any]] = {"chardev": _info_chardev, "qtree": _info_qtree}
+COMMANDS: Final[Mapping[str, Run]] = {
+    "device_add": _add_device,
+    "device_del": _delete_device,
+    "chardev-add": _add_chardev,
+    "chardev-change": _change_chardev,
+    "chardev-remove": lambda machine, asked: commands.remove_chardev(machine, asked, asked.text),
+    "chardev-send-break": _about_chardev,
+    "ringbuf_read": _about_chardev,
+    "ringbuf_write": _about_chardev,
+    "object_add": lambda machine, asked: commands.add_object(machine, asked, asked.given("qom-type")),
+    "object_del": lambda machine, asked: commands.delete_object(machine, asked, asked.text),
+    "netdev_add": lambda machine, asked: commands.use_chardevs(machine, asked, asked.given("type")),
+    "getfd": _here,
+    "closefd": lambda machine, asked: commands.close_descriptor(machine, asked, asked.text),
+    "cpu": _cpu,
+    "qom-list": _list_properties,
+    "qom-get": _get_property,
+    **{name: lambda machine, asked: commands.leave(machine, asked, asked.name) for name in LEAVING},
+}
+"""What is not QEMU's alone."""
+
+INFO: Final[Mapping[str, Run]] = {"chardev": _info_chardev, "qtree": _info_qtree}
 
 
 def names_in_help(text: str) -> list[str]:

@@ -11,10 +11,9 @@ from virtserial.chardev.base import Connection
 from virtserial.errors import BackendError
 from virtserial.host_end.stream import DescriptorStream
 from virtserial.monitor.client_socket import open_client_end
-from virtserial.monitor.commands import Client
 from virtserial.monitor.conversation import Conversation
-from virtserial.monitor.descriptors import NamedDescriptors
-from virtserial.monitor.hmp import HmpSession
+from virtserial.monitor.descriptors import Client, NamedDescriptors
+from virtserial.monitor.hmp_session import HmpSession
 from virtserial.monitor.qmp import QmpError, QmpSession
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What monitors do to the machine, for QMP and HMP alike: checks and texts of QEMU, then the keeper acts."""
+"""What each command of a monitor checks and does, once for QMP and HMP, with QEMU's texts; the keeper acts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from virtserial.monitor.events import Events
     from virtserial.options.device_options import DeviceOptions
 
+MAX_READ = 1 << 20
+"""Bytes of one read of a ringbuf; the rest waits for the next."""
 PERIPHERAL = "/machine/peripheral"
 ANONYMOUS = "/machine/peripheral-anon"
 
@@ -30,7 +32,7 @@ class Operations:
 
     Args:
         keeper: acts.
-        events: hears of what was done.
+        events: sends the events of what was done.
         stop: ends the process.
     """
 
@@ -70,7 +72,7 @@ class Operations:
         """Plug in a device.
 
         Raises:
-            ConfigError: it cannot be.
+            ConfigError: in QEMU's words.
         """
         self.keeper.hotplug.plug(options)
 
@@ -78,8 +80,7 @@ class Operations:
         """Unplug a port, or a controller with its ports.
 
         Raises:
-            QmpError: there is no such device, or it is a controller whose VMM is there: that cannot lose its device
-                from this side.
+            QmpError: there is no such device, or its VMM is connected: only the VMM can give up a controller then.
         """
         device = self.find_device(name)
         gone = [device]
@@ -108,26 +109,26 @@ class Operations:
     # A controller's state
 
     def save_state(self, name: str | None, fd: int) -> None:
-        """Have a controller stand still and write its state to a file.
+        """Pause a controller and write its state to a file.
 
         Raises:
-            ConfigError, QmpError: it cannot be; the controller runs on.
+            ConfigError, QmpError: that failed; the controller is not paused.
         """
         save_controller(self.keeper, self._controller(name), fd)
 
     def restore_state(self, name: str | None, fd: int) -> None:
-        """Have a controller, before a driver uses it, go on with the state in a file.
+        """Load a controller's state from a file, before a driver uses the controller.
 
         Raises:
-            ConfigError, QmpError: it cannot be.
+            ConfigError, QmpError: that failed.
         """
         restore_controller(self.keeper, self._controller(name), fd)
 
     def continue_device(self, name: str | None) -> None:
-        """Have a controller run that stands still since it was saved.
+        """Resume a controller that save_state paused.
 
         Raises:
-            ConfigError, QmpError: it cannot be.
+            ConfigError, QmpError: that failed.
         """
         continue_controller(self.keeper, self._controller(name))
 
@@ -145,24 +146,21 @@ class Operations:
 
     # Chardevs
 
-    def add_chardev(self, chardev_id: str, make: Callable[[], Chardev]) -> Chardev:
-        """Make and open a chardev.
+    def add_chardev(self, chardev: Chardev) -> Chardev:
+        """Open a chardev, whose id is free, and return it.
 
         Raises:
-            ConfigError, QmpError: it cannot be.
+            ConfigError: it cannot be opened.
         """
-        if chardev_id in self.keeper.chardevs:
-            raise QmpError(f"Chardev with id '{chardev_id}' already exists")
-        chardev = make()
         self._set_paths(chardev)
         self.keeper.hotplug.add_chardev(chardev)
         return chardev
 
     def change_chardev(self, chardev_id: str, make: Callable[[], Chardev]) -> Chardev:
-        """Put another back end in a chardev's place, under a port that is in use too.
+        """Replace a chardev's back end, also while a port uses it.
 
         Raises:
-            ConfigError, QmpError: it cannot be; the present one stays.
+            ConfigError, QmpError: that failed; the present one stays.
         """
         if chardev_id not in self.keeper.chardevs:
             raise QmpError(f"Chardev '{chardev_id}' does not exist")
@@ -179,36 +177,43 @@ class Operations:
         Raises:
             QmpError: there is none, or it is in use.
         """
-        self.find_chardev(chardev_id)
+        self._find_chardev(chardev_id)
         if self.keeper.hotplug.is_busy(chardev_id):
             raise QmpError(f"Chardev '{chardev_id}' is busy")
         self.keeper.hotplug.remove_chardev(chardev_id)
 
-    def find_chardev(self, chardev_id: str) -> Chardev:
-        """Return a chardev.
-
-        Raises:
-            QmpError: there is none.
-        """
-        chardev = self.keeper.chardevs.get(chardev_id)
-        if chardev is None:
+    def _find_chardev(self, chardev_id: str) -> None:
+        if chardev_id not in self.keeper.chardevs:
             raise QmpError(f"Chardev '{chardev_id}' not found")
-        return chardev
 
     def send_break(self, chardev_id: str) -> None:
-        """A break signal; of the back ends there are, none can carry one, and QEMU's take it silently as well.
+        """Send a break: none of our back ends can carry one, and QEMU's ignore it as silently.
 
         Raises:
             QmpError: there is no such chardev.
         """
-        self.find_chardev(chardev_id)
+        self._find_chardev(chardev_id)
 
-    def find_ringbuf(self, chardev_id: str) -> RingbufChardev:
-        """Return a ringbuf.
+    def read_ringbuf(self, chardev_id: str, size: int) -> bytes:
+        """Take up to `size` bytes out of a ringbuf, at most MAX_READ.
 
         Raises:
-            QmpError: there is none of that id, or it is of another kind.
+            QmpError: there is no ringbuf of that id, or the size is not positive.
         """
+        ringbuf = self._ringbuf(chardev_id)
+        if size <= 0:
+            raise QmpError("size must be greater than zero")
+        return ringbuf.read(min(size, MAX_READ))
+
+    def write_ringbuf(self, chardev_id: str, data: bytes) -> None:
+        """Put bytes into a ringbuf; the oldest are overwritten.
+
+        Raises:
+            QmpError: there is no ringbuf of that id.
+        """
+        self._ringbuf(chardev_id).write(data)
+
+    def _ringbuf(self, chardev_id: str) -> RingbufChardev:
         from virtserial.chardev.ringbuf import RingbufChardev
 
         chardev = self.keeper.chardevs.get(chardev_id)
@@ -218,7 +223,15 @@ class Operations:
             raise QmpError(f"{chardev_id} is not a ringbuf device")
         return chardev.backend
 
-    def frontend_open(self, chardev_id: str) -> bool:
+    def query_chardev(self) -> list[dict[str, object]]:
+        """What query-chardev returns and `info chardev` prints."""
+        return [
+            {"label": label, "filename": filename, "frontend-open": self._frontend_open(chardev.id)}
+            for chardev in self.chardevs()
+            for label, filename in chardev.listing()
+        ]
+
+    def _frontend_open(self, chardev_id: str) -> bool:
         """Whether its user has a chardev open: a monitor and a console always, another port if its guest has."""
         if chardev_id in self.keeper.sinks or self.keeper.chardevs[chardev_id].fronts:
             return True
@@ -248,7 +261,35 @@ class Operations:
             raise ConfigError(f"Could not open '{path}': no descriptor of that set can be used so")
         return f"/proc/self/fd/{fd}"
 
-    # All
+    # The process
+
+    def restart(self, *, with_keeper: bool) -> None:
+        """Begin to replace the worker, or both processes, by the code that is installed now.
+
+        Raises:
+            ConfigError, QmpError: that is not possible; the present processes stay.
+        """
+        if not with_keeper:
+            self.keeper.workers.upgrade()
+        elif self.keeper.renewal is not None:
+            self.keeper.renewal.begin()
+        else:
+            raise QmpError("this process lives as long as its VMM, with the code that it was started with")
+
+    def query_processes(self) -> dict[str, object]:
+        """What x-virtserial-query returns: the two processes, and how often they were replaced."""
+        workers, renewal = self.keeper.workers, self.keeper.renewal
+        return {
+            "keeper-pid": os.getpid(),
+            "keeper-can-restart": renewal is not None,
+            "keeper-restarts": renewal.count if renewal is not None else 0,
+            "worker-pid": workers.worker.pid if workers.worker is not None else 0,
+            "changing": workers.changing or (renewal is not None and renewal.changing),
+            "refusal": workers.refusal or "",
+            "restarts": workers.restarts,
+            "upgrades": workers.upgrades,
+            "doubtful-bytes": workers.doubtful,
+        }
 
     def quit(self) -> None:
         """End the process."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from virtserial.chardev.base import Put, Take
     from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Port
-    from virtserial.monitor.commands import Client
+    from virtserial.monitor.descriptors import Client
     from virtserial.monitor.qmp import Request
 
 log = logging.getLogger("virtserial.monitor")
@@ -139,8 +139,8 @@ class LocalBackend:
             result = QmpError("internal error of virtserial; its log tells more")
         answer(result)
 
-    def run_line(self, _: Client, line: str, answer: Callable[[str], None]) -> None:
-        answer(run_line(self._operations, line))
+    def run_line(self, client: Client, line: str, answer: Callable[[str], None]) -> None:
+        answer(run_line(self._operations, client, line))
 
     def candidates(self, text: str) -> tuple[Sequence[str], int]:
         return candidates(self._operations, text)

@@ -1,0 +1,68 @@
+"""One HMP client's line, with its editing and completion; no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from virtserial.monitor.readline import Readline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any
+
+PROMPT: Final = "(qemu) "
+BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n"
+
+
+class HmpSession:
+    """The line of a person or script; `prompt` begins one.
+
+    Args:
+        version: QEMU's, as query-version has it.
+        complete: returns what the last word of a line could become, and how many of its characters are typed.
+    """
+
+    def __init__(self, version: Mapping[str, int], complete: Callable[[str], tuple[Sequence[str], int]]) -> None:
+        self._readline = Readline(PROMPT, complete)
+        self._out = [BANNER.format(**version)]
+
+    def hand_over(self) -> dict[str, object]:
+        """Return what another process has to know to go on (`resume`)."""
+        return self._readline.hand_over()
+
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Go on where another process has left off, without a banner."""
+        self._out.clear()
+        self._readline.resume(saved)
+
+    def receive(self, data: bytes) -> Iterator[str]:
+        """Take what was typed; yield each line that it ends, to be answered before the next is asked for."""
+        # A byte is a character: the line's length is QEMU's, and any encoding passes as it is.
+        for character in data.decode("latin-1"):
+            line = self._readline.type(character)
+            self._collect()
+            if line is not None:
+                yield line.encode("latin-1").decode(errors="surrogateescape")
+
+    def answer(self, printed: str) -> None:
+        """Show what a line has printed, and the prompt."""
+        self._out.append(printed.encode(errors="surrogateescape").decode("latin-1"))
+        self.prompt()
+
+    def prompt(self) -> None:
+        """Begin a line."""
+        self._readline.show_prompt()
+        self._collect()
+
+    def leave(self) -> None:
+        """The focus goes to another user of the chardev."""
+        self._out.append("\n")
+
+    def _collect(self) -> None:
+        self._out.append(self._readline.output())
+
+    def data_to_send(self) -> bytes:
+        """Return what is to be sent, once."""
+        data = "".join(self._out).replace("\n", "\r\n").encode("latin-1")
+        self._out.clear()
+        return data
