@@ -61,14 +61,13 @@ class House:
         chardev.open(self.loop, self)
         return chardev
 
-    def connection_opened(self, chardev, connection):
-        self.connections.append(connection)
+    def connection_opened(self, chardev, connection, fds):
+        self.connections.append((connection, fds))
 
     def port(self, *, start=True, **how):
         """The worker's half of the oldest connection that has none yet (waits for one)."""
         self.until(lambda: self.connections)
-        connection = self.connections.pop(0)
-        end = open_host_end(connection.flavour, connection.fds, connection.params, self.loop)
+        end = open_host_end(*self.connections.pop(0), self.loop)
         return self.join(end, start=start, **how)
 
     def join(self, end, *, start=True, **how):
@@ -94,8 +93,8 @@ class House:
     def close(self):
         for end in self._ends:
             end.close()
-        for connection in self.connections:
-            for fd in connection.fds:
+        for _, fds in self.connections:
+            for fd in fds:
                 with contextlib.suppress(OSError):
                     os.close(fd)
         for chardev in self._chardevs:

@@ -10,16 +10,19 @@ import sys
 
 import pytest
 
+from virtserial.channel.codec import encode
 from virtserial.chardev.socket_address import UnixAddress
 from virtserial.chardev.socket_server import SocketServerChardev
 
 WORKER = """
 import json, os, socket, sys
+from virtserial.channel.codec import decode
+from virtserial.channel.connections import CONNECTION
 from virtserial.host_end.factory import open_host_end
 from virtserial.loop import EventLoop
 channel = socket.socket(fileno=int(sys.argv[1]))
 message, fds, _, _ = socket.recv_fds(channel, 4096, 4)
-flavour, params = json.loads(message)
+connection = decode(CONNECTION, json.loads(message))
 loop = EventLoop()
 class Echo:
     def host_opened(self): channel.send(b"opened")
@@ -29,7 +32,7 @@ class Echo:
         buffer = bytearray(4096)
         while count := end.readv([memoryview(buffer)]):
             end.writev([memoryview(buffer)[:count]])
-end = open_host_end(flavour, fds, params, loop)
+end = open_host_end(connection, fds, loop)
 end.listener, end.wants_input = Echo(), True
 end.start()
 loop.run()
@@ -40,7 +43,7 @@ loop.run()
 def worker():
     with contextlib.ExitStack() as stack:
 
-        def start(connection):
+        def start(connection, fds):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.settimeout(10)
             stack.enter_context(ours)
@@ -52,8 +55,7 @@ def worker():
             stack.callback(process.wait)
             stack.callback(process.kill)
             theirs.close()
-            message = json.dumps([connection.flavour, connection.params]).encode()
-            socket.send_fds(ours, [message], connection.fds)
+            socket.send_fds(ours, [json.dumps(encode(connection)).encode()], fds)
             assert ours.recv(100) == b"opened"
             return process, ours
 
@@ -68,18 +70,18 @@ def test_client_does_not_notice_that_the_worker_was_killed(house, worker, tmp_pa
         client.connect(path)
         house.until(lambda: house.connections)
         connection = house.connections[0]
-        first, _ = worker(connection)
+        first, _ = worker(*connection)
         client.sendall(b"one")
         assert client.recv(100) == b"one"
         first.send_signal(signal.SIGKILL)
         first.wait()
         client.sendall(b"two")
-        _, channel = worker(connection)
+        _, channel = worker(*connection)
         assert client.recv(100) == b"two"
         client.shutdown(socket.SHUT_WR)
         assert channel.recv(100) == b"closed"
         assert chardev.connected
-        os.close(connection.fds[0])
+        os.close(connection[1][0])
         house.connections.clear()
         chardev.connection_ended()
         assert client.recv(100) == b""

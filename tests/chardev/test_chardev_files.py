@@ -111,7 +111,7 @@ from virtserial.host_end.factory import open_host_end
 from virtserial.errors import BackendError
 from virtserial.loop import EventLoop
 class Sink:
-    def connection_opened(self, chardev, connection): self.connection = connection
+    def connection_opened(self, chardev, *connection): self.connection = connection
 loop, sink = EventLoop(), Sink()
 FileChardev("f", sys.argv[1]).open(loop, sink)
 end = open_host_end(*sink.connection, loop)
@@ -256,7 +256,7 @@ from virtserial.chardev.ringbuf import RingbufChardev
 from virtserial.errors import BackendError
 from virtserial.loop import EventLoop
 class Sink:
-    def connection_opened(self, chardev, connection): self.connection = connection
+    def connection_opened(self, chardev, *connection): self.connection = connection
 loop, sink = EventLoop(), Sink()
 RingbufChardev("r", 1 << 20).open(loop, sink)
 end = open_host_end(*sink.connection, loop)
@@ -283,18 +283,18 @@ except BackendError as error: print(error, end.ended)
     def test_two_processes(self, house):
         """A worker in another process writes 4 MiB while this one reads: no byte out of order, none twice."""
         chardev = house.open(RingbufChardev("r", 4096))
-        connection = house.connections.pop()
+        connection, fds = house.connections.pop()
         worker = os.fork()
         if worker == 0:
             try:
-                end = open_host_end(connection.flavour, connection.fds, connection.params, house.loop)
+                end = open_host_end(connection, fds, house.loop)
                 numbers = memoryview(b"".join(number.to_bytes(4, "big") for number in range(1 << 18)))
                 sent = 0
                 while sent < len(numbers):
                     sent += end.writev([numbers[sent : sent + 1000]])
             finally:
                 os._exit(0)
-        os.close(connection.fds[0])
+        os.close(fds[0])
         last, done = -1, False
         while not done:
             done = os.waitpid(worker, os.WNOHANG)[0] == worker
@@ -311,7 +311,7 @@ except BackendError as error: print(error, end.ended)
     def test_stopped_worker_does_not_hang_the_monitor(self, house, monkeypatch):
         monkeypatch.setattr("virtserial.chardev.ringbuf.LOCK_PATIENCE_SECONDS", 0.05)
         chardev = house.open(RingbufChardev("r", 4096))
-        fd = house.connections[0].fds[0]
+        fd = house.connections[0][1][0]
         holder = subprocess.Popen(
             [
                 sys.executable,
@@ -339,12 +339,7 @@ except BackendError as error: print(error, end.ended)
 
     def test_memory_cannot_be_shrunk_under_the_other_process(self, house):
         house.open(RingbufChardev("r", 4096))
-        fd = house.connections[0].fds[0]
+        fd = house.connections[0][1][0]
         assert stat.S_ISREG(os.fstat(fd).st_mode)
         with pytest.raises(PermissionError):
             os.ftruncate(fd, mmap.PAGESIZE)
-
-
-def test_unknown_flavour(house):
-    with pytest.raises(StateError, match="no flavour of connection called 'carrier pigeon'"):
-        open_host_end("carrier pigeon", (), {"name": "x"}, house.loop)

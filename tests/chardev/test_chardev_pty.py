@@ -184,7 +184,7 @@ def test_polls_where_there_is_no_inotify_left(house, terminal, monkeypatch):
     monkeypatch.setattr("virtserial.host_end.pty.POLL_SECONDS", 0.05)
     monkeypatch.setattr("virtserial.chardev.pty.IN_OPEN", 0)
     chardev = house.open(PtyChardev("foo"))
-    assert len(house.connections[0].fds) == 1
+    assert len(house.connections[0][1]) == 1
     port = house.port()
     fd = terminal(chardev)
     house.until(lambda: port.end.connected)

@@ -645,7 +645,7 @@ from virtserial.chardev.socket_address import UnixAddress
 from virtserial.loop import EventLoop
 socket_server.ACCEPT_AGAIN_SECONDS = 0.05
 class Sink:
-    def connection_opened(self, chardev, connection): os.write(1, b"connected\\n")
+    def connection_opened(self, chardev, connection, fds): os.write(1, b"connected\\n")
 loop = EventLoop()
 chardev = socket_server.SocketServerChardev("foo", UnixAddress(sys.argv[1]), wait=False)
 chardev.report = lambda line: print(line, flush=True)

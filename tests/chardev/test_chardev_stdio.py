@@ -18,7 +18,7 @@ from virtserial.chardev.stdio import StdioChardev
 from virtserial.errors import ConfigError
 from virtserial.loop import EventLoop
 class Sink:
-    def connection_opened(self, chardev, connection): self.connection = connection
+    def connection_opened(self, chardev, *connection): self.connection = connection
 class Port:
     open = True
     def host_opened(self): pass

@@ -313,8 +313,8 @@ def test_successor_of_a_killed_worker_ends_the_connection(house, connect, caplog
     """It cannot know where in a frame the predecessor was."""
     client = connect()
     house.until(lambda: house.connections)
-    connection = house.connections[0]
-    held = connection._replace(fds=tuple(map(os.dup, connection.fds)))
+    connection, fds = house.connections[0]
+    held = connection, tuple(map(os.dup, fds))
     first = house.port()
     client.request()
     house.until(lambda: "opened" in first.events)

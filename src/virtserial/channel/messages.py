@@ -43,6 +43,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
 from virtserial.channel.codec import U16, U32, U64, OneOf, Range
+from virtserial.channel.connections import Connection, Readable
 from virtserial.channel.record import record
 
 Index = Annotated[int, Range(0, (1 << 32) - 1)]
@@ -57,10 +58,11 @@ class Prepare:
     """Read something before the sandbox.
 
     Attributes:
-        params: for host_end.preparation.prepare.
+        name: for messages.
     """
 
-    params: Mapping[str, object]
+    name: str
+    what: Readable
 
 
 @record
@@ -172,7 +174,6 @@ class Connect:
         mux_quit: Ctrl-a x is for the keeper: Quit.
         program: what Ctrl-a x ends.
         serial: tells it from the chardev's other connections.
-        flavour, params: see chardev.base.Connection.
     """
 
     chardev: str
@@ -181,8 +182,7 @@ class Connect:
     mux_quit: bool
     program: str
     serial: Serial
-    flavour: str
-    params: Mapping[str, object]
+    connection: Connection
 
 
 @record

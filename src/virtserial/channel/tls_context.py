@@ -8,35 +8,36 @@ from typing import TYPE_CHECKING
 from virtserial.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from virtserial.channel.connections import TlsFiles
 
 
-def make_context(params: Mapping[str, object], fds: Sequence[int]) -> ssl.SSLContext:
-    """Make the context that `TlsCredentials.params` describes; its files are indices into `fds`.
+def make_context(files: TlsFiles, fds: Sequence[int], *, check_hostname: bool) -> ssl.SSLContext:
+    """Make the context of one end.
+
+    Args:
+        fds: the files.
+        check_hostname: a server's certificate must be for the host's name, too.
 
     Raises:
-        BackendError: the files are no certificates or keys, or do not go together.
+        BackendError: the files are not certificates or keys, or do not go together.
     """
-    server, verify = bool(params["server"]), bool(params["verify"])
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if files.server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.check_hostname = verify and not server and params["hostname"] is not None
-    context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
-
-    def path(role: str) -> str | None:
-        index = params.get(role)
-        return f"/proc/self/fd/{fds[index]}" if isinstance(index, int) else None
-
+    context.check_hostname = check_hostname and files.verify
+    context.verify_mode = ssl.CERT_REQUIRED if files.verify else ssl.CERT_NONE
+    paths = {role: f"/proc/self/fd/{fd}" for role, fd in zip(files.roles, fds, strict=True)}
     try:
-        context.load_verify_locations(path("ca-cert"))
-        if (crl := path("ca-crl")) is not None:
-            context.load_verify_locations(crl)
+        context.load_verify_locations(paths["ca-cert"])
+        if "ca-crl" in paths:
+            context.load_verify_locations(paths["ca-crl"])
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-        if (certificate := path("cert")) is not None:
-            context.load_cert_chain(certificate, path("key"), password=_no_password)
-        if (parameters := path("dh-params")) is not None:
-            context.load_dh_params(parameters)
+        if "cert" in paths:
+            context.load_cert_chain(paths["cert"], paths.get("key"), password=_no_password)
+        if "dh-params" in paths:
+            context.load_dh_params(paths["dh-params"])
     except (OSError, ValueError) as error:
         raise BackendError(f"TLS credentials: {reason_of(error)}") from error
     return context

@@ -1,14 +1,14 @@
 """The keeper's half of a host back end: what a chardev is, and what it hands to the worker.
 
 A Chardev does the system calls that need names and rights (open, bind, listen, accept, connect) and yields
-Connections: descriptors and a few words.  The worker makes the moving half of each (virtserial.host_end.base).
+connections (channel/connections.py) with their descriptors.  The worker makes the moving half of each (host_end/).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from virtserial.channel.connections import MAX_FRONTS
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+    from virtserial.channel.connections import Connection
     from virtserial.chardev.preparation import Preparation
     from virtserial.loop import EventLoop
 
@@ -24,25 +25,10 @@ if TYPE_CHECKING:
     Take = Callable[[int], int]
 
 
-class Connection(NamedTuple):
-    """One host end that can be moved into another process.
-
-    Attributes:
-        flavour: which kind of HostEnd the worker makes of it: "stream", "pty", "file", "pipe", "stdio", "ringbuf",
-            "null", "handler", "udp", "layered" or "log".
-        fds: its descriptors; whoever receives the Connection owns them.
-        params: what else the worker has to know, as JSON can carry it.
-    """
-
-    flavour: str
-    fds: tuple[int, ...]
-    params: dict[str, object]
-
-
 class ConnectionSink(Protocol):
     """Who takes the connections: the keeper."""
 
-    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+    def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
         """Take a connection and the ownership of its descriptors."""
 
 

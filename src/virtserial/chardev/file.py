@@ -8,7 +8,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection, could_not_open
+from virtserial.channel.connections import StreamConnection
+from virtserial.chardev.base import Chardev, could_not_open
 from virtserial.chardev.opened_path import named_files, open_path
 from virtserial.errors import ConfigError
 
@@ -38,11 +39,7 @@ class FileChardev(Chardev):
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         # The input first: a wrong input-path must not have emptied the output file.
-        fds = []
-        params: dict[str, object] = {"name": f"chardev '{self.id}' (file '{self.path}')", "write": 0}
-        if self.input_path is not None:
-            fds.append(_open(self.input_path, os.O_RDONLY))
-            params.update(read=0, write=1)
+        fds = [] if self.input_path is None else [_open(self.input_path, os.O_RDONLY)]
         try:
             mode = os.O_APPEND if self.append else os.O_TRUNC
             fds.append(_open(self.path, os.O_WRONLY | os.O_CREAT | mode))
@@ -50,7 +47,9 @@ class FileChardev(Chardev):
             with contextlib.suppress(IndexError):
                 os.close(fds[0])
             raise
-        sink.connection_opened(self, Connection("file", tuple(fds), params))
+        read = None if self.input_path is None else 0
+        name = f"chardev '{self.id}' (file '{self.path}')"
+        sink.connection_opened(self, StreamConnection(name, read, len(fds) - 1), tuple(fds))
 
 
 def _open(path: str, flags: int) -> int:

@@ -13,7 +13,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.channel.connections import HandlerCode, HandlerConnection, SocketConnection
+from virtserial.chardev.base import Chardev
 from virtserial.chardev.preparation import Preparation
 from virtserial.chardev.socket_address import prepare_stream
 from virtserial.errors import ConfigError
@@ -68,12 +69,7 @@ class HandlerChardev(Chardev):
     def preparations(self) -> Sequence[Preparation]:
         if self._is_coroutine:
             return ()
-        params: dict[str, object] = {
-            "name": f"chardev '{self.id}' ({self.filename})",
-            "module": self.module,
-            "path": self.path,
-        }
-        return (Preparation(f"handler {self.module} {self.path}", params),)
+        return (Preparation(f"chardev '{self.id}' ({self.filename})", self._code()),)
 
     def guest_opened(self) -> None:
         if self._loop is not None and not self._running:
@@ -104,19 +100,16 @@ class HandlerChardev(Chardev):
 
     def _begin(self) -> None:
         self._running = True
-        params: dict[str, object] = {
-            "name": f"chardev '{self.id}' ({self.filename})",
-            "module": self.module,
-            "path": self.path,
-            "attribute": self.attribute,
-        }
+        name = f"chardev '{self.id}' ({self.filename})"
         if self._sink is None:
             return
         if self._is_coroutine:
-            params.update(read=0, write=0)
-            self._sink.connection_opened(self, Connection("stream", (self._start_process(),), params))
+            self._sink.connection_opened(self, SocketConnection(name), (self._start_process(),))
         else:
-            self._sink.connection_opened(self, Connection("handler", (), params))
+            self._sink.connection_opened(self, HandlerConnection(name, self._code(), self.attribute), ())
+
+    def _code(self) -> HandlerCode:
+        return HandlerCode(self.module, self.path)
 
     # The code
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.channel.connections import LoggedConnection, NullConnection, unlogged
+from virtserial.chardev.base import Chardev
 from virtserial.chardev.opened_path import named_files, open_path
 from virtserial.errors import ConfigError
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from virtserial.channel.connections import BareConnection, Connection
     from virtserial.chardev.base import ConnectionSink, Put, Take
     from virtserial.chardev.preparation import Preparation
     from virtserial.loop import EventLoop
@@ -105,21 +107,19 @@ class LoggedChardev(Chardev):
 
     # ConnectionSink of the backend
 
-    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+    def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
         """Pass a connection on, with the log."""
         self._is_connected = True
-        self._pass_on(connection)
+        self._pass_on(unlogged(connection), fds)
 
     def _stand_in(self) -> None:
         """Hand out a connection for the log alone, if there is none."""
         if not self._is_connected:
-            self._pass_on(Connection("null", (), {"name": f"chardev '{self.id}'"}))
+            self._pass_on(NullConnection(f"chardev '{self.id}'"), ())
 
-    def _pass_on(self, connection: Connection) -> None:
+    def _pass_on(self, connection: BareConnection, fds: tuple[int, ...]) -> None:
         if self._sink is None:
-            for fd in connection.fds:
+            for fd in fds:
                 os.close(fd)
-            return
-        fds = (*connection.fds, os.dup(self._fd))
-        params = {**connection.params, "log": len(connection.fds)}
-        self._sink.connection_opened(self, Connection(connection.flavour, fds, params))
+        else:
+            self._sink.connection_opened(self, LoggedConnection(connection), (*fds, os.dup(self._fd)))

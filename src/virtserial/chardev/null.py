@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.channel.connections import NullConnection
+from virtserial.chardev.base import Chardev
 
 if TYPE_CHECKING:
     from virtserial.chardev.base import ConnectionSink
@@ -15,4 +16,4 @@ class NullChardev(Chardev):
     kind = "null"
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
-        sink.connection_opened(self, Connection("null", (), {"name": f"chardev '{self.id}'"}))
+        sink.connection_opened(self, NullConnection(f"chardev '{self.id}'"), ())

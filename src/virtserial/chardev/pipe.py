@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection, could_not_open
+from virtserial.channel.connections import StreamConnection
+from virtserial.chardev.base import Chardev, could_not_open
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ class PipeChardev(Chardev):
                 fds = (_open(self.path),)
             except OSError as error:
                 raise ConfigError(could_not_open(self.path, error)) from error
-        sink.connection_opened(
-            self, Connection("pipe", fds, {"name": name, "read": 0, "write": len(fds) - 1})
-        )
+        sink.connection_opened(self, StreamConnection(name, 0, len(fds) - 1), fds)
 
 
 def _open_pair(input_path: str, output_path: str) -> tuple[int, ...]:

@@ -6,40 +6,26 @@ worker in the place of the one that runs.
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from virtserial.channel.connections import Readable
     from virtserial.chardev.tls_credentials import TlsCredentials
-
-    class Send(Protocol):
-        def __call__(self, message: dict[str, object], fds: Sequence[int] = ()) -> None: ...
 
 
 class Preparation(NamedTuple):
     """One thing to read.
 
     Attributes:
-        key: equal for what need not be read twice.
-        params: for host_end.preparation.prepare.
+        name: for messages.
+        what: equal for what need not be read twice.
         credentials: whose files go with it, or None.
     """
 
-    key: str
-    params: dict[str, object]
+    name: str
+    what: Readable
     credentials: TlsCredentials | None = None
 
-    def send(self, send: Send) -> None:
-        """Say it to a worker."""
-        message: dict[str, object] = {"type": "prepare", **self.params}
-        if self.credentials is None:
-            send(message)
-            return
-        files, fds = self.credentials.duplicate(0)
-        try:
-            send(message | files, fds)
-        finally:
-            for fd in fds:
-                os.close(fd)
+    def open_files(self) -> list[int]:
+        """Return descriptors for the worker; the caller closes them."""
+        return self.credentials.open_files() if self.credentials is not None else []

@@ -6,7 +6,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.channel.connections import PtyConnection
+from virtserial.chardev.base import Chardev
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class PtyChardev(Chardev):
         self.announcement = f"char device redirected to {self.terminal} (label {self.id})"
         open_watch_fd = _watch_opens(self.terminal)
         fds = (master_fd,) if open_watch_fd is None else (master_fd, open_watch_fd)
-        sink.connection_opened(self, Connection("pty", fds, {"name": f"chardev '{self.id}'"}))
+        sink.connection_opened(self, PtyConnection(f"chardev '{self.id}'"), fds)
 
     def _link(self, path: str) -> None:
         # What a killed server has left is a link to a terminal that is no more: replaced, as a stale socket is.

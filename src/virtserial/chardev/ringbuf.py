@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from virtserial.channel.connections import RingbufConnection
 from virtserial.channel.ring_memory import LOCK_TRY_SECONDS, RingMemory
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.chardev.base import Chardev
 from virtserial.errors import BackendError, ConfigError, StateError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class RingbufChardev(Chardev):
             self._ring = RingMemory.create(self.size)
         except (OSError, OverflowError) as error:
             raise ConfigError(f"cannot make a ringbuf of {self.size} bytes: {error}") from error
-        params: dict[str, object] = {"name": f"chardev '{self.id}' (ringbuf)"}
-        sink.connection_opened(self, Connection("ringbuf", (self._ring.duplicate_fd(),), params))
+        connection = RingbufConnection(f"chardev '{self.id}' (ringbuf)")
+        sink.connection_opened(self, connection, (self._ring.duplicate_fd(),))
 
     def hand_over(self, put: Put) -> dict[str, object]:
         return {"ring": put(self._opened().fileno())}

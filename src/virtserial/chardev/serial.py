@@ -6,7 +6,8 @@ import os
 import termios
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtserial.chardev.base import Chardev, Connection, could_not_open
+from virtserial.channel.connections import StreamConnection
+from virtserial.chardev.base import Chardev, could_not_open
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -91,5 +92,4 @@ class SerialChardev(Chardev):
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"Could not set up '{self.path}': {error.args[-1]}") from error
-        params: dict[str, object] = {"name": f"chardev '{self.id}' (serial '{self.path}')", "read": 0, "write": 0}
-        sink.connection_opened(self, Connection("stream", (fd,), params))
+        sink.connection_opened(self, StreamConnection(f"chardev '{self.id}' (serial '{self.path}')", 0, 0), (fd,))

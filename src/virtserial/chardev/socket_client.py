@@ -209,7 +209,7 @@ class SocketClientChardev(Chardev):
         if self._sink is not None:
             name = f"chardev '{self.id}' ({self._connected_text})"
             hostname = self.address.host or None if isinstance(self.address, InetAddress) else None
-            self._sink.connection_opened(self, self.layers.connection(name, connection.detach(), hostname))
+            self._sink.connection_opened(self, *self.layers.connection(name, connection.detach(), hostname))
 
 
 class _Resolver:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtserial.chardev.base import Connection
+from virtserial.channel.connections import LayeredConnection, SocketConnection, Telnet, Tls, WebSocket
 from virtserial.chardev.preparation import Preparation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from virtserial.channel.connections import Connection, SocketLayer
     from virtserial.chardev.tls_credentials import TlsCredentials
 
 
@@ -26,30 +27,31 @@ class SocketLayers(NamedTuple):
         """See Chardev.preparations."""
         if self.tls is None:
             return ()
-        params: dict[str, object] = {"name": name, "server": self.server, **self.tls.params}
-        return (Preparation(f"tls {self.server} {self.tls.params['context']}", params, self.tls),)
+        return (Preparation(name, self.tls.description, self.tls),)
 
     def text(self, address: str) -> str:
         """An address as QEMU shows it (qemu_chr_socket_protocol): only TCP ones name the protocol."""
         protocol = "telnet" if self.telnet else "websocket" if self.websocket else "tcp"
         return protocol + address[3:] if address.startswith("tcp:") else address
 
-    def connection(self, name: str, fd: int, hostname: str | None = None) -> Connection:
-        """Make a Connection of a socket, which it owns.
+    def connection(self, name: str, fd: int, hostname: str | None = None) -> tuple[Connection, tuple[int, ...]]:
+        """Make a connection, and its descriptors, of a socket.
 
         Args:
+            fd: the socket; owned.
             hostname: whom a server's TLS certificate has to be for.
         """
-        if not (self.telnet or self.websocket or self.tls):
-            return Connection("stream", (fd,), {"name": name, "read": 0, "write": 0})
-        fds = [fd, os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)]
-        layers: list[dict[str, object]] = []
+        layers: list[SocketLayer] = []
+        fds = [fd, os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)] if self.any() else [fd]
         if self.tls is not None:
-            params, files = self.tls.duplicate(first_index=len(fds))
-            fds += files
-            layers.append({"kind": "tls", "server": self.server, "hostname": hostname, **params})
+            layers.append(Tls(self.tls.description, hostname))
+            fds += self.tls.open_files()
         if self.websocket:
-            layers.append({"kind": "websocket"})
+            layers.append(WebSocket())
         if self.telnet:
-            layers.append({"kind": "telnet", "server": self.server})
-        return Connection("layered", tuple(fds), {"name": name, "layers": layers})
+            layers.append(Telnet(self.server))
+        return LayeredConnection(name, tuple(layers)) if layers else SocketConnection(name), tuple(fds)
+
+    def any(self) -> bool:
+        """Whether anything is spoken beside the port's own bytes."""
+        return self.telnet or self.websocket or self.tls is not None

@@ -198,7 +198,7 @@ class SocketServerChardev(Chardev):
         self._connected_text = self.layers.text(connected_text(client, self.address, server=True))
         if self._sink is not None:
             name = f"chardev '{self.id}' ({self._connected_text})"
-            self._sink.connection_opened(self, self.layers.connection(name, client.detach()))
+            self._sink.connection_opened(self, *self.layers.connection(name, client.detach()))
         if self._waiting and self._loop is not None:
             self._loop.stop()
 

@@ -7,7 +7,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.channel.connections import StreamConnection
+from virtserial.chardev.base import Chardev
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,9 +58,8 @@ class StdioChardev(Chardev):
             os.set_blocking(fd, False)
         if self.sets_terminal_modes and os.isatty(STDIN):
             self._set_raw_terminal()
-        fds = (os.dup(STDIN), os.dup(STDOUT))
-        params: dict[str, object] = {"name": f"chardev '{self.id}' (stdio)", "read": 0, "write": 1}
-        sink.connection_opened(self, Connection("stdio", fds, params))
+        connection = StreamConnection(f"chardev '{self.id}' (stdio)", 0, 1)
+        sink.connection_opened(self, connection, (os.dup(STDIN), os.dup(STDOUT)))
 
     def _set_raw_terminal(self) -> None:
         """Character by character, 8 bits, without echo; newlines are still made CR LF on the way out."""

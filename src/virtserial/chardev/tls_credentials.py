@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from virtserial.channel.connections import TlsFiles
 from virtserial.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -88,21 +89,20 @@ class TlsCredentials(NamedTuple):
             raise ConfigError(f"Expected TLS credentials for a {wanted} endpoint")
 
     @property
-    def params(self) -> dict[str, object]:
-        """What the worker has to know beside the files; "context" tells these credentials from others."""
+    def description(self) -> TlsFiles:
+        """What the worker has to know beside the files."""
         contents = hash((self.verify_peer, *self.contents.items()))
-        return {"verify": self.verify_peer, "context": f"{self.id} {contents:x}"}
+        context = f"{self.id} {contents:x}"
+        return TlsFiles(self.endpoint == "server", self.verify_peer, context, tuple(self.contents))
 
-    def duplicate(self, first_index: int) -> tuple[dict[str, object], list[int]]:
-        """Return what the worker has to know, and a memory file for each role, whose index is named there."""
-        params = self.params
+    def open_files(self) -> list[int]:
+        """Return a memory file for each role, in the order of `description`."""
         fds: list[int] = []
         for role, content in self.contents.items():
             fd = os.memfd_create(f"virtserial {role}", os.MFD_CLOEXEC)
             os.write(fd, content)
-            params[role] = first_index + len(fds)
             fds.append(fd)
-        return params, fds
+        return fds
 
     def _check(self, directory: str) -> None:
         """Let OpenSSL look at them, in a process of its own: the keeper has no use for it, nor for its memory."""
@@ -123,9 +123,9 @@ class TlsCredentials(NamedTuple):
     def _complaint(self) -> str:
         from virtserial.channel.tls_context import make_context
 
-        params, fds = self.duplicate(0)
+        fds = self.open_files()
         try:
-            make_context({"server": self.endpoint == "server", "hostname": None, **params}, fds)
+            make_context(self.description, fds, check_hostname=False)
         except BackendError as error:
             return str(error)
         finally:

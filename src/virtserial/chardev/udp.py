@@ -6,7 +6,8 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from virtserial.chardev.base import Chardev, Connection
+from virtserial.channel.connections import UdpConnection
+from virtserial.chardev.base import Chardev
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,5 +49,5 @@ class UdpChardev(Chardev):
             datagrams.close()
             raise ConfigError(f"{what}: {error.strerror}") from error
         datagrams.setblocking(False)
-        params: dict[str, object] = {"name": f"chardev '{self.id}' (udp to {self.remote.peer_text()})"}
-        sink.connection_opened(self, Connection("udp", (datagrams.detach(),), params))
+        connection = UdpConnection(f"chardev '{self.id}' (udp to {self.remote.peer_text()})")
+        sink.connection_opened(self, connection, (datagrams.detach(),))

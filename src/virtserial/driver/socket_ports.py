@@ -14,7 +14,8 @@ from virtserial.driver.port_nodes import PortNode
 from virtserial.host_end.factory import open_host_end
 
 if TYPE_CHECKING:
-    from virtserial.chardev.base import Chardev, Connection
+    from virtserial.channel.connections import Connection
+    from virtserial.chardev.base import Chardev
     from virtserial.driver.ports import Port
     from virtserial.driver.run_directory import RunDirectory
     from virtserial.errors import BackendError
@@ -40,9 +41,9 @@ class SocketPort(PortNode):
         self._chardev.open(self._loop, self)
         self._directory.own(self._node)
 
-    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+    def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
         """An application has connected (ConnectionSink)."""
-        end = open_host_end(connection.flavour, connection.fds, connection.params, self._loop)
+        end = open_host_end(connection, fds, self._loop)
         self._bridge = PortBridge(self._loop, self._port, end, self._application_left)
         self._bridge.start()
 

@@ -1,76 +1,83 @@
-"""Makes the worker's half of a connection, whatever its kind; each kind's module is imported when it is wanted."""
+"""Makes the worker's half of a connection, of whatever kind; a kind's module is imported when it is first needed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.errors import StateError
+from virtserial.channel.connections import (
+    HandlerConnection,
+    LayeredConnection,
+    LoggedConnection,
+    NullConnection,
+    PtyConnection,
+    RingbufConnection,
+    SocketConnection,
+    StreamConnection,
+    UdpConnection,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from virtserial.channel.connections import BareConnection, Connection
     from virtserial.host_end.base import HostEnd
     from virtserial.loop import EventLoop
 
 
-def open_host_end(
-    flavour: str, fds: Sequence[int], params: Mapping[str, object], loop: EventLoop
-) -> HostEnd:
-    """Make the moving half of a Connection; it owns `fds` from here on.
+def open_host_end(connection: Connection, fds: Sequence[int], loop: EventLoop) -> HostEnd:
+    """Make the moving half of a connection.
+
+    Args:
+        fds: its descriptors (channel/connections.py); owned from here on.
 
     Raises:
-        StateError: no such flavour.
-        BackendError: a handler's class cannot be loaded or made, TLS credentials are none; `fds` are closed.
+        BackendError: a handler's class cannot be loaded or made, TLS credentials are not valid; `fds` are closed.
     """
-    log = params.get("log")
-    if not isinstance(log, int):
-        return _open_backend(flavour, fds, params, loop)
+    if not isinstance(connection, LoggedConnection):
+        return _open(connection, fds, loop)
     from virtserial.host_end.log import LogFile, LoggedHostEnd
 
-    log_file = LogFile(str(params["name"]), fds[log])
+    log_file = LogFile(connection.name, fds[-1])
     try:
-        return LoggedHostEnd(_open_backend(flavour, fds[:log], params, loop), log_file)
+        return LoggedHostEnd(_open(connection.connection, fds[:-1], loop), log_file)
     except BaseException:
         log_file.close()
         raise
 
 
-def _open_backend(
-    flavour: str, fds: Sequence[int], params: Mapping[str, object], loop: EventLoop
-) -> HostEnd:
-    name = str(params["name"])
-    if flavour in ("stream", "file", "pipe", "stdio"):
-        from virtserial.host_end.stream import DescriptorStream
+def _open(connection: BareConnection, fds: Sequence[int], loop: EventLoop) -> HostEnd:
+    match connection:
+        case SocketConnection(name):
+            from virtserial.host_end.stream import DescriptorStream
 
-        read, write = params.get("read"), params.get("write")
-        return DescriptorStream(
-            loop,
-            name,
-            read_fd=fds[read] if isinstance(read, int) else None,
-            write_fd=fds[write] if isinstance(write, int) else None,
-        )
-    if flavour == "pty":
-        from virtserial.host_end.pty import PtyHostEnd
+            return DescriptorStream(loop, name, fds[0], fds[0])
+        case StreamConnection(name, read, write):
+            from virtserial.host_end.stream import DescriptorStream
 
-        return PtyHostEnd(loop, name, fds[0], fds[1] if len(fds) > 1 else None)
-    if flavour == "ringbuf":
-        from virtserial.host_end.ringbuf import RingbufHostEnd
+            return DescriptorStream(
+                loop, name, None if read is None else fds[read], None if write is None else fds[write]
+            )
+        case LayeredConnection(name, layers):
+            from virtserial.host_end.layered import open_layered_stream
 
-        return RingbufHostEnd(loop, name, fds[0])
-    if flavour == "layered":
-        from virtserial.host_end.layered import open_layered_stream
+            return open_layered_stream(loop, name, fds, layers)
+        case PtyConnection(name):
+            from virtserial.host_end.pty import PtyHostEnd
 
-        return open_layered_stream(loop, name, fds, params)
-    if flavour == "udp":
-        from virtserial.host_end.udp import UdpHostEnd
+            return PtyHostEnd(loop, name, fds[0], fds[1] if len(fds) > 1 else None)
+        case UdpConnection(name):
+            from virtserial.host_end.udp import UdpHostEnd
 
-        return UdpHostEnd(loop, name, fds[0])
-    if flavour == "null":
-        from virtserial.host_end.null import NullHostEnd
+            return UdpHostEnd(loop, name, fds[0])
+        case RingbufConnection(name):
+            from virtserial.host_end.ringbuf import RingbufHostEnd
 
-        return NullHostEnd(name)
-    if flavour == "handler":
-        from virtserial.host_end.handler import HandlerHostEnd, load_handler
+            return RingbufHostEnd(loop, name, fds[0])
+        case HandlerConnection(name):
+            from virtserial.host_end.handler import HandlerHostEnd, load_handler
 
-        return HandlerHostEnd(loop, name, load_handler(name, params))
-    raise StateError(f"there is no flavour of connection called {flavour!r}")
+            return HandlerHostEnd(loop, name, load_handler(connection))
+        case NullConnection(name):
+            from virtserial.host_end.null import NullHostEnd
+
+            return NullHostEnd(name)

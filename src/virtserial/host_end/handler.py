@@ -14,9 +14,10 @@ from virtserial.host_end.base import HostEnd
 from virtserial.host_end.buffers import move_into
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
+    from virtserial.channel.connections import HandlerCode, HandlerConnection
     from virtserial.loop import EventLoop
 
 PENDING_MAX = 65536
@@ -25,10 +26,11 @@ PENDING_MAX = 65536
 logger = logging.getLogger("virtserial.chardev.handler")
 
 
-def load_module(module: str, path: str) -> ModuleType:
-    """Import `module`, or the file at `path` if that is given; once only: a confined worker cannot read it again."""
+def load_module(code: HandlerCode) -> ModuleType:
+    """Import a handler's code, once only: a confined worker cannot read it again."""
+    path = code.path
     if not path:
-        return importlib.import_module(module)
+        return importlib.import_module(code.module)
     name = f"virtserial_handler_{abs(hash(path)):x}"
     if name in sys.modules:
         return sys.modules[name]
@@ -41,16 +43,15 @@ def load_module(module: str, path: str) -> ModuleType:
     return loaded
 
 
-def load_handler(name: str, params: Mapping[str, object]) -> PortHandler:
-    """Make the handler that `params` of a Connection names ("module", "path", "attribute").
+def load_handler(connection: HandlerConnection) -> PortHandler:
+    """Make the handler that a connection names.
 
     Raises:
-        BackendError: its code cannot be imported, or the class is none, or cannot be made.
+        BackendError: its code cannot be imported, or has no such subclass of PortHandler, or that cannot be made.
     """
-    attribute = str(params["attribute"])
+    name, attribute = connection.name, connection.attribute
     try:
-        module = load_module(str(params["module"]), str(params["path"]))
-        handler = getattr(module, attribute)()
+        handler = getattr(load_module(connection.code), attribute)()
     except Exception as error:
         logger.exception("%s: cannot make a %s", name, attribute)
         raise BackendError(f"{name}: cannot make a {attribute}: {error!r}") from error

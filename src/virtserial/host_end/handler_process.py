@@ -12,6 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from virtserial.channel.connections import HandlerCode
 from virtserial.host_end.handler import load_module
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
     descriptor, module, path, attribute = arguments
     connection = socket.socket(fileno=int(descriptor))
     connection.set_inheritable(False)
-    serve: Serve = getattr(load_module(module, path), attribute)
+    serve: Serve = getattr(load_module(HandlerCode(module, path)), attribute)
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(serve_connection(connection, serve))
     return 0

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import account
+from virtserial.channel.connections import Telnet, Tls, WebSocket
 from virtserial.errors import BackendError, PeerError
 from virtserial.host_end.buffers import IOV_MAX, front_of, move_into
 from virtserial.host_end.ending import EndingStream, unread_bytes
@@ -19,8 +20,9 @@ from virtserial.host_end.stream import HANG_UP, INPUT_EVENTS, PEER_GONE
 from virtserial.loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from virtserial.channel.connections import SocketLayer
     from virtserial.host_end.layer import Buffer, Layer
     from virtserial.loop import EventLoop, Timer
 
@@ -37,34 +39,31 @@ COMPLAINT_SECONDS = 1.0
 logger = logging.getLogger("virtserial.chardev.socket")
 
 
-def make_layers(params: Sequence[Mapping[str, object]], fds: Sequence[int]) -> list[Layer]:
-    """Make the layers that `SocketLayers` of the keeper describes, the one next to the socket first.
+def make_layers(layers: Sequence[SocketLayer], fds: Sequence[int]) -> list[Layer]:
+    """Make the layers of a connection, the one next to the socket first.
+
+    Args:
+        fds: the files of TLS credentials.
 
     Raises:
-        BackendError: the TLS credentials are none.
+        BackendError: the TLS credentials are not valid.
     """
-    layers: list[Layer] = []
-    for param in params:
-        if param["kind"] == "tls":
-            from virtserial.host_end.tls import TlsLayer, context_of
+    made: list[Layer] = []
+    for layer in layers:
+        match layer:
+            case Tls(files, hostname):
+                from virtserial.host_end.tls import TlsLayer, context_of
 
-            hostname = param["hostname"]
-            layers.append(
-                TlsLayer(
-                    context_of(param, fds),
-                    server=bool(param["server"]),
-                    hostname=str(hostname) if hostname is not None else None,
-                )
-            )
-        elif param["kind"] == "websocket":
-            from virtserial.host_end.websocket import WebSocketLayer
+                made.append(TlsLayer(context_of(layer, fds), server=files.server, hostname=hostname))
+            case WebSocket():
+                from virtserial.host_end.websocket import WebSocketLayer
 
-            layers.append(WebSocketLayer())
-        else:
-            from virtserial.host_end.telnet import TelnetLayer
+                made.append(WebSocketLayer())
+            case Telnet(server):
+                from virtserial.host_end.telnet import TelnetLayer
 
-            layers.append(TelnetLayer(server=bool(param["server"])))
-    return layers
+                made.append(TelnetLayer(server=server))
+    return made
 
 
 class LayeredStream(EndingStream):
@@ -377,17 +376,16 @@ class LayeredStream(EndingStream):
             self._finish()
 
 
-def open_layered_stream(loop: EventLoop, name: str, fds: Sequence[int], params: Mapping[str, object]) -> LayeredStream:
-    """Make the host end of a "layered" connection: a socket, its ticket, and the files of TLS credentials.
+def open_layered_stream(
+    loop: EventLoop, name: str, fds: Sequence[int], layers: Sequence[SocketLayer]
+) -> LayeredStream:
+    """Make the host end of a LayeredConnection.
 
     Raises:
-        BackendError: the TLS credentials are none; `fds` are closed.
+        BackendError: the TLS credentials are not valid; `fds` are closed.
     """
-    described = params["layers"]
     try:
-        if not isinstance(described, list):
-            raise BackendError(f"{name}: 'layers' is not a list")
-        layers = make_layers(described, fds)
+        made = make_layers(layers, fds[2:])
     except BackendError:
         os.close(fds[0])
         os.close(fds[1])
@@ -395,4 +393,4 @@ def open_layered_stream(loop: EventLoop, name: str, fds: Sequence[int], params: 
     finally:
         for fd in fds[2:]:
             os.close(fd)
-    return LayeredStream(loop, name, fds[0], fds[1], layers)
+    return LayeredStream(loop, name, fds[0], fds[1], made)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
+
+from virtserial.channel.connections import TlsFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from virtserial.channel.connections import Readable
 
 log = logging.getLogger("virtserial.worker")
 
@@ -30,19 +34,24 @@ def import_host_ends() -> None:
     import virtserial.host_end.websocket  # noqa: F401
 
 
-def prepare(message: Mapping[str, object], fds: Sequence[int]) -> None:
-    """Read what a Preparation names; what cannot be read is told when it is used.  `fds` are closed."""
+def prepare(name: str, what: Readable, fds: Sequence[int]) -> None:
+    """Read something; what cannot be read is reported when it is used.
+
+    Args:
+        name: for messages.
+        fds: the files of TLS credentials; closed.
+    """
     try:
-        if "context" in message:
+        if isinstance(what, TlsFiles):
             from virtserial.host_end.tls import prepare_contexts
 
-            prepare_contexts(message, fds)
+            prepare_contexts(what, fds)
         else:
             from virtserial.host_end.handler import load_module
 
-            load_module(str(message["module"]), str(message["path"]))
+            load_module(what)
     except Exception as error:
-        log.error("%s: %r", cast(str, message["name"]), error)
+        log.error("%s: %r", name, error)
     finally:
         for fd in fds:
             os.close(fd)

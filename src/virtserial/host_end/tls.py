@@ -6,13 +6,15 @@ import contextlib
 import ssl
 from typing import TYPE_CHECKING
 
+from virtserial.channel.connections import Tls
 from virtserial.channel.tls_context import make_context, reason_of
 from virtserial.errors import PeerError
 from virtserial.host_end.layer import Layer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from virtserial.channel.connections import TlsFiles
     from virtserial.host_end.layer import Buffer
 
 MAX_HANDSHAKE = 256 << 10
@@ -20,32 +22,35 @@ MAX_HANDSHAKE = 256 << 10
 READ_SIZE = 64 << 10
 
 
-_contexts: dict[tuple[object, bool, bool], ssl.SSLContext] = {}
+_contexts: dict[Tls, ssl.SSLContext] = {}
+"""By what a connection asks for, its hostname "" for any."""
 
 
-def _key(params: Mapping[str, object]) -> tuple[object, bool, bool]:
-    return params.get("context"), bool(params["server"]), params["hostname"] is not None
+def _any_host(layer: Tls) -> Tls:
+    return layer if layer.hostname is None else Tls(layer.files, "")
 
 
-def prepare_contexts(params: Mapping[str, object], fds: Sequence[int]) -> None:
+def prepare_contexts(files: TlsFiles, fds: Sequence[int]) -> None:
     """Make the contexts that connections with these credentials will need, while their files can still be opened.
 
     Raises:
         BackendError: see `make_context`.
     """
     "host.example".encode("idna")  # The codec is imported with its first use.
-    for hostname in (None,) if params["server"] else (None, ""):
-        variant = {**params, "hostname": hostname}
-        _contexts[_key(variant)] = make_context(variant, fds)
+    _contexts[Tls(files, None)] = make_context(files, fds, check_hostname=False)
+    if not files.server:
+        _contexts[Tls(files, "")] = make_context(files, fds, check_hostname=True)
 
 
-def context_of(params: Mapping[str, object], fds: Sequence[int]) -> ssl.SSLContext:
+def context_of(layer: Tls, fds: Sequence[int]) -> ssl.SSLContext:
     """The context of a connection: one that was prepared, else a new one.
 
     Raises:
         BackendError: see `make_context`.
     """
-    return _contexts.get(_key(params)) or make_context(params, fds)
+    return _contexts.get(_any_host(layer)) or make_context(
+        layer.files, fds, check_hostname=layer.hostname is not None
+    )
 
 
 class TlsLayer(Layer):

@@ -8,13 +8,14 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
+from virtserial.channel.connections import LoggedConnection, SocketConnection, unlogged
 from virtserial.host_end.factory import open_host_end
 from virtserial.host_end.stream import DescriptorStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from virtserial.chardev.base import Connection
+    from virtserial.channel.connections import Connection
     from virtserial.host_end.base import HostEnd
     from virtserial.loop import EventLoop
 
@@ -58,20 +59,19 @@ class ClientSocket(DescriptorStream):
         super().close()
 
 
-def open_client_end(connection: Connection, loop: EventLoop) -> tuple[HostEnd, ClientSocket | None]:
+def open_client_end(
+    connection: Connection, fds: Sequence[int], loop: EventLoop
+) -> tuple[HostEnd, ClientSocket | None]:
     """Make the moving half of a connection, and the socket in it if descriptors can come by it.
 
     Raises:
-        BackendError: TLS credentials are none; its descriptors are closed.
+        BackendError: TLS credentials are none; `fds` are closed.
     """
-    params, fds = connection.params, connection.fds
-    read = params.get("read")
-    if connection.flavour != "stream" or not isinstance(read, int) or read != params.get("write"):
-        return open_host_end(connection.flavour, fds, params, loop), None
-    client = ClientSocket(loop, str(params["name"]), fds[read])
-    log = params.get("log")
-    if not isinstance(log, int):
+    if not isinstance(unlogged(connection), SocketConnection):
+        return open_host_end(connection, fds, loop), None
+    client = ClientSocket(loop, connection.name, fds[0])
+    if not isinstance(connection, LoggedConnection):
         return client, client
     from virtserial.host_end.log import LogFile, LoggedHostEnd
 
-    return LoggedHostEnd(client, LogFile(client.name, fds[log])), client
+    return LoggedHostEnd(client, LogFile(client.name, fds[1])), client

@@ -7,7 +7,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, cast
 
-from virtserial.chardev.base import Connection
+from virtserial.channel.codec import decode, encode
+from virtserial.channel.connections import CONNECTION, LayeredConnection, SocketConnection, unlogged
 from virtserial.errors import BackendError
 from virtserial.host_end.stream import DescriptorStream
 from virtserial.monitor.client_socket import open_client_end
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from virtserial.channel.connections import Connection
     from virtserial.chardev.base import Chardev, Put, Take
     from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.host_end.base import HostEnd
@@ -58,7 +60,7 @@ class MonitorLine:
         self._hear_first: Callable[[], None] = lambda: None
         self._connection = 0
         self._has_focus = True
-        self._taken: Connection | None = None
+        self._taken: tuple[Connection, tuple[int, ...]] | None = None
         self.unsent = bytearray()
 
     def share(self, keeper: Keeper, chardev: Chardev, name: str) -> None:
@@ -76,8 +78,8 @@ class MonitorLine:
     def _open_share(self, keeper: Keeper, chardev: Chardev, fd: int) -> None:
         self._shares = True
         self._hear_first = keeper.hear_worker
-        self._taken = Connection("share", (fd,), {})
-        self._listen_to(DescriptorStream(self._loop, f"chardev '{chardev.id}'", fd, fd))
+        self._taken = SocketConnection(f"chardev '{chardev.id}'"), (fd,)
+        self._listen_to(DescriptorStream(self._loop, self._taken[0].name, fd, fd))
 
     def _listen_to(self, host: HostEnd) -> None:
         self._host = host
@@ -95,10 +97,10 @@ class MonitorLine:
         if self._conversation is not None and self._conversation.can_receive:
             session = self._conversation.session.hand_over()
         stays = host is not None and (session is not None or self._socket is None)
-        if not stays or taken is None or taken.flavour == "layered":
+        if not stays or taken is None or isinstance(unlogged(taken[0]), LayeredConnection):
             # Nobody, or somebody in the middle of something that does not go over.
             return saved
-        saved["host"] = {"flavour": taken.flavour, "fds": [put(fd) for fd in taken.fds], "params": taken.params}
+        saved["host"] = {"connection": encode(taken[0]), "fds": [put(fd) for fd in taken[1]]}
         passed = self._socket.passed if self._socket is not None else ()
         return {
             **saved,
@@ -125,7 +127,7 @@ class MonitorLine:
             keeper.fronts.keep(chardev, name, self)
             self._open_share(keeper, chardev, fds[0])
         else:
-            self.connection_opened(chardev, Connection(host["flavour"], fds, host["params"]))
+            self.connection_opened(chardev, decode(CONNECTION, host["connection"]), fds)
         if self._socket is not None:
             self._socket.passed.extend(take(number) for number in saved["passed"])
         self.flush()
@@ -175,12 +177,12 @@ class MonitorLine:
 
     # chardev.base.ConnectionSink
 
-    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+    def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
         """A client has come, or the log of a chardev that has none."""
         if self._host is not None:
             self._host.close()
-        self._chardev, self._taken = chardev, connection
-        host, self._socket = open_client_end(connection, self._loop)
+        self._chardev, self._taken = chardev, (connection, fds)
+        host, self._socket = open_client_end(connection, fds, self._loop)
         self._listen_to(host)
 
     # host_end.base.HostListener

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
+from virtserial.channel.codec import decode
+from virtserial.channel.connections import CONNECTION, is_peer_there
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.errors import ConfigError
 from virtserial.machine.build import plug
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.channel.channel import Message
-    from virtserial.chardev.base import Chardev, Connection
+    from virtserial.channel.connections import Connection
+    from virtserial.chardev.base import Chardev
     from virtserial.daemon.keeper.held import HeldDescriptors
     from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Port
@@ -100,7 +103,7 @@ class HotPlug:
         if port.chardev is not None:
             for chardev in self._keeper.chardevs[port.chardev].with_connections():
                 held = self._held.message(f"chardev/{chardev.id}")
-                connected |= held is not None and held["flavour"] not in ("null", "log")
+                connected |= held is not None and is_peer_there(decode(CONNECTION, held["connection"]))
         return {"guest": port.guest_open, "host": connected}
 
     # Back ends
@@ -195,14 +198,14 @@ class _Successor:
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        self._early: tuple[Chardev, Connection] | None = None
+        self._early: tuple[Chardev, Connection, tuple[int, ...]] | None = None
         self._in_place = False
 
-    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+    def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
         if self._in_place:
-            self._keeper.connection_opened(chardev, connection)
+            self._keeper.connection_opened(chardev, connection, fds)
         else:
-            self._early = chardev, connection
+            self._early = chardev, connection, fds
 
     def take_over(self) -> bool:
         """From now on connections are the keeper's; whether there was one."""
@@ -214,5 +217,5 @@ class _Successor:
 
     def drop(self) -> None:
         if self._early is not None:
-            for fd in self._early[1].fds:
+            for fd in self._early[2]:
                 os.close(fd)

@@ -11,6 +11,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, cast
 
+from virtserial.channel.codec import encode
 from virtserial.daemon.keeper.announcement import announce
 from virtserial.daemon.keeper.farewell import Farewell
 from virtserial.daemon.keeper.fronts import Fronts
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from virtserial.channel.channel import Message
-    from virtserial.chardev.base import Chardev, Connection, ConnectionSink
+    from virtserial.channel.connections import Connection, Readable
+    from virtserial.chardev.base import Chardev, ConnectionSink
     from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.tls_credentials import TlsCredentials
     from virtserial.daemon.keeper.path_policy import PathPolicy
@@ -89,7 +91,7 @@ class Keeper:
         self.heartbeat = Heartbeat(loop, self.workers.ping)
         self.path_policy = path_policy
         self._sandbox = sandbox
-        self._preparations: dict[str, Preparation] = {}
+        self._preparations: dict[Readable, Preparation] = {}
         self._trust_vmm = trust_vmm
         self.held = HeldDescriptors()
         self.connections = 0
@@ -209,7 +211,12 @@ class Keeper:
         worker = self.workers.worker
         assert worker is not None
         for preparation in self._preparations.values():
-            preparation.send(self._send)
+            files = preparation.open_files()
+            try:
+                self._send({"type": "prepare", "name": preparation.name, "what": encode(preparation.what)}, files)
+            finally:
+                for fd in files:
+                    os.close(fd)
         self._send({"type": "begin", "sandbox": self._sandbox}, [worker.ledger_fd])
         for controller in self.machine.controllers:
             self.send_controller(controller)
@@ -275,8 +282,8 @@ class Keeper:
         """Have the worker read what it needs for a chardev before it is confined; whether it has to be replaced."""
         if not self._sandbox:
             return False
-        new = [wanted for wanted in chardev.preparations() if wanted.key not in self._preparations]
-        self._preparations.update((wanted.key, wanted) for wanted in new)
+        new = [wanted for wanted in chardev.preparations() if wanted.what not in self._preparations]
+        self._preparations.update((wanted.what, wanted) for wanted in new)
         return bool(new) and self.workers.worker is not None
 
     # What the worker says
@@ -349,10 +356,10 @@ class Keeper:
 
     # chardev.base.ConnectionSink
 
-    def connection_opened(self, chardev: Chardev, connection: Connection) -> None:
+    def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
         """A back end has a connection: hold it, hand it to the worker."""
         if (sink := self.sinks.get(chardev.id)) is not None:
-            sink.connection_opened(chardev, connection)
+            sink.connection_opened(chardev, connection, fds)
             return
         self.connections += 1
         message: Message = {
@@ -363,15 +370,14 @@ class Keeper:
             "mux_quit": chardev.mux_quit,
             "program": self.program,
             "serial": self.connections,
-            "flavour": connection.flavour,
-            "params": connection.params,
+            "connection": encode(connection),
         }
         if self.prepare_for(chardev):
             # The next worker has read what this connection needs, and gets it with all others.
-            self.held.hold(f"chardev/{chardev.id}", message, connection.fds)
+            self.held.hold(f"chardev/{chardev.id}", message, fds)
             self.loop.add_turn(self.workers.replace)
         else:
-            self._hold_and_send(f"chardev/{chardev.id}", message, connection.fds)
+            self._hold_and_send(f"chardev/{chardev.id}", message, fds)
 
 
 def _make_directory(path: str) -> None:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from virtserial.accounting import Ledger, Note, account, nowhere, open_counts
 from virtserial.channel.channel import Channel
+from virtserial.channel.codec import decode
+from virtserial.channel.connections import CONNECTION, READABLE
 from virtserial.daemon.saved_state import answer_request
 from virtserial.daemon.worker.guest_device import GuestDevice
 from virtserial.errors import StateError, VirtserialError
@@ -129,7 +131,7 @@ class Worker:
         kind = message["type"]
         account.stray = True
         if kind == "prepare":
-            prepare(message, fds)
+            prepare(str(message["name"]), decode(READABLE, message["what"]), fds)
         elif kind == "begin":
             self._begin(message, fds[0])
         elif kind == "go":
@@ -244,9 +246,7 @@ class Worker:
             self._join_mux(chardev, serial, mux)
             return
         try:
-            host = open_host_end(
-                cast(str, message["flavour"]), fds, cast("dict[str, object]", message["params"]), self.loop
-            )
+            host = open_host_end(decode(CONNECTION, message["connection"]), fds, self.loop)
         except VirtserialError as error:
             log.error("chardev %s: %s", chardev, error)
             self._connection_ended(chardev, serial)
