@@ -43,13 +43,13 @@ SHAPES = (1, 64), (1, 4096), (20, 4096), (60, 4096), (100, 4096), (6, 32768), (1
 class NoEvents:
     """Nobody hears of ports."""
 
-    def guest_open_changed(self, port, is_open) -> None:
+    def guest_open_changed(self, number, is_open) -> None:
         pass
 
-    def host_end_closed(self, port) -> None:
+    def host_end_closed(self, number) -> None:
         pass
 
-    def host_end_failed(self, port, error) -> None:
+    def host_end_failed(self, number, error) -> None:
         raise error
 
 

@@ -298,7 +298,7 @@ def test_row_18_endless_short_buffers_do_not_hold_a_turn(make_guest):
     for _ in range(256):
         guest.rings[CONTROL_RX].add(writable=[4])
     guest.device.notify(CONTROL_RX)
-    guest.device.turn()
+    guest.device.turns.turn()
     assert guest.rings[CONTROL_RX].used_idx == 64
     guest.run()
     assert guest.rings[CONTROL_RX].used_idx == 256
@@ -449,7 +449,7 @@ def test_more_messages_than_a_turn_takes(make_guest):
     for _ in range(200):
         guest.rings[CONTROL_TX].add([MESSAGE.pack(3, OPEN, 1)])
     guest.device.notify(CONTROL_TX)
-    guest.device.turn()
+    guest.device.turns.turn()
     assert guest.rings[CONTROL_TX].used_idx == 64
     guest.run()
     assert guest.device.control.ignored == 200

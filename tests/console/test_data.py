@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 from support.console_guest import CONTROL_RX, LIVE, MESSAGE, OPEN, PORT_READY, FakeHost, queues_of
+from support.ring_builder import unsignalled
 
 from virtserial.console.port import CONSOLE_BUFFER, TURN_CHAINS
 
@@ -383,7 +384,7 @@ def test_row_38_a_turn_has_a_budget_of_chains(make_guest):
     for _ in range(1024):
         guest.rings[5].add([b"x"])
     guest.device.notify(5)
-    guest.device.turn()
+    guest.device.turns.turn()
     assert len(host.taken) == TURN_CHAINS
     guest.run()
     assert len(host.taken) == 1024
@@ -443,7 +444,7 @@ def test_a_stream_interrupts_now_and_then_and_at_its_end(make_guest):
         guest.send(5, b"x" * 2048)
     assert 2 <= guest.interrupts.queues.count(5) <= 6, "9 ms with an interrupt in 3 at the latest"
     guest.scheduler.advance(0.01)
-    assert guest.device.queues[5].unsignalled == 0
+    assert unsignalled(guest.device.queues[5]) == 0
 
 
 @pytest.fixture
@@ -467,7 +468,7 @@ def test_a_dialogue_is_not_interrupted_for_each_message(talking):
         talking.scheduler.advance(0.0005)
     assert 1 <= talking.interrupts.queues.count(5) <= 4, "30 ms with an interrupt in 12 at the latest"
     talking.scheduler.advance(0.01)
-    assert talking.device.queues[5].unsignalled == 0
+    assert unsignalled(talking.device.queues[5]) == 0
 
 
 def test_a_message_after_a_pause_is_signalled_at_once(talking):

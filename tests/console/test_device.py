@@ -28,6 +28,7 @@ from virtserial.errors import AccessInterrupted, AddressError, StateError
 from virtserial.memory.region import MappedRegion, MessageRegion
 from virtserial.memory.state import StateMemory
 from virtserial.virtio import features, status
+from virtserial.virtio.ring.device_ring import DETACHED
 
 ALL = 0xFFFFFFFF
 
@@ -341,7 +342,7 @@ def test_a_map_that_is_still_on_its_way_gets_a_second_try(make_guest, comes):
     if comes:
         guest.memory.write(BASE, b"data")
         map_page(guest, 0x1000)
-    guest.device.retry_faulted()
+    guest.device.turns.retry()
     guest.run()
     assert guest.needs_reset is not comes
     assert host.taken == (b"data" if comes else b"")
@@ -367,14 +368,14 @@ def test_the_control_queues_have_a_second_try_too(make_guest):
         guest.device.notify(3)
         guest.run()
         map_page(guest, address)
-        guest.device.retry_faulted()
+        guest.device.turns.retry()
         guest.run()
         assert guest.heard() == [(1, ADD, 1, b"")]
     assert asked == [1, 1]
     guest.rings[3].describe(0, 0x99990000, 8)
     guest.rings[3].offer(0)
     guest.ring(3)
-    guest.device.retry_faulted()
+    guest.device.turns.retry()
     guest.run()
     assert guest.needs_reset
 
@@ -390,11 +391,11 @@ def test_an_unplugged_port_is_not_retried(make_guest):
     guest.rings[4].describe(0, 0x1000, 4, WRITE)
     guest.rings[4].offer(0)
     guest.ring(4)
-    assert guest.device._faulted
+    assert guest.device.turns._faulted
     guest.device.remove_port(1)
-    guest.device.retry_faulted()
+    guest.device.turns.retry()
     guest.run()
-    assert not guest.device._faulted
+    assert not guest.device.turns._faulted
     assert not guest.needs_reset
 
 
@@ -410,12 +411,12 @@ def test_a_ring_whose_memory_goes_rests_until_it_is_back(kind, make_guest):
     guest.device.memory_unmapped(BASE, guest.memory.size)
     guest.device.memory.clear()
     assert guest.device.epoch > epoch
-    assert guest.device.queues[5].ring is None
+    assert guest.device.queues[5].ring is DETACHED
     guest.rings[5].add([b"meanwhile "])
     guest.device.notify(5)
     guest.run()
     map_page(guest, 0x1000)
-    assert guest.device.queues[5].ring is None
+    assert guest.device.queues[5].ring is DETACHED
     guest.device.memory.clear()
     guest.memory.map_into(guest.device.memory)
     guest.interrupts.queues.clear()
@@ -450,7 +451,7 @@ def test_a_ring_that_comes_back_before_the_driver_is_ready_waits_for_it(make_gue
     guest.device.memory_unmapped(BASE, guest.memory.size)
     guest.device.memory_mapped()
     assert guest.interrupts.queues == []
-    assert guest.device.queues[0].ring is not None
+    assert guest.device.queues[0].ring.attached
 
 
 class Interrupted(MessageRegion):
@@ -569,7 +570,7 @@ def test_a_successor_goes_on_where_its_predecessor_was_killed(kind, event_idx, m
     host = FakeHost()
     guest.plug(1, name="one").attach(host)
     guest.plug(2, FakeHost(), name="two")
-    guest.device.resume()
+    guest.device.take_over()
     assert host.heard == ["ready", "opened"]
     assert host.wants_input is True
     guest.run()
@@ -595,7 +596,7 @@ def test_a_successor_tells_of_what_changed_while_nobody_was_there(make_guest):
     guest.succeed()
     guest.plug(1, FakeHost(connected=False), name="port 1")
     guest.plug(3, FakeHost(), name="port 3")
-    guest.device.resume()
+    guest.device.take_over()
     guest.run()
     assert sorted(guest.heard()) == [(1, OPEN, 0, b""), (2, REMOVE, 1, b""), (3, ADD, 1, b"")]
 
@@ -605,7 +606,7 @@ def test_a_successor_of_a_device_without_a_driver_does_nothing(make_guest):
     guest.plug(1, FakeHost())
     guest.succeed()
     guest.plug(1, FakeHost())
-    guest.device.resume()
+    guest.device.take_over()
     guest.run()
     assert guest.device.status == 0
     assert guest.interrupts.queues == []
@@ -621,7 +622,7 @@ def test_a_successor_without_the_rings_memory(make_guest, misaligned):
     guest.plug(1, host := FakeHost())
     if misaligned:
         guest.device.queues[5].record.desc_address += 1
-    guest.device.resume()
+    guest.device.take_over()
     guest.run()
     assert guest.needs_reset is misaligned
     if not misaligned:

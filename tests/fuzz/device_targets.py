@@ -16,7 +16,9 @@ from virtserial.pci.function import VFIO_PCI_CONFIG_REGION_INDEX
 from virtserial.testing.hostile.driver import HostileDriver
 from virtserial.testing.hostile.in_memory import InMemoryMachine
 from virtserial.testing.hostile.steps import AVAIL_OFFSET, BUFFER, QUEUES, RING_STRIDE, RINGS, USED_OFFSET
-from virtserial.virtio.ring.split import MAX_CHAIN_LENGTH, QueueRecord, Virtqueue
+from virtserial.virtio.queue import Virtqueue
+from virtserial.virtio.ring.chains import MAX_CHAIN_LENGTH
+from virtserial.virtio.ring.record import QueueRecord
 
 MEMORY = 1 << 16
 BASE = 0x10000
@@ -62,8 +64,8 @@ def chains(data):
     queue.enable(False, bool(indirect))
     queue.attach(table)
     try:
-        queue.offset = skip
-        batch = queue.writable_chains(SIZE, LIMIT) if writable else queue.readable_chains(SIZE, LIMIT)
+        queue.ring.offset = skip
+        batch = queue.ring.writable_chains(SIZE, LIMIT) if writable else queue.ring.readable_chains(SIZE, LIMIT)
         held = sum(map(len, batch.views))
         assert len(batch.heads) == len(batch.ends) == len(set(batch.heads)) <= SIZE
         assert batch.ends == sorted(batch.ends)
@@ -75,9 +77,9 @@ def chains(data):
         if writable and held:
             for view in batch.views:
                 view[:] = b"w" * len(view)
-            queue.write_back(batch, held)
-        queue.push_used(batch.heads, [0] * len(batch.heads))
-        assert queue.position == len(batch.heads) <= idx
+            queue.ring.store(batch, held)
+        queue.ring.give_back(batch.heads, [0] * len(batch.heads))
+        assert queue.record.position == len(batch.heads) <= idx
     except DriverError:
         return
 

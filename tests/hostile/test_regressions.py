@@ -146,14 +146,14 @@ def test_cve_2022_26354_nothing_is_in_flight_after_an_error_in_any_step(guest):
         guest.host.drain()
         guest.run()
         assert guest.needs_reset
-        assert guest.device.queues[TX].offset in (0, 3)
+        assert guest.device.queues[TX].record.offset in (0, 3)
         guest.rings.clear()
         guest.memory._rings, guest.memory._next = 0, 0x40000
         guest.memory.view[:] = bytes(guest.memory.size)
         guest.start()
         guest.tell(0xFFFFFFFF, READY)
         guest.open(1)
-        assert (guest.device.queues[TX].offset, guest.device.queues[TX].position) == (0, 0)
+        assert (guest.device.queues[TX].record.offset, guest.device.queues[TX].record.position) == (0, 0)
         guest.heard()
     guest.host.taken.clear()
     guest.send(TX, b"whole")
@@ -179,7 +179,7 @@ def test_cve_2020_13759_an_index_is_never_seen_half_written():
     """vm-memory wrote ring indexes byte by byte; guests saw a third value."""
     program = (
         "import mmap, sys\n"
-        "from virtserial.virtio.ring.access import MappedRing\n"
+        "from virtserial.virtio.ring.split.access import MappedRing\n"
         "view = memoryview(mmap.mmap(int(sys.argv[1]), 4096))\n"
         "ring = MappedRing(16, view[0:256], view[256:294], view[512:646])\n"
         "print('ready', flush=True)\n"

@@ -7,6 +7,7 @@ from support.console_function import build_function
 
 from virtserial.pci import layout
 from virtserial.virtio.features import TRANSPORT_FEATURES, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1
+from virtserial.virtio.ring.device_ring import DETACHED
 
 BAR = layout.REGISTER_BAR
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
@@ -113,7 +114,7 @@ def test_enabling_a_queue_outside_memory_fails_the_device_or_rests_the_queue(fun
         write(function, offset, 8, 0x1000)
     write(function, 0x1C, 2, 1)
     assert read(function, 0x1C, 2) == 1
-    assert function.device.queues[0].ring is None
+    assert function.device.queues[0].ring is DETACHED
 
 
 def test_registers_of_an_enabled_queue_are_latched(function):
@@ -224,7 +225,7 @@ def test_a_notification_gives_its_queue_a_turn(function):
     turns.clear()
     function.device._turn_asked = False
     write(function, layout.NOTIFY_AREA + 4 * 3, 2, 3)
-    assert turns == [function.device.turn]
+    assert turns == [function.device.turns.turn]
 
 
 @pytest.mark.parametrize("offset", [layout.NOTIFY_AREA, layout.ISR_AREA + 1, layout.DEVICE_AREA + 100])

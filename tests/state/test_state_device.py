@@ -51,7 +51,7 @@ class TestStreams:
         guest.run()
         assert guest.hosts[SERIAL].taken == b""
         assert guest.hosts[SERIAL].reads == reads
-        guest.device.go_on()
+        guest.device.resume()
         guest.run()
         assert guest.hosts[SERIAL].taken == b"wait"
         assert guest.received(RX) == b"wait"
@@ -62,10 +62,10 @@ class TestStreams:
         guest.boot()
         guest.memory.map_into(guest.device.memory)
         guest.plug_both()
-        guest.device.resume()
+        guest.device.take_over()
         guest.send(TX, b"wait")
         assert guest.hosts[SERIAL].taken == b""
-        guest.device.go_on()
+        guest.device.resume()
         guest.run()
         assert guest.hosts[SERIAL].taken == b"wait"
 

@@ -132,14 +132,14 @@ class Events:
         self.closed = []
         self.failed = []
 
-    def guest_open_changed(self, port, is_open):
-        self.opens.append((port.number, is_open))
+    def guest_open_changed(self, number, is_open):
+        self.opens.append((number, is_open))
 
-    def host_end_closed(self, port):
-        self.closed.append(port.number)
+    def host_end_closed(self, number):
+        self.closed.append(number)
 
-    def host_end_failed(self, port, error):
-        self.failed.append((port.number, str(error)))
+    def host_end_failed(self, number, error):
+        self.failed.append((number, str(error)))
 
 
 class Interrupts:

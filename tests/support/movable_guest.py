@@ -58,7 +58,7 @@ class MovableGuest(Guest):
     def take_over(self, data):
         self.device.pause()
         load(self.function, self.device, data)
-        self.device.go_on()
+        self.device.resume()
         self.run()
 
     def move(self, connected=True):

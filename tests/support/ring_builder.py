@@ -221,3 +221,8 @@ def join(queue, ring, memory):
     queue.desc_address, queue.avail_address, queue.used_address = ring.desc, ring.avail, ring.used
     queue.enable(ring.event_idx, True)
     queue.attach(memory)
+
+
+def unsignalled(queue):
+    """Chains that a split queue returned since its driver was last considered for an interrupt."""
+    return (queue.record.position - queue.record.signalled) & 0xFFFF

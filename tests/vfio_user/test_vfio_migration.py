@@ -36,7 +36,7 @@ class Migratable(ServedDevice):
     def pause(self):
         self.told.append("pause")
 
-    def go_on(self):
+    def resume(self):
         self.told.append("go on")
 
     def save_state(self):

@@ -5,7 +5,8 @@ from support.ring_builder import KINDS, GuestMemory, RingBuilder, join
 
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable
-from virtserial.virtio.ring.split import QueueRecord, Virtqueue
+from virtserial.virtio.queue import Virtqueue
+from virtserial.virtio.ring.record import QueueRecord
 
 
 @pytest.fixture(params=KINDS)

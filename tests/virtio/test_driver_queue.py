@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from virtserial.errors import PeerError, StateError
-from virtserial.virtio.ring.driver import CHAIN_LIMIT, DriverQueue, QueueLayout
-from virtserial.virtio.ring.layout import (
+from virtserial.virtio.ring.split.driver import CHAIN_LIMIT, DriverQueue, QueueLayout
+from virtserial.virtio.ring.split.layout import (
     DESCRIPTOR,
     VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_INDIRECT,

@@ -8,15 +8,15 @@ from support.ring_builder import BASE, INDIRECT, NEXT, PAGE, WRITE
 from virtserial.errors import AddressError, DriverError
 from virtserial.memory.region import MessageRegion
 from virtserial.memory.table import MemoryTable
-from virtserial.virtio.ring.access import LOADS_AT_MOST, RemoteRing
-from virtserial.virtio.ring.split import MAX_CHAIN_LENGTH
+from virtserial.virtio.ring.chains import MAX_CHAIN_LENGTH
+from virtserial.virtio.ring.split.access import LOADS_AT_MOST, RemoteRing
 
 BUFFER = BASE + 0x50000
 LIMIT = 1 << 20
 
 
 def refused(house, match, error=DriverError, writable=False):
-    look = house.queue.writable_chains if writable else house.queue.readable_chains
+    look = house.queue.ring.writable_chains if writable else house.queue.ring.readable_chains
     with pytest.raises(error, match=match):
         look(16, LIMIT)
     assert house.ring.used_idx == 0, "nothing is returned of what was refused"
@@ -70,7 +70,7 @@ def test_row_6_no_more_of_a_buffer_is_copied_than_the_budget(house, writable):
     house.ring.describe(0, BASE, house.memory.size, WRITE if writable else 0)
     house.ring.offer(0)
     house.memory.messages = 0
-    look = house.queue.writable_chains if writable else house.queue.readable_chains
+    look = house.queue.ring.writable_chains if writable else house.queue.ring.readable_chains
     held = sum(map(len, look(1, PAGE).views))
     assert held == (house.memory.size if house.memory.kind == "mapped" else PAGE)
     assert house.memory.messages < 16
@@ -84,10 +84,10 @@ def test_descriptors_without_a_byte_for_us_end_a_batch(house):
         house.ring.describe(index, *table, INDIRECT)
     house.ring.offer(*range(16))
     turns = 0
-    while heads := (batch := house.queue.readable_chains(16, LIMIT)).heads:
+    while heads := (batch := house.queue.ring.readable_chains(16, LIMIT)).heads:
         assert batch.walked <= 2 * MAX_CHAIN_LENGTH
         assert batch.views == []
-        house.queue.push_used(heads)
+        house.queue.ring.give_back(heads)
         turns += 1
     assert turns == 8
 
@@ -143,7 +143,7 @@ def test_row_11_indirect_with_next(house):
 
 
 def test_row_12_indirect_not_negotiated(house):
-    house.queue._indirect = False
+    house.queue.ring._table._indirect = False
     house.ring.add([b"x"], table=1)
     refused(house, "VIRTIO_F_INDIRECT_DESC was not negotiated")
 
@@ -164,7 +164,7 @@ def test_row_14_indirect_table_too_long_is_not_even_read(house, entries):
 def test_row_14_the_limit_itself_is_served(house):
     data = [b"x"] * 1024
     house.ring.add(data, table=1024)
-    assert house.queue.readable_chains(1, LIMIT).ends == [1024]
+    assert house.queue.ring.readable_chains(1, LIMIT).ends == [1024]
 
 
 def test_row_14_indirect_table_outside_memory(house):
@@ -190,11 +190,11 @@ def test_row_16_and_17_buffers_of_the_wrong_direction_are_neither_read_nor_writt
     house.ring.describe(0, 0xDEAD0000, 4, WRITE)
     house.ring.describe(1, 0xDEAD0000, 4)
     house.ring.offer(0)
-    batch = house.queue.readable_chains(1, LIMIT)
+    batch = house.queue.ring.readable_chains(1, LIMIT)
     assert (batch.ends, batch.views, batch.odd) == ([0], [], 1)
-    house.queue.push_used(batch.heads, [0])
+    house.queue.ring.give_back(batch.heads, [0])
     house.ring.offer(1)
-    batch = house.queue.writable_chains(1, LIMIT)
+    batch = house.queue.ring.writable_chains(1, LIMIT)
     assert (batch.ends, batch.views, batch.odd) == ([0], [], 1)
 
 
@@ -208,20 +208,20 @@ def test_row_23_a_head_again_after_it_was_returned_is_legal(house):
     house.ring.describe(0, BUFFER, 4)
     for _ in range(20):
         house.ring.offer(0)
-        assert house.queue.readable_chains(16, LIMIT).heads == [0]
-        house.queue.push_used([0])
+        assert house.queue.ring.readable_chains(16, LIMIT).heads == [0]
+        house.queue.ring.give_back([0])
 
 
 @pytest.mark.parametrize("writable", [False, True])
 def test_row_37_a_descriptor_rewritten_after_the_look_changes_nothing(house, writable):
     house.ring.describe(0, BUFFER, 4, WRITE if writable else 0)
     house.ring.offer(0)
-    look = house.queue.writable_chains if writable else house.queue.readable_chains
+    look = house.queue.ring.writable_chains if writable else house.queue.ring.readable_chains
     batch = look(1, LIMIT)
     house.ring.describe(0, 0xDEAD0000, 0xFFFFFFFF, NEXT, 77)
     assert [len(view) for view in batch.views] == [4]
-    house.queue.write_back(batch, 4 if writable else 0)
-    house.queue.push_used(batch.heads, [4])
+    house.queue.ring.store(batch, 4 if writable else 0)
+    house.queue.ring.give_back(batch.heads, [4])
     assert house.ring.used_element(0) == (0, 4)
 
 
@@ -271,9 +271,9 @@ def test_random_tables_never_raise_anything_but_driver_errors(house):
             )
         house.ring.offer(chance.randrange(17))
         try:
-            batch = house.queue.readable_chains(16, LIMIT)
+            batch = house.queue.ring.readable_chains(16, LIMIT)
         except DriverError:
-            house.queue.push_used([0] * house.queue.available())
+            house.queue.ring.give_back([0] * house.queue.ring.waiting())
         else:
             assert sum(map(len, batch.views)) <= batch.ends[-1]
-            house.queue.push_used(batch.heads)
+            house.queue.ring.give_back(batch.heads)

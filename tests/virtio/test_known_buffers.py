@@ -22,7 +22,7 @@ class Posting:
         self.house.ring.offer(*(heads or range(COUNT)))
 
     def take(self, max_bytes=EVERYTHING):
-        return self.house.queue.writable_chains(256, max_bytes)
+        return self.house.queue.ring.writable_chains(256, max_bytes)
 
     def round(self, mark, *heads):
         """Post, fill each buffer with its mark and head, take back; what lies at each head's address then."""
@@ -32,8 +32,8 @@ class Posting:
         for view in batch.views:
             view[:] = data[: len(view)]
             data = data[len(view) :]
-        self.house.queue.write_back(batch, EVERYTHING)
-        self.house.queue.push_used(batch.heads, [64] * len(batch.heads))
+        self.house.queue.ring.store(batch, EVERYTHING)
+        self.house.queue.ring.give_back(batch.heads, [64] * len(batch.heads))
         return [self.house.memory.read(self.buffers[head], 64) for head in heads or range(COUNT)]
 
 
@@ -74,7 +74,7 @@ def test_a_chain_that_has_grown_is_walked(posting):
     posting.post()
     batch = posting.take()
     assert batch.ends[7] - batch.ends[6] == 164
-    posting.house.queue.push_used(batch.heads, [0] * COUNT)
+    posting.house.queue.ring.give_back(batch.heads, [0] * COUNT)
     posting.post()
     assert posting.take().ends == batch.ends
 

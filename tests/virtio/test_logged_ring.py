@@ -9,7 +9,7 @@ from virtserial.memory.dirty_log import DirtyLog
 from virtserial.memory.state import HEADER_SIZE, StateMemory
 from virtserial.virtio.device import DeviceRecord, VirtioDevice
 from virtserial.virtio.features import TRANSPORT_FEATURES
-from virtserial.virtio.ring.split import QueueRecord
+from virtserial.virtio.ring.record import QueueRecord
 
 SIZE = 16
 
@@ -41,17 +41,17 @@ class Logged:
 
     def fill(self, count):
         """Write into the waiting chains, as a port does."""
-        batch = self.queue.writable_chains(8, 1 << 20)
+        batch = self.queue.ring.writable_chains(8, 1 << 20)
         left = count
         for view in batch.views:
             part = min(left, len(view))
             view[:part] = b"\xa5" * part
             left -= part
-        self.queue.write_back(batch, count)
+        self.queue.ring.store(batch, count)
         starts = [0, *batch.ends]
         lengths = [max(0, min(end, count) - start) for start, end in zip(starts, batch.ends, strict=False)]
-        self.queue.push_used(batch.heads, lengths)
-        self.queue.enable_notifications()
+        self.queue.ring.give_back(batch.heads, lengths)
+        self.queue.ring.arm()
 
 
 @pytest.fixture(params=KINDS)
@@ -88,16 +88,16 @@ def test_what_was_not_written_is_not_logged(logged):
 
 
 def test_without_a_log_the_ring_is_the_plain_one(logged):
-    assert type(logged.queue.ring).__name__ == "LoggedRing"
+    assert type(logged.queue.ring._access).__name__ == "LoggedRing"
     logged.device.log_writes(None)
-    assert type(logged.queue.ring).__name__ in ("MappedRing", "RemoteRing")
+    assert type(logged.queue.ring._access).__name__ in ("MappedRing", "RemoteRing")
 
 
 def test_a_driver_that_makes_a_loop_of_a_chain_ends_the_marking(logged):
     logged.ring.add(writable=[16, 16])
-    batch = logged.queue.writable_chains(1, 1 << 20)
+    batch = logged.queue.ring.writable_chains(1, 1 << 20)
     address = logged.ring.desc
     logged.memory.write(address + 16 * batch.heads[0] + 12, (1 | 2).to_bytes(2, "little"))
     logged.memory.write(address + 16 * batch.heads[0] + 14, batch.heads[0].to_bytes(2, "little"))
-    logged.queue.push_used(batch.heads, [1 << 31])
+    logged.queue.ring.give_back(batch.heads, [1 << 31])
     assert logged.take()

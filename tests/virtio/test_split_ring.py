@@ -2,7 +2,7 @@
 
 import pytest
 
-from virtserial.virtio.ring import layout as split_ring
+from virtserial.virtio.ring.split import layout as split_ring
 
 
 def test_areas_have_the_sizes_of_the_specification():

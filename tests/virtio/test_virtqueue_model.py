@@ -13,11 +13,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support.ring_builder import KINDS, GuestMemory, RingBuilder, join
+from support.ring_builder import KINDS, GuestMemory, RingBuilder, join, unsignalled
 
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable
-from virtserial.virtio.ring.split import QueueRecord, Virtqueue
+from virtserial.virtio.queue import Virtqueue
+from virtserial.virtio.ring.record import QueueRecord
 
 SIZE = 8
 
@@ -72,32 +73,32 @@ class Model(RuleBasedStateMachine):
     @rule(chains=st.integers(1, 10), budget=st.integers(0, 200), room=st.integers(0, 200))
     def serve(self, chains, budget, room):
         queue = self.queue
-        batch = queue.readable_chains(chains, budget)
+        batch = queue.ring.readable_chains(chains, budget)
         assert batch.heads == [head for head, _, _ in self.waiting][: len(batch.heads)]
         assert bool(batch.heads) is bool(self.waiting)
         data = b"".join(batch.views)[:room]
         self.taken += data
-        done = queue.offset + len(data)
+        done = queue.record.offset + len(data)
         ready = [head for head, end in zip(batch.heads, batch.ends, strict=True) if end <= done]
-        queue.push_used(ready, None, done - (batch.ends[len(ready) - 1] if ready else 0))
+        queue.ring.give_back(ready, None, done - (batch.ends[len(ready) - 1] if ready else 0))
         for _ in ready:
             self.returned.append(self.waiting.popleft())
         self.armed = False
 
     @rule()
     def arm(self):
-        self.armed = not self.queue.enable_notifications()
+        self.armed = not self.queue.ring.arm()
         assert self.armed is not bool(self.waiting)
         self.ring._published = self.ring.idx
 
     @rule(after=st.integers(0, 3))
     def signal(self, after):
-        wanted = (self.queue.position - 1 - after) & 0xFFFF
+        wanted = (self.queue.record.position - 1 - after) & 0xFFFF
         self.ring.set_used_event(wanted)
-        count = self.queue.unsignalled
+        count = unsignalled(self.queue)
         expected = after < count if self.ring.event_idx else count > 0
-        assert self.queue.take_signal() is expected
-        assert self.queue.unsignalled == 0
+        assert self.queue.ring.take_signal() is expected
+        assert unsignalled(self.queue) == 0
 
     @rule()
     def harvest(self):
@@ -116,8 +117,8 @@ class Model(RuleBasedStateMachine):
     def bytes_are_in_order_and_none_is_twice(self):
         if hasattr(self, "queue"):
             assert self.sent.startswith(self.taken)
-            assert self.queue.available() == len(self.waiting)
-            left = sum(length for _, _, length in self.waiting) - self.queue.offset
+            assert self.queue.ring.waiting() == len(self.waiting)
+            left = sum(length for _, _, length in self.waiting) - self.queue.record.offset
             assert len(self.taken) + left == len(self.sent)
 
     def teardown(self):

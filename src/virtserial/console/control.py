@@ -11,10 +11,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from virtserial.console.slot import PortSlot, in_plug_order
 from virtserial.console.wire import (
     CONTROL,
-    CONTROL_RECEIVEQ,
-    CONTROL_TRANSMITQ,
     RESIZE,
     VIRTIO_CONSOLE_CONSOLE_PORT,
     VIRTIO_CONSOLE_DEVICE_READY,
@@ -30,11 +29,10 @@ from virtserial.console.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from virtserial.console.device import ConsoleDevice
-    from virtserial.console.port import Port
-    from virtserial.console.slot import PortSlot
+    from virtserial.console.seams import ControlOwner
+    from virtserial.virtio.queue import Virtqueue
 
 log = logging.getLogger("virtserial.console")
 
@@ -54,41 +52,70 @@ WARNING_INTERVAL: Final = 1.0
 
 
 class ControlChannel:
-    """The two control queues of a device and what is still to be said on them."""
+    """The two control queues of a device and what is still to be said on them.
 
-    def __init__(self, device: ConsoleDevice) -> None:
-        self._device = device
-        self.receiveq, self.transmitq = device.queues[CONTROL_RECEIVEQ], device.queues[CONTROL_TRANSMITQ]
+    Args:
+        owner: the device.
+        slots: its port numbers.
+        queues: control receiveq and control transmitq.
+
+    Attributes:
+        ignored: messages of the driver that made no sense: unknown port, unknown event, too short.
+    """
+
+    def __init__(self, owner: ControlOwner, slots: Sequence[PortSlot], queues: tuple[Virtqueue, Virtqueue]) -> None:
+        self._owner = owner
+        self._slots = slots
+        self.queues = self.receiveq, self.transmitq = queues
+        self.ignored = 0
+        self._due = False
         self._waiting: dict[PortSlot, None] = {}
         self._warned: float | None = None
-        self.ignored = 0
-        """Messages of the driver that made no sense: unknown port, unknown event, too short."""
+
+    # Turns
+
+    def schedule_all(self) -> None:
+        """Ask for a turn."""
+        if not self._due:
+            self._due = True
+            self._owner.schedule_first(self)
+
+    def forget_work(self) -> None:
+        self._due = False
+
+    def turn(self) -> None:
+        """Take messages of the driver, send what is pending."""
+        self._due = False
+        if not self._owner.driver_listens:
+            return
+        more = self.receive()
+        if self.pump() or more:
+            self.schedule_all()
 
     # What the device has to say
 
     def reset(self) -> None:
         """Forget everything: a reset driver knows of no port and asks again."""
         self._waiting.clear()
-        for each in self._device.slots:
+        for each in self._slots:
             record = each.record
             if not record.holds(UNKNOWN):
                 record.pending = record.known = record.ready = record.told_open = 0
 
-    def resume(self) -> None:
+    def take_over(self) -> None:
         """Pick up what a predecessor had not said, in plug order."""
-        pending = [slot for slot in self._device.slots if slot.record.pending]
-        self._waiting = dict.fromkeys(sorted(pending, key=lambda slot: slot.record.order))
+        self._waiting = dict.fromkeys(in_plug_order(slot for slot in self._slots if slot.record.pending))
         self._pump_later()
 
-    def port_added(self, port: Port) -> None:
+    def port_added(self, slot: PortSlot) -> None:
         """A port was plugged in; a driver that is there hears of it."""
-        if self._device.driver_listens:
-            self._set_pending(port.slot, ADD)
+        if self._owner.driver_listens:
+            self._set_pending(slot, ADD)
 
-    def port_replaced(self, port: Port) -> None:
-        """Another port has taken the number while no worker was there: the driver hears of both, once it is resumed."""
-        record = port.record
-        record.pending = (REMOVE if record.known else 0) | (ADD if self._device.driver_listens else 0)
+    def port_replaced(self, slot: PortSlot) -> None:
+        """Another port has taken the number while no worker was there: the driver hears of both, after `take_over`."""
+        record = slot.record
+        record.pending = (REMOVE if record.known else 0) | (ADD if self._owner.driver_listens else 0)
         record.known = record.ready = record.told_open = record.guest_open = 0
 
     def port_removed(self, slot: PortSlot) -> None:
@@ -100,15 +127,15 @@ class ControlChannel:
             record.known = 0
             self._set_pending(slot, REMOVE)
 
-    def open_changed(self, port: Port) -> None:
+    def open_changed(self, slot: PortSlot) -> None:
         """The host's end was opened or closed."""
-        if port.record.ready:
-            self._set_pending(port.slot, OPEN)
+        if slot.record.ready:
+            self._set_pending(slot, OPEN)
 
-    def size_changed(self, port: Port) -> None:
+    def size_changed(self, slot: PortSlot) -> None:
         """The console's size changed."""
-        if port.record.ready and self._device.has_feature(VIRTIO_CONSOLE_F_SIZE):
-            self._set_pending(port.slot, SIZE)
+        if slot.record.ready and self._owner.has_feature(VIRTIO_CONSOLE_F_SIZE):
+            self._set_pending(slot, SIZE)
 
     def _set_pending(self, slot: PortSlot, bits: int) -> None:
         self._waiting.setdefault(slot)
@@ -117,7 +144,7 @@ class ControlChannel:
 
     def _pump_later(self) -> None:
         if self._waiting:
-            self._device.schedule_control()
+            self.schedule_all()
 
     def _next_message(self, slot: PortSlot) -> tuple[int, bytes] | None:
         """Return the bit and the bytes of the next message about a port number."""
@@ -138,7 +165,7 @@ class ControlChannel:
                 if bit == OPEN and port.host_open != bool(record.told_open):
                     return bit, pack_control(slot.number, VIRTIO_CONSOLE_PORT_OPEN, int(port.host_open))
                 if bit == SIZE and (port.cols or port.rows):
-                    size = (port.rows, port.cols) if self._device.resize_rows_first else (port.cols, port.rows)
+                    size = (port.rows, port.cols) if self._owner.resize_rows_first else (port.cols, port.rows)
                     return bit, pack_control(slot.number, VIRTIO_CONSOLE_RESIZE, 0, RESIZE.pack(*size))
             record.pending = bits & ~bit
         return None
@@ -161,7 +188,7 @@ class ControlChannel:
         Raises:
             DriverError: the driver broke a rule of the virtqueue.
         """
-        queue = self.receiveq
+        ring = self.receiveq.ring
         waiting = self._waiting
         budget = MESSAGES_PER_TURN
         while waiting and budget > 0:
@@ -170,26 +197,26 @@ class ControlChannel:
             if message is None:
                 del waiting[slot]
                 continue
-            batch = queue.writable_chains(1, len(message[1]))
+            batch = ring.writable_chains(1, len(message[1]))
             if not batch.heads:
-                if queue.enable_notifications():
+                if ring.arm():
                     continue
                 break
             budget -= 1 + batch.walked // 16
             bit, data = message
             if batch.ends[0] < len(data):
                 # Too short for the message: it goes back empty, the message waits for a better one.
-                queue.push_used(batch.heads, [0])
+                ring.give_back(batch.heads, [0])
                 self.ignored += 1
                 continue
             _scatter(batch.views, data)
-            queue.write_back(batch, len(data))
+            ring.store(batch, len(data))
             # First the driver's ring, then our own memory of it: a successor may repeat a message, never omit one.
-            queue.push_used(batch.heads, [len(data)])
+            ring.give_back(batch.heads, [len(data)])
             self._sent(slot, bit)
             if log.isEnabledFor(logging.DEBUG):
                 log.debug("virtio_serial_send_control_event port %d, event %d, value %d", *CONTROL.unpack_from(data))
-        self._device.signal(queue)
+        self._owner.signal(self.receiveq)
         return bool(waiting) and budget <= 0
 
     # What the driver has to say
@@ -200,39 +227,39 @@ class ControlChannel:
         Raises:
             DriverError: the driver broke a rule of the virtqueue.
         """
-        queue = self.transmitq
-        batch = queue.readable_chains(1, CONTROL.size)
+        queue, ring = self.transmitq, self.transmitq.ring
+        batch = ring.readable_chains(1, CONTROL.size)
         budget = MESSAGES_PER_TURN
         while budget > 0:
             # A long chain counts for several messages: its descriptors take their time.
             budget -= 1 + batch.walked // 16
             if not batch.heads:
-                self._device.signal(queue)
-                if not queue.enable_notifications():
+                self._owner.signal(queue)
+                if not ring.arm():
                     return False
             else:
                 message = _gather(batch.views)
-                queue.push_used(batch.heads)
+                ring.give_back(batch.heads)
                 if message is None:
                     self.ignored += 1
                 else:
                     self._handle(message)
-                    if not self._device.live:
+                    if not self._owner.live:
                         return False
-            batch = queue.readable_chains(1, CONTROL.size)
-        self._device.signal(queue)
+            batch = ring.readable_chains(1, CONTROL.size)
+        self._owner.signal(queue)
         return True
 
     def _handle(self, message: ControlMessage) -> None:
         log.debug("virtio_serial_handle_control_message event %d, value %d", message.event, message.value)
         if message.event == VIRTIO_CONSOLE_DEVICE_READY:
             if not message.value:
-                self._warn("%s: the guest's driver failed to set the device up", self._device.name)
+                self._warn("%s: the guest's driver failed to set the device up", self._owner.name)
                 return
-            for plugged in self._device.slots_in_plug_order():
+            for plugged in in_plug_order(slot for slot in self._slots if slot.port):
                 self._set_pending(plugged, ADD)
             return
-        slot = self._device.slot(message.port)
+        slot = self._slots[message.port] if message.port < len(self._slots) else None
         port = slot.port if slot else None
         if slot is None or port is None or message.event not in (VIRTIO_CONSOLE_PORT_READY, VIRTIO_CONSOLE_PORT_OPEN):
             self.ignored += 1
@@ -240,14 +267,14 @@ class ControlChannel:
         if message.event == VIRTIO_CONSOLE_PORT_OPEN:
             port.set_guest_open(bool(message.value))
         elif not message.value:
-            self._warn("%s: the guest's driver failed to add port %d", self._device.name, message.port)
+            self._warn("%s: the guest's driver failed to add port %d", self._owner.name, message.port)
         else:
             port.driver_ready()
-            sized = self._device.has_feature(VIRTIO_CONSOLE_F_SIZE)
+            sized = self._owner.has_feature(VIRTIO_CONSOLE_F_SIZE)
             self._set_pending(slot, (CONSOLE | (SIZE if sized else 0) if port.is_console else 0) | NAME | OPEN)
 
     def _warn(self, text: str, *words: object) -> None:
-        now = self._device.now()
+        now = self._owner.now()
         if self._warned is None or now >= self._warned + WARNING_INTERVAL:
             self._warned = now
             log.warning(text, *words)

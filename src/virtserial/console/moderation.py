@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtserial.console.device import Scheduler
-    from virtserial.loop import Timer
-    from virtserial.virtio.ring.split import Virtqueue
+    from virtserial.console.seams import Scheduler, Timer
+    from virtserial.virtio.queue import Virtqueue
 
 SIGNAL_QUIET: Final = 0.0003
 """Seconds without new chains after which a held interrupt is sent: then the driver may be waiting for it."""
@@ -97,7 +96,7 @@ class Moderation:
         pace = self._paces.get(queue)
         if pace is None:
             pace = self._paces[queue] = Pace()
-        if queue.unsignalled >= queue.size * 3 >> 2 or queue.awaited:
+        if queue.ring.signal_is_urgent():
             self._signal_now(queue, pace)
             return
         now = self._scheduler.now()

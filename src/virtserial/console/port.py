@@ -20,10 +20,12 @@ from virtserial.errors import BackendError, StateError, VirtserialError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from virtserial.console.device import ConsoleDevice
-    from virtserial.console.host_end import HostEnd
-    from virtserial.console.slot import PortSlot
-    from virtserial.virtio.ring.split import ChainBatch, Virtqueue
+    from virtserial.console.moderation import Moderation
+    from virtserial.console.records import PortRecord
+    from virtserial.console.seams import HostEnd, PortOwner
+    from virtserial.virtio.queue import Virtqueue
+    from virtserial.virtio.ring.chains import ChainBatch
+    from virtserial.virtio.ring.device_ring import DeviceRing
 
 TURN_CHAINS = 256
 """Chains a port may use in one turn and direction."""
@@ -41,44 +43,59 @@ class Port:
     """A port that is plugged in.
 
     Args:
-        slot: its number's place in the device.
+        owner: the device.
+        number: its number there.
+        record: the number's place in state memory.
+        queues: receiveq and transmitq.
+        moderation: holds interrupts and looks of all ports of the device.
         name: what the guest sees in sysfs; None for no name.
         is_console: a console (hvc) port; it never makes the guest wait.
         has_backend: a chardev belongs to it, whether connected or not.
+
+    Attributes:
+        plugged: False once it is unplugged: the next port of its number has the queues then.
+        host: its host end, None without one.
+        work: TRANSMIT and RECEIVE, what its next turn looks at; 0: it has asked for none.
+        throttled: the host end takes nothing more at the moment.
+        backlog: console output that the host end could not take yet.
+        misdirected: chains with descriptors of the wrong direction; what those hold is neither read nor written.
     """
 
     def __init__(
         self,
-        device: ConsoleDevice,
-        slot: PortSlot,
+        owner: PortOwner,
+        number: int,
+        record: PortRecord,
+        queues: tuple[Virtqueue, Virtqueue],
+        moderation: Moderation,
+        *,
         name: str | None = None,
         is_console: bool = False,
         has_backend: bool = False,
     ) -> None:
-        self.device = device
-        self.slot = slot
-        self.number = slot.number
-        self.record = slot.record
+        self._owner = owner
+        self.number = number
+        self.record = record
+        self.queues = self.receiveq, self.transmitq = queues
+        self._moderation = moderation
         self.name = name
         self.is_console = is_console
         self.has_backend = has_backend
         self.chardev: str | None = None
         self.cols = self.rows = 0
+        self.plugged = True
         self.host: HostEnd | None = None
         self.work = 0
         self.throttled = False
         self.backlog = bytearray()
-        """Console output that the host end could not take yet."""
+        self.misdirected = 0
         self._window = 8
         self._look = partial(self.schedule, TRANSMIT)
         self._look_for_input = partial(self.schedule, RECEIVE)
         self._transmit_pace = TransmitPace()
         self._receive_pace = ReceivePace()
-        self.misdirected = 0
-        """Chains with descriptors of the wrong direction; what those hold is neither read nor written."""
-        self.receiveq, self.transmitq = device.queues_of(slot.number)
-        self._receive_key = Ledger.key(device.controller, self.receiveq.index)
-        self._transmit_key = Ledger.key(device.controller, self.transmitq.index)
+        self._receive_key = Ledger.key(owner.controller, self.receiveq.index)
+        self._transmit_key = Ledger.key(owner.controller, self.transmitq.index)
 
     # State
 
@@ -106,7 +123,7 @@ class Port:
                 host.guest_closed()
         if is_open:
             self.schedule(RECEIVE)
-        self.device.port_events.guest_open_changed(self, is_open)
+        self._owner.port_events.guest_open_changed(self.number, is_open)
 
     def stop(self) -> None:
         """The device was reset or failed: what the driver said is void, what it queued is not ours any more."""
@@ -139,7 +156,7 @@ class Port:
     def host_opened(self) -> None:
         """The host's end was opened: tell the driver, move what waits."""
         if not self.is_console:
-            self.device.control.open_changed(self)
+            self._owner.host_open_changed(self.number)
         self.schedule(TRANSMIT | RECEIVE)
 
     def host_closed(self) -> None:
@@ -155,14 +172,14 @@ class Port:
             host.close()
         self._host_gone()
         if host.ended:
-            self.device.port_events.host_end_closed(self)
+            self._owner.port_events.host_end_closed(self.number)
 
     def _host_gone(self) -> None:
         self.throttled = False
         self.record.dropped += len(self.backlog)
         self.backlog.clear()
         if not self.is_console:
-            self.device.control.open_changed(self)
+            self._owner.host_open_changed(self.number)
         # What was half sent and what the transmitq holds has no reader any more; every chain goes back to the driver.
         self.schedule(TRANSMIT)
 
@@ -186,12 +203,18 @@ class Port:
             self.host.guest_ready()
 
     def schedule(self, work: int) -> None:
-        """Ask for a turn, unless the port is unplugged: the next port of its number has the queues now."""
-        if self.slot.port is not self:
+        """Ask for a turn that looks at TRANSMIT, RECEIVE or both, unless the port is unplugged."""
+        if not self.plugged:
             return
         if not self.work:
-            self.device.schedule(self)
+            self._owner.schedule(self)
         self.work |= work
+
+    def schedule_all(self) -> None:
+        self.schedule(TRANSMIT | RECEIVE)
+
+    def forget_work(self) -> None:
+        self.work = 0
 
     def turn(self) -> None:
         """Do a bounded amount of what there is to do; what remains is scheduled again.
@@ -209,16 +232,16 @@ class Port:
         """Guest to host.  Returns whether there is more to do now."""
         if self.throttled:
             return False
-        queue = self.transmitq
-        batch = queue.readable_chains(TURN_CHAINS, TURN_BYTES)
+        queue, moderation = self.transmitq, self._moderation
+        ring = queue.ring
+        batch = ring.readable_chains(TURN_CHAINS, TURN_BYTES)
         heads = batch.heads
         if not heads:
             if self.backlog:
                 self._write(())
-            return queue.enable_notifications()
+            return ring.arm()
         ends = batch.ends
-        progress = queue.record.progress
-        offset = progress >> 16
+        offset = ring.offset
         host = self.host
         if host is None or not host.connected:
             done = ends[-1]
@@ -226,32 +249,33 @@ class Port:
             if host is not None and self.is_console:
                 host.unheard(batch.views)
             count, partial_bytes = len(heads), 0
-            queue.push_used(heads)
+            ring.give_back(heads)
         else:
-            device = self.device
-            exact = host.exact and queue.mapped and not self.backlog
-            device.ledger.begin_write(self._transmit_key, progress, exact)
+            ledger = self._owner.ledger
+            exact = host.exact and ring.mapped and not self.backlog
+            ledger.begin_write(self._transmit_key, ring.position, exact)
             try:
                 taken = self._write(batch.views)
                 count, partial_bytes = self._return_sent(batch, offset, taken)
             finally:
-                device.ledger.end()
+                ledger.end()
             done = offset + taken
             if taken and done < ends[-1] and host.connected:
                 self.throttled = host.wait_writable()
         self.misdirected += batch.odd
-        moderation = self.device.moderation
-        if self.throttled or done >= TURN_BYTES or partial_bytes or (waiting := queue.available()) >= queue.size >> 2:
+        ring = queue.ring  # A reset in the middle has taken it away.
+        size = queue.size
+        if self.throttled or done >= TURN_BYTES or partial_bytes or (waiting := ring.waiting()) >= size >> 2:
             moderation.chains_returned(queue)
             if self.throttled:
-                queue.disable_notifications()
+                ring.disarm()
             return not self.throttled
         if not self._transmit_pace.is_stream(count, done, self.record.received):
             moderation.chains_returned(queue, lone=not waiting)
-            return queue.enable_notifications()
-        pause = self._transmit_pace.looked(count, done, queue.size)
+            return ring.arm()
+        pause = self._transmit_pace.looked(count, done, size)
         moderation.chains_returned(queue, quiet=pause + SIGNAL_QUIET)
-        queue.disable_notifications()
+        ring.disarm()
         moderation.look_again(self._look, pause)
         return False
 
@@ -265,7 +289,7 @@ class Port:
             count = bisect_right(ends, done)
             partial_bytes = done - ends[count - 1] if count else done
             heads = heads[:count]
-        self.transmitq.push_used(heads, None, partial_bytes)
+        self.transmitq.ring.give_back(heads, None, partial_bytes)
         self.record.transmitted += taken
         return count, partial_bytes
 
@@ -280,7 +304,7 @@ class Port:
                 return 0
             taken = host.writev(views)
         except BackendError as error:
-            self.device.port_events.host_end_failed(self, error)
+            self._owner.port_events.host_end_failed(self.number, error)
             self.host_closed()
             return 0
         self.throttled = not taken and host.connected
@@ -322,66 +346,67 @@ class Port:
         host = self.host
         if host is None or not host.connected or not self.record.guest_open:
             return False
-        queue = self.receiveq
+        queue, owner = self.receiveq, self._owner
+        ring = queue.ring
         # Looking at a buffer costs time even if nothing is read into it: look at as many as were last needed.
-        batch = queue.writable_chains(self._window, TURN_BYTES)
+        batch = ring.writable_chains(self._window, TURN_BYTES)
         heads, ends = batch.heads, batch.ends
         if not heads:
-            return self._wait_for_buffers(queue)
+            return self._wait_for_buffers(ring)
         size = ends[-1]
-        device = self.device
-        unseen = queue.unseen()
-        exact = host.exact and queue.mapped and not batch.bounces
-        device.ledger.begin_read(self._receive_key, queue.record.progress, exact)
+        unseen = ring.unseen()
+        exact = host.exact and ring.mapped and not batch.bounces
+        owner.ledger.begin_read(self._receive_key, ring.position, exact)
         try:
             count = host.readv(batch.views) if size else 0
             used = self._return_filled(batch, count) if count else 0
         except BackendError as error:
-            device.port_events.host_end_failed(self, error)
+            owner.port_events.host_end_failed(self.number, error)
             self.host_closed()
             return False
         finally:
-            device.ledger.end()
+            owner.ledger.end()
         if not count:
             if not ends[0]:
                 # No room in it at all: not a receive buffer; it goes back as it came.
-                queue.push_used(heads[:1], [0])
+                ring.give_back(heads[:1], [0])
                 self.misdirected += 1
-                self.device.signal(queue)
+                owner.signal(queue)
                 return True
             return False
         self._receive_pace.filled(used)
         self.misdirected += batch.odd
-        device.signal(queue)
+        owner.signal(queue)
         if count == size:
             self._window = min(self._window * 4, TURN_CHAINS)
             return host.readable
         self._window = max(used + (used >> 3) + 2, 8)
         moment = self._receive_pace.moment(count, unseen, queue.size)
         if moment and host.hold_input():
-            device.moderation.look_again(self._look_for_input, moment)
+            self._moderation.look_again(self._look_for_input, moment)
             return False
         return not host.wait_readable()
 
-    def _wait_for_buffers(self, queue: Virtqueue) -> bool:
+    def _wait_for_buffers(self, ring: DeviceRing) -> bool:
         """The receiveq is empty: look again soon, or ask for a doorbell."""
         pause = self._receive_pace.starved()
         if not pause:
-            return queue.enable_notifications(self._receive_pace.take_batch())
-        queue.disable_notifications()
-        self.device.moderation.look_again(self._look_for_input, pause)
+            return ring.arm(self._receive_pace.take_batch())
+        ring.disarm()
+        self._moderation.look_again(self._look_for_input, pause)
         return False
 
     def _return_filled(self, batch: ChainBatch, count: int) -> int:
         """Buffers hold `count` bytes of the host end: return them to the driver, and how many they are."""
-        heads, ends, queue = batch.heads, batch.ends, self.receiveq
+        heads, ends, ring = batch.heads, batch.ends, self.receiveq.ring
         used = bisect_left(ends, count) + 1
         lengths = [ends[0]]
         lengths += [end - start for start, end in pairwise(ends[:used])]
         lengths[-1] -= ends[used - 1] - count
         try:
-            queue.write_back(batch, count)
-            queue.push_used(heads[:used], lengths)
+            if batch.bounces:
+                ring.store(batch, count)
+            ring.give_back(heads[:used], lengths)
         except VirtserialError:
             self.record.dropped += count
             raise
@@ -396,8 +421,8 @@ class Port:
         Raises:
             StateError: there are not so many bytes in the queue.
         """
-        batch = self.transmitq.readable_chains(TURN_CHAINS, TURN_BYTES)
-        offset = self.transmitq.offset
+        ring = self.transmitq.ring
+        batch, offset = ring.readable_chains(TURN_CHAINS, TURN_BYTES), ring.offset
         if not batch.heads or moved > batch.ends[-1] - offset:
             raise StateError(f"{moved} bytes were sent to the host, the queue has less")
         self._return_sent(batch, offset, moved)
@@ -408,7 +433,7 @@ class Port:
         Raises:
             StateError: the buffers that are posted do not hold so many.
         """
-        batch = self.receiveq.writable_chains(TURN_CHAINS, TURN_BYTES)
+        batch = self.receiveq.ring.writable_chains(TURN_CHAINS, TURN_BYTES)
         if not batch.heads or moved > batch.ends[-1]:
             raise StateError(f"{moved} bytes were received from the host, the buffers of the queue hold less")
         self._return_filled(batch, moved)

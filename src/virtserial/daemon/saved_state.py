@@ -73,7 +73,7 @@ def answer_request(device: GuestDevice, message: Message, fds: list[int]) -> Mes
         elif message["type"] == "restore":
             _restore(device, fds[0])
         else:
-            device.go_on()
+            device.resume()
         error = None
     except ConfigError as refused:
         error = str(refused)
@@ -96,7 +96,7 @@ def _save(device: GuestDevice, fd: int) -> None:
             start += os.pwrite(fd, state[start:], start)
     except OSError:
         if not was_paused:
-            device.go_on()
+            device.resume()
         raise
 
 
@@ -111,4 +111,4 @@ def _restore(device: GuestDevice, fd: int) -> None:
     try:
         device.load_state(bytes(state))
     finally:
-        device.go_on()
+        device.resume()

@@ -43,7 +43,7 @@ from virtserial.virtio.features import (
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_VERSION_1,
 )
-from virtserial.virtio.ring.driver import DriverQueue, QueueLayout
+from virtserial.virtio.ring.split.driver import DriverQueue, QueueLayout
 from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from virtserial.driver.dma import DmaBuffer, DmaMemory
-    from virtserial.virtio.ring.driver import DriverQueue
+    from virtserial.virtio.ring.split.driver import DriverQueue
 
 RECEIVE_SIZE = 4096
 """Bytes of a control receive buffer, as Linux's; it limits the length of port names."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from virtserial.driver.access import DeviceAccess
     from virtserial.driver.transport import InterruptSink
     from virtserial.loop import EventLoop
-    from virtserial.virtio.ring.driver import DriverQueue
+    from virtserial.virtio.ring.split.driver import DriverQueue
 
 # struct virtio_pci_common_cfg: (offset, width in bytes)
 DEVICE_FEATURE_SELECT: Final = (0x00, 4)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.driver.dma import DmaMemory
-    from virtserial.virtio.ring.driver import DriverQueue
+    from virtserial.virtio.ring.split.driver import DriverQueue
 
 MAX_VIEWS = 1024
 """The most buffers of one readv or writev (IOV_MAX)."""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.errors import PeerError
-    from virtserial.virtio.ring.driver import DriverQueue
+    from virtserial.virtio.ring.split.driver import DriverQueue
 
 
 class InterruptSink(Protocol):

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-class HostListener(Protocol):
-    """Who is told about a host end: the port.  All calls come from the event loop, never from inside readv or writev,
-    except that `start` may call `host_opened`."""
-
-    def host_opened(self) -> None:
-        """The host side is connected."""
-
-    def host_closed(self) -> None:
-        """The host side is gone; all it had sent and the port wanted has been read.  See `HostEnd.ended`."""
-
-    def host_readable(self) -> None:
-        """`readv` may have bytes again."""
-
-    def host_writable(self) -> None:
-        """`writev` takes bytes again, after it had returned 0."""
+    from virtserial.console.seams import HostListener
 
 
 class NoListener:
@@ -42,7 +27,7 @@ class NoListener:
 
 
 class HostEnd:
-    """One connected (or connectable) host side of a port.
+    """One connected (or connectable) host side of a port: the base of those that implement console.seams.HostEnd.
 
     Attributes:
         connected: somebody is on the other side.

@@ -13,7 +13,7 @@ from virtserial.host_end.buffers import IOV_MAX, front_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from virtserial.host_end.base import HostListener
+    from virtserial.console.seams import HostListener
 
 logger = logging.getLogger("virtserial.chardev.log")
 

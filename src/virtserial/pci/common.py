@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from virtserial.memory.state import StateMemory
     from virtserial.virtio.device import VirtioDevice
-    from virtserial.virtio.ring.split import Virtqueue
+    from virtserial.virtio.queue import Virtqueue
 
 _COMMON: Final = struct.Struct("<IIIIHHBBHHHHHQQQHHHH")
 """struct virtio_pci_common_cfg: device_feature_select, device_feature, driver_feature_select, driver_feature,

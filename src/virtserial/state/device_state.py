@@ -26,7 +26,7 @@ from virtserial.pci.layout import (
 )
 from virtserial.state.envelope import seal, unseal
 from virtserial.state.fields import encode
-from virtserial.virtio.ring.split import MAX_CHAIN_BYTES
+from virtserial.virtio.ring.chains import MAX_CHAIN_BYTES
 from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_BITS, FEATURES_OK
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from virtserial.console.slot import PortSlot
     from virtserial.pci.function import VirtioPciFunction
     from virtserial.state.fields import Fields
-    from virtserial.virtio.ring.split import Virtqueue
+    from virtserial.virtio.queue import Virtqueue
 
 U16: Final = 0xFFFF
 U32: Final = 0xFFFFFFFF
@@ -77,7 +77,7 @@ def save(function: VirtioPciFunction, console: ConsoleDevice) -> bytes:
 
 
 def load(function: VirtioPciFunction, console: ConsoleDevice, data: bytes | bytearray | memoryview) -> None:
-    """Give a device that stands still another one's state; it goes on with it by `console.go_on`.
+    """Give a device that stands still another one's state; it goes on with it by `console.resume`.
 
     Raises:
         ConfigError: the state is none, is damaged or senseless, or is that of a device with other ports or properties;
@@ -151,7 +151,7 @@ def _saved_queue(queue: Virtqueue) -> dict[str, object]:
         "indirect": bool(record.indirect),
         **{name: getattr(record, name) for name in _ADDRESSES},
         "position": record.position,
-        "offset": queue.offset,
+        "offset": record.offset,
         "signalled": record.signalled,
     }
 
@@ -171,7 +171,7 @@ def _load_queue(state: Fields, console: ConsoleDevice, vectors: int) -> None:
         setattr(record, name, state.number(name, U64))
     record.signalled = state.number("signalled", U16)
     record.position = state.number("position", U16)
-    queue.offset = state.number("offset", MAX_CHAIN_BYTES)
+    record.offset = state.number("offset", MAX_CHAIN_BYTES)
     record.enabled = state.flag("enabled")
 
 

@@ -16,7 +16,7 @@ from virtserial.errors import PeerError, StateError
 from virtserial.loop import Timer
 from virtserial.memory.region import FileRegion, MappedRegion, cannot_shrink
 from virtserial.virtio.features import VIRTIO_F_EVENT_IDX
-from virtserial.virtio.ring.driver import DriverQueue, QueueLayout
+from virtserial.virtio.ring.split.driver import DriverQueue, QueueLayout
 from virtserial.virtio.status import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK
 
 if TYPE_CHECKING:

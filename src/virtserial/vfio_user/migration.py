@@ -82,7 +82,7 @@ class MigratableDevice(Protocol):
         """Stand still: touch no guest memory and nothing outside."""
         ...
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Run again; what happened meanwhile is caught up with soon."""
         ...
 
@@ -238,7 +238,7 @@ class Migration:
     def _enter(self, state: int) -> None:
         """From STOP to a state."""
         if state == VFIO_DEVICE_STATE_RUNNING:
-            self._device.go_on()
+            self._device.resume()
         elif state == VFIO_DEVICE_STATE_STOP_COPY:
             self._outgoing = memoryview(self._device.save_state())
         else:

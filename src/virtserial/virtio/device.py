@@ -13,7 +13,7 @@ from virtserial.errors import AccessInterrupted, AddressError, DriverError
 from virtserial.memory.state import U8, U32, U64, Record
 from virtserial.memory.table import MemoryTable
 from virtserial.virtio.features import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1
-from virtserial.virtio.ring.split import Virtqueue
+from virtserial.virtio.queue import Virtqueue
 from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK, next_status
 
 if TYPE_CHECKING:
@@ -211,8 +211,8 @@ class VirtioDevice:
         """[iova, iova + size) was taken away: a ring with a part in it rests until it is mapped again."""
         end = iova + size
         for queue in self.queues:
-            queue.forget_buffers()
-            if queue.lies_in(iova, end):
+            queue.ring.forget_buffers()
+            if queue.ring.lies_in(iova, end):
                 self.epoch += 1
                 queue.detach()
                 self._resting.append(queue)
@@ -221,12 +221,12 @@ class VirtioDevice:
         """Note in `log` what the device writes into guest memory from now on; None: note it no more."""
         self.memory.log = log
         for queue in self.queues:
-            queue.reopen_ring()
+            queue.ring.reopen()
 
     def signal(self, queue: Virtqueue) -> None:
         """Interrupt the driver if it wants to hear of the chains returned on `queue`."""
         try:
-            wanted = queue.take_signal()
+            wanted = queue.ring.take_signal()
         except AccessInterrupted:
             # It could not be asked: one interrupt too many does no harm, one too few hangs a guest.
             wanted = self.live

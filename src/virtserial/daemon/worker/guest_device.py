@@ -102,6 +102,7 @@ class GuestDevice(VirtioPciFunction):
         self.connection_serials: dict[Port, int] = {}
         self._stream: MessageStream | None = None
         self._half_done: Note | None = None
+        self._interrupted_batch: Note | None = None
         self._access: MessageMemory | None = None
         self._fault_timer: Timer | None = None
         self._restored_maps: set[tuple[int, int, int, int]] = set()
@@ -117,17 +118,18 @@ class GuestDevice(VirtioPciFunction):
             port_events=self,
             name=self.name,
             emergency_write=bool(config["emergency_write"]),
+            resize_rows_first=bool(config["resize_rows_first"]),
+            controller=self.index,
+            ledger=ledger,
         )
-        console.resize_rows_first = bool(config["resize_rows_first"])
         console.on_failure = self._device_failed
         console.on_address_fault = self._address_fault
-        console.controller, console.ledger = self.index, ledger
         self.console = console
         super().__init__(console, state, vectors=cast(int, config["vectors"]))
         self._server = Server(self, state, migratable=self)
         self._server.controller, self._server.ledger = self.index, ledger
 
-    # console.device.Scheduler: turns of this device, in which nothing may end the process
+    # console.seams.Scheduler: turns of this device, in which nothing may end the process
 
     def now(self) -> float:
         """The loop's clock."""
@@ -164,7 +166,7 @@ class GuestDevice(VirtioPciFunction):
 
     def _retry_faulted(self) -> None:
         self._fault_timer = None
-        self._guarded(self.console.retry_faulted)
+        self._guarded(self.console.turns.retry)
 
     # Ports
 
@@ -172,7 +174,7 @@ class GuestDevice(VirtioPciFunction):
         """A port was plugged in, or is there from a predecessor, who may not have told all it knew."""
         self.port_serials[port] = serial
         if port.guest_open != keeper_says_open:
-            self.guest_open_changed(port, port.guest_open)
+            self.guest_open_changed(port.number, port.guest_open)
 
     def port_unplugged(self, port: Port) -> None:
         """A port is gone."""
@@ -185,28 +187,31 @@ class GuestDevice(VirtioPciFunction):
         if self._fault_timer is not None:
             self._fault_timer.cancel()
 
-    # console.device.PortEvents
+    # console.seams.PortEvents
 
-    def guest_open_changed(self, port: Port, is_open: bool) -> None:
+    def guest_open_changed(self, number: int, is_open: bool) -> None:
         """The guest opened or closed a port."""
+        port = self.console.slots[number].port
         self._say(
             {
                 "type": "guest open",
                 "controller": self.index,
-                "number": port.number,
-                "serial": self.port_serials.get(port, 0),
+                "number": number,
+                "serial": self.port_serials.get(port, 0) if port else 0,
                 "open": is_open,
             }
         )
 
-    def host_end_closed(self, port: Port) -> None:
+    def host_end_closed(self, number: int) -> None:
         """A host end is over; the keeper may open the next."""
-        serial = self.connection_serials.pop(port, 0)
-        self._say({"type": "connection ended", "chardev": port.chardev, "serial": serial})
+        port = self.console.slots[number].port
+        if port is not None:
+            serial = self.connection_serials.pop(port, 0)
+            self._say({"type": "connection ended", "chardev": port.chardev, "serial": serial})
 
-    def host_end_failed(self, port: Port, error: BackendError) -> None:
+    def host_end_failed(self, number: int, error: BackendError) -> None:
         """A host end failed; its port is closed towards the guest."""
-        self._log.error("port %d: %s; the port is closed", port.number, error)
+        self._log.error("port %d: %s; the port is closed", number, error)
 
     # The VMM's connection
 
@@ -268,15 +273,15 @@ class GuestDevice(VirtioPciFunction):
         """Stand still."""
         self.console.pause()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Run again, in a turn of its own: it may take messages to the VMM, and one of the VMM's is being handled."""
         self.console.record.paused = 0
-        self._loop.add_turn(lambda: self._guarded(self._go_on))
+        self._loop.add_turn(lambda: self._guarded(self._resume))
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         # Unless it was paused again before its turn.
         if self.console.paused and not self.console.record.paused:
-            self.console.go_on()
+            self.console.resume()
 
     def save_state(self) -> bytes:
         """The state of the device, which stands still."""
@@ -302,18 +307,19 @@ class GuestDevice(VirtioPciFunction):
         """The VMM resets the function; it runs after that, whatever it did before."""
         super().reset()
         if self.console.paused:
-            self.go_on()
+            self.resume()
 
     def finish(self, note: Note) -> None:
-        """A predecessor was killed over this; before `connect` and `resume`."""
+        """A predecessor was killed over this; before `connect` and `take_over`."""
         if note.kind in (WRITE, READ):
-            self.console.interrupted = note
+            self._interrupted_batch = note
         else:
             self._half_done = note
 
-    def resume(self) -> None:
+    def take_over(self) -> None:
         """Everything is in place, perhaps from a predecessor: find out what is to be done."""
-        self._guarded(self.console.resume)
+        interrupted, self._interrupted_batch = self._interrupted_batch, None
+        self._guarded(lambda: self.console.take_over(interrupted))
         self._serve()
 
     # Guest memory

@@ -108,7 +108,7 @@ class Worker:
     def _go(self) -> None:
         self._going = True
         for device in self._devices.values():
-            device.resume()
+            device.take_over()
         doubtful = sum(device.console.doubtful for device in self._devices.values())
         self._say({"type": "going", "doubtful": doubtful})
 
@@ -154,7 +154,7 @@ class Worker:
             if kind == "vmm":
                 device.connect(fds[0])
                 if self._going:
-                    device.resume()
+                    device.take_over()
             elif kind == "port":
                 self._add_port(device, message)
             elif kind == "unplug":

@@ -19,8 +19,7 @@ from virtserial.virtio.features import TRANSPORT_FEATURES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from virtserial.console.host_end import HostListener
-    from virtserial.console.port import Port
+    from virtserial.console.seams import HostListener
     from virtserial.errors import BackendError
 
 KEPT = 1 << 20
@@ -80,9 +79,9 @@ class KeepingHost:
 
 
 class _NobodyListens:
-    def guest_open_changed(self, port: Port, is_open: bool) -> None: ...
-    def host_end_closed(self, port: Port) -> None: ...
-    def host_end_failed(self, port: Port, error: BackendError) -> None: ...
+    def guest_open_changed(self, number: int, is_open: bool) -> None: ...
+    def host_end_closed(self, number: int) -> None: ...
+    def host_end_failed(self, number: int, error: BackendError) -> None: ...
 
 
 class InMemoryMachine:

@@ -1,1 +1,1 @@
-"""Virtqueues: the rings of descriptors between driver and device, both sides."""
+"""Virtqueues: the rings of descriptors between driver and device, a folder for each format."""

@@ -11,7 +11,7 @@ from array import array
 from typing import TYPE_CHECKING, Protocol
 
 from virtserial.errors import DriverError
-from virtserial.virtio.ring.layout import (
+from virtserial.virtio.ring.split.layout import (
     AVAIL_FLAGS,
     AVAIL_IDX,
     AVAIL_RING,
@@ -22,7 +22,7 @@ from virtserial.virtio.ring.layout import (
     descriptor_table_size,
     used_ring_size,
 )
-from virtserial.virtio.ring.logged import LoggedRing
+from virtserial.virtio.ring.split.logged import LoggedRing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from virtserial.virtio.ring.split import ChainBatch
+    from virtserial.virtio.ring.chains import ChainBatch
 
 WORTH_KNOWING: Final = 16
 """Chains in a batch: with fewer, the comparison costs more than it saves; and an idle port needs no memory for it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.errors import DriverError
-from virtserial.virtio.ring.layout import (
+from virtserial.virtio.ring.split.layout import (
     DESCRIPTOR,
     DESCRIPTOR_SIZE,
     USED_RING_OFFSET,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from virtserial.memory.dirty_log import DirtyLog
     from virtserial.memory.region import Buffer
     from virtserial.memory.table import MemoryTable
-    from virtserial.virtio.ring.access import RingAccess
+    from virtserial.virtio.ring.split.access import RingAccess
 
 MAX_INDIRECT = 1024
 """Descriptors of an indirect table: the queue takes no longer chain."""
@@ -40,7 +40,6 @@ class LoggedRing:
     """
 
     def __init__(self, ring: RingAccess, memory: MemoryTable, log: DirtyLog, size: int, used: int) -> None:
-        self.mapped = ring.mapped
         self.mapped = ring.mapped
         self.avail_idx = ring.avail_idx
         self.avail_flags = ring.avail_flags

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from virtserial.errors import PeerError, StateError
 from virtserial.memory import barrier
-from virtserial.virtio.ring.layout import (
+from virtserial.virtio.ring.split.layout import (
     AVAIL_FLAGS,
     AVAIL_IDX,
     AVAIL_RING,

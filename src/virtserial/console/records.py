@@ -1,0 +1,42 @@
+"""What a console device keeps in state memory beside its registers and queues."""
+
+from __future__ import annotations
+
+from virtserial.memory.state import U16, U32, U64, Record
+
+
+class ConsoleRecord(Record):
+    """The device as a whole."""
+
+    __slots__ = ()
+    SIZE = 8
+    next_order = U32(0)
+    cols = U16(4)
+    rows = U16(6)
+
+
+class PortRecord(Record):
+    """A port; it belongs to the number, whichever port has it."""
+
+    __slots__ = ()
+    SIZE = 56
+    pending = U16(0)
+    """Control messages the driver still has to get (console/control.py)."""
+    known = U16(2)
+    """The driver was told of a port of this number."""
+    ready = U16(4)
+    """The driver has said PORT_READY."""
+    guest_open = U16(6)
+    """The driver has said PORT_OPEN 1."""
+    told_open = U16(8)
+    """The last PORT_OPEN the driver was told."""
+    plug = U16(10)
+    """Tells ports apart that had this number one after the other."""
+    order = U32(12)
+    """Grows with every plug: the order in which the driver hears of ports."""
+    transmitted = U64(16)
+    received = U64(24)
+    discarded = U64(32)
+    dropped = U64(40)
+    doubtful = U64(48)
+    """Bytes that may have been moved twice, or not at all, because a worker was killed while it moved them."""

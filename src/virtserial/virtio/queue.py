@@ -1,0 +1,128 @@
+"""One virtqueue of a device: its registers as a transport shows them, and its ring while it is enabled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtserial.virtio.ring.device_ring import DETACHED
+from virtserial.virtio.ring.record import QueueRecord
+from virtserial.virtio.ring.split.device import SplitRing
+
+if TYPE_CHECKING:
+    from virtserial.memory.state import StateMemory
+    from virtserial.memory.table import MemoryTable
+    from virtserial.virtio.ring.device_ring import DeviceRing
+
+NO_VECTOR = 0xFFFF
+"""VIRTIO_MSI_NO_VECTOR."""
+
+
+class Virtqueue:
+    """Registers and ring.
+
+    Args:
+        index: the queue's number.
+        max_size: the largest size offered, a power of 2.
+        state: where its registers live.
+
+    Attributes:
+        ring: `DETACHED` unless `attach` has found one.
+    """
+
+    __slots__ = ("_untouched", "index", "max_size", "record", "ring")
+
+    def __init__(self, index: int, max_size: int, state: StateMemory) -> None:
+        self.index = index
+        self.max_size = max_size
+        self.record = QueueRecord(state)
+        self.ring: DeviceRing = DETACHED
+        self._untouched = max_size.to_bytes(2, "little") + b"\0\0\xff\xff" + bytes(QueueRecord.SIZE - 6)
+        if not self.record.size:
+            self.reset()
+
+    def reset(self) -> None:
+        """Return every register to its value after a device reset."""
+        self.detach()
+        if self.record.holds(self._untouched):
+            # Most queues of a large device: a driver can reset it as fast as it can write a byte.
+            return
+        self.record.clear()
+        self.record.size = self.max_size
+        self.record.vector = NO_VECTOR
+
+    # Registers.  A driver sets them before it enables the queue (4.1.5.1.3); later writes are ignored, so that nothing
+    # that an attached ring was checked against can change.
+
+    @property
+    def size(self) -> int:
+        """Descriptors in the queue."""
+        return self.record.size
+
+    @size.setter
+    def size(self, value: int) -> None:
+        """Powers of 2 up to max_size; anything else is ignored (4.1.4.3.2)."""
+        if not self.record.enabled and 0 < value <= self.max_size and not value & (value - 1):
+            self.record.size = value
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the driver has enabled the queue."""
+        return bool(self.record.enabled)
+
+    @property
+    def vector(self) -> int:
+        """The MSI-X vector of this queue's interrupts, 0xffff for none."""
+        return self.record.vector
+
+    @vector.setter
+    def vector(self, value: int) -> None:
+        self.record.vector = value
+
+    @property
+    def desc_address(self) -> int:
+        return self.record.desc_address
+
+    @desc_address.setter
+    def desc_address(self, value: int) -> None:
+        if not self.record.enabled:
+            self.record.desc_address = value
+
+    @property
+    def avail_address(self) -> int:
+        return self.record.avail_address
+
+    @avail_address.setter
+    def avail_address(self, value: int) -> None:
+        if not self.record.enabled:
+            self.record.avail_address = value
+
+    @property
+    def used_address(self) -> int:
+        return self.record.used_address
+
+    @used_address.setter
+    def used_address(self, value: int) -> None:
+        if not self.record.enabled:
+            self.record.used_address = value
+
+    # The ring
+
+    def enable(self, event_idx: bool, indirect: bool) -> None:
+        """Latch the registers and the features of the ring that were negotiated."""
+        record = self.record
+        record.event_idx, record.indirect = event_idx, indirect
+        record.enabled = 1
+
+    def attach(self, memory: MemoryTable) -> None:
+        """Find an enabled queue's ring in guest memory, at the position where it was left.
+
+        Raises:
+            DriverError: an area is not aligned.
+            AddressError: an area is not mapped for DMA.
+        """
+        self.ring = DETACHED
+        self.ring = SplitRing(f"queue {self.index}", self.record, memory)
+
+    def detach(self) -> None:
+        """Let go of the ring and of every view of guest memory."""
+        self.ring = DETACHED

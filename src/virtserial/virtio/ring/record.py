@@ -1,0 +1,45 @@
+"""What a virtqueue keeps in state memory, whatever the format of its ring."""
+
+from __future__ import annotations
+
+from virtserial.memory.state import U16, U64, Record
+
+
+class QueueRecord(Record):
+    """Registers and position of one queue."""
+
+    __slots__ = ()
+    SIZE = 48
+    size = U16(0)
+    enabled = U16(2)
+    vector = U16(4)
+    signalled = U16(8)
+    """The position up to which the driver was considered for an interrupt."""
+    event_idx = U16(10)
+    indirect = U16(12)
+    desc_address = U64(16)
+    avail_address = U64(24)
+    """The driver area (2.6): a split queue's available ring, a packed queue's driver event suppression."""
+    used_address = U64(32)
+    """The device area: a split queue's used ring, a packed queue's device event suppression."""
+    progress = U64(40)
+    """`position` in the low 16 bits, `offset` above: one store commits both."""
+
+    @property
+    def position(self) -> int:
+        """The next chain: a split ring's free-running index; of a packed ring (2.8) the index in 15 bits and the wrap
+        counter in bit 15."""
+        return self.progress & 0xFFFF
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self.progress = self.progress & ~0xFFFF | value
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the next chain that were served already."""
+        return self.progress >> 16
+
+    @offset.setter
+    def offset(self, value: int) -> None:
+        self.progress = value << 16 | self.progress & 0xFFFF

@@ -1,0 +1,208 @@
+"""The device side of a split virtqueue (virtio 1.3, section 2.7).
+
+Chains are looked at, served, and only then taken, in order:
+
+| step | what a crash leaves behind it |
+|---|---|
+| `readable_chains`, `writable_chains` | nothing: looking moves nothing |
+| the one system call that moves the bytes | a note in the ledger tells the successor how far it came |
+| `give_back`: used elements are stored | nothing: the driver does not look past the used index |
+| `give_back`: `record.progress` is stored | **commit point**: the chains are used, `attach` republishes used.idx |
+| `give_back`: used.idx is published | the driver sees the chains; a successor interrupts for them |
+
+The device uses chains in the order in which they were made available, so one position describes the queue and nothing
+is in flight between two turns.  A chain that was served in part stays the next one, with the bytes served so far in
+`offset`; both are one 64-bit field, stored at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from virtserial.errors import DriverError
+from virtserial.memory import barrier
+from virtserial.virtio.ring.chains import ChainBatch
+from virtserial.virtio.ring.split.access import open_ring
+from virtserial.virtio.ring.split.layout import (
+    VIRTQ_AVAIL_F_NO_INTERRUPT,
+    VIRTQ_DESC_F_WRITE,
+    VIRTQ_USED_F_NO_NOTIFY,
+    avail_ring_size,
+    descriptor_table_size,
+    event_needed,
+    used_ring_size,
+)
+from virtserial.virtio.ring.split.table import DescriptorTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.memory.table import MemoryTable
+    from virtserial.virtio.ring.record import QueueRecord
+
+
+class SplitRing:
+    """An attached split ring (a `DeviceRing`).
+
+    Args:
+        name: the queue, for messages.
+        record: its registers, which do not change while the ring is attached, and its position.
+        memory: the driver's.
+
+    Raises:
+        DriverError: an area is not aligned.
+        AddressError: an area is not mapped for DMA.
+    """
+
+    attached = True
+
+    __slots__ = (
+        "_access",
+        "_areas",
+        "_awaited",
+        "_end",
+        "_event_idx",
+        "_lowest",
+        "_memory",
+        "_name",
+        "_next",
+        "_record",
+        "_size",
+        "_table",
+        "mapped",
+        "offset",
+        "position",
+    )
+
+    def __init__(self, name: str, record: QueueRecord, memory: MemoryTable) -> None:
+        size = record.size
+        self._name = name
+        self._record = record
+        self._memory = memory
+        self.reopen()
+        self._size = size
+        self._event_idx = bool(record.event_idx)
+        self._table = DescriptorTable(name, size, memory, bool(record.indirect))
+        self._areas = (
+            (record.desc_address, record.desc_address + descriptor_table_size(size)),
+            (record.avail_address, record.avail_address + avail_ring_size(size)),
+            (record.used_address, record.used_address + used_ring_size(size)),
+        )
+        self._lowest, self._end = min(self._areas)[0], max(end for _, end in self._areas)
+        self._awaited = False
+        self.position = record.progress
+        self.offset = record.offset
+        self._next = record.position
+        if self._next:
+            # A predecessor may have been killed behind its commit point.
+            self._access.publish_used_idx(self._next)
+
+    # Taking chains
+
+    def waiting(self) -> int:
+        """How many chains the driver has made available and the device has not used.
+
+        Raises:
+            DriverError: the driver's index is further ahead than the queue is long (2.7.13.3.1).
+        """
+        idx = self._access.avail_idx()
+        waiting = (idx - self._next) & 0xFFFF
+        if waiting > self._size:
+            raise DriverError(
+                f"{self._name}: available index {idx} is {waiting} ahead of {self._next}, "
+                f"the queue has {self._size} entries"
+            )
+        return waiting
+
+    def readable_chains(self, max_chains: int, max_bytes: int) -> ChainBatch:
+        waiting = self.waiting()
+        if not waiting:
+            return ChainBatch()
+        access = self._access
+        heads = access.avail_entries(self._next, min(waiting, max_chains))
+        return self._table.collect(heads, access.descriptors(), 0, max_bytes, self.offset)
+
+    def writable_chains(self, max_chains: int, max_bytes: int) -> ChainBatch:
+        waiting = self.waiting()
+        if not waiting:
+            return ChainBatch()
+        access = self._access
+        heads = access.avail_entries(self._next, min(waiting, max_chains))
+        return self._table.collect(heads, access.descriptors(), VIRTQ_DESC_F_WRITE, max_bytes, 0)
+
+    # Giving chains back
+
+    def store(self, batch: ChainBatch, written: int) -> None:
+        if batch.bounces:
+            batch.write_back(self._memory, written)
+
+    def give_back(self, heads: Sequence[int], lengths: Sequence[int] | None = None, offset: int = 0) -> None:
+        access, position = self._access, self._next
+        # Looked at before the driver can have seen these: afterwards every driver names one of them.
+        ahead = (access.used_event() - position) & 0xFFFF if self._event_idx and self.mapped else 0
+        # It named one as the chain to hear of when others were still to come before it, and so waits for that one.
+        self._awaited = 0 < ahead < len(heads)
+        access.store_used(position, heads, lengths)
+        position = self._next = (position + len(heads)) & 0xFFFF
+        self.offset = offset
+        # Commit point: after a crash here, attaching republishes used.idx.
+        self.position = self._record.progress = offset << 16 | position
+        access.publish_used_idx(position)
+
+    # Notifications
+
+    def take_signal(self) -> bool:
+        record, new = self._record, self._next
+        old = record.signalled
+        if old == new:
+            return False
+        barrier.full()
+        if self._event_idx:
+            wanted = event_needed(self._access.used_event(), new, old)
+        else:
+            wanted = not self._access.avail_flags() & VIRTQ_AVAIL_F_NO_INTERRUPT
+        record.signalled = new
+        return wanted
+
+    def signal_is_urgent(self) -> bool:
+        return self._awaited or (self._next - self._record.signalled) & 0xFFFF >= self._size * 3 >> 2
+
+    def unseen(self) -> int:
+        """With EVENT_IDX the driver wants to hear of the chain behind the last that it has seen."""
+        if not self._event_idx or not self.mapped:
+            return 0
+        unseen = (self._next - self._access.used_event()) & 0xFFFF
+        return unseen if unseen <= self._size else 0
+
+    def arm(self, ahead: int = 0) -> bool:
+        if self._event_idx:
+            self._access.store_avail_event((self._next + ahead) & 0xFFFF)
+        else:
+            self._access.store_used_flags(0)
+        barrier.full()
+        return self.waiting() > 0
+
+    def disarm(self) -> None:
+        # With EVENT_IDX a stale avail_event says it already.
+        if not self._event_idx:
+            self._access.store_used_flags(VIRTQ_USED_F_NO_NOTIFY)
+
+    # Memory
+
+    def reopen(self) -> None:
+        record = self._record
+        try:
+            self._access = open_ring(
+                self._memory, record.size, record.desc_address, record.avail_address, record.used_address
+            )
+        except DriverError as error:
+            raise type(error)(f"{self._name}: {error}") from None
+        self.mapped = self._access.mapped
+
+    def lies_in(self, start: int, end: int) -> bool:
+        if self._lowest >= end or start >= self._end:
+            return False
+        return any(first < end and start < last for first, last in self._areas)
+
+    def forget_buffers(self) -> None:
+        self._table.forget_buffers()
