@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Protocol
 
-from virtserial.errors import DriverError
 from virtserial.virtio.ring.split.layout import (
     AVAIL_FLAGS,
     AVAIL_IDX,
@@ -18,11 +17,8 @@ from virtserial.virtio.ring.split.layout import (
     USED_FLAGS,
     USED_IDX,
     USED_RING_OFFSET,
-    avail_ring_size,
     descriptor_table_size,
-    used_ring_size,
 )
-from virtserial.virtio.ring.split.logged import LoggedRing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,30 +191,3 @@ class RemoteRing:
 
     def store_avail_event(self, idx: int) -> None:
         self._store16(self._used + USED_RING_OFFSET + 8 * self._size, idx)
-
-
-def open_ring(memory: MemoryTable, size: int, desc: int, avail: int, used: int) -> RingAccess:
-    """Return the access to a ring at these guest addresses.
-
-    Raises:
-        DriverError: an address is not aligned as 2.7 asks.
-        AddressError: an area is not mapped for DMA.
-    """
-    for name, address, alignment in (
-        ("descriptor table", desc, 16),
-        ("available ring", avail, 2),
-        ("used ring", used, 4),
-    ):
-        if address % alignment:
-            raise DriverError(f"{name} at {address:#x} is not aligned to {alignment} bytes")
-    views = (
-        memory.mapped_view(desc, descriptor_table_size(size)),
-        memory.mapped_view(avail, avail_ring_size(size)),
-        memory.mapped_view(used, used_ring_size(size)),
-    )
-    ring: RingAccess
-    if None in views:
-        ring = RemoteRing(memory, size, desc, avail, used)
-    else:
-        ring = MappedRing(size, *(view for view in views if view is not None))
-    return ring if memory.log is None else LoggedRing(ring, memory, memory.log, size, used)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from virtserial.errors import DriverError
 from virtserial.memory import barrier
 from virtserial.virtio.ring.chains import ChainBatch
-from virtserial.virtio.ring.split.access import open_ring
+from virtserial.virtio.ring.split.access import MappedRing, RemoteRing, RingAccess
 from virtserial.virtio.ring.split.layout import (
     VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_WRITE,
@@ -32,6 +32,7 @@ from virtserial.virtio.ring.split.layout import (
     event_needed,
     used_ring_size,
 )
+from virtserial.virtio.ring.split.logged import LoggedRing
 from virtserial.virtio.ring.split.table import DescriptorTable
 
 if TYPE_CHECKING:
@@ -39,6 +40,33 @@ if TYPE_CHECKING:
 
     from virtserial.memory.table import MemoryTable
     from virtserial.virtio.ring.record import QueueRecord
+
+
+def _open_ring(memory: MemoryTable, size: int, desc: int, avail: int, used: int) -> RingAccess:
+    """Return the access to a ring at these guest addresses.
+
+    Raises:
+        DriverError: an address is not aligned as 2.7 asks.
+        AddressError: an area is not mapped for DMA.
+    """
+    for name, address, alignment in (
+        ("descriptor table", desc, 16),
+        ("available ring", avail, 2),
+        ("used ring", used, 4),
+    ):
+        if address % alignment:
+            raise DriverError(f"{name} at {address:#x} is not aligned to {alignment} bytes")
+    views = (
+        memory.mapped_view(desc, descriptor_table_size(size)),
+        memory.mapped_view(avail, avail_ring_size(size)),
+        memory.mapped_view(used, used_ring_size(size)),
+    )
+    ring: RingAccess
+    if None in views:
+        ring = RemoteRing(memory, size, desc, avail, used)
+    else:
+        ring = MappedRing(size, *(view for view in views if view is not None))
+    return ring if memory.log is None else LoggedRing(ring, memory, memory.log, size, used)
 
 
 class SplitRing:
@@ -192,7 +220,7 @@ class SplitRing:
     def reopen(self) -> None:
         record = self._record
         try:
-            self._access = open_ring(
+            self._access = _open_ring(
                 self._memory, record.size, record.desc_address, record.avail_address, record.used_address
             )
         except DriverError as error:
