@@ -169,7 +169,7 @@ def circles_of(graph):
     return circles
 
 
-STILL_IN_CIRCLES = {"virtio", "console", "daemon"}
+STILL_IN_CIRCLES = {"daemon"}
 """Rooms whose circles are being removed; each leaves this list when it has none, and then the list goes."""
 
 
