@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
-from virtserial.machine.model import Controller, Port
+from virtserial.machine.model import DEFAULT_MAX_PORTS, Controller, Port
+from virtserial.options.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,20 +34,20 @@ def plug(
     """
     if options.is_controller:
         return machine.add_controller(_controller(machine, options, run_directory))
-    properties = options.properties
-    chardev = cast("str | None", properties["chardev"])
+    properties = Values(options.properties)
+    chardev = properties.text("chardev")
     machine.bus(options.bus, options.driver)
     if chardev is not None and chardev not in chardevs:
         raise ConfigError(f"Property '{options.driver}.chardev' can't find value '{chardev}'")
-    cols, rows = cast(int, properties.get("cols", 0)), cast(int, properties.get("rows", 0))
+    cols, rows = properties.number("cols") or 0, properties.number("rows") or 0
     if max(cols, rows) > MAX_CONSOLE_SIZE:
         raise ConfigError(f"console of {cols} columns and {rows} rows, at most {MAX_CONSOLE_SIZE} each")
     return machine.add_port(
         options.driver,
         options.id,
         options.bus,
-        cast("int | None", properties["nr"]),
-        cast("str | None", properties["name"]),
+        properties.number("nr"),
+        properties.text("name"),
         chardev,
         cols,
         rows,
@@ -61,11 +62,11 @@ def _users(chardev: Chardev) -> int:
 
 
 def _controller(machine: Machine, options: DeviceOptions, run_directory: str) -> Controller:
-    properties = options.properties
+    properties = Values(options.properties)
     name = options.id or machine.name_controller()
-    max_ports = cast(int, properties["max_ports"])
-    vectors = cast("int | None", properties["vectors"])
-    socket = cast("str | None", properties["socket"]) or os.path.join(run_directory, f"{name}.sock")
+    max_ports, vectors = properties.number("max_ports"), properties.number("vectors")
+    max_ports = DEFAULT_MAX_PORTS if max_ports is None else max_ports
+    socket = properties.text("socket") or os.path.join(run_directory, f"{name}.sock")
     if any(controller.socket == socket for controller in machine.controllers):
         raise ConfigError(f"socket {socket}: another controller listens there")
     return Controller(
@@ -76,10 +77,10 @@ def _controller(machine: Machine, options: DeviceOptions, run_directory: str) ->
         max_ports=max_ports,
         # The Fedora page's default: a vector for each port and one more.  QEMU now has 2.
         vectors=max_ports + 1 if vectors is None else vectors,
-        iommu_platform=bool(properties["iommu_platform"]),
-        event_idx=bool(properties["event_idx"]),
-        indirect_desc=bool(properties["indirect_desc"]),
-        queue_reset=bool(properties["queue_reset"]),
-        emergency_write=bool(properties["emergency-write"]),
-        resize_rows_first=properties["resize-order"] == "rows-cols",
+        iommu_platform=properties.flag("iommu_platform"),
+        event_idx=properties.flag("event_idx"),
+        indirect_desc=properties.flag("indirect_desc"),
+        queue_reset=properties.flag("queue_reset"),
+        emergency_write=properties.flag("emergency-write"),
+        resize_rows_first=properties.text("resize-order") == "rows-cols",
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from virtserial.monitor.qmp import QmpError
 from virtserial.monitor.schema import List, Optional, Struct, Union
 from virtserial.options.chardev_options import QEMU_ONLY, make_chardev
+from virtserial.options.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,28 +72,27 @@ def make_from_json(
     """Make a Chardev of a checked ChardevBackend.
 
     Args:
-        take_descriptor: gives the descriptor of a name that getfd gave it, for good.
-        chardevs: those there are, by id.
-        objects: what -object has made, by id.
+        take_descriptor: returns the descriptor that getfd named so, for good.
+        chardevs: the existing ones, by id.
+        objects: those of -object, by id.
 
     Raises:
         ConfigError: what it says does not go together.
         QmpError: a descriptor's name is unknown.
     """
-    kind, data = str(backend["type"]), cast("Mapping[str, object]", backend["data"])
+    kind = str(backend["type"])
+    data = Values(backend).values("data") if kind not in QEMU_ONLY else Values({})
     values: dict[str, object] = {"backend": kind}
-    if kind in QEMU_ONLY:
-        data = {}
-    for name, value in data.items():
+    for name, value in data.given.items():
         if name == "addr":
-            values.update(_address(cast("Mapping[str, object]", value), take_descriptor))
+            values.update(_address(data.values(name), take_descriptor))
         elif name == "remote":
-            values.update(_inet(value))
+            values.update(_inet(data.values(name)))
         elif name == "local":
-            local = _inet(value)
+            local = _inet(data.values(name))
             values.update(localaddr=local["host"], localport=local["port"])
         elif name == "chardevs":
-            values.update({f"chardevs.{index}": part for index, part in enumerate(cast("list[str]", value))})
+            values.update({f"chardevs.{index}": part for index, part in enumerate(data.texts(name))})
         elif name == "nodelay":
             values["delay"] = not value
         else:
@@ -101,28 +101,25 @@ def make_from_json(
         # Here, unlike on the command line, a server is the default and does not wait.
         values.setdefault("server", "reconnect" not in data and "reconnect-ms" not in data)
         values.setdefault("wait", False)
-        values["delay"] = not data.get("nodelay", False)
-    if kind in ("ringbuf", "memory") and cast(int, values.get("size", 1)) <= 0:
+        values["delay"] = not data.flag("nodelay")
+    size = data.number("size")
+    if kind in ("ringbuf", "memory") and size is not None and size <= 0:
         raise QmpError("size of ringbuf chardev must be power of two")
     return make_chardev(chardev_id, kind, values, chardevs, objects)
 
 
-def _inet(value: object) -> dict[str, object]:
+def _inet(address: Values) -> dict[str, object]:
     """The end of a UDP connection."""
-    address = cast("Mapping[str, object]", value)
-    if address["type"] != "inet":
-        raise QmpError(f"'{address['type']}' is not an address of UDP")
-    data = cast("Mapping[str, object]", address["data"])
+    if address.text("type") != "inet":
+        raise QmpError(f"'{address.text('type')}' is not an address of UDP")
+    data = address.values("data").given
     return {name: data[name] for name in ("host", "port", "ipv4", "ipv6") if name in data}
 
 
-def _address(address: Mapping[str, object], take_descriptor: Callable[[str], int]) -> dict[str, object]:
-    data = cast("Mapping[str, object]", address["data"])
-    if address["type"] == "fd":
-        return {"fd": str(take_descriptor(str(data["str"])))}
-    if address["type"] == "vsock":
+def _address(address: Values, take_descriptor: Callable[[str], int]) -> dict[str, object]:
+    kind, data = address.text("type"), address.values("data")
+    if kind == "fd":
+        return {"fd": str(take_descriptor(data.text("str") or ""))}
+    if kind == "vsock":
         raise QmpError("'vsock' is not supported by virtserial yet")
-    return {name: value for name, value in data.items() if name not in ("numeric", "keep-alive", "mptcp")}
-
-
-
+    return {name: value for name, value in data.given.items() if name not in ("numeric", "keep-alive", "mptcp")}

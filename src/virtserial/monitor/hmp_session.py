@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from virtserial.options.values import Values
+
 PROMPT: Final = "(qemu) "
 BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n"
 
@@ -22,9 +24,9 @@ class HmpSession:
         complete: returns what the last word of a line could become, and how many of its characters are typed.
     """
 
-    def __init__(self, version: Mapping[str, int], complete: Callable[[str], tuple[Sequence[str], int]]) -> None:
+    def __init__(self, version: Values, complete: Callable[[str], tuple[Sequence[str], int]]) -> None:
         self._readline = Readline(PROMPT, complete)
-        self._out = [BANNER.format(**version)]
+        self._out = [BANNER.format(**version.given)]
 
     def hand_over(self) -> dict[str, object]:
         """Return what another process has to know to go on (`resume`)."""

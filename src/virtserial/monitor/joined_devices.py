@@ -13,6 +13,7 @@ from virtserial.monitor.qmp import QmpError
 from virtserial.monitor.qmp_client import Ask, MonitorGoneError
 from virtserial.options.device_options import ALIASES, CONTROLLERS, DRIVERS, FIXED, NOT_YET, make_device
 from virtserial.options.keyval import OFF
+from virtserial.options.values import Values
 from virtserial.options.vfio_user_device import vfio_user_device
 
 if TYPE_CHECKING:
@@ -105,15 +106,11 @@ class JoinedDevices:
             QmpError: one of the two cannot be; the other is undone.
         """
         given = {name: value for name, value in arguments.items() if name not in ("driver", "id")}
-        driver, given_id = _driver(arguments), arguments.get("id")
-        device_id = given_id if isinstance(given_id, str) else None
+        driver, device_id = _driver(arguments), Values(arguments).text("id")
         self._sockets += 1
         socket = os.path.join(self._run_directory, f"added{self._sockets}.sock")
-        options = make_device(driver, device_id, given, typed=typed)
-        if options.properties["vectors"] is None:
-            options.properties["vectors"] = 0
-        options.properties["socket"] = socket
         qemu_device = vfio_user_device(driver, device_id, given, socket, typed=typed)
+        options = make_device(driver, device_id, {"vectors": 0, **given, "socket": socket}, typed=typed)
         controller = self._operations.keeper.hotplug.plug(options)
         try:
             yield Ask("device_add", qemu_device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from virtserial.channel.codec import decode, encode
 from virtserial.channel.connections import CONNECTION, LayeredConnection, SocketConnection, unlogged
@@ -16,6 +16,7 @@ from virtserial.monitor.conversation import Conversation
 from virtserial.monitor.descriptors import Client, NamedDescriptors
 from virtserial.monitor.hmp_session import HmpSession
 from virtserial.monitor.qmp import QmpError, QmpSession
+from virtserial.options.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -140,8 +141,8 @@ class MonitorLine:
         if self.options.mode == "control":
             pretty = self.options.pretty
             return QmpSession(welcome, pretty) if saved is None else QmpSession.resume(saved, pretty)
-        qemu = cast("dict[str, dict[str, dict[str, dict[str, int]]]]", welcome)["QMP"]["version"]["qemu"]
-        session = HmpSession(qemu, self._backend.candidates)
+        version = Values(welcome).values("QMP").values("version").values("qemu")
+        session = HmpSession(version, self._backend.candidates)
         if saved is not None:
             session.resume(saved)
         return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from virtserial.monitor.qmp import QmpError
 
@@ -69,7 +69,7 @@ def _check_value(value: object, kind: Type, member: str, name: str) -> None:
         _check_union(_object(value, member), kind, member)
     elif isinstance(kind, dict):
         check(_object(value, member), kind, f"{member}.")
-    elif type(value) is not kind or (kind is int and not -(1 << 63) <= cast(int, value) < 1 << 63):
+    elif type(value) is not kind or (isinstance(value, int) and not -(1 << 63) <= value < 1 << 63):
         raise QmpError(f"Invalid parameter type for '{member}', expected: {_WORDS[kind]}")
 
 

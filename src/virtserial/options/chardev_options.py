@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from virtserial.errors import ConfigError
 from virtserial.options import keyval
+from virtserial.options.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,6 +45,13 @@ QEMU_ONLY = (
 )
 """Backends that QEMU 11.1 has in one build or another; what they need (a display, another device) is in QEMU."""
 
+
+@dataclass(frozen=True, slots=True)
+class ChardevValues(Values):
+    """The checked values of a chardev, and what they may refer to, by id."""
+
+    chardevs: Mapping[str, Chardev]
+    objects: Mapping[str, TlsCredentials]
 
 
 def parse_chardev(
@@ -98,21 +107,17 @@ def make_chardev(
         if kind in QEMU_ONLY:
             raise ConfigError(f"'{kind}' is not supported by virtserial: it is a back end of QEMU's own")
         raise ConfigError(f"'{kind}' is not a valid char driver name")
-    if _flag(values, "tn3270", False):
+    words = ChardevValues(values, chardevs, objects)
+    if words.flag("tn3270"):
         raise ConfigError("'tn3270' is not supported by virtserial")
-    recipe = kind, dict(values)
-    if isinstance(credentials := values.get("tls-creds"), str):
-        if credentials not in objects:
-            raise ConfigError(f"No TLS credentials with id '{credentials}'")
-        values = {**values, "tls-creds": objects[credentials]}
-    chardev = maker(chardev_id, {**values, "chardevs": chardevs} if kind == "hub" else values)
-    if (path := _text(values, "logfile")) is not None:
+    chardev = maker(chardev_id, words)
+    if (path := words.text("logfile")) is not None:
         from virtserial.chardev.log import LoggedChardev
 
-        chardev = LoggedChardev(chardev, path, append=_flag(values, "logappend", False))
-    chardev.recipe = recipe
-    chardev.mux = _flag(values, "mux", False)
-    chardev.mux_quit = _flag(values, "mux-quit", False)
+        chardev = LoggedChardev(chardev, path, append=words.flag("logappend"))
+    chardev.recipe = kind, dict(values)
+    chardev.mux = words.flag("mux")
+    chardev.mux_quit = words.flag("mux-quit")
     return chardev
 
 
@@ -126,114 +131,99 @@ def chardev_help() -> str:
     return "Available chardev backend types: \n" + "".join(f"  {kind}\n" for kind in _MAKERS)
 
 
-def _text(values: Mapping[str, object], name: str) -> str | None:
-    value = values.get(name)
-    return value if isinstance(value, str) else None
-
-
-def _flag(values: Mapping[str, object], name: str, default: bool) -> bool:
-    return bool(values.get(name, default))
-
-
-def _integer(values: Mapping[str, object], name: str) -> int | None:
-    value = values.get(name)
-    return value if isinstance(value, int) else None
-
-
-def _null(chardev_id: str, _values: Mapping[str, object]) -> Chardev:
+def _null(chardev_id: str, _values: ChardevValues) -> Chardev:
     from virtserial.chardev.null import NullChardev
 
     return NullChardev(chardev_id)
 
 
-def _file(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _file(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.file import FileChardev
 
-    path = _text(values, "path")
+    path = values.text("path")
     if path is None:
         raise ConfigError("chardev: file: no filename given")
     return FileChardev(
-        chardev_id, path, input_path=_text(values, "input-path"), append=_flag(values, "append", False)
+        chardev_id, path, input_path=values.text("input-path"), append=values.flag("append")
     )
 
 
-def _pipe(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _pipe(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.pipe import PipeChardev
 
-    path = _text(values, "path")
+    path = values.text("path")
     if path is None:
         raise ConfigError("chardev: pipe: no device path given")
     return PipeChardev(chardev_id, path)
 
 
-def _pty(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _pty(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.pty import PtyChardev
 
-    return PtyChardev(chardev_id, _text(values, "path"))
+    return PtyChardev(chardev_id, values.text("path"))
 
 
-def _stdio(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _stdio(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.stdio import StdioChardev
 
-    return StdioChardev(chardev_id, signal=_flag(values, "signal", True))
+    return StdioChardev(chardev_id, signal=values.flag("signal", True))
 
 
-def _ringbuf(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _ringbuf(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.ringbuf import DEFAULT_SIZE, RingbufChardev
 
-    size = _integer(values, "size") or DEFAULT_SIZE
+    size = values.number("size") or DEFAULT_SIZE
     if size & (size - 1):
         raise ConfigError("size of ringbuf chardev must be power of two")
-    return RingbufChardev(chardev_id, size, str(values.get("backend", "ringbuf")))
+    return RingbufChardev(chardev_id, size, values.text("backend") or "ringbuf")
 
 
-def _handler(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _handler(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.handler_chardev import HandlerChardev
 
-    class_name, path = _text(values, "class"), _text(values, "path")
+    class_name, path = values.text("class"), values.text("path")
     if not class_name and not path:
         raise ConfigError("chardev: handler: neither 'class' nor 'path' given")
     return HandlerChardev(chardev_id, class_name=class_name, path=path)
 
 
-def _hub(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _hub(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.hub import HubChardev
 
-    chardevs = cast("Mapping[str, Chardev]", values["chardevs"])
     parts = []
     for index in range(4):
-        part = _text(values, f"chardevs.{index}")
+        part = values.text(f"chardevs.{index}")
         if part is None:
             break
-        if part not in chardevs:
+        if part not in values.chardevs:
             raise ConfigError(f"hub: chardev can't be found by id '{part}'")
-        parts.append(chardevs[part])
+        parts.append(values.chardevs[part])
     if not parts:
         raise ConfigError("hub: 'chardevs' list is not defined")
     return HubChardev(chardev_id, parts)
 
 
-def _udp(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _udp(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.socket_address import InetAddress
     from virtserial.chardev.udp import UdpChardev
 
-    port = _text(values, "port")
+    port = values.text("port")
     if not port:
         raise ConfigError("chardev: udp: remote port not specified")
-    families = [bool(values[name]) if name in values else None for name in ("ipv4", "ipv6")]
-    remote = InetAddress(_text(values, "host") or "localhost", port, None, *families)
-    local = InetAddress(_text(values, "localaddr") or "", _text(values, "localport") or "0")
+    host, ipv4, ipv6 = values.text("host") or "localhost", values.switch("ipv4"), values.switch("ipv6")
+    remote = InetAddress(host, port, None, ipv4, ipv6)
+    local = InetAddress(values.text("localaddr") or "", values.text("localport") or "0")
     return UdpChardev(chardev_id, remote, local)
 
 
-def _serial(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _serial(chardev_id: str, values: ChardevValues) -> Chardev:
     from virtserial.chardev.serial import LineSettings, SerialChardev
 
-    path = _text(values, "path")
+    path = values.text("path")
     if path is None:
         raise ConfigError("chardev: serial/tty: no device path given")
     given = {
-        field: values[name]
+        field: values.given[name]
         for field, name in (
             ("speed", "speed"),
             ("data_bits", "data-bits"),
@@ -245,10 +235,10 @@ def _serial(chardev_id: str, values: Mapping[str, object]) -> Chardev:
     return SerialChardev(chardev_id, path, LineSettings(**given))  # type: ignore[arg-type]
 
 
-def _socket(chardev_id: str, values: Mapping[str, object]) -> Chardev:
+def _socket(chardev_id: str, values: ChardevValues) -> Chardev:
     address = _socket_address(values)
-    nodelay = not _flag(values, "delay", False)
-    server = _flag(values, "server", False)
+    nodelay = not values.flag("delay")
+    server = values.flag("server")
     layers = _socket_layers(values, server)
     reconnect_seconds = _reconnect_seconds(values)
     if "fd" in values and reconnect_seconds is not None:
@@ -261,9 +251,9 @@ def _socket(chardev_id: str, values: Mapping[str, object]) -> Chardev:
         from virtserial.chardev.socket_server import SocketServerChardev
 
         return SocketServerChardev(
-            chardev_id, address, wait=_flag(values, "wait", True), nodelay=nodelay, layers=layers
+            chardev_id, address, wait=values.flag("wait", True), nodelay=nodelay, layers=layers
         )
-    if _flag(values, "wait", False):
+    if values.flag("wait"):
         raise ConfigError("'wait' option is incompatible with socket in client connect mode")
     from virtserial.chardev.socket_client import SocketClientChardev
 
@@ -272,54 +262,57 @@ def _socket(chardev_id: str, values: Mapping[str, object]) -> Chardev:
     )
 
 
-def _socket_layers(values: Mapping[str, object], server: bool) -> SocketLayers:
+def _socket_layers(values: ChardevValues, server: bool) -> SocketLayers:
     from virtserial.chardev.socket_layers import SocketLayers
 
-    credentials = cast("TlsCredentials | None", values.get("tls-creds"))
+    credentials = None
+    if (name := values.text("tls-creds")) is not None:
+        credentials = values.objects.get(name)
+        if credentials is None:
+            raise ConfigError(f"No TLS credentials with id '{name}'")
     if "tls-authz" in values:
         if credentials is None:
             raise ConfigError("'tls_authz' option requires 'tls_creds' option")
         raise ConfigError("'tls-authz' is not supported by virtserial")
     if credentials is not None:
         credentials.check_endpoint(server)
-    websocket = _flag(values, "websocket", False)
+    websocket = values.flag("websocket")
     if websocket and not server:
         raise ConfigError("Websocket client is not implemented")
-    return SocketLayers(server, _flag(values, "telnet", False), websocket, credentials)
+    return SocketLayers(server, values.flag("telnet"), websocket, credentials)
 
 
-def _reconnect_name(values: Mapping[str, object]) -> str:
+def _reconnect_name(values: ChardevValues) -> str:
     return "reconnect-ms" if "reconnect-ms" in values else "reconnect"
 
 
-def _reconnect_seconds(values: Mapping[str, object]) -> float | None:
+def _reconnect_seconds(values: ChardevValues) -> float | None:
     """`reconnect` is in seconds and gone from QEMU 10; None: neither was given."""
-    milliseconds, seconds = _integer(values, "reconnect-ms"), _integer(values, "reconnect")
+    milliseconds, seconds = values.number("reconnect-ms"), values.number("reconnect")
     if milliseconds is not None and seconds is not None:
         raise ConfigError("'reconnect' and 'reconnect-ms' are mutually exclusive")
     return milliseconds / 1000 if milliseconds is not None else seconds
 
 
-def _socket_address(values: Mapping[str, object]) -> Address:
+def _socket_address(values: ChardevValues) -> Address:
     from virtserial.chardev.socket_address import FdAddress, InetAddress, UnixAddress
 
-    path, host, fd = _text(values, "path"), _text(values, "host"), _text(values, "fd")
+    path, host, fd = values.text("path"), values.text("host"), values.text("fd")
     if sum(value is not None for value in (path, host, fd)) > 1:
         raise ConfigError("None or one of 'path', 'fd' or 'host' option required.")
     if path is not None:
-        return UnixAddress(path, _flag(values, "abstract", False), _flag(values, "tight", True))
+        return UnixAddress(path, values.flag("abstract"), values.flag("tight", True))
     if host is not None:
-        port = _text(values, "port")
+        port = values.text("port")
         if port is None:
             raise ConfigError("chardev: socket: no port given")
-        ipv4, ipv6 = (bool(values[name]) if name in values else None for name in ("ipv4", "ipv6"))
-        return InetAddress(host, port, _integer(values, "to"), ipv4, ipv6)
+        return InetAddress(host, port, values.number("to"), values.switch("ipv4"), values.switch("ipv6"))
     if fd is None or not fd.isdecimal() or not fd.isascii() or int(fd) >= 1 << 31:
         raise ConfigError(f"Unable to parse FD number {fd or ''}")
     return FdAddress(int(fd))
 
 
-_MAKERS: Mapping[str, Callable[[str, Mapping[str, object]], Chardev]] = {
+_MAKERS: Mapping[str, Callable[[str, ChardevValues], Chardev]] = {
     "socket": _socket,
     "udp": _udp,
     "serial": _serial,

@@ -38,14 +38,12 @@ class DeviceOptions(NamedTuple):
         id: or None.
         bus: as given, or None.
         properties: every property of the driver that is USED, by QEMU's name, given or default.
-        given: the names that were given.
     """
 
     driver: str
     id: str | None
     bus: str | None
     properties: dict[str, object]
-    given: frozenset[str]
 
     @property
     def is_controller(self) -> bool:
@@ -152,7 +150,6 @@ def make_device(
     bus = remaining.pop("bus", None)
     bus = keyval.to_string("bus", bus) if bus is not None else None
     properties = {name: spec.default for name, spec in known.items() if spec.role == USED}
-    given = set()
     for name, value in remaining.items():
         spec = known.get(name)
         if spec is None:
@@ -161,11 +158,10 @@ def make_device(
         _check_choice(driver, name, checked)
         if spec.role == USED:
             properties[name] = checked
-            given.add(name)
         elif spec.role == FIXED and checked != spec.default:
             shown = "on" if checked is True else "off" if checked is False else checked
             raise ConfigError(f"Property '{driver}.{name}': '{shown}' is not supported by virtserial yet")
-    return DeviceOptions(driver, device_id, bus, properties, frozenset(given))
+    return DeviceOptions(driver, device_id, bus, properties)
 
 
 def _checked(name: str, spec: Property, value: object, *, typed: bool) -> object:
