@@ -3,7 +3,7 @@
 import contextlib
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtserial.errors import ConfigError
@@ -26,16 +26,19 @@ def parse(text):
             meaning_of(text)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text(text):
     parse(text)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(HEADS), st.lists(WORDS, max_size=6))
 def test_any_values(head, words):
     parse(",".join([head, "id=a", *words]))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(HEADS), st.dictionaries(st.sampled_from(NAMES), JSON_VALUES, max_size=5))
 def test_any_json(head, values):
     parse(json.dumps({"driver": head, "backend": head, "id": "a", **values}))
