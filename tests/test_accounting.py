@@ -17,7 +17,6 @@ from virtserial.accounting import (
     WRITE,
     Ledger,
     Note,
-    account,
     open_counts,
     read_counts,
 )
@@ -40,7 +39,6 @@ def notes_of(memory, act):
     if pid == 0:
         try:
             os.read(start, 1)
-            account.stray = True
             act(Ledger(memory, open_counts(os.getpid())), read_fd, write_fd)
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -109,7 +107,7 @@ def test_a_message_within_a_batch_has_a_note_of_its_own(memory):
     def act(ledger, read_fd, write_fd):
         ledger.begin_write(KEY, 7, False)
         ledger.begin_message(REPLY, 3, 0)
-        account.written += os.write(write_fd, bytes(40))
+        ledger.account.written += os.write(write_fd, bytes(40))
         ledger.end_message()
         ledger.begin_message(CONSUME, 3, 40)
         os.read(read_fd, 30)
@@ -124,7 +122,7 @@ def test_what_others_moved_before_is_asked_of_the_kernel_if_they_say_so(memory):
         ledger.begin_write(KEY, 7, True)
         ledger.end()
         os.write(write_fd, bytes(99))
-        account.stray = True
+        ledger.account.stray = True
         ledger.begin_write(KEY, 8, True)
         os.write(write_fd, bytes(5))
 
@@ -133,11 +131,9 @@ def test_what_others_moved_before_is_asked_of_the_kernel_if_they_say_so(memory):
 
 def test_bytes_in_nobodys_account_are_told(memory, caplog):
     counts = open_counts(os.getpid())
-    before = account.read, account.written, account.stray
     read_fd, write_fd = os.pipe()
     try:
         ledger = Ledger(memory, counts)
-        account.stray = True
         ledger.audit()
         assert not caplog.records
         os.write(write_fd, bytes(12))
@@ -145,7 +141,6 @@ def test_bytes_in_nobodys_account_are_told(memory, caplog):
         assert "0 bytes read and 12 written are in nobody's account" in caplog.text
         ledger.close()
     finally:
-        account.read, account.written, account.stray = before
         for fd in (counts, read_fd, write_fd):
             os.close(fd)
 

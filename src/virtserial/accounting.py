@@ -7,7 +7,7 @@ then, the difference between the kernel's count and the note is what the batch's
 all or a part.
 
 The count is not asked of the kernel for every batch, which would be a system call more.  Whoever reads or writes
-adds to `account` what it moved, or says that it cannot tell (`account.stray`): then the kernel is asked before the next
+adds to an `Account` what it moved, or says that it cannot tell (`stray`): then the kernel is asked before the next
 batch.
 """
 
@@ -54,8 +54,6 @@ class Account:
         self.stray = True
 
 
-account = Account()
-
 
 class Note(NamedTuple):
     """What a killed worker was about.
@@ -83,11 +81,15 @@ class Ledger:
     Args:
         memory: LEDGER_SIZE bytes that outlive the process.
         counts_fd: tells what the kernel has counted of this process (`open_counts`); -1: nothing does.
+
+    Attributes:
+        account: what those who read and write say that they have moved.
     """
 
-    def __init__(self, memory: memoryview, counts_fd: int = -1) -> None:
+    def __init__(self, memory: memoryview, counts_fd: int = -1, account: Account | None = None) -> None:
         self._words = memory.cast("B").cast("Q")
         self._counts_fd = counts_fd
+        self.account = account or Account()
 
     @staticmethod
     def key(controller: int, queue: int) -> int:
@@ -96,6 +98,7 @@ class Ledger:
 
     def begin_write(self, key: int, progress: int, exact: bool) -> None:
         """The next system call writes a batch of this queue, which stands at `progress`."""
+        account = self.account
         if account.stray:
             self.audit()
         words = self._words
@@ -105,6 +108,7 @@ class Ledger:
 
     def begin_read(self, key: int, progress: int, exact: bool) -> None:
         """The next system call reads a batch for this queue, which stands at `progress`."""
+        account = self.account
         if account.stray:
             self.audit()
         words = self._words
@@ -118,6 +122,7 @@ class Ledger:
 
     def begin_message(self, kind: int, controller: int, progress: int) -> None:
         """The next system call sends a reply (REPLY), or takes a message off the socket (CONSUME)."""
+        account = self.account
         if account.stray:
             self.audit()
         words = self._words
@@ -136,6 +141,7 @@ class Ledger:
         """
         if self._counts_fd < 0:
             return
+        account = self.account
         read, written, told = read_counts(self._counts_fd)
         nobodys = read - account.read, written - account.written
         # The kernel adds what telling it took afterwards.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import Account
 from virtserial.channel.connections import (
     HandlerConnection,
     LayeredConnection,
@@ -24,55 +25,59 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop
 
 
-def open_host_end(connection: Connection, fds: Sequence[int], loop: EventLoop) -> HostEnd:
+def open_host_end(
+    connection: Connection, fds: Sequence[int], loop: EventLoop, account: Account | None = None
+) -> HostEnd:
     """Make the moving half of a connection.
 
     Args:
         fds: its descriptors (channel/connections.py); owned from here on.
+        account: gets what is read and written; None: nobody counts.
 
     Raises:
         BackendError: a handler's class cannot be loaded or made, TLS credentials are not valid; `fds` are closed.
     """
+    account = account or Account()
     if not isinstance(connection, LoggedConnection):
-        return _open(connection, fds, loop)
+        return _open(connection, fds, loop, account)
     from virtserial.host_end.log import LogFile, LoggedHostEnd
 
-    log_file = LogFile(connection.name, fds[-1])
+    log_file = LogFile(connection.name, fds[-1], account)
     try:
-        return LoggedHostEnd(_open(connection.connection, fds[:-1], loop), log_file)
+        return LoggedHostEnd(_open(connection.connection, fds[:-1], loop, account), log_file)
     except BaseException:
         log_file.close()
         raise
 
 
-def _open(connection: BareConnection, fds: Sequence[int], loop: EventLoop) -> HostEnd:
+def _open(connection: BareConnection, fds: Sequence[int], loop: EventLoop, account: Account) -> HostEnd:
     match connection:
         case SocketConnection(name):
             from virtserial.host_end.stream import DescriptorStream
 
-            return DescriptorStream(loop, name, fds[0], fds[0])
+            return DescriptorStream(loop, name, fds[0], fds[0], account)
         case StreamConnection(name, read, write):
             from virtserial.host_end.stream import DescriptorStream
 
-            return DescriptorStream(
-                loop, name, None if read is None else fds[read], None if write is None else fds[write]
-            )
+            read_fd = None if read is None else fds[read]
+            write_fd = None if write is None else fds[write]
+            return DescriptorStream(loop, name, read_fd, write_fd, account)
         case LayeredConnection(name, layers):
             from virtserial.host_end.layered import open_layered_stream
 
-            return open_layered_stream(loop, name, fds, layers)
+            return open_layered_stream(loop, name, fds, layers, account)
         case PtyConnection(name):
             from virtserial.host_end.pty import PtyHostEnd
 
-            return PtyHostEnd(loop, name, fds[0], fds[1] if len(fds) > 1 else None)
+            return PtyHostEnd(loop, name, fds[0], fds[1] if len(fds) > 1 else None, account)
         case UdpConnection(name):
             from virtserial.host_end.udp import UdpHostEnd
 
-            return UdpHostEnd(loop, name, fds[0])
+            return UdpHostEnd(loop, name, fds[0], account)
         case RingbufConnection(name):
             from virtserial.host_end.ringbuf import RingbufHostEnd
 
-            return RingbufHostEnd(loop, name, fds[0])
+            return RingbufHostEnd(loop, name, fds[0], account)
         case HandlerConnection(name):
             from virtserial.host_end.handler import HandlerHostEnd, load_handler
 

@@ -11,7 +11,6 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.accounting import account
 from virtserial.channel.connections import Telnet, Tls, WebSocket
 from virtserial.errors import BackendError, PeerError
 from virtserial.host_end.buffers import IOV_MAX, front_of, move_into
@@ -22,6 +21,7 @@ from virtserial.loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from virtserial.accounting import Account
     from virtserial.channel.connections import SocketLayer
     from virtserial.host_end.layer import Buffer, Layer
     from virtserial.loop import EventLoop, Timer
@@ -78,8 +78,11 @@ class LayeredStream(EndingStream):
 
     _next_complaint = 0.0
 
-    def __init__(self, loop: EventLoop, name: str, fd: int, ticket_fd: int, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, loop: EventLoop, name: str, fd: int, ticket_fd: int, layers: Sequence[Layer], account: Account
+    ) -> None:
         super().__init__(loop, name)
+        self._account = account
         self._fd = fd
         self._ticket_fd = ticket_fd
         self._layers = layers
@@ -96,7 +99,7 @@ class LayeredStream(EndingStream):
     # Starting and ending
 
     def start(self) -> None:
-        account.stray = True
+        self._account.stray = True
         try:
             os.eventfd_read(self._ticket_fd)
         except BlockingIOError:
@@ -217,7 +220,7 @@ class LayeredStream(EndingStream):
                 return
             if len(self._output) > MAX_OUTPUT:
                 return  # `_flush` goes on.
-            account.stray = True
+            self._account.stray = True
             try:
                 data = os.read(self._fd, READ_SIZE)
             except BlockingIOError:
@@ -319,7 +322,7 @@ class LayeredStream(EndingStream):
 
     def _send(self, buffers: Sequence[Buffer]) -> None:
         """Send; what the socket does not take is kept."""
-        account.stray = True
+        self._account.stray = True
         try:
             sent = os.writev(self._fd, buffers)
         except BlockingIOError:
@@ -336,7 +339,7 @@ class LayeredStream(EndingStream):
     def _flush(self) -> None:
         """Send what was kept."""
         if self._output:
-            account.stray = True
+            self._account.stray = True
             try:
                 del self._output[: os.write(self._fd, self._output)]
             except BlockingIOError:
@@ -377,7 +380,7 @@ class LayeredStream(EndingStream):
 
 
 def open_layered_stream(
-    loop: EventLoop, name: str, fds: Sequence[int], layers: Sequence[SocketLayer]
+    loop: EventLoop, name: str, fds: Sequence[int], layers: Sequence[SocketLayer], account: Account
 ) -> LayeredStream:
     """Make the host end of a LayeredConnection.
 
@@ -393,4 +396,4 @@ def open_layered_stream(
     finally:
         for fd in fds[2:]:
             os.close(fd)
-    return LayeredStream(loop, name, fds[0], fds[1], made)
+    return LayeredStream(loop, name, fds[0], fds[1], made, account)

@@ -6,13 +6,13 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.accounting import account
 from virtserial.host_end.base import HostEnd
 from virtserial.host_end.buffers import IOV_MAX, front_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from virtserial.accounting import Account
     from virtserial.console.seams import HostListener
 
 logger = logging.getLogger("virtserial.chardev.log")
@@ -22,8 +22,9 @@ class LogFile:
     """The file; what it cannot take (disk full, a FIFO's reader behind) is lost and counted: the guest does not wait
     for its log."""
 
-    def __init__(self, name: str, fd: int) -> None:
+    def __init__(self, name: str, fd: int, account: Account) -> None:
         self._name = name
+        self._account = account
         self._fd = fd
         self.lost = 0
 
@@ -31,7 +32,7 @@ class LogFile:
         """Write the first `size` bytes."""
         while size:
             batch = front_of(buffers[:IOV_MAX], size)
-            account.stray = True
+            self._account.stray = True
             try:
                 written = os.writev(self._fd, batch)
             except OSError as error:

@@ -13,6 +13,7 @@ from virtserial.host_end.stream import DescriptorStream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from virtserial.accounting import Account
     from virtserial.host_end.base import HostEnd
     from virtserial.host_end.mux import Multiplexer, MuxHostEnd
     from virtserial.loop import EventLoop
@@ -27,13 +28,16 @@ class StreamFront:
         fd: the stream; owned.
         tell: hears "opened" and "closed" (of the host end), "in" and "out" (the focus comes and goes), each before
             anything is written to the stream that came after it.
+        account: gets what is read from and written to the stream.
     """
 
-    def __init__(self, loop: EventLoop, name: str, fd: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: EventLoop, name: str, fd: int, tell: Callable[[str], None], account: Account | None = None
+    ) -> None:
         self._tell = tell
         self._front: MuxHostEnd | None = None
         self._over: Callable[[], None] | None = None
-        self._stream = DescriptorStream(loop, name, fd, fd)
+        self._stream = DescriptorStream(loop, name, fd, fd, account)
         self._buffer = bytearray(PIECE)
         self._to_user = b""
         self._to_host = b""

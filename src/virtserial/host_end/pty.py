@@ -11,11 +11,11 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from virtserial.accounting import account
 from virtserial.host_end.stream import DescriptorStream
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
+    from virtserial.accounting import Account
     from virtserial.loop import EventLoop, Timer
 
 POLL_SECONDS = 1.0
@@ -26,8 +26,10 @@ class PtyHostEnd(DescriptorStream):
     """Opens and closes as often as the terminal is opened and closed; what was typed while the guest had the port
     closed stays in the terminal's queue for the next reader."""
 
-    def __init__(self, loop: EventLoop, name: str, master_fd: int, open_watch_fd: int | None) -> None:
-        super().__init__(loop, name, master_fd, master_fd)
+    def __init__(
+        self, loop: EventLoop, name: str, master_fd: int, open_watch_fd: int | None, account: Account | None = None
+    ) -> None:
+        super().__init__(loop, name, master_fd, master_fd, account)
         self._master_fd = master_fd
         self._open_watch_fd = open_watch_fd
         self._poll_timer: Timer | None = None
@@ -49,7 +51,7 @@ class PtyHostEnd(DescriptorStream):
                 os.close(self._open_watch_fd)
 
     def _terminal_opened(self, _events: int) -> None:
-        account.stray = True
+        self._account.stray = True
         try:
             while os.read(self._open_watch_fd or 0, 4096):
                 pass

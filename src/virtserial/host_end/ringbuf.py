@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.accounting import account
 from virtserial.channel.ring_memory import LOCK_TRY_SECONDS, RingMemory
 from virtserial.errors import BackendError
 from virtserial.host_end.base import HostEnd
@@ -12,14 +11,16 @@ from virtserial.host_end.base import HostEnd
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from virtserial.accounting import Account
     from virtserial.loop import EventLoop
 
 
 class RingbufHostEnd(HostEnd):
     """Takes everything, gives nothing: ringbuf-write puts bytes into the ring, not to the guest, as with QEMU."""
 
-    def __init__(self, loop: EventLoop, name: str, fd: int) -> None:
+    def __init__(self, loop: EventLoop, name: str, fd: int, account: Account) -> None:
         super().__init__(name)
+        self._account = account
         self._loop = loop
         self._ring = RingMemory(fd)
         self._closed = False
@@ -29,7 +30,7 @@ class RingbufHostEnd(HostEnd):
         self.listener.host_opened()
 
     def writev(self, buffers: Sequence[memoryview]) -> int:
-        account.stray = True
+        self._account.stray = True
         try:
             return self._ring.write(buffers)
         except BlockingIOError:

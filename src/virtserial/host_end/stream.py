@@ -12,7 +12,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.accounting import account
+from virtserial.accounting import Account
 from virtserial.errors import BackendError
 from virtserial.host_end.buffers import IOV_MAX
 from virtserial.host_end.ending import EndingStream, unread_bytes
@@ -36,12 +36,24 @@ class DescriptorStream(EndingStream):
     The peer of a descriptor used both ways can hang up: then what it sent is still read (if the port wants it) before
     `host_closed`, and what the guest writes meanwhile is discarded and counted, so that a guest that writes before it
     reads does not wait for ever.
+
+    Args:
+        read_fd, write_fd: owned.
+        account: gets what is read and written; None: nobody counts.
     """
 
     exact = True
 
-    def __init__(self, loop: EventLoop, name: str, read_fd: int | None, write_fd: int | None) -> None:
+    def __init__(
+        self,
+        loop: EventLoop,
+        name: str,
+        read_fd: int | None,
+        write_fd: int | None,
+        account: Account | None = None,
+    ) -> None:
         super().__init__(loop, name)
+        self._account = account or Account()
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._both_ways = read_fd is not None and read_fd == write_fd
@@ -228,7 +240,7 @@ class DescriptorStream(EndingStream):
             if error.errno not in PEER_GONE or self._read_fd not in self._watched:
                 raise self._fail("cannot read", error) from error
             count = 0
-        account.read += count
+        self._account.read += count
         if count == 0 and any(buffer.nbytes for buffer in buffers):
             self._finish()
         return count
@@ -242,7 +254,7 @@ class DescriptorStream(EndingStream):
             buffers = buffers[:IOV_MAX]
         try:
             count = os.writev(self._write_fd, buffers)
-            account.written += count
+            self._account.written += count
             return count
         except BlockingIOError:
             self._block()

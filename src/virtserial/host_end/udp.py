@@ -6,7 +6,6 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from virtserial.accounting import account
 from virtserial.errors import BackendError
 from virtserial.host_end.base import HostEnd
 from virtserial.host_end.buffers import IOV_MAX
@@ -15,6 +14,7 @@ from virtserial.loop import EPOLLERR, EPOLLET, EPOLLIN, EPOLLOUT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from virtserial.accounting import Account
     from virtserial.loop import EventLoop
 
 MAX_DATAGRAM = 65507
@@ -29,8 +29,9 @@ class UdpHostEnd(HostEnd):
     A datagram that the guest's buffers have no room for is kept and given in pieces, none of it is cut off.
     """
 
-    def __init__(self, loop: EventLoop, name: str, fd: int) -> None:
+    def __init__(self, loop: EventLoop, name: str, fd: int, account: Account) -> None:
         super().__init__(name)
+        self._account = account
         self._loop = loop
         self._socket = socket.socket(fileno=fd)
         self._rest = b""
@@ -102,7 +103,7 @@ class UdpHostEnd(HostEnd):
                 if size > room:
                     self._rest = self._socket.recv(size)
                     return self._give_rest(buffers)
-                account.stray = True
+                self._account.stray = True
                 if count := os.readv(self._socket.fileno(), buffers):
                     return count
             except BlockingIOError:

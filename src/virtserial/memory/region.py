@@ -17,7 +17,7 @@ import os
 from typing import ClassVar, Protocol, TypeAlias
 from weakref import WeakValueDictionary
 
-from virtserial.accounting import account
+from virtserial.accounting import Account
 from virtserial.errors import AddressError, PeerError
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -109,10 +109,13 @@ class FileRegion:
 
     view: memoryview | None = None
 
-    def __init__(self, iova: int, size: int, fd: int, offset: int, writable: bool = True) -> None:
+    def __init__(
+        self, iova: int, size: int, fd: int, offset: int, writable: bool = True, account: Account | None = None
+    ) -> None:
         self.iova = iova
         self.size = size
         self.writable = writable
+        self._account = account or Account()
         self._fd = fd
         self._offset = offset
 
@@ -120,7 +123,7 @@ class FileRegion:
         os.close(self._fd)
 
     def read(self, offset: int, length: int) -> bytes:
-        account.stray = True
+        self._account.stray = True
         try:
             data = os.pread(self._fd, length, self._offset + offset)
         except OSError as error:
@@ -134,7 +137,7 @@ class FileRegion:
         length = len(memoryview(data))
         if os.fstat(self._fd).st_size < self._offset + offset + length:
             raise AddressError(f"guest memory at {self.iova + offset:#x} is gone: its file was truncated")
-        account.stray = True
+        self._account.stray = True
         try:
             written = os.pwrite(self._fd, data, self._offset + offset)
         except OSError as error:

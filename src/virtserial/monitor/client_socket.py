@@ -8,6 +8,7 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
+from virtserial.accounting import Account
 from virtserial.channel.connections import LoggedConnection, SocketConnection, unlogged
 from virtserial.host_end.factory import open_host_end
 from virtserial.host_end.stream import DescriptorStream
@@ -74,4 +75,4 @@ def open_client_end(
         return client, client
     from virtserial.host_end.log import LogFile, LoggedHostEnd
 
-    return LoggedHostEnd(client, LogFile(client.name, fds[1])), client
+    return LoggedHostEnd(client, LogFile(client.name, fds[1], Account())), client

@@ -26,6 +26,7 @@ from virtserial.pci.msix import MsixMessages
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from virtserial.accounting import Account
     from virtserial.memory.state import StateMemory
     from virtserial.pci.msix import MessageWriter
     from virtserial.virtio.device import VirtioDevice
@@ -62,6 +63,7 @@ class VirtioPciFunction:
         vectors: MSI-X vectors, 0 to 2048; with 0 there is only INTx.
         message_writer: sends MSI-X messages itself to a client that cannot delete a device with MSI-X (msix.py), which
             takes `MsixMessages.state_size` more of the state; None: every client gives eventfds.
+        account: gets what interrupts write; None: nobody counts.
         class_code: base class and subclass.
 
     Attributes:
@@ -85,6 +87,7 @@ class VirtioPciFunction:
         *,
         vectors: int,
         message_writer: MessageWriter | None = None,
+        account: Account | None = None,
         class_code: int = layout.PCI_CLASS_COMMUNICATION_OTHER,
     ) -> None:
         if not 0 <= vectors <= layout.MAX_VECTORS:
@@ -92,7 +95,7 @@ class VirtioPciFunction:
         if device.num_queues > layout.MAX_QUEUES:
             raise ConfigError(f"{device.num_queues} queues: the notification area has room for {layout.MAX_QUEUES}")
         self.device = device
-        self.interrupts = Interrupts(vectors)
+        self.interrupts = Interrupts(vectors, account)
         self.ring_doorbell = device.notify
         self.doorbell_offsets = {
             layout.NOTIFY_AREA + layout.NOTIFY_OFF_MULTIPLIER * index: index for index in range(device.num_queues)

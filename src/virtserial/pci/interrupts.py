@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.accounting import account
+from virtserial.accounting import Account
 from virtserial.errors import PeerError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_ONE = (1).to_bytes(8, "little")
 
 
 class Interrupts:
@@ -23,14 +25,16 @@ class Interrupts:
 
     Args:
         vectors: how many MSI-X vectors there are.
+        account: gets what is written; None: nobody counts.
 
     Attributes:
         pending: MSI-X vectors that wait for an eventfd.
         uses_msix: whether some vector has an eventfd, by which VFIO enables MSI-X.
     """
 
-    def __init__(self, vectors: int) -> None:
+    def __init__(self, vectors: int, account: Account | None = None) -> None:
         self.vectors = vectors
+        self._account = account or Account()
         self.pending: set[int] = set()
         self.uses_msix = False
         self._vector_fds = [-1] * vectors
@@ -47,7 +51,7 @@ class Interrupts:
             if fd < 0:
                 self.pending.add(vector)
             else:
-                _signal(fd)
+                self._signal(fd)
 
     def set_intx(self, level: bool) -> None:
         """Drive the interrupt pin."""
@@ -57,7 +61,14 @@ class Interrupts:
     def _signal_intx(self) -> None:
         if self._intx_level and not self._intx_masked and self._intx_fd >= 0:
             self._intx_masked = True
-            _signal(self._intx_fd)
+            self._signal(self._intx_fd)
+
+    def _signal(self, fd: int) -> None:
+        try:  # noqa: SIM105 - suppress() doubles the cost of every interrupt
+            self._account.written += os.write(fd, _ONE)
+        except OSError:
+            # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
+            pass
 
     # From the VMM
 
@@ -74,7 +85,7 @@ class Interrupts:
             self._vector_fds[vector] = fd
             if fd >= 0 and vector in self.pending:
                 self.pending.discard(vector)
-                _signal(fd)
+                self._signal(fd)
         self.uses_msix = any(fd >= 0 for fd in self._vector_fds)
 
     def set_intx_eventfd(self, fd: int) -> None:
@@ -102,7 +113,7 @@ class Interrupts:
     def trigger_intx(self) -> None:
         """Signal INTx whatever its level."""
         if self._intx_fd >= 0:
-            _signal(self._intx_fd)
+            self._signal(self._intx_fd)
 
     def disable_msix(self) -> None:
         """Close every vector's eventfd."""
@@ -130,14 +141,3 @@ def _make_non_blocking(fds: Sequence[int]) -> None:
             if fd >= 0:
                 os.close(fd)
         raise PeerError(f"an interrupt's descriptor cannot be used: {error.strerror}") from error
-
-
-_ONE = (1).to_bytes(8, "little")
-
-
-def _signal(fd: int) -> None:
-    try:  # noqa: SIM105 - suppress() doubles the cost of every interrupt
-        account.written += os.write(fd, _ONE)
-    except OSError:
-        # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
-        pass

@@ -18,7 +18,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from virtserial.accounting import CONSUME, REPLY, account
+from virtserial.accounting import CONSUME, REPLY
 from virtserial.errors import PeerError, StateError
 from virtserial.vfio_user.wire import (
     COMMAND_NAMES,
@@ -289,7 +289,7 @@ class MessageStream:
             try:
                 # Not `send`: what that sends is in no count of the kernel's (accounting.py).
                 count = os.write(self.fileno(), self._unsent)
-                account.written += count
+                ledger.account.written += count
                 journal.record_sent(count)
             except BlockingIOError:
                 return False
@@ -318,7 +318,7 @@ class MessageStream:
         self._took = True
         while size:
             count = os.readv(self.fileno(), [memoryview(self._consumed)[:size]])
-            account.read += count
+            self._server.ledger.account.read += count
             size -= count
 
     def finish(self, note: Note) -> None:

@@ -95,6 +95,7 @@ class GuestDevice(VirtioPciFunction):
         self._loop = loop
         self._say = say
         self._log = LimitedLog(log, loop, self.name)
+        self._account = ledger.account
         self._guarded_turns: dict[Callable[[], None], Callable[[], None]] = {}
         self._trust_vmm = bool(config["trust_vmm"])
         self._slow_path_told = False
@@ -125,7 +126,7 @@ class GuestDevice(VirtioPciFunction):
         console.on_failure = self._device_failed
         console.on_address_fault = self._address_fault
         self.console = console
-        super().__init__(console, state, vectors=cast(int, config["vectors"]))
+        super().__init__(console, state, vectors=cast(int, config["vectors"]), account=ledger.account)
         self._server = Server(self, state, migratable=self)
         self._server.controller, self._server.ledger = self.index, ledger
 
@@ -375,7 +376,7 @@ class GuestDevice(VirtioPciFunction):
         self._tell_slow_path("the guest's memory file is not sealed (memory-backend-memfd is): it is not mapped")
         if os.fstat(fd).st_size < offset + size:
             raise PeerError(f"DMA map ends at offset {offset + size} of a file of {os.fstat(fd).st_size} bytes")
-        return FileRegion(iova, size, fd, offset, writable)
+        return FileRegion(iova, size, fd, offset, writable, self._account)
 
     def _tell_slow_path(self, why: str) -> None:
         if not self._slow_path_told:

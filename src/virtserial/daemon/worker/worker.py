@@ -18,7 +18,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from virtserial.accounting import Ledger, Note, account, nowhere, open_counts
+from virtserial.accounting import Account, Ledger, Note, nowhere, open_counts
 from virtserial.channel.channel import Channel
 from virtserial.channel.codec import decode
 from virtserial.channel.connections import CONNECTION, READABLE
@@ -52,8 +52,12 @@ BACKLOG_PIECE = 32 << 10
 class _Unaccounted(logging.Handler):
     """Every line that is logged is bytes written which nobody accounts for."""
 
+    def __init__(self, account: Account) -> None:
+        super().__init__()
+        self._account = account
+
     def emit(self, record: logging.LogRecord) -> None:
-        account.stray = True
+        self._account.stray = True
 
 
 class Worker:
@@ -71,6 +75,7 @@ class Worker:
         self._muxes: dict[str, tuple[int, Multiplexer]] = {}
         self._fronts: dict[str, list[StreamFront]] = {}
         self._ledger = nowhere()
+        self._account = self._ledger.account
         self._going = False
         self.loop.watch(channel.fileno(), EPOLLIN, self._keeper_spoke)
 
@@ -96,9 +101,9 @@ class Worker:
         """Take the ledger, and go into the sandbox: from here on nothing can be opened."""
         sharpen_timers()
         with contextlib.suppress(OSError):
-            self._ledger = Ledger(memoryview(mmap.mmap(ledger_fd, 0)), open_counts(os.getpid()))
+            self._ledger = Ledger(memoryview(mmap.mmap(ledger_fd, 0)), open_counts(os.getpid()), self._account)
         os.close(ledger_fd)
-        logging.root.addHandler(_Unaccounted())
+        logging.root.addHandler(_Unaccounted(self._account))
         import_host_ends()
         if message["sandbox"]:
             from virtserial.daemon.worker.sandbox import confine
@@ -129,7 +134,7 @@ class Worker:
 
     def _handle(self, message: Message, fds: list[int]) -> None:
         kind = message["type"]
-        account.stray = True
+        self._account.stray = True
         if kind == "prepare":
             prepare(str(message["name"]), decode(READABLE, message["what"]), fds)
         elif kind == "begin":
@@ -211,7 +216,8 @@ class Worker:
             serial, _ = self._muxes.get(chardev, (0, None))
             self._say({"type": "front", "chardev": chardev, "front": name, "state": state, "serial": serial})
 
-        self._fronts.setdefault(chardev, []).append(StreamFront(self.loop, f"chardev '{chardev}' ({name})", fd, tell))
+        front = StreamFront(self.loop, f"chardev '{chardev}' ({name})", fd, tell, self._account)
+        self._fronts.setdefault(chardev, []).append(front)
 
     def _part(self, chardev: str) -> None:
         """The connection of a chardev is taken away from its ports, or from the hub that it is a part of."""
@@ -246,7 +252,7 @@ class Worker:
             self._join_mux(chardev, serial, mux)
             return
         try:
-            host = open_host_end(decode(CONNECTION, message["connection"]), fds, self.loop)
+            host = open_host_end(decode(CONNECTION, message["connection"]), fds, self.loop, self._account)
         except VirtserialError as error:
             log.error("chardev %s: %s", chardev, error)
             self._connection_ended(chardev, serial)
