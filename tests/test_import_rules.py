@@ -132,6 +132,17 @@ def test_what_is_the_workers_imports_nothing_that_opens():
     assert wrong == []
 
 
+def test_the_keeper_knows_no_worker():
+    wrong = [
+        f"{path.relative_to(SOURCE)}:{line} imports {module}"
+        for room in ("chardev", "daemon/keeper")
+        for path in (SOURCE / room).rglob("*.py")
+        for module, line, _late in imports_of(path)
+        if module.startswith(("virtserial.host_end", "virtserial.daemon.worker"))
+    ]
+    assert wrong == []
+
+
 def import_graph():
     """Which modules of the package each module imports, late and type-only imports included."""
     modules = {}
@@ -169,15 +180,8 @@ def circles_of(graph):
     return circles
 
 
-STILL_IN_CIRCLES = {"daemon"}
-"""Rooms whose circles are being removed; each leaves this list when it has none, and then the list goes."""
-
-
 def test_modules_import_each_other_in_no_circle():
-    circles = circles_of(import_graph())
-    rooms = {module.split(".")[1] for circle in circles for module in circle}
-    assert rooms <= STILL_IN_CIRCLES, circles
-    assert rooms >= STILL_IN_CIRCLES, "these rooms have no circle any more: take them off the list"
+    assert circles_of(import_graph()) == []
 
 
 def test_circles_are_found():

@@ -14,11 +14,28 @@ import sys
 import pytest
 from support.places import ENVIRONMENT
 
-from virtserial.channel.channel import MAX_FDS, MAX_MESSAGE, Channel
+from virtserial.channel.channel import MAX_MESSAGE, Channel, channel_pair
+from virtserial.channel.codec import encode
+from virtserial.channel.connections import NullConnection
+from virtserial.channel.messages import (
+    FROM_WORKER,
+    MAX_FDS,
+    Connect,
+    ConnectVmm,
+    Disconnect,
+    DmaMap,
+    Irq,
+    Pong,
+    Start,
+    Stop,
+)
+from virtserial.channel.record import replace
 from virtserial.daemon.keeper.held import HeldDescriptors
 from virtserial.daemon.worker.limited_log import LimitedLog
 from virtserial.errors import StateError
 from virtserial.loop import EventLoop
+
+PONG = b'{"type":"Pong","number":1}'
 
 
 def open_here():
@@ -35,18 +52,18 @@ def no_descriptor_is_left():
 
 @pytest.fixture
 def channel():
-    """Two joined ends, and the raw socket of a third that says anything."""
-    one, other = Channel.pair()
-    yield one, other
-    one.close()
-    other.close()
+    """The keeper's end and the worker's."""
+    ours, theirs = channel_pair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
 
 
 @pytest.fixture
 def liar():
-    """A channel, and a raw socket at its other end."""
-    raw, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    channel = Channel(theirs)
+    """The keeper's end, and a raw socket at the other."""
+    raw, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(ours, FROM_WORKER)
     yield raw, channel
     raw.close()
     channel.close()
@@ -60,36 +77,40 @@ def send_raw(raw, data, fds=()):
     raw.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else [])
 
 
+def connect(text=""):
+    return Connect("c0", None, False, False, text, 1, NullConnection("n"))
+
+
 class TestChannel:
     def test_messages_arrive_whole_and_in_order_with_their_descriptors(self, channel):
         one, other = channel
         fds = null(MAX_FDS)
-        one.send({"type": "a", "text": "x" * 60_000, "number": 1 << 63}, fds)
-        one.send({"type": "b"})
+        one.send(connect("x" * 60_000), fds)
+        one.send(Start())
         for fd in fds:
             os.close(fd)
         message, received = other.receive()
-        assert message == {"type": "a", "text": "x" * 60_000, "number": 1 << 63}
+        assert message == connect("x" * 60_000)
         assert len(received) == MAX_FDS
         assert not any(os.get_inheritable(fd) for fd in received)
         for fd in received:
             os.close(fd)
-        assert other.receive() == ({"type": "b"}, [])
+        assert other.receive() == (Start(), [])
         assert other.receive() is None
 
     def test_text_that_is_no_unicode_survives(self, channel):
         one, other = channel
-        one.send({"type": "port", "name": os.fsdecode(b"\xff\xfe")})
-        assert os.fsencode(other.receive()[0]["name"]) == b"\xff\xfe"
+        one.send(Disconnect(os.fsdecode(b"\xff\xfe")))
+        assert os.fsencode(other.receive()[0].chardev) == b"\xff\xfe"
 
     def test_what_a_dead_sender_has_sent_arrives_before_the_end(self, channel):
         one, other = channel
         fds = null()
-        one.send({"type": "last"}, fds)
+        one.send(ConnectVmm(3), fds)
         os.close(fds[0])
         one.close()
         message, received = other.receive()
-        assert message == {"type": "last"}
+        assert message == ConnectVmm(3)
         os.close(received[0])
         with pytest.raises(EOFError):
             other.receive()
@@ -98,57 +119,85 @@ class TestChannel:
         one, other = channel
         other.close()
         with pytest.raises(OSError):
-            one.send({"type": "x"})
+            one.send(Start())
         with pytest.raises(EOFError):
+            one.receive()
+
+    def test_an_end_does_not_take_what_is_its_own_to_send(self, channel):
+        one, other = channel
+        other.send(Stop())
+        with pytest.raises(StateError, match="type 'Stop' is none of Ready"):
             one.receive()
 
     @pytest.mark.parametrize("count", [MAX_MESSAGE, 10 * MAX_MESSAGE])
     def test_message_that_is_too_large_is_not_sent(self, channel, count):
         one, other = channel
         with pytest.raises(StateError, match="too large"):
-            one.send({"type": "x" * count})
+            one.send(connect("x" * count))
         assert other.receive() is None
 
     def test_more_descriptors_than_a_message_may_have_are_not_sent(self, channel):
         one, other = channel
         fds = null(MAX_FDS + 1)
         with pytest.raises(StateError, match=f"{MAX_FDS + 1} descriptors is too large"):
-            one.send({"type": "x"}, fds)
+            one.send(connect(), fds)
         for fd in fds:
             os.close(fd)
         assert other.receive() is None
 
     @pytest.mark.parametrize(
         "data",
-        [b"{", b"[1]", b'"type"', b"\xff\xfe", b"null", b"[" * 60_000, b'{"type":"x"} more', b"x" * (MAX_MESSAGE + 5)],
-        ids=["cut", "list", "string", "bytes", "null", "deep", "two", "long"],
-    )
+        [b"{", b"[1]", b'"type"', b"\xff\xfe", b"null", b"[" * 60_000, PONG + b" more", b"x" * (MAX_MESSAGE + 5),
+         b'{"type":"Pong"}', b'{"type":"Pong","number":NaN}', b'{"type":"Pong","number":1e999}', PONG],
+        ids=["cut", "list", "string", "bytes", "null", "deep", "two", "long", "missing", "nan", "infinity", "fds"],
+    )  # fmt: skip
     def test_malformed_message_costs_no_descriptor_and_not_the_next_message(self, liar, data):
         raw, channel = liar
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         fds = null(3)
         send_raw(raw, data, fds)
-        send_raw(raw, b'{"type":"fine"}')
+        send_raw(raw, PONG)
         for fd in fds:
             os.close(fd)
         with pytest.raises(StateError, match=f"channel message of {min(len(data), MAX_MESSAGE + 1)} bytes"):
             channel.receive()
-        assert channel.receive() == ({"type": "fine"}, [])
+        assert channel.receive() == (Pong(1), [])
+
+    def test_empty_message_is_the_end_and_costs_no_descriptor(self, liar):
+        raw, channel = liar
+        fds = null(3)
+        send_raw(raw, b"", fds)
+        for fd in fds:
+            os.close(fd)
+        with pytest.raises(EOFError):
+            channel.receive()
 
     @pytest.mark.parametrize("count", [MAX_FDS + 1, 200])
     def test_too_many_descriptors_are_refused_and_closed(self, liar, count):
         raw, channel = liar
         fds = null(count)
-        send_raw(raw, b'{"type":"x"}', fds)
+        send_raw(raw, PONG, fds)
         for fd in fds:
             os.close(fd)
         with pytest.raises(StateError, match="cut short"):
             channel.receive()
 
+    @pytest.mark.parametrize(
+        ("message", "count"), [(Irq(0, 2, 1), 0), (Irq(0, 2, 1), 2), (DmaMap(0, 0, 1, 3, 0), 2), (Pong(1), 1)]
+    )
+    def test_wrong_number_of_descriptors_is_refused(self, liar, message, count):
+        raw, channel = liar
+        fds = null(count)
+        send_raw(raw, json.dumps(encode(message)).encode(), fds)
+        for fd in fds:
+            os.close(fd)
+        with pytest.raises(StateError, match=f"{type(message).__name__} with {count} descriptors"):
+            channel.receive()
+
     def test_knows_whether_everything_was_received(self, channel):
         one, other = channel
         assert not one.unread()
-        one.send({"type": "x"})
+        one.send(Start())
         assert one.unread()
         other.receive()
         assert not one.unread()
@@ -158,18 +207,20 @@ class TestChannel:
         one.set_send_timeout(1)
         with pytest.raises(BlockingIOError):
             for _ in range(100_000):
-                one.send({"type": "x" * 10_000})
+                one.send(connect("x" * 10_000))
 
     def test_more_descriptors_under_way_than_a_user_may_have_wait(self):
         """Only who is not root is limited (unix(7), ETOOMANYREFS)."""
         program = """
 import os, resource, threading, time
-from virtserial.channel.channel import Channel
+from virtserial.channel.channel import channel_pair
+from virtserial.channel.connections import NullConnection
+from virtserial.channel.messages import Connect
 import json, array  # what is imported later need not be readable for that user
 if os.geteuid() == 0:
     os.setresgid(65533, 65533, 65533)
     os.setresuid(65533, 65533, 65533)
-one, other = Channel.pair()
+one, other = channel_pair()
 fds = [os.dup(1) for _ in range(16)]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 numbers = []
@@ -177,14 +228,14 @@ def receive():
     time.sleep(0.2)
     while len(numbers) < 50:
         message, received = other.receive(wait=True)
-        numbers.append((message["number"], len(received)))
+        numbers.append((message.serial, len(received)))
         for fd in received:
             os.close(fd)
 thread = threading.Thread(target=receive)
 thread.start()
 started = time.monotonic()
 for number in range(50):
-    one.send({"number": number}, fds)
+    one.send(Connect("c0", None, False, False, "", number, NullConnection("n")), fds)
 print("waited" if time.monotonic() - started >= 0.15 else "did not wait")
 thread.join()
 assert numbers == [(number, 16) for number in range(50)], numbers
@@ -200,62 +251,66 @@ class TestHeldDescriptors:
     def held(self):
         table = HeldDescriptors()
         yield table
-        table.drop_all("")
+        table.close()
 
     @staticmethod
-    def keys(held, prefix=""):
-        return [key for key, _, _ in held.entries(prefix)]
+    def messages(held):
+        return [message for message, _ in held]
 
-    def test_addresses_that_begin_alike_are_not_confused(self, held):
-        for address in (4096, 40960, 409600):
-            held.hold(f"dma/0/{address}/", {"type": "dma"}, null())
-        held.drop_all("dma/0/4096/")
-        assert self.keys(held) == ["dma/0/40960/", "dma/0/409600/"]
+    def test_one_map_is_dropped_by_its_address(self, held):
+        maps = [DmaMap(0, address, 4096, 3, 0) for address in (4096, 40960, 409600)]
+        for message in maps:
+            held.hold(message, null())
+        held.drop(DmaMap, 0, 4096)
+        held.drop(DmaMap, 0, 1)
+        held.drop(DmaMap, 1, 40960)
+        assert self.messages(held) == maps[1:]
+        assert (held.count(DmaMap, 0), held.count(DmaMap, 1), held.count(Irq, 0)) == (2, 0, 0)
 
-    def test_controllers_and_interrupt_types_that_begin_alike_are_not_confused(self, held):
-        for key in ("irq/1/2/1/", "irq/1/2/10/", "irq/10/2/1/", "irq/1/20/1/"):
-            held.hold(key, {"type": "irq"}, null())
-        held.drop_all("irq/1/2/1/")
-        assert self.keys(held) == ["irq/1/2/10/", "irq/10/2/1/", "irq/1/20/1/"]
-        held.drop_all("irq/1/2/")
-        assert self.keys(held) == ["irq/10/2/1/", "irq/1/20/1/"]
-        held.drop_all("irq/1/")
-        assert self.keys(held) == ["irq/10/2/1/"]
+    def test_interrupts_are_dropped_by_vector_by_type_or_all(self, held):
+        irqs = [Irq(1, 2, 1), Irq(1, 2, 10), Irq(10, 2, 1), Irq(1, 3, 1), Irq(1, 0, 0)]
+        for message in irqs:
+            held.hold(message, null())
+        held.drop(Irq, 1, (2, 1))
+        assert set(self.messages(held)) == set(irqs[1:])
+        held.drop_type(1, 2)
+        assert set(self.messages(held)) == set(irqs[2:])
+        held.drop_all(Irq, 1)
+        assert self.messages(held) == [irqs[2]]
 
-    def test_holding_a_key_again_closes_what_was_there(self, held):
+    def test_holding_a_place_again_closes_what_was_there(self, held):
         (old,), (new,) = null(), null()
-        held.hold("vmm/0", {"type": "vmm"}, [old])
-        held.hold("vmm/0", {"type": "vmm", "again": True}, [new])
-        assert [(key, message["again"], fds) for key, message, fds in held.entries("")] == [("vmm/0", True, [new])]
+        held.hold(DmaMap(0, 0, 1, 3, 0), [old])
+        held.hold(DmaMap(0, 0, 2, 3, 0), [new])
+        assert list(held) == [(DmaMap(0, 0, 2, 3, 0), [new])]
         with pytest.raises(OSError):
             os.fstat(old)
 
+    def test_another_message_keeps_the_descriptors(self, held):
+        fds = null()
+        held.hold(connect(), fds)
+        held.change(replace(connect(), hub="h"))
+        assert held.find(Connect, "c0").hub == "h"
+        assert list(held.all(Connect, "c0")) == [(replace(connect(), hub="h"), fds)]
+
     def test_taking_gives_the_descriptors_away(self, held):
-        fds = null(2)
-        held.hold("vmm/0", {"type": "vmm"}, fds)
-        assert held.take("vmm/0") == fds
-        assert held.take("vmm/0") == []
+        fds = null(1)
+        held.hold(ConnectVmm(0), fds)
+        assert held.take(ConnectVmm, 0) == fds
+        assert held.take(ConnectVmm, 0) == []
+        assert held.find(ConnectVmm, 0) is None
         for fd in fds:
             os.close(fd)
 
     def test_entries_come_oldest_first_and_may_be_dropped_meanwhile(self, held):
         for number in (3, 1, 2):
-            held.hold(f"dma/0/{number}/", {"number": number}, null())
+            held.hold(DmaMap(0, number, 1, 3, 0), null())
         seen = []
-        for key, message, _ in held.entries("dma/"):
-            seen.append(message["number"])
-            held.drop(key)
+        for message, _ in held.all(DmaMap):
+            seen.append(message.iova)
+            held.drop(DmaMap, 0, message.iova)
         assert seen == [3, 1, 2]
-        assert self.keys(held) == []
-
-    def test_full_table_refuses_and_closes(self, held, monkeypatch):
-        monkeypatch.setattr("virtserial.daemon.keeper.held.MAX_HELD", 2)
-        for number in range(2):
-            held.hold(f"dma/0/{number}/", {}, null())
-        held.hold("dma/0/1/", {}, null())
-        with pytest.raises(StateError, match="more than 2"):
-            held.hold("dma/0/2/", {}, null())
-        assert self.keys(held) == ["dma/0/0/", "dma/0/1/"]
+        assert self.messages(held) == []
 
 
 class TestLimitedLog:

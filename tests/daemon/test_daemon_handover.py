@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
+from support.places import ENVIRONMENT
 
 from virtserial.daemon.keeper import handover
 from virtserial.daemon.keeper.handover import Handover
@@ -41,7 +44,7 @@ def test_document_and_descriptors_arrive_in_order(count):
         os.close(fd)
     assert open_descriptors() == before + 1
     come = Handover.unpack(packed)
-    assert come.document == {"numbers": list(range(count)), "text": "\udcff", "version": handover.VERSION}
+    assert come.document == {"numbers": list(range(count)), "text": "\udcff"}
     for number in reversed(come.document["numbers"]):
         fd = come.take(number)
         assert not os.get_inheritable(fd)
@@ -67,7 +70,7 @@ def test_another_version_is_refused_and_vmms_are_parted_from_in_order(monkeypatc
     monkeypatch.undo()
     ours.close()
     listener.close()
-    with pytest.raises(StateError, match="of version 1001, and this program reads version 1"):
+    with pytest.raises(StateError, match="of version 1001, and this program reads version 2"):
         Handover.unpack(packed)
     # A socket that is closed with bytes in it would be ECONNRESET here.
     assert vmm.recv(1) == b""
@@ -127,3 +130,33 @@ def test_machine_is_the_same_and_goes_on_counting():
         plug(each, parse_device("virtio-serial"), chardevs, "/run")
         plug(each, parse_device("virtserialport,bus=s.0,id=p,name=n"), chardevs, "/run")
     assert again.describe() == machine.describe()
+
+
+OLD_DOCUMENT = {
+    # As the release before the codec has written it.
+    "state_version": 1,
+    "machine": {"counts": [1, 1, 1], "controllers": [], "ports": []},
+    "objects": [],
+    "chardevs": [{"id": "c", "recipe": ["null", {}], "saved": {}}],
+    "held": [["vmm/0", {"type": "vmm", "controller": 0}, [0]]],
+    "states": [[0, 1]],
+    "listeners": [[0, {"path": "/x", "listener": 2, "made": [1, 2], "busy": True, "waiting": []}]],
+    "connections": 0,
+    "workers": {"inheritance": [], "restarts": 0, "upgrades": 0, "doubtful": 0},
+    "allowed": None,
+    "monitors": None,
+    "words": [],
+    "version": 1,
+}
+
+
+def test_document_of_the_release_before_is_refused_in_one_sentence():
+    fd = os.memfd_create("old document")
+    os.write(fd, json.dumps(OLD_DOCUMENT).encode())
+    program = f"from virtserial.cli.serve import check; check({fd})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, pass_fds=[fd], capture_output=True, text=True, timeout=60
+    )
+    os.close(fd)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "it is of version 1, and this program reads version 2\n"

@@ -196,12 +196,12 @@ def test_worker_that_hangs_is_replaced_when_somebody_needs_it(device, folder):
         received = guest.open("a")
         worker = device.kill_worker(signal.SIGSTOP)
         with connect(folder / "a") as host:
-            device.wait_for_log(f"worker {worker} has not read its channel for {SEND_TIMEOUT} s: it is replaced")
+            device.wait_for_log(f"worker {worker} has not read its channel for {SEND_TIMEOUT} s; a new one takes over")
             device.wait_for_new_worker(worker)
             guest.run_until(lambda: received.port.host_connected)
             received.port.write(b"hello")
             assert host.recv(5) == b"hello"
-    assert device.log.count("is replaced") == 1
+    assert device.log.count("a new one takes over") == 1
 
 
 def test_worker_that_hangs_is_replaced_when_only_the_guest_needs_it(device, folder):
@@ -210,13 +210,13 @@ def test_worker_that_hangs_is_replaced_when_only_the_guest_needs_it(device, fold
         guest.run_until(lambda: received.port.host_connected)
         worker = device.kill_worker(signal.SIGSTOP)
         received.port.write(b"hello")
-        device.wait_for_log(f"worker {worker} has not read its channel for {SEND_TIMEOUT} s: it is replaced")
+        device.wait_for_log(f"worker {worker} has not read its channel for {SEND_TIMEOUT} s; a new one takes over")
         device.wait_for_new_worker(worker)
         assert host.recv(5) == b"hello"
         received.port.write(b"again")
         guest.run_until(received.port.flushed)
         assert host.recv(5) == b"again"
-    assert device.log.count("is replaced") == 1
+    assert device.log.count("a new one takes over") == 1
 
 
 def switches(pid):

@@ -16,7 +16,7 @@ from support.device_process import connect, controller_options, port_options, wa
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
 
-from virtserial.daemon.keeper.keeper import state_room
+from virtserial.daemon.keeper.vmms import state_room
 from virtserial.daemon.worker.guest_device import state_size
 
 DEVICES, PORTS = 20, 4

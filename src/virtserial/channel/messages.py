@@ -49,6 +49,8 @@ from virtserial.channel.record import record
 Index = Annotated[int, Range(0, (1 << 32) - 1)]
 """Of a controller: counts those that were ever plugged in."""
 PortNumber = Annotated[int, Range(0, 511)]
+FrontState = Literal["opened", "closed", "in", "out"]
+"""The host end under a front has opened or closed; the front's focus has come or gone."""
 Serial = Annotated[int, Range(0, (1 << 53) - 1)]
 """Counts ports, connections, requests."""
 
@@ -341,11 +343,11 @@ class ConnectionEnded:
 
 @record
 class FrontChanged:
-    """The host end under a front, of connection `serial`, was opened or closed; or the front's focus has changed."""
+    """A front, or the host end under it, of connection `serial`."""
 
     chardev: str
     front: str
-    state: Literal["opened", "closed", "in", "out"]
+    state: FrontState
     serial: Serial
 
 
@@ -372,10 +374,11 @@ FromKeeper = (
     Prepare | Begin | Controller | Port | Interrupted | Backlog | DmaMap | Irq | AddFront | Connect | ConnectVmm | Start
     | Disconnect | RemovePort | RemoveController | Request | Ping | Stop
 )  # fmt: skip
-FromWorker = (
-    Ready | Confined | Started | DmaMap | Irq | DropDma | DropIrq | VmmGone | ConnectionEnded | FrontChanged | GuestOpen
-    | Quit | Answer | Pong | Backlog
+Report = (
+    DmaMap | Irq | DropDma | DropIrq | VmmGone | ConnectionEnded | FrontChanged | GuestOpen | Quit
 )  # fmt: skip
+"""What a worker tells of guests, VMMs and host ends."""
+FromWorker = Ready | Confined | Started | Pong | Answer | Backlog | Report
 Left = Interrupted | Backlog
 """What a worker leaves to the next."""
 Held = DmaMap | Irq | AddFront | Connect | ConnectVmm

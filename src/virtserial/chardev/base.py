@@ -49,6 +49,7 @@ class Chardev:
         mux_quit: Ctrl-a x ends the process: the operator has said so (`mux-quit=on`, ours).
         fronts: how many of a multiplexer's places others than ports have: monitors, QEMU's own devices.
         hub: the hub chardev that it is a part of, or None.
+        is_hub: whether it is one.
         announcement: a line to print once it is open, or None.
         report: takes lines for the operator that come up later; standard error unless the keeper sets it.
         recipe: what options.chardev_options.make_chardev makes its like of: the kind, and values as of JSON.
@@ -61,6 +62,7 @@ class Chardev:
     mux_quit = False
     fronts = 0
     hub: Chardev | None = None
+    is_hub = False
     recipe: tuple[str, Mapping[str, object]] = ("", {})
 
     def __init__(self, chardev_id: str) -> None:

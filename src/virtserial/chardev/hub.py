@@ -25,6 +25,7 @@ class HubChardev(Chardev):
     """
 
     kind = "hub"
+    is_hub = True
 
     def __init__(self, chardev_id: str, parts: Sequence[Chardev]) -> None:
         super().__init__(chardev_id)

@@ -12,7 +12,7 @@ from virtserial.errors import ConfigError, VirtserialError
 
 
 def run(words: list[str]) -> int:
-    """Serve until SIGTERM, SIGINT or SIGHUP; go on where a predecessor has left off, if there is one.
+    """Serve until SIGTERM, SIGINT or SIGHUP; take over from a predecessor, if there is one.
 
     Raises:
         ConfigError: an option is wrong or something cannot be opened; nothing is left behind.
@@ -31,7 +31,7 @@ def run(words: list[str]) -> int:
     if handover is not None:
         for _, fd in passed:
             os.close(fd)  # What these sockets are has come with the rest.
-        service = Service.resume(options, handover)
+        service = Service.take_over(options, handover)
     else:
         service = _start(options, passed)
     service.run()
@@ -77,16 +77,18 @@ def _descriptor(value: str) -> int:
 
 
 def check(document: int) -> None:
-    """Be the process that says whether this code could go on with a document (keeper/renewal.py): status 1 if not.
+    """Be the process that says whether this code can take over with a document (keeper/renewal.py): status 1 if not.
     """
     # All that the new processes import, so that they find it compiled.
     import virtserial.daemon.worker.sandbox
     import virtserial.daemon.worker.worker
     import virtserial.monitor.server  # noqa: F401
+    from virtserial.channel.codec import decode
+    from virtserial.daemon.keeper.document import Document
     from virtserial.daemon.keeper.handover import read_document
     from virtserial.daemon.keeper.succession import build
 
     try:
-        build(read_document(document))
+        build(decode(Document, read_document(document)))
     except (VirtserialError, KeyError, TypeError, ValueError) as error:
         sys.exit(str(error))

@@ -13,21 +13,24 @@ import resource
 import sys
 from typing import TYPE_CHECKING
 
+from virtserial.channel.codec import decode
 from virtserial.daemon.keeper import systemd
 from virtserial.daemon.keeper.announcement import announce
 from virtserial.daemon.keeper.keeper import Keeper
 from virtserial.daemon.keeper.path_policy import PathPolicy
 from virtserial.daemon.keeper.signals import Signals
+from virtserial.daemon.worker_code import InstalledWorker
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EventLoop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any, Self
+    from typing import Self
 
     from virtserial.chardev.base import Chardev, Put
     from virtserial.chardev.tls_credentials import TlsCredentials
     from virtserial.cli.serve_options import Options
+    from virtserial.daemon.keeper.document import Document
     from virtserial.daemon.keeper.handover import Handover
     from virtserial.machine.model import Controller, Machine
     from virtserial.monitor.server import Monitors
@@ -62,7 +65,7 @@ class Service:
         self._loop = EventLoop()
         policy = PathPolicy(options.allowed_paths)
         self._keeper = Keeper(
-            self._loop, machine, chardevs, options.trust_vmm, objects, options.sandbox, policy
+            self._loop, InstalledWorker(), machine, chardevs, options.trust_vmm, objects, options.sandbox, policy
         )
         self._monitors: Monitors | None = None
         self._signals = Signals(self._loop, self._renew)
@@ -86,7 +89,7 @@ class Service:
         for controller in controllers:
             if controller.id in activated:
                 controller.socket = activated[controller.id].path
-        keeper.activated = activated
+        keeper.vmms.activated = activated
         try:
             if monitors:
                 from virtserial.monitor.server import Monitors
@@ -108,37 +111,38 @@ class Service:
             os.close(ready_fd)
 
     @classmethod
-    def resume(cls, options: Options, handover: Handover) -> Self:
+    def take_over(cls, options: Options, handover: Handover) -> Self:
         """Go on where another process has left off, in the place of `start`, with its machine.
 
         Raises:
-            ConfigError: it cannot be done; every VMM's connection is closed as it should be.
+            ConfigError: it cannot be done; every VMM's connection is closed in order.
         """
         from virtserial.daemon.keeper import succession
-        from virtserial.daemon.keeper.farewell import part_from
+        from virtserial.daemon.keeper.document import Document
+        from virtserial.daemon.keeper.farewell import close_all
 
         service = None
         try:
-            document = handover.document
+            document = decode(Document, handover.document)
             service = cls(options, *succession.build(document))
-            if options.words != document["words"]:
-                log.warning("it was started with other options: what they say of devices needs a stop and a start")
-                service._words = document["words"]
-            succession.resume(service._keeper, document, handover.take)
-            if document["monitors"] is not None:
+            if tuple(options.words) != document.words:
+                log.warning("the options have changed: what they say of devices needs a stop and a start")
+                service._words = list(document.words)
+            succession.take_over(service._keeper, document, handover.take)
+            if document.monitors is not None:
                 from virtserial.monitor.server import Monitors
 
-                service._monitors = Monitors.resume(service._keeper, document["monitors"], handover.take)
-            service._allow_renewal(document["renewals"])
+                service._monitors = Monitors.resume(service._keeper, document.monitors, handover.take)
+            service._allow_renewal(document.renewals)
             service._keeper.workers.start_or_try_again()
         except Exception as error:
-            log.exception("it cannot be gone on with what another process has left")
+            log.exception("cannot resume from the previous process's state")
             if service is not None:
                 service._close()
-            raise ConfigError(f"it cannot be gone on with what another process has left: {error}") from error
+            raise ConfigError(f"cannot resume from the previous process's state: {error}") from error
         finally:
-            part_from(handover.rest())
-        log.info("this process goes on where another one has left off")
+            close_all(handover.rest())
+        log.info("this process takes over from the previous one")
         return service
 
     def _allow_renewal(self, count: int) -> None:
@@ -146,20 +150,20 @@ class Service:
 
         keeper = self._keeper
         keeper.renewal = Renewal(
-            self._loop, keeper.workers, keeper.farewell, self._describe, self._signals, count
+            self._loop, keeper.workers, keeper.vmms.farewell, self._describe, self._signals, count
         )
 
-    def _describe(self, put: Put) -> dict[str, Any]:
+    def _describe(self, put: Put, renewals: int) -> Document:
         from virtserial.daemon.keeper.succession import describe
 
         monitors = self._monitors.hand_over(put) if self._monitors is not None else None
-        return {**describe(self._keeper, put), "monitors": monitors, "words": self._words}
+        return describe(self._keeper, put, monitors, self._words, renewals)
 
     def _renew(self) -> None:
         """SIGUSR2."""
         try:
             if self._keeper.renewal is None:
-                raise ConfigError("it is not yet all open")
+                raise ConfigError("startup is not finished")
             self._keeper.renewal.begin()
         except ConfigError as error:
             log.error("SIGUSR2: %s", error)

@@ -8,6 +8,7 @@ import resource
 from typing import TYPE_CHECKING, Self
 
 from virtserial.daemon.keeper.keeper import Keeper
+from virtserial.daemon.worker_code import InstalledWorker
 from virtserial.dropin.memory import share_object
 from virtserial.loop import EventLoop
 from virtserial.monitor.joined import JoinedMonitors
@@ -34,7 +35,7 @@ class DeviceProcess:
         _raise_descriptor_limit()
         self._run_directory = run_directory
         self._loop = EventLoop()
-        self._keeper = Keeper(self._loop, plan.machine, plan.chardevs, objects=plan.objects)
+        self._keeper = Keeper(self._loop, InstalledWorker(), plan.machine, plan.chardevs, objects=plan.objects)
         self._monitors = JoinedMonitors(
             self._keeper,
             plan.monitors,

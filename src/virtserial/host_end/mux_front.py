@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.accounting import Account
+    from virtserial.channel.messages import FrontState
     from virtserial.host_end.base import HostEnd
     from virtserial.host_end.mux import Multiplexer, MuxHostEnd
     from virtserial.loop import EventLoop
@@ -32,7 +33,7 @@ class StreamFront:
     """
 
     def __init__(
-        self, loop: EventLoop, name: str, fd: int, tell: Callable[[str], None], account: Account | None = None
+        self, loop: EventLoop, name: str, fd: int, tell: Callable[[FrontState], None], account: Account | None = None
     ) -> None:
         self._tell = tell
         self._front: MuxHostEnd | None = None

@@ -101,7 +101,7 @@ class JoinedMonitors:
             keeper.loop, streams["control"], self.machine.qemu_event, lambda: None, self._qemu_ended
         )
         keeper.guest_open_listener = self._guest_open_changed
-        keeper.program = "QEMU"
+        keeper.back_ends.program = "QEMU"
         keeper.quit = self._quit_qemu
 
     def _quit_qemu(self) -> None:

@@ -92,7 +92,7 @@ class JoinedChardevs:
         for name, chardev_id in _members(arguments):
             if name in NOT_A_CHARDEV or not self.is_ours(chardev_id):
                 continue
-            if self._operations.keeper.hotplug.is_busy(chardev_id):
+            if self._operations.keeper.back_ends.is_busy(chardev_id):
                 raise QmpError(f"{_refused(user, name, chardev_id)} already in use")
             yield from self._hand_over(chardev_id)
 

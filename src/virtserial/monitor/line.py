@@ -78,7 +78,7 @@ class MonitorLine:
 
     def _open_share(self, keeper: Keeper, chardev: Chardev, fd: int) -> None:
         self._shares = True
-        self._hear_first = keeper.hear_worker
+        self._hear_first = keeper.workers.receive
         self._taken = SocketConnection(f"chardev '{chardev.id}'"), (fd,)
         self._listen_to(DescriptorStream(self._loop, self._taken[0].name, fd, fd))
 

@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from virtserial.daemon.saved_state import continue_controller, restore_controller, save_controller
+from virtserial.daemon.keeper.saved_state import restore_controller, resume_controller, save_controller
 from virtserial.errors import ConfigError
 from virtserial.machine.model import Controller, Port
 from virtserial.monitor.descriptors import DescriptorSets
@@ -114,7 +114,7 @@ class Operations:
         Raises:
             ConfigError, QmpError: that failed; the controller is not paused.
         """
-        save_controller(self.keeper, self._controller(name), fd)
+        save_controller(self.keeper.workers, self._controller(name), fd)
 
     def restore_state(self, name: str | None, fd: int) -> None:
         """Load a controller's state from a file, before a driver uses the controller.
@@ -122,7 +122,7 @@ class Operations:
         Raises:
             ConfigError, QmpError: that failed.
         """
-        restore_controller(self.keeper, self._controller(name), fd)
+        restore_controller(self.keeper.workers, self._controller(name), fd)
 
     def continue_device(self, name: str | None) -> None:
         """Resume a controller that save_state paused.
@@ -130,7 +130,7 @@ class Operations:
         Raises:
             ConfigError, QmpError: that failed.
         """
-        continue_controller(self.keeper, self._controller(name))
+        resume_controller(self.keeper.workers, self._controller(name))
 
     def _controller(self, name: str | None) -> Controller:
         """The controller of an id or path; without one the only controller there is."""
@@ -153,7 +153,7 @@ class Operations:
             ConfigError: it cannot be opened.
         """
         self._set_paths(chardev)
-        self.keeper.hotplug.add_chardev(chardev)
+        self.keeper.back_ends.add(chardev)
         return chardev
 
     def change_chardev(self, chardev_id: str, make: Callable[[], Chardev]) -> Chardev:
@@ -164,11 +164,11 @@ class Operations:
         """
         if chardev_id not in self.keeper.chardevs:
             raise QmpError(f"Chardev '{chardev_id}' does not exist")
-        if chardev_id in self.keeper.sinks:
+        if chardev_id in self.keeper.back_ends.sinks:
             raise QmpError("Chardev user does not support chardev hotswap")
         chardev = make()
         self._set_paths(chardev)
-        self.keeper.hotplug.change_chardev(chardev)
+        self.keeper.back_ends.change(chardev)
         return chardev
 
     def remove_chardev(self, chardev_id: str) -> None:
@@ -178,9 +178,9 @@ class Operations:
             QmpError: there is none, or it is in use.
         """
         self._find_chardev(chardev_id)
-        if self.keeper.hotplug.is_busy(chardev_id):
+        if self.keeper.back_ends.is_busy(chardev_id):
             raise QmpError(f"Chardev '{chardev_id}' is busy")
-        self.keeper.hotplug.remove_chardev(chardev_id)
+        self.keeper.back_ends.remove(chardev_id)
 
     def _find_chardev(self, chardev_id: str) -> None:
         if chardev_id not in self.keeper.chardevs:
@@ -233,7 +233,7 @@ class Operations:
 
     def _frontend_open(self, chardev_id: str) -> bool:
         """Whether its user has a chardev open: a monitor and a console always, another port if its guest has."""
-        if chardev_id in self.keeper.sinks or self.keeper.chardevs[chardev_id].fronts:
+        if chardev_id in self.keeper.back_ends.sinks or self.keeper.chardevs[chardev_id].fronts:
             return True
         port = self.keeper.machine.user_of(chardev_id)
         return port is not None and (port.is_console or port.guest_open)

@@ -15,6 +15,7 @@ import sys
 from virtserial.cli.serve_options import Options, build, build_monitors, build_objects
 from virtserial.daemon.keeper.keeper import Keeper
 from virtserial.daemon.keeper.signals import Signals
+from virtserial.daemon.worker_code import InstalledWorker
 from virtserial.loop import EventLoop
 from virtserial.monitor.joined import JoinedMonitors
 
@@ -40,7 +41,7 @@ def main(streams, folder, ready, *words):
     monitor_options = build_monitors(options, machine, chardevs)
     loop = EventLoop()
     Signals(loop)
-    keeper = Keeper(loop, machine, chardevs, objects=objects)
+    keeper = Keeper(loop, InstalledWorker(), machine, chardevs, objects=objects)
     monitors = JoinedMonitors(
         keeper,
         monitor_options,

@@ -63,7 +63,7 @@ def _close_now(fds: Collection[int]) -> None:
         os.close(fd)
 
 
-def part_from(fds: Collection[int]) -> None:
+def close_all(fds: Collection[int]) -> None:
     """Close descriptors of any kind that nobody else will, those of connected UNIX sockets as a VMM's."""
     sockets = [fd for fd in fds if _is_connected_stream(fd)]
     for fd in set(fds).difference(sockets):
@@ -75,8 +75,7 @@ def _is_connected_stream(fd: int) -> bool:
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return False
     with socket.socket(fileno=os.dup(fd)) as sock:
-        kind = sock.family, sock.type
-        return kind == (socket.AF_UNIX, socket.SOCK_STREAM) and not sock.getsockopt(
+        return (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM) and not sock.getsockopt(
             socket.SOL_SOCKET, socket.SO_ACCEPTCONN
         )
 

@@ -5,22 +5,19 @@ Each has a stream to the worker, which joins it to the host end (host_end/mux_fr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
+from virtserial.channel.messages import AddFront
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
 
-    from virtserial.channel.channel import Message
+    from virtserial.channel.channel import Send
+    from virtserial.channel.messages import FromKeeper, FrontChanged
     from virtserial.chardev.base import Chardev
+    from virtserial.daemon.keeper.held import HeldDescriptors
     from virtserial.machine.model import Machine
-
-    class HoldAndSend(Protocol):
-        """Keeps descriptors for every worker to come, and sends them to the one that runs."""
-
-        def __call__(self, key: str, message: Message, fds: Sequence[int]) -> None: ...
 
 
 class FrontUser(Protocol):
@@ -34,12 +31,15 @@ class Fronts:
     """
     Args:
         machine: knows the ports, which count as users too.
+        held: where the streams are held.
+        send: to the worker.
     """
 
-    def __init__(self, machine: Machine, hold_and_send: HoldAndSend) -> None:
+    def __init__(self, machine: Machine, held: HeldDescriptors, send: Send[FromKeeper]) -> None:
         self._machine = machine
-        self._hold_and_send = hold_and_send
-        self._users: dict[str, FrontUser] = {}
+        self._held = held
+        self._send = send
+        self._users: dict[tuple[str, str], FrontUser] = {}
 
     def add(self, chardev: Chardev, name: str, stream: socket.socket, user: FrontUser | None = None) -> None:
         """Give somebody a share of a multiplexed chardev.
@@ -58,19 +58,19 @@ class Fronts:
                 f"too many uses of multiplexed chardev '{chardev.id}' (maximum is {chardev.max_users})"
             )
         stream.setblocking(False)
-        key = self.keep(chardev, name, user)
-        self._hold_and_send(key, {"type": "front", "chardev": chardev.id, "front": name}, [stream.detach()])
+        self.keep(chardev, name, user)
+        fds = [stream.detach()]
+        self._held.hold(message := AddFront(chardev.id, name), fds)
+        self._send(message, fds)
 
-    def keep(self, chardev: Chardev, name: str, user: FrontUser | None) -> str:
-        """Count a user whose stream is held already; returns the key that it is held under."""
+    def keep(self, chardev: Chardev, name: str, user: FrontUser | None) -> None:
+        """Count a user whose stream is held already."""
         chardev.fronts += 1
-        key = f"front/{chardev.id}/{name}"
         if user is not None:
-            self._users[key] = user
-        return key
+            self._users[chardev.id, name] = user
 
-    def changed(self, message: Message) -> None:
+    def changed(self, message: FrontChanged) -> None:
         """The worker tells of a change."""
-        user = self._users.get(f"front/{message['chardev']}/{message['front']}")
+        user = self._users.get((message.chardev, message.front))
         if user is not None:
-            user.front_changed(str(message["state"]), cast(int, message["serial"]))
+            user.front_changed(message.state, message.serial)

@@ -14,14 +14,13 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from virtserial.daemon.keeper.farewell import part_from
+from virtserial.daemon.keeper.farewell import close_all
 from virtserial.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
 
-VERSION = 1
+VERSION = 2
 """Of the document.  What another version has left cannot be taken over."""
 MAX_TOGETHER = 253
 """SCM_MAX_FD."""
@@ -36,8 +35,8 @@ class Handover:
         document: as JSON can carry it.
     """
 
-    def __init__(self, document: dict[str, Any] | None = None, descriptors: Sequence[int] = ()) -> None:
-        self.document: dict[str, Any] = {} if document is None else document
+    def __init__(self, document: dict[str, object] | None = None, descriptors: Sequence[int] = ()) -> None:
+        self.document: dict[str, object] = {} if document is None else document
         self._descriptors: list[int | None] = list(descriptors)
 
     def put(self, fd: int) -> int:
@@ -109,7 +108,7 @@ class Handover:
                 raise StateError(f"{len(descriptors) - 1} descriptors of {wanted}")
             read = read_document(document[0])
         except (OSError, StateError) as error:
-            part_from(descriptors)
+            close_all(descriptors)
             raise StateError(f"what was left to take over makes no sense: {error}") from error
         os.close(descriptors.pop(0))
         return cls(read, descriptors)
@@ -132,7 +131,7 @@ def _receive(queue: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(fds)
 
 
-def write_document(document: Mapping[str, Any]) -> int:
+def write_document(document: Mapping[str, object]) -> int:
     """Return a memory file with a document, of this version; the caller's."""
     fd = os.memfd_create("virtserial handover", os.MFD_CLOEXEC)
     try:
@@ -145,7 +144,7 @@ def write_document(document: Mapping[str, Any]) -> int:
     return fd
 
 
-def read_document(fd: int) -> dict[str, Any]:
+def read_document(fd: int) -> dict[str, object]:
     """Return what `write_document` has written; `fd` stays the caller's.
 
     Raises:
@@ -160,7 +159,7 @@ def read_document(fd: int) -> dict[str, Any]:
             document = json.loads(memory[:])
     except (ValueError, RecursionError) as error:
         raise StateError(f"no document: {error}") from None
-    version = document.get("version") if isinstance(document, dict) else None
+    version = document.pop("version", None) if isinstance(document, dict) else None
     if version != VERSION:
         raise StateError(f"it is of version {version}, and this program reads version {VERSION}")
     assert isinstance(document, dict)

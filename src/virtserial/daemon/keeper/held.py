@@ -1,85 +1,116 @@
-"""The descriptors the keeper holds for its worker, by key, and what they are.
+"""The descriptors that the keeper holds for its workers, each with the message that a new worker gets it with.
 
-Keys are paths of words: "vmm/0" (controller 0's VMM socket), "dma/0/4096" (its region at address 4096),
-"irq/0/2/5" (its MSI-X vector 5), "chardev/c0" (the connection of a back end).  What stands behind a key is the
-message that a new worker gets with the descriptors.
+| message | of whom | which of them |
+|---|---|---|
+| ConnectVmm | controller | the one VMM |
+| DmaMap | controller | address |
+| Irq | controller | type of interrupt, vector |
+| AddFront | chardev | front |
+| Connect | chardev | the one connection |
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from virtserial.errors import StateError
+from virtserial.channel.messages import AddFront, Connect, ConnectVmm, DmaMap, Held, Irq
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterator, Sequence
 
-    from virtserial.channel.channel import Message
-    from virtserial.chardev.base import Put, Take
+    Owner = tuple[type[Held], int | str]
+    Entry = tuple[Held, list[int]]
 
-MAX_HELD = 200_000
-"""Entries: 65,535 DMA maps are VFIO's limit for one device, and a process has no more descriptors than its rlimit."""
+H = TypeVar("H", AddFront, Connect, ConnectVmm, DmaMap, Irq)
+
+
+def _place_of(message: Held) -> tuple[Owner, object]:
+    match message:
+        case DmaMap(controller, iova):
+            return (DmaMap, controller), iova
+        case Irq(controller, index, number):
+            return (Irq, controller), (index, number)
+        case AddFront(chardev, front):
+            return (AddFront, chardev), front
+        case Connect(chardev):
+            return (Connect, chardev), None
+        case ConnectVmm(controller):
+            return (ConnectVmm, controller), None
 
 
 class HeldDescriptors:
-    """A table of (message, descriptors); it owns the descriptors."""
+    """A table of messages with descriptors, which it owns."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[Message, list[int]]] = {}
+        self._owners: dict[Owner, dict[object, Entry]] = {}
 
-    def hold(self, key: str, message: Message, fds: Sequence[int]) -> None:
-        """Keep descriptors under a key; those that were there are closed.
+    def hold(self, message: Held, fds: Sequence[int]) -> None:
+        """Keep descriptors; those that were held in the same place are closed."""
+        owner, which = _place_of(message)
+        entries = self._owners.setdefault(owner, {})
+        _close(entries.pop(which, None))
+        entries[which] = message, list(fds)
 
-        Raises:
-            StateError: there are too many entries; `fds` are closed.
-        """
-        if len(self._entries) >= MAX_HELD and key not in self._entries:
-            for fd in fds:
-                os.close(fd)
-            raise StateError(f"more than {MAX_HELD} descriptors to hold")
-        self.drop(key)
-        self._entries[key] = (message, list(fds))
+    def drop(self, kind: type[Held], of: int | str, which: object = None) -> None:
+        """Close what is held in a place, if anything is."""
+        entries = self._owners.get((kind, of), {})
+        _close(entries.pop(which, None))
 
-    def drop(self, key: str) -> None:
-        """Close what is kept under a key, if anything is."""
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            for fd in entry[1]:
-                os.close(fd)
+    def drop_all(self, kind: type[Held], of: int | str) -> None:
+        """Close all of one kind and owner."""
+        for entry in self._owners.pop((kind, of), {}).values():
+            _close(entry)
 
-    def drop_all(self, prefix: str) -> None:
-        """Close everything whose key starts with `prefix`."""
-        for key in [key for key in self._entries if key.startswith(prefix)]:
-            self.drop(key)
+    def drop_type(self, controller: int, index: int) -> None:
+        """Close a controller's eventfds of one type of interrupt."""
+        for message, _ in self.all(Irq, controller):
+            if isinstance(message, Irq) and message.index == index:
+                self.drop(Irq, controller, (index, message.number))
 
-    def take(self, key: str) -> list[int]:
-        """Return the descriptors under a key without closing them; they are the caller's now."""
-        entry = self._entries.pop(key, None)
+    def close(self) -> None:
+        """Close everything."""
+        for kind, of in list(self._owners):
+            self.drop_all(kind, of)
+
+    def take(self, kind: type[Held], of: int | str) -> list[int]:
+        """Return the descriptors of a place without closing them; they are the caller's now."""
+        entry = self._owners.get((kind, of), {}).pop(None, None)
         return entry[1] if entry else []
 
-    def message(self, key: str) -> Message | None:
-        """Return what stands behind a key."""
-        entry = self._entries.get(key)
-        return entry[0] if entry else None
+    def count(self, kind: type[Held], of: int | str) -> int:
+        """How many of one kind an owner has."""
+        return len(self._owners.get((kind, of), ()))
 
-    def send_again(self, key: str, send: Callable[[Message, Sequence[int]], None]) -> None:
-        """Give `send` what is kept under a key, if anything is."""
-        if (entry := self._entries.get(key)) is not None:
+    def find(self, kind: type[H], of: int | str) -> H | None:
+        """Return the message of a place."""
+        entry = self._owners.get((kind, of), {}).get(None)
+        return entry[0] if entry is not None and isinstance(entry[0], kind) else None
+
+    def change(self, message: Held) -> None:
+        """Put another message in the place of one, with the same descriptors."""
+        owner, which = _place_of(message)
+        entries = self._owners[owner]
+        entries[which] = message, entries[which][1]
+
+    def send_again(self, kind: type[Held], of: int | str, send: Callable[[Held, Sequence[int]], None]) -> None:
+        """Give `send` what is held in a place, if anything is."""
+        if (entry := self._owners.get((kind, of), {}).get(None)) is not None:
             send(*entry)
 
-    def hand_over(self, put: Put) -> list[object]:
-        """Return all of it as JSON can carry it, for `resume` in another process."""
-        return [[key, message, [put(fd) for fd in fds]] for key, (message, fds) in self._entries.items()]
+    def all(self, kind: type[Held], of: int | str | None = None) -> Iterator[Entry]:
+        """Yield messages of a kind with their descriptors, of one owner or of all; an owner's oldest first."""
+        for (each_kind, each_owner), entries in list(self._owners.items()):
+            if each_kind is kind and of in (None, each_owner):
+                yield from list(entries.values())
 
-    def resume(self, saved: Iterable[Any], take: Take) -> None:
-        """Take what another process has held."""
-        for key, message, numbers in saved:
-            self._entries[key] = message, [take(number) for number in numbers]
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield everything."""
+        for entries in self._owners.values():
+            yield from entries.values()
 
-    def entries(self, prefix: str) -> Iterator[tuple[str, Message, list[int]]]:
-        """Yield (key, message, descriptors) of everything whose key starts with `prefix`, oldest first."""
-        for key, (message, fds) in list(self._entries.items()):
-            if key.startswith(prefix):
-                yield key, message, fds
+
+def _close(entry: Entry | None) -> None:
+    if entry is not None:
+        for fd in entry[1]:
+            os.close(fd)

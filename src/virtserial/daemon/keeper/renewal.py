@@ -1,7 +1,15 @@
-"""A keeper's new code: it executes the program that is installed now in its own place, and that goes on.
+"""A renewal: the keeper executes the program that is installed now in its own place.
 
 The process stays the same, with its number, its children and its descriptors; what it knows goes along as a Handover.
-Before anything is stopped, another process of the new code reads a first one and says whether it could go on with it.
+
+| step | by | if it fails |
+|---|---|---|
+| `begin`: write a document, start a process of the new code that checks it | keeper | refused; the old code serves on |
+| check: read all code, and what it would take over | new code | the same, with what it said on standard error |
+| Supervisor.retire: stop, so that what is handed over stands still | worker | it is killed after STOP_TIMEOUT |
+| `pack`: finish what closes; put document and descriptors into one descriptor | keeper | a worker starts again |
+| `execute`: signals wait until the new code can take them | keeper | the same |
+| succession.take_over, then Supervisor.start | new code | every VMM's connection is closed in order |
 """
 
 from __future__ import annotations
@@ -11,17 +19,19 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-import virtserial
+from virtserial.channel.codec import encode
 from virtserial.daemon.keeper.handover import Handover, write_document
+from virtserial.daemon.keeper.package_root import package_root
 from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     from virtserial.chardev.base import Put
+    from virtserial.daemon.keeper.document import Document
     from virtserial.daemon.keeper.farewell import Farewell
     from virtserial.daemon.keeper.signals import Signals
     from virtserial.daemon.keeper.supervisor import Supervisor
@@ -42,7 +52,7 @@ class Renewal:
     Args:
         workers: of the keeper that is renewed.
         farewell: its own; is finished first.
-        describe: returns the whole document, `put` takes the descriptors that it speaks of.
+        describe: returns the whole document of the renewal of that number; `put` takes the descriptors it speaks of.
         signals: are passed on.
 
     Attributes:
@@ -54,7 +64,7 @@ class Renewal:
         loop: EventLoop,
         workers: Supervisor,
         farewell: Farewell,
-        describe: Callable[[Put], dict[str, Any]],
+        describe: Callable[[Put, int], Document],
         signals: Signals,
         count: int = 0,
     ) -> None:
@@ -91,10 +101,10 @@ class Renewal:
     def _start_check(self) -> None:
         import subprocess  # 10 ms that a start does not need
 
-        document = write_document(self._describe(Handover().put))
-        root = os.path.dirname(virtserial.__path__[0])
+        document = write_document(encode(self._describe(Handover().put, self.count + 1)))
         program = (
-            f"import sys; sys.path.append({root!r}); from virtserial.cli.serve import check; check({document})"
+            f"import sys; sys.path.append({package_root()!r}); "
+            f"from virtserial.cli.serve import check; check({document})"
         )
         try:
             check = subprocess.Popen(
@@ -122,7 +132,7 @@ class Renewal:
         status, complaint = self._end_check()
         if status:
             last = complaint.splitlines()[-1] if complaint else f"it ended with status {status}"
-            self._refuse(f"it could not go on: {last}")
+            self._refuse(f"it could not take over: {last}")
             return
         self._executing = True
         self._workers.retire(lambda: self._loop.add_turn(self._execute))
@@ -153,7 +163,7 @@ class Renewal:
         """
         self._farewell.finish()
         handover = Handover()
-        handover.document = {**self._describe(handover.put), "renewals": self.count + 1}
+        handover.document = encode(self._describe(handover.put, self.count + 1))
         return handover.pack()
 
     def _execute(self) -> None:

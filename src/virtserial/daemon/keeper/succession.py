@@ -1,25 +1,32 @@
-"""A keeper's state as a document, and a keeper made of one: what it takes to go on in another program's place.
+"""Succession: what a keeper leaves for the program that takes its place, and how that takes it over.
 
-Sockets, files, terminals and guest memory go over as descriptors, everything else as values.  What is not taken over:
-timers (an attempt to connect is made again), and telnet, websocket and TLS connections, which end with every worker.
+| part | leaves | taken over by |
+|---|---|---|
+| machine, objects | values | `build`, before anything is opened |
+| chardevs | a recipe, then what is open: listening sockets, files, ptys, processes | `build`, then Chardev.take_over |
+| held descriptors | messages and descriptors | HeldDescriptors.hold |
+| controllers | state memory, listening socket, VMMs that wait | Vmms.take_over |
+| workers | what the last one left, counts | Supervisor.take_over; it starts the next one last |
+| monitors | clients' connections, what they have not been sent | monitor.server.Monitors |
+
+Not taken over: timers (an attempt to connect is made again), and telnet, websocket and TLS connections, which end with
+every worker.  A document of another version is refused (handover.py): the old program then goes on.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.tls_credentials import TlsCredentials
-from virtserial.daemon.keeper.vmm_listener import VmmListener
+from virtserial.daemon.keeper.document import ChardevLeft, ControllerLeft, Document, HeldLeft
 from virtserial.errors import StateError
 from virtserial.machine.model import Machine
 from virtserial.memory.state import VERSION as STATE_VERSION
 from virtserial.options.chardev_options import make_chardev
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from collections.abc import Mapping, Sequence
 
     from virtserial.chardev.base import Chardev, Put, Take
     from virtserial.daemon.keeper.keeper import Keeper
@@ -27,70 +34,68 @@ if TYPE_CHECKING:
 log = logging.getLogger("virtserial.keeper")
 
 
-def describe(keeper: Keeper, put: Put) -> dict[str, object]:
-    """Return all that `build` and `resume` need, as JSON can carry it; `put` takes descriptors."""
-    return {
-        "state_version": STATE_VERSION,
-        "machine": keeper.machine.describe(),
-        "objects": [credentials.describe() for credentials in keeper.objects.values()],
-        "chardevs": [
-            {"id": chardev.id, "recipe": chardev.recipe, "saved": chardev.hand_over(put)}
-            for chardev in keeper.chardevs.values()
-        ],
-        "held": keeper.held.hand_over(put),
-        "states": [[index, put(fd)] for index, fd in keeper.states.items()],
-        "listeners": [[index, listener.hand_over(put)] for index, listener in keeper.listeners.items()],
-        "connections": keeper.connections,
-        "workers": keeper.workers.hand_over(),
-        "allowed": keeper.path_policy.allowed() if keeper.path_policy is not None else None,
-    }
+def describe(
+    keeper: Keeper, put: Put, monitors: Mapping[str, object] | None, words: Sequence[str], renewals: int
+) -> Document:
+    """Return all that `build` and `take_over` need; `put` takes descriptors."""
+    return Document(
+        state_version=STATE_VERSION,
+        machine=keeper.machine.describe(),
+        objects=tuple(credentials.describe() for credentials in keeper.objects.values()),
+        chardevs=tuple(
+            ChardevLeft(chardev.id, *chardev.recipe, chardev.hand_over(put)) for chardev in keeper.chardevs.values()
+        ),
+        held=tuple(HeldLeft(message, tuple(map(put, fds))) for message, fds in keeper.held),
+        controllers=tuple(
+            ControllerLeft(index, put(state), keeper.vmms.listeners[index].hand_over(put))
+            for index, state in keeper.vmms.states.items()
+        ),
+        connections=keeper.back_ends.connections,
+        workers=keeper.workers.hand_over(),
+        allowed=tuple(keeper.path_policy.allowed()) if keeper.path_policy is not None else None,
+        monitors=monitors,
+        words=tuple(words),
+        renewals=renewals,
+    )
 
 
-def build(document: Mapping[str, Any]) -> tuple[Machine, dict[str, Chardev], dict[str, TlsCredentials]]:
+def build(document: Document) -> tuple[Machine, dict[str, Chardev], dict[str, TlsCredentials]]:
     """Return the machine, the chardevs and the objects of a document; nothing is opened.
 
     Raises:
         StateError: this program cannot make them.
     """
-    if document["state_version"] != STATE_VERSION:
+    if document.state_version != STATE_VERSION:
         raise StateError(
-            f"devices' state is kept in another form (version {document['state_version']}, not {STATE_VERSION})"
+            f"devices' state is kept in another form (version {document.state_version}, not {STATE_VERSION})"
         )
-    objects = {each["id"]: TlsCredentials.from_description(each) for each in document["objects"]}
+    objects = {}
+    for described in document.objects:
+        credentials = TlsCredentials.from_description(described)
+        objects[credentials.id] = credentials
     chardevs: dict[str, Chardev] = {}
-    for each in document["chardevs"]:
-        kind, values = each["recipe"]
-        chardevs[each["id"]] = make_chardev(each["id"], kind, values, chardevs, objects)
-    return Machine.from_description(document["machine"]), chardevs, objects
+    for each in document.chardevs:
+        chardevs[each.id] = make_chardev(each.id, each.kind, each.values, chardevs, objects)
+    return Machine.from_description(document.machine), chardevs, objects
 
 
-def resume(keeper: Keeper, document: Mapping[str, Any], take: Take) -> None:
-    """Have a keeper of what `build` has made go on, in the place of `Keeper.start`; its worker is still to be started.
+def take_over(keeper: Keeper, document: Document, take: Take) -> None:
+    """Have a keeper of what `build` has made take over, in the place of `Keeper.start`; no worker is started yet.
 
     Raises:
         StateError: a descriptor is missing.
     """
-    keeper.held.resume(document["held"], take)
-    keeper.connections = document["connections"]
-    keeper.workers.resume(document["workers"])
-    if keeper.path_policy is not None and document["allowed"] is not None:
-        keeper.path_policy.allow(document["allowed"])
+    for each in document.held:
+        keeper.held.hold(each.message, [take(number) for number in each.descriptors])
+    keeper.workers.take_over(document.workers)
+    if keeper.path_policy is not None and document.allowed is not None:
+        keeper.path_policy.allow(document.allowed)
     names = {controller.index: controller.name for controller in keeper.machine.controllers}
-    for index, number in document["states"]:
-        keeper.states[index] = take(number)
-    for index, saved in document["listeners"]:
-        keeper.listeners[index] = VmmListener.resume(
-            keeper.loop,
-            names[index],
-            partial(keeper.vmm_came, index),
-            keeper.farewell,
-            saved,
-            take,
-        )
-    for _, _, fds in keeper.held.entries("vmm/"):
-        keeper.heartbeat.watch(fds[0])
-    for each in document["chardevs"]:
-        chardev = keeper.chardevs[each["id"]]
+    for left in document.controllers:
+        keeper.vmms.take_over(left, names[left.controller], take)
+    keeper.back_ends.connections = document.connections
+    for chardev_left in document.chardevs:
+        chardev = keeper.chardevs[chardev_left.id]
         chardev.report = log.warning
-        chardev.take_over(keeper.loop, keeper, each["saved"], take)
-        keeper.prepare_for(chardev)
+        chardev.take_over(keeper.loop, keeper.back_ends, chardev_left.saved, take)
+        keeper.back_ends.prepare_for(chardev)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from virtserial.channel.messages import Ready
 from virtserial.daemon.keeper.worker_process import WorkerProcess
 from virtserial.errors import StateError
 from virtserial.loop import EPOLLIN
@@ -12,6 +14,7 @@ from virtserial.memory.state import VERSION
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from virtserial.daemon.keeper.worker_process import WorkerCode
     from virtserial.loop import EventLoop
 
 START_TIMEOUT = 20.0
@@ -21,6 +24,7 @@ START_TIMEOUT = 20.0
 class Successor:
     """
     Args:
+        code: what it runs.
         ready: called when it can take over.
         refuse: called with the reason when it cannot; it is to be dismissed.
 
@@ -31,12 +35,14 @@ class Successor:
         OSError: no process can be started.
     """
 
-    def __init__(self, loop: EventLoop, ready: Callable[[], None], refuse: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: EventLoop, code: WorkerCode, ready: Callable[[], None], refuse: Callable[[str], None]
+    ) -> None:
         self._loop = loop
         self._ready = ready
         self._refuse = refuse
         self.is_ready = False
-        worker = self._worker = WorkerProcess.spawn()
+        worker = self._worker = WorkerProcess.spawn(code)
         loop.watch(worker.channel.fileno(), EPOLLIN, self._spoke)
         loop.watch(worker.pidfd, EPOLLIN, lambda _: refuse("it ended before it was ready"))
         self._timer = loop.call_later(
@@ -47,16 +53,22 @@ class Successor:
         if self.is_ready:
             return
         try:
-            received = self._worker.channel.receive()
-        except (EOFError, StateError):
+            received = self._worker.receive()
+        except EOFError:
             self._refuse("it ended before it was ready")
+            return
+        except StateError as error:
+            self._refuse(f"it does not speak this process's language: {error}")
             return
         if received is None:
             return
-        message, _fds = received
-        if message.get("type") != "ready" or message.get("state_version") != VERSION:
+        message, fds = received
+        for fd in fds:
+            os.close(fd)
+        if not isinstance(message, Ready) or message.state_version != VERSION:
+            version = message.state_version if isinstance(message, Ready) else None
             self._refuse(
-                f"it keeps its state in another form (version {message.get('state_version')}, not {VERSION}): "
+                f"it keeps its state in another form (version {version}, not {VERSION}): "
                 "it can serve only after a stop and a start"
             )
             return
@@ -75,4 +87,4 @@ class Successor:
         """End it."""
         worker = self.take()
         worker.kill()
-        worker.bury()
+        worker.reap()

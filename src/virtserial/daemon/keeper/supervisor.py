@@ -1,29 +1,50 @@
-"""Keeps one worker running: starts it, notices that it has died or hangs, puts another in its place, now or on request.
+"""Keeps one worker running: starts it, notices that it has died, hangs or lies, puts another in its place.
 
-A worker that dies leaves notes of what it was killed over; one that stops on request leaves what it had not yet
-handed on.  Its successor gets both.
+A worker that dies leaves notes of what it was killed over (its ledger); one that stops on request says what it had not
+yet handed on (Backlog).  Its successor gets both, with the rest of its briefing (briefing.py).
+
+| state | what is there | ends by | next |
+|---|---|---|---|
+| NONE | no process: the last one has just ended | `start`, at once or after RESTART_DELAYS | STARTING |
+| STARTING | a process that is being briefed | Started | SERVING, or STOPPING if `replace` was called meanwhile |
+| SERVING | a process that moves bytes | its successor is Ready (`upgrade`); `replace`; `retire` | STOPPING |
+| STOPPING | a process that was told to Stop | its end, within STOP_TIMEOUT | NONE, after `retire` RETIRED |
+| RETIRED | no process: another program may take this one's place | `start` | STARTING |
+| CLOSED | no process, and none to come | - | - |
+
+In every state with a process, its unasked end leads to NONE.  What makes the keeper end it:
+
+| fault | noticed by |
+|---|---|
+| does not read its channel for SEND_TIMEOUT | `send`: the channel is full; Ping: no Pong, and nothing was read since |
+| says what cannot be true (reports.py) | `_receive`: one line is logged, nothing more is read from it |
+| has closed its end | end of file; mostly it has just died |
+
+A successor of new code (successor.py) reads that code while the old worker serves; if it cannot, the old one stays.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import select
 import signal
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
+from virtserial.channel.messages import Answer, Backlog, Confined, Interrupted, Ping, Pong, Ready, Started, Stop
+from virtserial.daemon.keeper.document import WorkersLeft
 from virtserial.daemon.keeper.successor import START_TIMEOUT, Successor
 from virtserial.daemon.keeper.worker_process import SEND_TIMEOUT, WorkerProcess
 from virtserial.errors import ConfigError, StateError
-from virtserial.host_end.preparation import import_host_ends
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Sequence
 
-    from virtserial.channel.channel import Channel, Message
+    from virtserial.channel.messages import FromKeeper, FromWorker, Left, Report, Request
+    from virtserial.daemon.keeper.worker_process import WorkerCode
     from virtserial.loop import EventLoop, Timer
 
 log = logging.getLogger("virtserial.keeper")
@@ -34,15 +55,30 @@ YOUNG = 2.0
 READ_AHEAD_DELAY = 0.2
 STOP_TIMEOUT = 3.0
 """Seconds for a worker to stop for its successor; then it is killed, which loses nothing either."""
+MESSAGES_AT_ONCE = 1000
+"""Of a worker, before others have a turn."""
+MAX_BACKLOG = 64 << 20
+"""Bytes of console output that a worker may leave: far more than 511 consoles' buffers."""
+
+
+class State(enum.Enum):
+    """Of the worker; see the table above."""
+
+    NONE = enum.auto()
+    STARTING = enum.auto()
+    SERVING = enum.auto()
+    STOPPING = enum.auto()
+    RETIRED = enum.auto()
+    CLOSED = enum.auto()
 
 
 class Supervisor:
     """
     Args:
-        loop: the keeper's.
-        parent: what a forked worker inherits.
-        configure: tells a new worker everything, by `send`, up to "go".
-        handle: takes what a worker says; the descriptors that it leaves in the list are closed.
+        code: what a worker runs.
+        parent: what a forked worker must not finalize.
+        brief: tells a new worker everything, up to Start.
+        handle: takes what a worker reports; the descriptors that it leaves in the list are closed.
 
     Attributes:
         worker: the process, None while there is none.
@@ -50,69 +86,76 @@ class Supervisor:
         upgrades: workers that were replaced on request.
         refusal: why the last request for new code came to nothing, or None.
         doubtful: bytes that were moved twice, or not at all, because a worker was killed over them.
-        inheritance: messages for the next worker, which its predecessors left.
+        left: what workers have left to the next.
     """
 
     def __init__(
         self,
         loop: EventLoop,
+        code: WorkerCode,
         parent: object,
-        configure: Callable[[], None],
-        handle: Callable[[Message, list[int]], None],
+        brief: Callable[[WorkerProcess], None],
+        handle: Callable[[Report, list[int]], None],
     ) -> None:
         self.worker: WorkerProcess | None = None
         self.restarts = 0
         self.upgrades = 0
         self.refusal: str | None = None
         self.doubtful = 0
-        self.inheritance: list[Message] = []
+        self.left: list[Left] = []
         self._loop = loop
+        self._code = code
         self._parent = parent
-        self._configure = configure
+        self._brief = brief
         self._handle = handle
+        self._state = State.NONE
         self._successor: Successor | None = None
-        self._stopping = False
-        self._going = False
         self._outdated = False
+        self._retired: Callable[[], None] | None = None
         self._started = 0.0
         self._young_deaths = 0
         self._pings = self._pongs = 0
+        self._unread = 0
         self._restart_timer: Timer | None = None
         self._hang_timer: Timer | None = None
-        self._unread = 0
-        self._change_timer: Timer | None = None
-        self._retired: Callable[[], None] | None = None
+        self._stop_timer: Timer | None = None
         self._requests = 0
-        self._answer: Message | None = None
-        self._closing = False
+        self._answer: Answer | None = None
+        self._backlog = 0
         self._sandbox_told = False
 
     # Life
 
     def start(self) -> None:
-        """Start a worker, or let the one that waits for its turn begin.
+        """Start a worker, or let the successor that waits for its turn begin.
 
         Raises:
             OSError: no process can be started.
         """
-        self._cancel(self._change_timer)
-        self._cancel(self._hang_timer)
-        self._hang_timer = None
-        self._stopping = self._going = self._outdated = False
+        self._cancel_timers()
         successor, self._successor = self._successor, None
-        worker = self.worker = successor.take() if successor is not None else WorkerProcess.fork(self._parent)
+        worker = successor.take() if successor is not None else WorkerProcess.fork(self._parent, self._code)
+        self.worker, self._state = worker, State.STARTING
+        self._outdated = False
         self._started = time.monotonic()
         self._loop.watch(worker.channel.fileno(), EPOLLIN, self._worker_spoke)
         self._loop.watch(worker.pidfd, EPOLLIN, self._worker_exited)
-        self._pings = self._pongs = 0
+        self._pings = self._pongs = self._backlog = 0
         self._ping(START_TIMEOUT)
-        self._configure()
+        self._brief(worker)
+
+    def start_or_try_again(self) -> None:
+        """Start a worker, as soon as one can be started."""
+        try:
+            self.start()
+        except OSError as error:
+            log.error("no worker can be started: %s", error.strerror)
+            self._restart_timer = self._loop.call_later(RESTART_DELAYS[-1], self.start_or_try_again)
 
     def close(self) -> None:
         """End the worker for good: a word first, then by force."""
-        self._closing = True
-        for timer in (self._restart_timer, self._change_timer, self._hang_timer):
-            self._cancel(timer)
+        self._state = State.CLOSED
+        self._cancel_timers()
         self._dismiss_successor()
         worker, self.worker = self.worker, None
         if worker is None:
@@ -124,82 +167,73 @@ class Supervisor:
         if not poll.poll(1000):
             worker.kill()
             poll.poll()
-        worker.bury()
+        worker.reap()
 
     def _unwatch(self, worker: WorkerProcess) -> None:
         self._loop.unwatch(worker.channel.fileno())
         self._loop.unwatch(worker.pidfd)
 
-    @staticmethod
-    def _cancel(timer: Timer | None) -> None:
-        if timer is not None:
-            timer.cancel()
+    def _cancel_timers(self) -> None:
+        for timer in (self._restart_timer, self._hang_timer, self._stop_timer):
+            if timer is not None:
+                timer.cancel()
+        self._restart_timer = self._hang_timer = self._stop_timer = None
 
     def _worker_exited(self, _: int) -> None:
         worker, self.worker = self.worker, None
         assert worker is not None
         self._unwatch(worker)
-        self._drain(worker.channel)
-        status, notes = worker.bury()
-        if self._closing:
-            return
-        self.inheritance += [{"type": "interrupted", **note._asdict()} for note in notes]
+        while self._receive(worker):
+            pass
+        status, notes = worker.reap()
+        state, self._state = self._state, State.NONE
+        self.left += [Interrupted(*note) for note in notes]
         code = os.waitstatus_to_exitcode(status)
         if self._retired is not None:
+            self._state = State.RETIRED
             retired, self._retired = self._retired, None
-            self._cancel(self._change_timer)
+            self._cancel_timers()
             self.upgrades += not status
             self.restarts += bool(status)
             retired()
-            return
-        if self._stopping and code == 0:
+        elif state is State.STOPPING and code == 0:
             self.upgrades += 1
             log.info("worker %d has stopped; a new one takes over", worker.pid)
             self.start_or_try_again()
-            return
+        else:
+            self._start_after_death(worker, code)
+
+    def _start_after_death(self, worker: WorkerProcess, code: int) -> None:
         self.restarts += 1
         young = time.monotonic() - self._started < YOUNG
         self._young_deaths = self._young_deaths + 1 if young else 0
         delay = RESTART_DELAYS[min(self._young_deaths, len(RESTART_DELAYS) - 1)]
         cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        log.error("worker %d %s; a new one takes over", worker.pid, cause)
+        log.error("worker %d %s; a new one takes over", worker.pid, worker.fault or cause)
         if self._successor is not None and not self._successor.is_ready:
             self._refuse("the old one died before it was ready")
         self._restart_timer = self._loop.call_later(delay, self.start_or_try_again)
-
-    def start_or_try_again(self) -> None:
-        """Start a worker, as soon as one can be started."""
-        try:
-            self.start()
-        except OSError as error:
-            log.error("no worker can be started: %s", error.strerror)
-            self._restart_timer = self._loop.call_later(RESTART_DELAYS[-1], self.start_or_try_again)
 
     # Another in its place
 
     @property
     def changing(self) -> bool:
-        """Whether an upgrade is under way."""
-        return self._successor is not None or self._stopping or not self._going
+        """Whether one worker is taking another's place, or none serves."""
+        return self._successor is not None or self._state is not State.SERVING
 
-    def hand_over(self) -> dict[str, object]:
-        """Return what another process has to know to go on (`resume`); there is no worker now."""
-        return {
-            "inheritance": self.inheritance,
-            "restarts": self.restarts,
-            "upgrades": self.upgrades,
-            "doubtful": self.doubtful,
-        }
+    def hand_over(self) -> WorkersLeft:
+        """Return what another process has to know to go on (`take_over`); there is no worker now."""
+        return WorkersLeft(tuple(self.left), self.restarts, self.upgrades, self.doubtful)
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
+    def take_over(self, left: WorkersLeft) -> None:
         """Go on where another process has left off; `start` then starts a worker."""
-        self.inheritance = list(saved["inheritance"])
-        self.restarts, self.upgrades, self.doubtful = saved["restarts"], saved["upgrades"], saved["doubtful"]
+        self.left = list(left.left)
+        self.restarts, self.upgrades, self.doubtful = left.restarts, left.upgrades, left.doubtful
 
     def upgrade(self) -> None:
         """Put a worker of the code that is installed now in the place of the one that runs; returns at once.
 
-        The new one reads its code first, while the old one serves.  If it cannot, the old one goes on.
+        The new one reads its code first, while the old one serves.  If it cannot, the old one stays.
 
         Raises:
             ConfigError: one is under way already, or no process can be started.
@@ -208,7 +242,7 @@ class Supervisor:
             raise ConfigError("the worker is being replaced already")
         self.refusal = None
         try:
-            self._successor = Successor(self._loop, self._successor_ready, self._refuse)
+            self._successor = Successor(self._loop, self._code, self._successor_ready, self._refuse)
         except OSError as error:
             raise ConfigError(f"no worker can be started: {error.strerror}") from error
 
@@ -221,11 +255,13 @@ class Supervisor:
     def retire(self, then: Callable[[], None]) -> None:
         """End the worker as for a successor, and call back when it has, instead of starting one.
 
-        What it leaves is in `inheritance`.  `start` goes on.
+        What it leaves is in `left`.  `start` starts the next.
         """
         self._dismiss_successor()
-        self._cancel(self._restart_timer)
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
         if self.worker is None:
+            self._state = State.RETIRED
             then()
             return
         self._retired = then
@@ -236,10 +272,11 @@ class Supervisor:
             self._stop_worker()
 
     def _stop_worker(self) -> None:
-        self._stopping = True
-        self._cancel(self._change_timer)
-        self.send({"type": "stop"})
-        self._change_timer = self._loop.call_later(STOP_TIMEOUT, self._kill_worker)
+        self._state = State.STOPPING
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+        self.send(Stop())
+        self._stop_timer = self._loop.call_later(STOP_TIMEOUT, self._kill_worker)
 
     def _kill_worker(self) -> None:
         if self.worker is not None:
@@ -257,18 +294,17 @@ class Supervisor:
 
     # What it is told
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send to the worker.  One that is gone or hung is replaced, and its successor told everything anew."""
+    def send(self, message: FromKeeper, fds: Sequence[int] = ()) -> None:
+        """Send to the worker.  One that has ended or hangs is replaced, and its successor told everything anew."""
         if self.worker is None:
             return
         try:
-            self.worker.channel.send(message, fds)
+            self.worker.send(message, fds)
         except BlockingIOError:
-            self._kill_hung_worker()
+            self._end_hung_worker()
         except OSError:
             return  # its end is on its way to us
-        if self._hang_timer is None:
-            self._ping(SEND_TIMEOUT)
+        self.ping()
 
     def ping(self) -> None:
         """Find out whether the worker hangs."""
@@ -278,7 +314,7 @@ class Supervisor:
     def _ping(self, timeout: float) -> None:
         self._pings += 1
         self._hang_timer = self._loop.call_later(timeout, self._look_whether_it_hangs)
-        self.send({"type": "ping", "number": self._pings})
+        self.send(Ping(self._pings))
         self._unread = self.worker.channel.unread() if self.worker is not None else 0
 
     def _look_whether_it_hangs(self) -> None:
@@ -290,14 +326,25 @@ class Supervisor:
             # It reads: there is much to read where there are many devices.
             self._hang_timer = self._loop.call_later(SEND_TIMEOUT, self._look_whether_it_hangs)
         else:
-            self._kill_hung_worker()
+            self._end_hung_worker()
 
-    def _kill_hung_worker(self) -> None:
-        assert self.worker is not None
-        log.error("worker %d has not read its channel for %d s: it is replaced", self.worker.pid, SEND_TIMEOUT)
-        self.worker.kill()
+    def _end_hung_worker(self) -> None:
+        if self.worker is not None:
+            self._end(self.worker, f"has not read its channel for {SEND_TIMEOUT} s")
 
-    def ask(self, message: Message, fds: Sequence[int] = ()) -> Message:
+    def _end(self, worker: WorkerProcess, fault: str | None = None) -> None:
+        """End a worker that is of no use any more; its exit is logged with the fault."""
+        worker.fault = worker.fault or fault
+        if worker is self.worker:
+            self._loop.unwatch(worker.channel.fileno())
+            worker.kill()
+
+    def next_request(self) -> int:
+        """Return the number of the next request, for `ask`."""
+        self._requests += 1
+        return self._requests
+
+    def ask(self, request: Request, fds: Sequence[int] = ()) -> Answer:
         """Send a request and wait for its answer; what else the worker says meanwhile is handled.
 
         Raises:
@@ -307,90 +354,109 @@ class Supervisor:
         poll = select.poll()
         if worker is not None:
             poll.register(worker.channel, select.POLLIN)
-        self._requests += 1
         self._answer = None
-        self.send({**message, "request": self._requests}, fds)
+        self.send(request, fds)
         deadline = time.monotonic() + SEND_TIMEOUT
         while worker is not None and worker is self.worker:
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not poll.poll(remaining * 1000):
                 raise ConfigError(f"the worker has not answered for {SEND_TIMEOUT} s")
-            if not self._drain(worker.channel):
-                break
-            if self._answer is not None and self._answer["request"] == self._requests:
+            self._receive(worker)
+            if self._answer is not None and self._answer.request == request.request:
                 return self._answer
+            if worker.silent:
+                break
         raise ConfigError("the worker has just ended; another one will take over")
 
     # What it says
 
-    def hear(self) -> None:
-        """Handle what the worker has said by now."""
+    def receive(self) -> None:
+        """Handle what the worker has said by now: it tells of a change before what follows from it."""
         self._worker_spoke(EPOLLIN)
 
     def _worker_spoke(self, _: int) -> None:
-        if self.worker is not None and not self._drain(self.worker.channel):
-            # End of file without an exit: it has closed its end, so it is useless.
-            self._loop.unwatch(self.worker.channel.fileno())
-            self.worker.kill()
+        for _each in range(MESSAGES_AT_ONCE):
+            if self.worker is None or not self._receive(self.worker):
+                return
 
-    def _drain(self, channel: Channel) -> bool:
-        """Handle everything that has arrived; False at end of file."""
-        while True:
-            try:
-                received = channel.receive()
-            except EOFError:
-                return False
-            except StateError as error:
-                log.error("worker: %s", error)
-                continue
-            if received is None:
-                return True
-            message, fds = received
-            try:
-                self._hear(message, fds)
-            except (KeyError, IndexError, TypeError, ValueError, StateError) as error:
-                log.error("worker: message %s makes no sense: %r", message.get("type"), error)
-            finally:
-                for fd in fds:
-                    os.close(fd)
-
-    def _hear(self, message: Message, fds: list[int]) -> None:
-        kind = message["type"]
-        if kind == "pong":
-            self._pongs = cast(int, message["number"])
-            if self._pongs == self._pings:
-                self._cancel(self._hang_timer)
-                self._hang_timer = None
-        elif kind == "going":
-            # What its predecessors left is done.
-            self._going = True
-            self.inheritance.clear()
-            self.doubtful = cast(int, message["doubtful"])
-            self._loop.call_later(READ_AHEAD_DELAY, self._read_ahead)
-            if self._outdated:
-                self._stop_worker()
-        elif kind == "backlog":
-            self.inheritance.append(message)
-        elif kind == "confined":
-            self._tell_sandbox(cast("list[str]", message["lacking"]))
-        elif kind == "answer":
-            self._answer = message
-        elif kind != "ready":
-            self._handle(message, fds)
-
-    @staticmethod
-    def _read_ahead() -> None:
-        """Import here what a worker imports, so that the next one, a copy of this process, is there at once."""
+    def _receive(self, worker: WorkerProcess) -> bool:
+        """Handle the next message; False if there is none, or will be none."""
+        if worker.silent:
+            return False
+        fds: list[int] = []
         try:
-            import virtserial.daemon.worker.sandbox
-            import virtserial.daemon.worker.worker  # noqa: F401
+            received = worker.receive()
+            if received is None:
+                return False
+            message, fds = received
+            self._act_on(worker, message, fds)
+        except EOFError:
+            worker.silent = True
+            self._end(worker)
+            return False
+        except StateError as error:
+            worker.silent = True
+            self._end(worker, f"said what cannot be ({error})")
+            return False
+        except Exception:
+            log.exception("internal error over what worker %d said", worker.pid)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
 
-            import_host_ends()
+    def _act_on(self, worker: WorkerProcess, message: FromWorker, fds: list[int]) -> None:
+        match message:
+            case Pong(number):
+                self._pong(number)
+            case Started(doubtful):
+                self._serves(worker, doubtful)
+            case Backlog():
+                self._take_backlog(message)
+            case Confined(lacking):
+                self._tell_sandbox(lacking)
+            case Answer():
+                self._answer = message
+            case Ready():
+                pass  # A successor was ready before it got its turn.
+            case _:
+                self._handle(message, fds)
+
+    def _pong(self, number: int) -> None:
+        if not self._pongs <= number <= self._pings:
+            raise StateError(f"Pong {number} to Ping {self._pings}")
+        self._pongs = number
+        if number == self._pings and self._hang_timer is not None:
+            self._hang_timer.cancel()
+            self._hang_timer = None
+
+    def _serves(self, worker: WorkerProcess, doubtful: int) -> None:
+        """What its predecessors left is done."""
+        if worker.has_started:
+            raise StateError("Started a second time")
+        worker.has_started = True
+        if self._state is State.STARTING:
+            self._state = State.SERVING
+        self.left.clear()
+        self.doubtful = doubtful
+        self._loop.call_later(READ_AHEAD_DELAY, self._read_ahead)
+        if self._outdated:
+            self._stop_worker()
+
+    def _take_backlog(self, message: Backlog) -> None:
+        self._backlog += len(message.data)
+        if self._state is not State.STOPPING or self._backlog > MAX_BACKLOG:
+            raise StateError(f"a backlog of {self._backlog} bytes, of a worker that is {self._state.name}")
+        self.left.append(message)
+
+    def _read_ahead(self) -> None:
+        try:
+            self._code.read_ahead()
         except Exception as error:
             # Another version is just being installed; the worker that runs has read what it needs.
             log.warning("a part of this program cannot be read: %r", error)
 
-    def _tell_sandbox(self, lacking: list[str]) -> None:
+    def _tell_sandbox(self, lacking: Sequence[str]) -> None:
         if not self._sandbox_told:
             self._sandbox_told = True
             for what in lacking:

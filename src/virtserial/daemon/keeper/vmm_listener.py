@@ -10,12 +10,12 @@ from socket import SO_PEERCRED, SOL_SOCKET
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.unix_listener import UnixListener
+from virtserial.daemon.keeper.document import ListenerLeft
 from virtserial.daemon.keeper.systemd import ActivatedListener
 from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any
+    from collections.abc import Callable
 
     from virtserial.chardev.base import Put, Take
     from virtserial.daemon.keeper.farewell import Farewell
@@ -71,32 +71,42 @@ class VmmListener:
         self._pause: Timer | None = None
         self._watch()
 
-    def hand_over(self, put: Put) -> dict[str, object]:
-        """Return what another process has to know to go on with it (`resume`)."""
-        return {
-            "path": self.path,
-            "listener": put(self._socket.fileno()),
-            "made": self._listener.inode if isinstance(self._listener, UnixListener) else self._listener.name,
-            "busy": self._busy,
-            "waiting": [put(client.fileno()) for client, _ in self._waiting],
-        }
+    def hand_over(self, put: Put) -> ListenerLeft:
+        """Return what another process has to know to go on with it (`take_over`)."""
+        listener = self._listener
+        return ListenerLeft(
+            path=self.path,
+            descriptor=put(self._socket.fileno()),
+            inode=listener.inode if isinstance(listener, UnixListener) else None,
+            activated_as=None if isinstance(listener, UnixListener) else listener.name,
+            busy=self._busy,
+            waiting=tuple(put(client.fileno()) for client, _ in self._waiting),
+        )
 
     @classmethod
-    def resume(
+    def take_over(
         cls,
         loop: EventLoop,
         name: str,
         accepted: Callable[[socket.socket], None],
         farewell: Farewell,
-        saved: Mapping[str, Any],
+        left: ListenerLeft,
         take: Take,
     ) -> VmmListener:
-        """Go on where another process has left off."""
-        path, fd, made = saved["path"], take(saved["listener"]), saved["made"]
-        left = ActivatedListener(made, fd) if isinstance(made, str) else UnixListener.resume(path, fd, made)
-        listener = cls(loop, name, path, accepted, farewell, left)
-        listener._busy = saved["busy"]
-        for number in saved["waiting"]:
+        """Go on where another process has left off.
+
+        Raises:
+            ConfigError: its descriptor is no socket that listens.
+            StateError: a descriptor is missing.
+        """
+        fd = take(left.descriptor)
+        if left.inode is not None:
+            taken: ActivatedListener | UnixListener = UnixListener.resume(left.path, fd, left.inode)
+        else:
+            taken = ActivatedListener(left.activated_as or "", fd)
+        listener = cls(loop, name, left.path, accepted, farewell, taken)
+        listener._busy = left.busy
+        for number in left.waiting:
             listener._wait(socket.socket(fileno=take(number)))
         return listener
 

@@ -13,9 +13,10 @@ import os
 import resource
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 from virtserial.accounting import READ, WRITE
+from virtserial.channel.messages import ConnectionEnded, DmaMap, DropDma, DropIrq, GuestOpen, Irq, VmmGone
 from virtserial.console.device import ConsoleDevice
 from virtserial.daemon.worker.limited_log import LimitedLog
 from virtserial.errors import AccessInterrupted, ConfigError, DriverError, PeerError
@@ -38,15 +39,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from virtserial.accounting import Ledger, Note
-    from virtserial.channel.channel import Message
+    from virtserial.channel.channel import Send
+    from virtserial.channel.messages import Controller, FromWorker
     from virtserial.console.port import Port
     from virtserial.errors import BackendError
     from virtserial.loop import EventLoop, Timer
     from virtserial.memory.dirty_log import DirtyLog
     from virtserial.memory.region import Buffer, Region
-
-    class Say(Protocol):
-        def __call__(self, message: Message, fds: Sequence[int] = ()) -> None: ...
 
 log = logging.getLogger("virtserial.device")
 
@@ -65,15 +64,15 @@ def state_size(max_ports: int) -> int:
     return (size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
 
 
-def _features(config: Message) -> int:
+def _features(config: Controller) -> int:
     features = TRANSPORT_FEATURES
-    for option, bit in (
-        ("iommu_platform", ACCESS_PLATFORM),
-        ("event_idx", EVENT_IDX),
-        ("indirect_desc", INDIRECT_DESC),
-        ("queue_reset", RING_RESET),
+    for offered, bit in (
+        (config.iommu_platform, ACCESS_PLATFORM),
+        (config.event_idx, EVENT_IDX),
+        (config.indirect_desc, INDIRECT_DESC),
+        (config.queue_reset, RING_RESET),
     ):
-        if not config[option]:
+        if not offered:
             features &= ~bit
     return features
 
@@ -82,22 +81,24 @@ class GuestDevice(VirtioPciFunction):
     """A controller, as its VMM sees it.
 
     Args:
-        config: the keeper's "controller" message.
+        config: what the keeper has told of the controller.
         state_fd: the controller's state memory; owned.
         loop: the worker's loop.
-        say: sends a message with descriptors to the keeper.
+        send: to the keeper.
         ledger: where the batch and the message that are under way are noted.
     """
 
-    def __init__(self, config: Message, state_fd: int, loop: EventLoop, say: Say, ledger: Ledger) -> None:
-        self.index = cast(int, config["controller"])
-        self.name = cast(str, config["name"])
+    def __init__(
+        self, config: Controller, state_fd: int, loop: EventLoop, send: Send[FromWorker], ledger: Ledger
+    ) -> None:
+        self.index = config.controller
+        self.name = config.name
         self._loop = loop
-        self._say = say
+        self._send = send
         self._log = LimitedLog(log, loop, self.name)
         self._account = ledger.account
         self._guarded_turns: dict[Callable[[], None], Callable[[], None]] = {}
-        self._trust_vmm = bool(config["trust_vmm"])
+        self._trust_vmm = config.trust_vmm
         self._slow_path_told = False
         self.port_serials: dict[Port, int] = {}
         self.connection_serials: dict[Port, int] = {}
@@ -113,20 +114,20 @@ class GuestDevice(VirtioPciFunction):
         os.close(state_fd)
         console = ConsoleDevice(
             state,
-            cast(int, config["max_ports"]),
+            config.max_ports,
             _features(config),
             scheduler=self,
             port_events=self,
             name=self.name,
-            emergency_write=bool(config["emergency_write"]),
-            resize_rows_first=bool(config["resize_rows_first"]),
+            emergency_write=config.emergency_write,
+            resize_rows_first=config.resize_rows_first,
             controller=self.index,
             ledger=ledger,
         )
         console.on_failure = self._device_failed
         console.on_address_fault = self._address_fault
         self.console = console
-        super().__init__(console, state, vectors=cast(int, config["vectors"]), account=ledger.account)
+        super().__init__(console, state, vectors=config.vectors, account=ledger.account)
         self._server = Server(self, state, migratable=self)
         self._server.controller, self._server.ledger = self.index, ledger
 
@@ -193,22 +194,13 @@ class GuestDevice(VirtioPciFunction):
     def guest_open_changed(self, number: int, is_open: bool) -> None:
         """The guest opened or closed a port."""
         port = self.console.slots[number].port
-        self._say(
-            {
-                "type": "guest open",
-                "controller": self.index,
-                "number": number,
-                "serial": self.port_serials.get(port, 0) if port else 0,
-                "open": is_open,
-            }
-        )
+        self._send(GuestOpen(self.index, number, self.port_serials.get(port, 0) if port else 0, is_open))
 
     def host_end_closed(self, number: int) -> None:
         """A host end is over; the keeper may open the next."""
         port = self.console.slots[number].port
-        if port is not None:
-            serial = self.connection_serials.pop(port, 0)
-            self._say({"type": "connection ended", "chardev": port.chardev, "serial": serial})
+        if port is not None and port.chardev is not None:
+            self._send(ConnectionEnded(port.chardev, self.connection_serials.pop(port, 0)))
 
     def host_end_failed(self, number: int, error: BackendError) -> None:
         """A host end failed; its port is closed towards the guest."""
@@ -261,7 +253,7 @@ class GuestDevice(VirtioPciFunction):
         self._server.disconnected()
         # "the device state should otherwise be retained" (vfio-user): for a guest whose VMM is gone there is none.
         self.reset()
-        self._say({"type": "vmm gone", "controller": self.index})
+        self._send(VmmGone(self.index))
 
     # Standing still, and moving to another process (vfio_user.migration.MigratableDevice)
 
@@ -339,7 +331,7 @@ class GuestDevice(VirtioPciFunction):
             if fd is not None and len(self._maps_with_descriptor) >= self._most_descriptors:
                 raise PeerError(f"DMA map: more than {self._most_descriptors} with a descriptor", errno.ENOSPC)
             region = self._region(iova, size, prot, fd, offset)
-            self._hold("dma", str(iova), {"iova": iova, "size": size, "prot": prot, "offset": offset}, [fd])
+            self._send(DmaMap(self.index, iova, size, prot, offset), [] if fd is None else [fd])
         except BaseException:
             if fd is not None:
                 os.close(fd)
@@ -351,9 +343,9 @@ class GuestDevice(VirtioPciFunction):
                 os.close(fd)
         self.console.memory_mapped()
 
-    def restore_dma(self, message: Message, fds: Sequence[int]) -> None:
+    def restore_dma(self, message: DmaMap, fds: Sequence[int]) -> None:
         """Map what a predecessor had mapped."""
-        iova, size, prot, offset = (cast(int, message[word]) for word in ("iova", "size", "prot", "offset"))
+        iova, size, prot, offset = message.iova, message.size, message.prot, message.offset
         fd = fds[0] if fds else None
         region = self._region(iova, size, prot, fd, offset)
         self.console.memory.map(region)
@@ -388,7 +380,7 @@ class GuestDevice(VirtioPciFunction):
         self._restored_maps.clear()
         for region in self.console.memory.unmap(iova, size):
             self._maps_with_descriptor.discard(region.iova)
-            self._drop("dma", str(region.iova))
+            self._send(DropDma(self.index, region.iova))
         self.console.memory_unmapped(iova, size)
 
     def dma_unmap_all(self) -> None:
@@ -396,7 +388,7 @@ class GuestDevice(VirtioPciFunction):
         self._restored_maps.clear()
         self.console.memory.clear()
         self._maps_with_descriptor.clear()
-        self._drop("dma", None)
+        self._send(DropDma(self.index, None))
         self.console.memory_unmapped(0, 1 << 64)
 
     # memory.region.MessageAccess: by messages, during which the VMM may reset the device or leave
@@ -442,21 +434,14 @@ class GuestDevice(VirtioPciFunction):
     def set_irq_eventfds(self, index: int, start: int, fds: Sequence[int]) -> None:
         """Take interrupt eventfds (VfioDevice)."""
         if not fds:
-            self._drop("irq", str(index))
+            self._send(DropIrq(self.index, index, None))
         for number, fd in enumerate(fds, start):
             if fd < 0:
-                self._drop("irq", f"{index}/{number}")
+                self._send(DropIrq(self.index, index, number))
             else:
-                self._hold("irq", f"{index}/{number}", {"index": index, "number": number}, [fd])
+                self._send(Irq(self.index, index, number), [fd])
         super().set_irq_eventfds(index, start, fds)
 
-    def restore_irq(self, message: Message, fds: Sequence[int]) -> None:
+    def restore_irq(self, message: Irq, fds: Sequence[int]) -> None:
         """Take an interrupt eventfd that a predecessor had."""
-        super().set_irq_eventfds(cast(int, message["index"]), cast(int, message["number"]), fds)
-
-    def _hold(self, kind: str, key: str, words: Message, fds: Sequence[int | None]) -> None:
-        message: Message = {"type": "hold", "kind": kind, "controller": self.index, "key": key}
-        self._say(message | words, [fd for fd in fds if fd is not None])
-
-    def _drop(self, kind: str, key: str | None) -> None:
-        self._say({"type": "drop", "kind": kind, "controller": self.index, "key": key})
+        super().set_irq_eventfds(message.index, message.number, fds)

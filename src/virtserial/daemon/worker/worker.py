@@ -1,14 +1,10 @@
 """The worker: moves bytes between guests and host ends.  It opens nothing; the keeper hands it every descriptor.
 
-What the keeper says comes as messages of a "type": "controller" and "port" build what there is, "dma", "irq", "chardev"
-and "vmm" bring descriptors (of now, or of a predecessor), "go" starts it all.  "port" also comes later, and "unplug";
-a "chardev" for a port that has a connection replaces it, "no chardev" takes it away.  "save", "restore" and "continue"
-are answered.
+What the keeper says, in which order, and what this process answers: channel/messages.py.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import gc
 import logging
@@ -16,28 +12,48 @@ import mmap
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from virtserial.accounting import Account, Ledger, Note, nowhere, open_counts
-from virtserial.channel.channel import Channel
-from virtserial.channel.codec import decode
-from virtserial.channel.connections import CONNECTION, READABLE
-from virtserial.daemon.saved_state import answer_request
+from virtserial.channel.channel import worker_end
+from virtserial.channel.messages import (
+    AddFront,
+    Backlog,
+    Begin,
+    Confined,
+    Connect,
+    ConnectVmm,
+    Controller,
+    Disconnect,
+    DmaMap,
+    Interrupted,
+    Irq,
+    Ping,
+    Pong,
+    Prepare,
+    Ready,
+    RemoveController,
+    RemovePort,
+    Restore,
+    Resume,
+    Save,
+    Start,
+    Started,
+    Stop,
+)
+from virtserial.channel.messages import Port as NewPort
 from virtserial.daemon.worker.guest_device import GuestDevice
-from virtserial.errors import StateError, VirtserialError
-from virtserial.host_end.factory import open_host_end
-from virtserial.host_end.hub import HubHostEnd
-from virtserial.host_end.mux import Multiplexer
-from virtserial.host_end.mux_front import StreamFront
+from virtserial.daemon.worker.host_ends import HostEnds
+from virtserial.daemon.worker.saved_state import answer_request
 from virtserial.host_end.preparation import import_host_ends, prepare
 from virtserial.loop import EPOLLIN, EventLoop, sharpen_timers
 from virtserial.memory.state import VERSION as STATE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from virtserial.channel.channel import Message
-    from virtserial.console.port import Port
+    from virtserial.channel.channel import WorkerEnd
+    from virtserial.channel.messages import FromKeeper, FromWorker
 
 log = logging.getLogger("virtserial.worker")
 
@@ -67,16 +83,14 @@ class Worker:
         channel: to the keeper.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: WorkerEnd) -> None:
         self.loop = EventLoop()
         self._channel = channel
         self._devices: dict[int, GuestDevice] = {}
-        self._ports: dict[str, list[tuple[GuestDevice, Port]]] = {}
-        self._muxes: dict[str, tuple[int, Multiplexer]] = {}
-        self._fronts: dict[str, list[StreamFront]] = {}
         self._ledger = nowhere()
         self._account = self._ledger.account
-        self._going = False
+        self._host_ends = HostEnds(self.loop, self._send, self._account)
+        self._started = False
         self.loop.watch(channel.fileno(), EPOLLIN, self._keeper_spoke)
 
     def run(self) -> None:
@@ -86,18 +100,74 @@ class Worker:
     def _keeper_spoke(self, _: int) -> None:
         try:
             while (received := self._channel.receive()) is not None:
-                self._handle(*received)
+                self._account.stray = True
+                self._act_on(*received)
         except EOFError:
             self.loop.stop()
 
-    def _say(self, message: Message, fds: Sequence[int] = ()) -> None:
+    def _send(self, message: FromWorker, fds: Sequence[int] = ()) -> None:
         """Tell the keeper; without one there is nothing more to do."""
         try:
             self._channel.send(message, fds)
         except OSError:
             self.loop.stop()
 
-    def _begin(self, message: Message, ledger_fd: int) -> None:
+    def _act_on(self, message: FromKeeper, fds: list[int]) -> None:
+        match message:
+            case Prepare(name, what):
+                prepare(name, what, fds)
+            case Begin(sandbox):
+                self._begin(sandbox, fds[0])
+            case Start():
+                self._start()
+            case Stop():
+                self._stop()
+            case Ping(number):
+                self._send(Pong(number))
+            case Connect():
+                self._host_ends.connect(message, fds)
+            case Disconnect(chardev):
+                self._host_ends.disconnect(chardev)
+            case AddFront(chardev, front):
+                self._host_ends.add_front(chardev, front, fds[0])
+            case Controller(controller):
+                self._devices[controller] = GuestDevice(message, fds[0], self.loop, self._send, self._ledger)
+            case _:
+                self._act_on_device(self._devices[message.controller], message, fds)
+
+    def _act_on_device(
+        self,
+        device: GuestDevice,
+        message: NewPort | Interrupted | Backlog | DmaMap | Irq | ConnectVmm | RemovePort | RemoveController
+        | Save | Restore | Resume,
+        fds: list[int],
+    ) -> None:  # fmt: skip
+        match message:
+            case ConnectVmm():
+                device.connect(fds[0])
+                if self._started:
+                    device.take_over()
+            case NewPort():
+                self._add_port(device, message)
+            case RemovePort(_, number):
+                self._remove_port(device, number)
+            case RemoveController():
+                self._remove_controller(device)
+            case Interrupted():
+                kind, exact, controller, queue = message.kind, message.exact, message.controller, message.queue
+                device.finish(Note(kind, exact, controller, queue, message.progress, message.moved))
+            case Backlog():
+                self._inherit_backlog(device, message)
+            case DmaMap():
+                device.restore_dma(message, fds)
+            case Irq():
+                device.restore_irq(message, fds)
+            case Save() | Restore() | Resume():
+                self._send(answer_request(device, message, fds))
+
+    # Start and end
+
+    def _begin(self, sandbox: bool, ledger_fd: int) -> None:
         """Take the ledger, and go into the sandbox: from here on nothing can be opened."""
         sharpen_timers()
         with contextlib.suppress(OSError):
@@ -105,205 +175,69 @@ class Worker:
         os.close(ledger_fd)
         logging.root.addHandler(_Unaccounted(self._account))
         import_host_ends()
-        if message["sandbox"]:
+        if sandbox:
             from virtserial.daemon.worker.sandbox import confine
 
-            self._say({"type": "confined", "lacking": confine()})
+            self._send(Confined(tuple(confine())))
 
-    def _go(self) -> None:
-        self._going = True
+    def _start(self) -> None:
+        self._started = True
         for device in self._devices.values():
             device.take_over()
-        doubtful = sum(device.console.doubtful for device in self._devices.values())
-        self._say({"type": "going", "doubtful": doubtful})
+        self._send(Started(sum(device.console.doubtful for device in self._devices.values())))
 
     def _stop(self) -> None:
         """Stop for a successor, between two turns; what is in no ring and no socket goes to it by the keeper."""
         for device in self._devices.values():
             for port, serial in device.port_serials.items():
-                words = {"controller": device.index, "number": port.number, "serial": serial}
                 for start in range(0, len(port.backlog), BACKLOG_PIECE):
-                    data = base64.b64encode(port.backlog[start : start + BACKLOG_PIECE]).decode()
-                    self._say({"type": "backlog", **words, "data": data})
+                    piece = bytes(port.backlog[start : start + BACKLOG_PIECE])
+                    self._send(Backlog(device.index, port.number, serial, piece))
         self.loop.stop()
 
-    def _inherit_backlog(self, device: GuestDevice, message: Message) -> None:
+    def _inherit_backlog(self, device: GuestDevice, message: Backlog) -> None:
         for port, serial in device.port_serials.items():
-            if (port.number, serial) == (message["number"], message["serial"]):
-                port.backlog += base64.b64decode(cast(str, message["data"]))
+            if (port.number, serial) == (message.number, message.serial):
+                port.backlog += message.data
 
-    def _handle(self, message: Message, fds: list[int]) -> None:
-        kind = message["type"]
-        self._account.stray = True
-        if kind == "prepare":
-            prepare(str(message["name"]), decode(READABLE, message["what"]), fds)
-        elif kind == "begin":
-            self._begin(message, fds[0])
-        elif kind == "go":
-            self._go()
-        elif kind == "stop":
-            self._stop()
-        elif kind == "ping":
-            self._say({"type": "pong", "number": message["number"]})
-        elif kind == "chardev":
-            self._join(message, fds)
-        elif kind == "no chardev":
-            self._part(cast(str, message["chardev"]))
-        elif kind == "front":
-            self._add_front(cast(str, message["chardev"]), cast(str, message["front"]), fds[0])
-        elif kind == "controller":
-            device = GuestDevice(message, fds[0], self.loop, self._say, self._ledger)
-            self._devices[device.index] = device
-        else:
-            device = self._devices[cast(int, message["controller"])]
-            if kind == "vmm":
-                device.connect(fds[0])
-                if self._going:
-                    device.take_over()
-            elif kind == "port":
-                self._add_port(device, message)
-            elif kind == "unplug":
-                self._unplug(device, cast(int, message["number"]))
-            elif kind == "unplug controller":
-                self._unplug_controller(device)
-            elif kind == "interrupted":
-                device.finish(Note(**{word: cast(Any, message[word]) for word in Note._fields}))
-            elif kind == "backlog":
-                self._inherit_backlog(device, message)
-            elif kind == "dma":
-                device.restore_dma(message, fds)
-            elif kind == "irq":
-                device.restore_irq(message, fds)
-            elif kind in ("save", "restore", "continue"):
-                self._say(answer_request(device, message, fds))
-            else:
-                raise StateError(f"the keeper said {kind!r}")
+    # Devices
 
-    def _add_port(self, device: GuestDevice, message: Message) -> None:
-        chardev = cast("str | None", message["chardev"])
+    def _add_port(self, device: GuestDevice, message: NewPort) -> None:
         port = device.console.add_port(
-            cast(int, message["number"]),
-            cast("str | None", message["name"]),
-            is_console=bool(message["is_console"]),
-            has_backend=chardev is not None,
-            plug=cast(int, message["serial"]),
+            message.number,
+            message.name,
+            is_console=message.is_console,
+            has_backend=message.chardev is not None,
+            plug=message.serial,
         )
-        device.port_plugged(port, cast(int, message["serial"]), bool(message["guest_open"]))
-        cols, rows = cast(int, message["cols"]), cast(int, message["rows"])
-        if cols or rows:
-            device.console.set_size(port, cols, rows)
-        port.chardev = chardev
-        if chardev is not None:
-            self._ports.setdefault(chardev, []).append((device, port))
+        device.port_plugged(port, message.serial, message.guest_open)
+        if message.cols or message.rows:
+            device.console.set_size(port, message.cols, message.rows)
+        port.chardev = message.chardev
+        if message.chardev is not None:
+            self._host_ends.add_port(device, port, message.chardev)
 
-    def _unplug(self, device: GuestDevice, number: int) -> None:
+    def _remove_port(self, device: GuestDevice, number: int) -> None:
         port = device.console.remove_port(number)
         device.port_unplugged(port)
         if port.chardev is not None:
-            users = self._ports[port.chardev]
-            users.remove((device, port))
-            if not users:
-                del self._ports[port.chardev]
+            self._host_ends.remove_port(device, port, port.chardev)
 
-    def _unplug_controller(self, device: GuestDevice) -> None:
+    def _remove_controller(self, device: GuestDevice) -> None:
         for port in list(device.port_serials):
-            self._unplug(device, port.number)
+            self._remove_port(device, port.number)
         device.remove()
         del self._devices[device.index]
 
-    def _add_front(self, chardev: str, name: str, fd: int) -> None:
-        def tell(state: str) -> None:
-            serial, _ = self._muxes.get(chardev, (0, None))
-            self._say({"type": "front", "chardev": chardev, "front": name, "state": state, "serial": serial})
 
-        front = StreamFront(self.loop, f"chardev '{chardev}' ({name})", fd, tell, self._account)
-        self._fronts.setdefault(chardev, []).append(front)
-
-    def _part(self, chardev: str) -> None:
-        """The connection of a chardev is taken away from its ports, or from the hub that it is a part of."""
-        for device, port in self._ports.get(chardev, ()):
-            if port.host is not None:
-                host = port.host
-                port.detach()
-                host.close()
-                device.connection_serials.pop(port, None)
-        for front in self._fronts.get(chardev, ()):
-            front.leave()
-        self._muxes.pop(chardev, None)
-        for users in self._ports.values():
-            for _, port in users:
-                if isinstance(port.host, HubHostEnd):
-                    port.host.leave(chardev)
-
-    def _join(self, message: Message, fds: list[int]) -> None:
-        """A back end has a connection: join it to the port that uses the chardev, in place of the one it has."""
-        chardev, serial = cast(str, message["chardev"]), cast(int, message["serial"])
-        hub = cast("str | None", message["hub"])
-        users = self._ports.get(hub or chardev)
-        if not users and chardev not in self._fronts:
-            for fd in fds:
-                os.close(fd)
-            return
-        known_serial, mux = self._muxes.get(chardev, (0, None))
-        if mux is not None and known_serial == serial and mux.fronts:
-            # It was sent again, for a port that has just been plugged in.
-            for fd in fds:
-                os.close(fd)
-            self._join_mux(chardev, serial, mux)
-            return
-        try:
-            host = open_host_end(decode(CONNECTION, message["connection"]), fds, self.loop, self._account)
-        except VirtserialError as error:
-            log.error("chardev %s: %s", chardev, error)
-            self._connection_ended(chardev, serial)
-            return
-        self._part(chardev)
-        if message["mux"]:
-            leave = self._quit_of(chardev) if message["mux_quit"] else None
-            mux = Multiplexer(self.loop, host, leave, cast(str, message["program"]))
-            self._muxes[chardev] = serial, mux
-            self._join_mux(chardev, serial, mux)
-            mux.start()
-            return
-        assert users is not None  # Fronts are of multiplexers only.
-        device, port = users[0]
-        if hub is not None:
-            self._hub_of(port, hub).join(chardev, host, lambda: self._connection_ended(chardev, serial))
-        else:
-            device.connection_serials[port] = serial
-            port.attach(host)
-
-    def _quit_of(self, chardev: str) -> Callable[[], None]:
-        return lambda: self._say({"type": "quit", "chardev": chardev})
-
-    def _connection_ended(self, chardev: str, serial: int) -> None:
-        self._say({"type": "connection ended", "chardev": chardev, "serial": serial})
-
-    def _hub_of(self, port: Port, hub: str) -> HubHostEnd:
-        """The hub under a port; made with the first connection of a part."""
-        if not isinstance(port.host, HubHostEnd):
-            port.attach(HubHostEnd(self.loop, f"chardev '{hub}' (hub)"))
-        assert isinstance(port.host, HubHostEnd)
-        return port.host
-
-    def _join_mux(self, chardev: str, serial: int, mux: Multiplexer) -> None:
-        """Give each user of a multiplexed chardev that has no share of it one; the last gets the focus."""
-        for front in self._fronts.get(chardev, ()):
-            front.join(mux, lambda: self._connection_ended(chardev, serial))
-        for device, port in self._ports.get(chardev, ()):
-            if port.host is None:
-                device.connection_serials[port] = serial
-                port.attach(mux.add_front())
-
-
-def run_forked(keeper: object, channel: Channel) -> NoReturn:
+def run_forked(parent: object, channel: WorkerEnd) -> NoReturn:
     """Be the worker, in a process that was just forked from the keeper; does not return.
 
     The keeper's descriptors are closed here, except standard input, output and error and the channel.
     """
     status = 1
     try:
-        _parents.append(keeper)
+        _parents.append(parent)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
@@ -336,9 +270,9 @@ def run_spawned(fd: int, level: int, log_format: str) -> NoReturn:
         logging.basicConfig(level=level, format=log_format)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.set_inheritable(fd, False)
-        channel = Channel(socket.socket(fileno=fd))
+        channel = worker_end(socket.socket(fileno=fd))
         import_host_ends()
-        channel.send({"type": "ready", "state_version": STATE_VERSION})
+        channel.send(Ready(STATE_VERSION))
         gc.collect()
         gc.freeze()
         Worker(channel).run()

@@ -1,0 +1,270 @@
+"""The host back ends of a running keeper: they come, go and take each other's place, and their connections are held.
+
+A chardev does what needs a name or a right (chardev/base.py); each connection that it yields gets a serial number, is
+held for the workers to come, and is sent to the one that runs, under the port, the hub or the front that uses it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.channel.connections import is_peer_there
+from virtserial.channel.messages import Connect, Disconnect
+from virtserial.channel.record import replace
+from virtserial.errors import ConfigError, StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtserial.channel.connections import Connection, Readable
+    from virtserial.channel.messages import ConnectionEnded
+    from virtserial.chardev.base import Chardev, ConnectionSink
+    from virtserial.chardev.preparation import Preparation
+    from virtserial.daemon.keeper.held import HeldDescriptors
+    from virtserial.daemon.keeper.path_policy import PathPolicy
+    from virtserial.daemon.keeper.supervisor import Supervisor
+    from virtserial.loop import EventLoop
+    from virtserial.machine.model import Machine
+
+log = logging.getLogger("virtserial.keeper")
+
+
+class BackEnds:
+    """
+    Args:
+        machine: knows which port uses which chardev.
+        chardevs: those to begin with, by id.
+        held: where their connections are held.
+        workers: get them.
+        path_policy: what monitors may name; None trusts them.
+        prepares: a worker can read nothing later, so it is told ahead what to read.
+
+    Attributes:
+        chardevs: every back end by id.
+        sinks: by id, who else but a port uses a chardev, and takes its connections.
+        connections: counts those of chardevs, to tell one from the next.
+        preparations: what workers have to read ahead.
+        program: what Ctrl-a x ends.
+    """
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        machine: Machine,
+        chardevs: dict[str, Chardev],
+        held: HeldDescriptors,
+        workers: Supervisor,
+        path_policy: PathPolicy | None,
+        prepares: bool,
+    ) -> None:
+        self.chardevs = chardevs
+        self.sinks: dict[str, ConnectionSink] = {}
+        self.connections = 0
+        self.preparations: dict[Readable, Preparation] = {}
+        self.program = "virtserial"
+        self._loop = loop
+        self._machine = machine
+        self._held = held
+        self._workers = workers
+        self._path_policy = path_policy
+        self._prepares = prepares
+
+    def open(self, announce: Callable[[str], None]) -> None:
+        """Open those to begin with, and say what there is to be said of them.
+
+        Raises:
+            ConfigError: one cannot be had; `close` removes what was.
+        """
+        for chardev in self.chardevs.values():
+            chardev.report = log.warning
+            chardev.open(self._loop, self)
+            self.prepare_for(chardev)
+            if self._path_policy is not None:
+                self._path_policy.allow(chardev.paths())
+            if chardev.announcement:
+                announce(chardev.announcement)
+
+    def wait(self) -> None:
+        """Wait for the clients that are to be waited for (wait=on).
+
+        Raises:
+            ConfigError: the loop was stopped meanwhile.
+        """
+        for chardev in self.chardevs.values():
+            if chardev.wait:
+                chardev.wait_connected()
+
+    def close(self) -> None:
+        """Close all."""
+        for chardev in self.chardevs.values():
+            chardev.close()
+
+    def prepare_for(self, chardev: Chardev) -> bool:
+        """Have the worker read what it needs for a chardev before it is confined; whether it has to be replaced."""
+        if not self._prepares:
+            return False
+        new = [wanted for wanted in chardev.preparations() if wanted.what not in self.preparations]
+        self.preparations.update((wanted.what, wanted) for wanted in new)
+        return bool(new) and self._workers.worker is not None
+
+    # Connections
+
+    def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
+        """ConnectionSink: hold a connection, hand it to the worker."""
+        if (sink := self.sinks.get(chardev.id)) is not None:
+            sink.connection_opened(chardev, connection, fds)
+            return
+        self.connections += 1
+        message = Connect(
+            chardev=chardev.id,
+            hub=chardev.hub.id if chardev.hub is not None else None,
+            mux=chardev.mux,
+            mux_quit=chardev.mux_quit,
+            program=self.program,
+            serial=self.connections,
+            connection=connection,
+        )
+        self._held.hold(message, fds)
+        if self.prepare_for(chardev):
+            # The next worker has read what this connection needs, and gets it with all others.
+            self._loop.add_turn(self._workers.replace)
+        else:
+            self._workers.send(message, fds)
+
+    def connection_ended(self, message: ConnectionEnded) -> None:
+        """The worker has closed a connection.
+
+        Raises:
+            StateError: there was no such connection.
+        """
+        if message.serial > self.connections:
+            raise StateError(f"connection {message.serial} of {self.connections} has ended")
+        held = self._held.find(Connect, message.chardev)
+        if held is not None and held.serial == message.serial:  # else another has taken its place
+            self._held.drop(Connect, message.chardev)
+            self.chardevs[message.chardev].connection_ended()
+
+    def is_connected(self, chardev_id: str) -> bool:
+        """Whether a chardev, or a part of a hub, has a connection that was handed over."""
+        connections = (self._held.find(Connect, each.id) for each in self.chardevs[chardev_id].with_connections())
+        return any(each is not None and is_peer_there(each.connection) for each in connections)
+
+    def send_again(self, chardev_id: str) -> None:
+        """Send the connections of a chardev to the worker for a port that is new."""
+        for chardev in self.chardevs[chardev_id].with_connections():
+            self._held.send_again(Connect, chardev.id, self._workers.send)
+
+    # Changes
+
+    def is_busy(self, chardev_id: str) -> bool:
+        """Whether a port, a monitor or a hub uses a chardev."""
+        return self._is_used(chardev_id) or self.chardevs[chardev_id].hub is not None
+
+    def _is_used(self, chardev_id: str) -> bool:
+        if chardev_id in self.sinks or self.chardevs[chardev_id].fronts:
+            return True
+        return self._machine.user_of(chardev_id) is not None
+
+    def add(self, chardev: Chardev) -> None:
+        """Open a back end.
+
+        Raises:
+            ConfigError: it cannot be opened; nothing is left behind.
+        """
+        self._check_paths(chardev)
+        parts = chardev.with_connections() if chardev.is_hub else ()
+        for part in parts:
+            if self._is_used(part.id):
+                chardev.close()
+                raise ConfigError(f"chardev '{part.id}' is already in use")
+            self._set_hub(part, chardev.id)
+        self.chardevs[chardev.id] = chardev
+        try:
+            chardev.open(self._loop, self)
+        except BaseException:
+            del self.chardevs[chardev.id]
+            self._held.drop(Connect, chardev.id)
+            chardev.close()
+            raise
+
+    def _check_paths(self, chardev: Chardev) -> None:
+        """What a monitor's client names must be allowed; what the command line names is."""
+        if self._path_policy is not None:
+            try:
+                self._path_policy.check(chardev.paths())
+            except ConfigError:
+                chardev.close()
+                raise
+
+    def _set_hub(self, part: Chardev, hub_id: str | None) -> None:
+        """Say of a connection that there is already to which hub it belongs."""
+        if (held := self._held.find(Connect, part.id)) is not None:
+            self._held.change(replace(held, hub=hub_id))
+
+    def change(self, chardev: Chardev) -> None:
+        """Put a new back end in the place of the one of the same id, under its port if it has one.
+
+        A port goes from one connection to the other without a loss: what the old one has not taken goes to the new one.
+        If the new one has no connection yet, the guest sees the host's end closed until it has.
+
+        Raises:
+            ConfigError: the new one cannot be opened; the old one stays.
+        """
+        predecessor = self.chardevs[chardev.id]
+        if predecessor.mux or predecessor.is_hub or chardev.mux or chardev.is_hub:
+            chardev.close()
+            raise ConfigError("Mux device hotswap not supported yet")
+        self._check_paths(chardev)
+        early = _EarlyConnection(self)
+        try:
+            chardev.open(self._loop, early)
+        except BaseException:
+            early.drop()
+            chardev.close()
+            raise
+        self.chardevs[chardev.id] = chardev
+        if predecessor.hub is not None:
+            predecessor.hub.replace_part(predecessor, chardev)
+        predecessor.close()
+        self._held.drop(Connect, chardev.id)
+        if not early.pass_on():
+            self._workers.send(Disconnect(chardev.id))
+
+    def remove(self, chardev_id: str) -> None:
+        """Close a back end that nobody uses."""
+        chardev = self.chardevs.pop(chardev_id)
+        if chardev.is_hub:
+            for part in chardev.with_connections():
+                self._set_hub(part, None)
+        self._held.drop(Connect, chardev_id)
+        chardev.close()
+
+
+class _EarlyConnection:
+    """Keeps the connection of a chardev that has not yet taken another's place (ConnectionSink)."""
+
+    def __init__(self, sink: ConnectionSink) -> None:
+        self._sink = sink
+        self._early: tuple[Chardev, Connection, tuple[int, ...]] | None = None
+        self._in_place = False
+
+    def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
+        if self._in_place:
+            self._sink.connection_opened(chardev, connection, fds)
+        else:
+            self._early = chardev, connection, fds
+
+    def pass_on(self) -> bool:
+        """From now on connections are the sink's; whether there was one."""
+        self._in_place = True
+        early, self._early = self._early, None
+        if early is not None:
+            self._sink.connection_opened(*early)
+        return early is not None
+
+    def drop(self) -> None:
+        if self._early is not None:
+            for fd in self._early[2]:
+                os.close(fd)

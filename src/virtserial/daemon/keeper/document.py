@@ -1,0 +1,116 @@
+"""The document that a keeper leaves: all that it knows, but descriptors, which are numbers here (handover.py).
+
+What it takes from other rooms is theirs to read: the machine's description, the chardevs' and the monitors'.
+"""
+
+from collections.abc import Mapping
+
+from virtserial.channel.codec import U64
+from virtserial.channel.messages import (
+    AddFront,
+    Backlog,
+    Connect,
+    ConnectVmm,
+    DmaMap,
+    Index,
+    Interrupted,
+    Irq,
+    Serial,
+)
+from virtserial.channel.record import record
+
+
+@record
+class ListenerLeft:
+    """Where a VMM comes.
+
+    Attributes:
+        descriptor: of the listening socket.
+        inode: device and number of the file that we bound it to, None if a service manager did.
+        activated_as: the service manager's name of it.
+        busy: a VMM is there.
+        waiting: descriptors of the VMMs that wait for that one's end.
+    """
+
+    path: str
+    descriptor: int
+    inode: tuple[int, int] | None
+    activated_as: str | None
+    busy: bool
+    waiting: tuple[int, ...]
+
+
+@record
+class ControllerLeft:
+    """A controller of the machine.
+
+    Attributes:
+        state: the descriptor of its state memory.
+    """
+
+    controller: Index
+    state: int
+    listener: ListenerLeft
+
+
+@record
+class ChardevLeft:
+    """A chardev.
+
+    Attributes:
+        kind, values: what options.chardev_options.make_chardev makes its like of.
+        saved: what Chardev.take_over takes.
+    """
+
+    id: str
+    kind: str
+    values: Mapping[str, object]
+    saved: Mapping[str, object]
+
+
+@record
+class HeldLeft:
+    """What is held for the next worker, and the descriptors that go with it."""
+
+    message: DmaMap | Irq | AddFront | Connect | ConnectVmm
+    descriptors: tuple[int, ...]
+
+
+@record
+class WorkersLeft:
+    """Of the supervisor: what workers have left, and what is counted."""
+
+    left: tuple[Interrupted | Backlog, ...]
+    restarts: U64
+    upgrades: U64
+    doubtful: U64
+
+
+@record
+class Document:
+    """All of it.
+
+    Attributes:
+        state_version: memory.state.VERSION of the state memories.
+        machine: machine.model.Machine.describe.
+        objects: chardev.tls_credentials.TlsCredentials.describe, each.
+        chardevs: those that others refer to come before them.
+        connections: how many connections of chardevs there were.
+        allowed: the paths that monitors may name; None: all.
+        monitors: monitor.server.Monitors.hand_over.
+        words: the command line that it was made from.
+        renewals: how many there were, with this one.
+    """
+
+    state_version: int
+    machine: Mapping[str, object]
+    objects: tuple[Mapping[str, object], ...]
+    chardevs: tuple[ChardevLeft, ...]
+    held: tuple[HeldLeft, ...]
+    controllers: tuple[ControllerLeft, ...]
+    connections: Serial
+    workers: WorkersLeft
+    allowed: tuple[str, ...] | None
+    monitors: Mapping[str, object] | None
+    words: tuple[str, ...]
+    renewals: int

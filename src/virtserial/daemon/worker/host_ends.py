@@ -1,0 +1,148 @@
+"""The host ends of the worker's ports: each connection that the keeper hands over is joined to what uses its chardev.
+
+| the chardev | is joined to |
+|---|---|
+| of a port | the port, in the place of the connection it has |
+| a part of a hub | the hub's host end, which the port that uses the hub has |
+| multiplexed | a Multiplexer: each port and front (a monitor, QEMU) has a share, the last has the focus |
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.channel.messages import ConnectionEnded, FrontChanged, Quit
+from virtserial.errors import VirtserialError
+from virtserial.host_end.factory import open_host_end
+from virtserial.host_end.hub import HubHostEnd
+from virtserial.host_end.mux import Multiplexer
+from virtserial.host_end.mux_front import StreamFront
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from virtserial.accounting import Account
+    from virtserial.channel.channel import Send
+    from virtserial.channel.messages import Connect, FromWorker, FrontState
+    from virtserial.console.port import Port
+    from virtserial.daemon.worker.guest_device import GuestDevice
+    from virtserial.loop import EventLoop
+
+log = logging.getLogger("virtserial.worker")
+
+
+class HostEnds:
+    """
+    Args:
+        send: to the keeper.
+        account: gets what host ends read and write.
+    """
+
+    def __init__(self, loop: EventLoop, send: Send[FromWorker], account: Account) -> None:
+        self._loop = loop
+        self._account = account
+        self._send = send
+        self._ports: dict[str, list[tuple[GuestDevice, Port]]] = {}
+        self._muxes: dict[str, tuple[int, Multiplexer]] = {}
+        self._fronts: dict[str, list[StreamFront]] = {}
+
+    def add_port(self, device: GuestDevice, port: Port, chardev: str) -> None:
+        """A port uses a chardev; connections come after this."""
+        self._ports.setdefault(chardev, []).append((device, port))
+
+    def remove_port(self, device: GuestDevice, port: Port, chardev: str) -> None:
+        """A port that used a chardev is gone."""
+        users = self._ports[chardev]
+        users.remove((device, port))
+        if not users:
+            del self._ports[chardev]
+
+    def add_front(self, chardev: str, name: str, fd: int) -> None:
+        """Somebody beside the ports uses a multiplexed chardev, over a stream."""
+
+        def tell(state: FrontState) -> None:
+            serial, _ = self._muxes.get(chardev, (0, None))
+            self._send(FrontChanged(chardev, name, state, serial))
+
+        front = StreamFront(self._loop, f"chardev '{chardev}' ({name})", fd, tell, self._account)
+        self._fronts.setdefault(chardev, []).append(front)
+
+    def disconnect(self, chardev: str) -> None:
+        """Take the connection of a chardev away from its ports, or from the hub that it is a part of."""
+        for device, port in self._ports.get(chardev, ()):
+            if port.host is not None:
+                host = port.host
+                port.detach()
+                host.close()
+                device.connection_serials.pop(port, None)
+        for front in self._fronts.get(chardev, ()):
+            front.leave()
+        self._muxes.pop(chardev, None)
+        for users in self._ports.values():
+            for _, port in users:
+                if isinstance(port.host, HubHostEnd):
+                    port.host.leave(chardev)
+
+    def connect(self, message: Connect, fds: Sequence[int]) -> None:
+        """Join a connection to what uses its chardev, in place of the one that is there; `fds` are owned."""
+        chardev, serial, hub = message.chardev, message.serial, message.hub
+        users = self._ports.get(hub or chardev)
+        if not users and chardev not in self._fronts:
+            _close(fds)
+            return
+        known_serial, mux = self._muxes.get(chardev, (0, None))
+        if mux is not None and known_serial == serial and mux.fronts:
+            # It was sent again, for a port that has just been plugged in.
+            _close(fds)
+            self._share(chardev, serial, mux)
+            return
+        try:
+            host = open_host_end(message.connection, fds, self._loop, self._account)
+        except VirtserialError as error:
+            log.error("chardev %s: %s", chardev, error)
+            self._ended(chardev, serial)
+            return
+        self.disconnect(chardev)
+        if message.mux:
+            leave = self._quit_of(chardev) if message.mux_quit else None
+            mux = Multiplexer(self._loop, host, leave, message.program)
+            self._muxes[chardev] = serial, mux
+            self._share(chardev, serial, mux)
+            mux.start()
+            return
+        assert users is not None  # Fronts are of multiplexers only.
+        device, port = users[0]
+        if hub is not None:
+            self._hub_of(port, hub).join(chardev, host, lambda: self._ended(chardev, serial))
+        else:
+            device.connection_serials[port] = serial
+            port.attach(host)
+
+    def _quit_of(self, chardev: str) -> Callable[[], None]:
+        return lambda: self._send(Quit(chardev))
+
+    def _ended(self, chardev: str, serial: int) -> None:
+        self._send(ConnectionEnded(chardev, serial))
+
+    def _hub_of(self, port: Port, hub: str) -> HubHostEnd:
+        """The hub under a port; made with the first connection of a part."""
+        if not isinstance(port.host, HubHostEnd):
+            port.attach(HubHostEnd(self._loop, f"chardev '{hub}' (hub)"))
+        assert isinstance(port.host, HubHostEnd)
+        return port.host
+
+    def _share(self, chardev: str, serial: int, mux: Multiplexer) -> None:
+        """Give each user of a multiplexed chardev that has no share of it one; the last gets the focus."""
+        for front in self._fronts.get(chardev, ()):
+            front.join(mux, lambda: self._ended(chardev, serial))
+        for device, port in self._ports.get(chardev, ()):
+            if port.host is None:
+                device.connection_serials[port] = serial
+                port.attach(mux.add_front())
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
