@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.folders import short_folder
 
 LIMITS = {"cli": 30, "client": 120, "daemon": 45, "driver": 60, "guest_library": 60}
 """Seconds that a test of a room may take, where pyproject.toml's limit (for the real guests) is too long to wait."""
 HERE = Path(__file__).parent
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # how long an example takes says how busy the machine is
+PROCESSES = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec")
+"""Audit events of who starts a process."""
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--no-process", action="store_true", help="fail tests that start a process")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
     for item in items:
-        limit = LIMITS.get(item.path.relative_to(HERE).parts[0])
-        if limit is not None and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(limit))
+        room = item.path.relative_to(HERE).parts[0]
+        if room in LIMITS and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIMITS[room]))
+        for bug in item.iter_markers("foreign_bug"):
+            if f"[{bug.kwargs['case']}" in item.name:
+                item.add_marker(pytest.mark.flaky(reruns=1))
+        if "qemu" in item.keywords and (shared := shared_guest(item)):
+            item.add_marker(pytest.mark.xdist_group(shared))
+    if hasattr(config, "workerinput"):
+        # What takes longest starts first, so that all workers end at about the same time.
+        items.sort(key=lambda item: ("qemu" not in item.keywords, "stress" not in item.keywords))
+
+
+def shared_guest(item):
+    """A name for the guest that a test shares with others of its module; "" where it boots one of its own.
+
+    One worker runs all tests of a guest.  A guest is a fixture of the module and boots once for each of its parameters.
+    """
+    definitions = item._fixtureinfo.name2fixturedefs.values()
+    if not any(each[-1].scope == "module" and each[-1].baseid == item.parent.nodeid for each in definitions):
+        return ""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    names = [name for name, each in item._fixtureinfo.name2fixturedefs.items() if each[-1].scope == "module"]
+    return f"{item.path.name} {[parameters[name] for name in names if name in parameters]}"
+
+
+def refuse_processes(event, arguments):
+    assert event not in PROCESSES, f"./scripts/check runs no test that starts a process: {arguments}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process(request):
+    if request.config.getoption("--no-process"):
+        sys.addaudithook(refuse_processes)
 
 
 @pytest.fixture

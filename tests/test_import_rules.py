@@ -48,6 +48,8 @@ host_end/ is the worker's, which opens nothing; chardev/ is the keeper's, which 
 
 OUTSIDE_WORLD = {"socket", "asyncio", "time", "select", "selectors", "subprocess", "signal", "threading"}
 MAX_LINES = 600
+BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
+"""Where a statement has others."""
 
 
 def room_of(path):
@@ -63,23 +65,37 @@ def tree_of(path):
     return ast.parse(path.read_text())
 
 
+@functools.cache
+def nodes_of(path):
+    return list(ast.walk(tree_of(path)))
+
+
+@functools.cache
+def import_statements(path):
+    """[(statement, late)] of the imports of a file: only statements are visited, for there are no others."""
+    found = []
+
+    def visit(node, late):
+        for statement in (each for part in BODIES for each in getattr(node, part, ())):
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                found.append((statement, late))
+            type_checking = isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
+            function = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef)
+            visit(statement, late or function or type_checking)
+
+    visit(tree_of(path), False)
+    return found
+
+
 def imports_of(path, modules=()):
     """Yield (module, line, late) of every import; late ones are in a function or for type checkers only.
 
     `from folder import module` is an import of the module, where `modules` has one of that name.
     """
-    tree = tree_of(path)
-    late = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        or (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING")
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
+    for node, late in import_statements(path):
         if isinstance(node, ast.Import):
             for name in node.names:
-                yield name.name, node.lineno, id(node) in late
+                yield name.name, node.lineno, late
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 or path in GUEST_FILES, f"{path}:{node.lineno}: a relative import"
             module = node.module or ""
@@ -88,10 +104,10 @@ def imports_of(path, modules=()):
                 module = ".".join([*above, module] if module else above)
             for name in node.names:
                 whole = f"{module}.{name.name}"
-                yield whole if whole in modules else module, node.lineno, id(node) in late
+                yield whole if whole in modules else module, node.lineno, late
             if module == "virtserial":
                 for name in node.names:
-                    yield f"virtserial.{name.name}", node.lineno, id(node) in late
+                    yield f"virtserial.{name.name}", node.lineno, late
 
 
 def rooms_used(path):
@@ -194,7 +210,7 @@ def test_every_error_is_in_the_tree_that_errors_py_draws(folder, root):
     bases = {
         node.name: node.bases[0].id
         for path in folder.rglob("*.py")
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.ClassDef) and node.bases and isinstance(node.bases[0], ast.Name)
     }
 
@@ -223,7 +239,7 @@ def test_the_standards_rooms_know_no_outside_world(room):
                 wrong.append(f"{name}:{line} imports {module}")
             if module == "virtserial.loop" and not late:
                 wrong.append(f"{name}:{line} imports the event loop")
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
                 if node.attr in ("environ", "getenv", "environb"):
                     wrong.append(f"{name}:{node.lineno} looks into the environment")
@@ -237,7 +253,7 @@ def test_pack_into_is_nowhere():
     wrong = [
         f"{path.relative_to(SOURCE)}:{node.lineno}"
         for path in FILES
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if (isinstance(node, ast.Attribute) and node.attr == "pack_into")
         or (isinstance(node, ast.ImportFrom) and any(name.name == "pack_into" for name in node.names))
     ]

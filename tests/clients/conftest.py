@@ -19,7 +19,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if os.path.dirname(__file__) == str(item.path.parent):
             item.add_marker(pytest.mark.qemu)
-            item.add_marker(pytest.mark.flaky(reruns=1))  # as in tests/interop
 
 
 @pytest.fixture(scope="session", autouse=True)

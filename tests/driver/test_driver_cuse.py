@@ -410,7 +410,7 @@ def test_a_port_that_flaps_leaves_nothing_behind(loop):
     assert len(device.memory.regions) == 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.sampled_from([0, 2, 14, 15, 16, 18, 25, 36, 39, 40, 42, 4096, 1 << 31]), st.binary(max_size=60)),

@@ -146,4 +146,4 @@ class ControlModel(RuleBasedStateMachine):
 
 
 def test_the_driver_is_told_the_truth():
-    run_state_machine_as_test(ControlModel, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(ControlModel, settings=settings(max_examples=40, stateful_step_count=40))

@@ -88,4 +88,4 @@ class QmpModel(RuleBasedStateMachine):
 
 
 def test_every_request_is_answered_once_and_in_order():
-    run_state_machine_as_test(QmpModel, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(QmpModel, settings=settings(max_examples=40, stateful_step_count=30))

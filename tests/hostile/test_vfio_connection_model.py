@@ -156,5 +156,5 @@ def test_a_connection_is_what_was_asked_for():
     # Descriptors that other tests have left to the garbage collector must not be closed while ours are counted.
     gc.collect()
     run_state_machine_as_test(
-        ConnectionModel, settings=settings(max_examples=50, stateful_step_count=40, deadline=None)
+        ConnectionModel, settings=settings(max_examples=50, stateful_step_count=40)
     )

@@ -21,8 +21,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if os.path.dirname(__file__) == str(item.path.parent):
             item.add_marker(pytest.mark.qemu)
-            # Where emulated machines compete for two processors one stands still now and then: who fails twice, fails.
-            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 @pytest.fixture(scope="session", autouse=True)

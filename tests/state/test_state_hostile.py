@@ -16,7 +16,7 @@ from virtserial.state.device_state import load, size_limit
 from virtserial.state.envelope import HEADER, MAGIC, VERSION, seal
 
 U64 = (1 << 64) - 1
-SLOW = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+SLOW = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,6 @@ def test_any_driver_any_device(kind):
         settings=settings(
             max_examples=25,
             stateful_step_count=40,
-            deadline=None,
             derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),
