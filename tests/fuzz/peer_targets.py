@@ -8,6 +8,7 @@ import struct
 from itertools import pairwise
 
 from fuzz.any_bytes import AnyBytes
+from support.message_batches import handle_batch
 from support.served_device import build_server
 
 from virtserial.errors import PeerError
@@ -34,11 +35,11 @@ def vfio_stream(data):
     whole = VERSION + data
     try:
         cut = len(whole) // 2
-        taken, replies = server.handle_batch(whole, cut)
+        taken, replies = handle_batch(server, whole, cut)
         assert taken <= cut
         _check_replies(replies)
         rest = whole[taken:]
-        taken, replies = server.handle_batch(rest, len(rest))
+        taken, replies = handle_batch(server, rest, len(rest))
         assert taken <= len(rest)
         _check_replies(replies)
     except PeerError:

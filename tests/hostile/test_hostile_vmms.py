@@ -165,7 +165,7 @@ def test_one_buffer_of_requests_that_take_long_is_cut_into_turns():
             turns += 1
         assert len(slow) == 100
         assert turns >= 20
-        stream.close(0)
+        stream.abandon()
 
 
 def test_crowd_of_vmms_waits_in_the_backlog_and_costs_no_descriptors(device, folder):

@@ -10,6 +10,8 @@ from virtserial.errors import DriverError
 from virtserial.pci import layout
 from virtserial.pci.function import VFIO_PCI_CONFIG_REGION_INDEX
 from virtserial.state.device_state import load, save
+from virtserial.state.pci_state import PciState
+from virtserial.testing.memory_driver import MemoryTransport
 from virtserial.virtio.status import DEVICE_NEEDS_RESET
 
 RX, TX = queues_of(SERIAL)
@@ -145,8 +147,8 @@ class TestRegisters:
         guest.replace()
         guest.hosts[SERIAL].room = 0
         guest.device.pause()
-        load(guest.function, guest.device, data)
-        assert save(guest.function, guest.device) == data
+        load(guest.device, PciState(guest.function), data)
+        assert save(guest.device, PciState(guest.function)) == data
 
     def test_a_broken_device_is_broken_there(self, guest):
         guest.rings[TX].add([b"x"])
@@ -177,3 +179,17 @@ def test_an_interrupt_that_waited_for_its_eventfd_waits_there(guest, vector):
     guest.function.interrupts.signal_vector(vector)
     guest.move()
     assert vector in guest.function.interrupts.pending
+
+
+def test_a_device_without_a_pci_function_has_a_state(guest):
+    """Registers of a front are the front's part: the in-memory front has none."""
+    data = save(guest.device, MemoryTransport(guest.device, guest.scheduler))
+    guest.replace()
+    guest.device.pause()
+    load(guest.device, MemoryTransport(guest.device, guest.scheduler), data)
+    guest.device.resume()
+    guest.run()
+    guest.post(RX, 64)
+    guest.hosts[SERIAL].feed(b"to the guest")
+    guest.run()
+    assert guest.received(RX) == b"to the guest"

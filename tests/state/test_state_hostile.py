@@ -14,6 +14,7 @@ from support.movable_guest import SERIAL, MovableGuest
 from virtserial.errors import ConfigError
 from virtserial.state.device_state import load, size_limit
 from virtserial.state.envelope import HEADER, MAGIC, VERSION, seal
+from virtserial.state.pci_state import PciState
 
 U64 = (1 << 64) - 1
 SLOW = settings(max_examples=150, suppress_health_check=list(HealthCheck))
@@ -47,7 +48,7 @@ def target():
 
 def take(target, data):
     target.device.pause()
-    load(target.function, target.device, data)
+    load(target.device, PciState(target.function), data)
 
 
 def changed(content, *path, to):
@@ -65,7 +66,7 @@ class TestEnvelope:
         ("data", "text"),
         [
             (b"", "0 bytes, the header alone has 24"),
-            (b"x" * 24, "it does not begin as one of virtserial does"),
+            (b"x" * 24, "it is not one of virtserial's"),
             (HEADER.pack(MAGIC, VERSION + 1, 0, 0), f"version {VERSION + 1}, this program reads version {VERSION}"),
             (HEADER.pack(MAGIC, VERSION, 0, 9), "0 bytes follow the header, it says 9"),
             (HEADER.pack(MAGIC, VERSION, 1, 2) + b"{}", "it is damaged, its checksum is another"),
@@ -85,7 +86,7 @@ class TestEnvelope:
 
     def test_one_that_is_too_large_is_refused(self, target):
         with pytest.raises(ConfigError, match="at most"):
-            take(target, seal({"x": "y" * size_limit(target.function, target.device)}))
+            take(target, seal({"x": "y" * size_limit(target.device, PciState(target.function))}))
 
     @SLOW
     @given(place=st.integers(0, 1 << 20), bit=st.integers(0, 7), cut=st.integers(0, 40))

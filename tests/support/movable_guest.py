@@ -8,6 +8,7 @@ from virtserial.console.device import ConsoleDevice
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
 from virtserial.state.device_state import load, save
+from virtserial.state.pci_state import PciState
 
 CONSOLE, SERIAL = 0, 1
 VECTORS = 9
@@ -46,7 +47,7 @@ class MovableGuest(Guest):
 
     def save(self):
         self.device.pause()
-        return save(self.function, self.device)
+        return save(self.device, PciState(self.function))
 
     def replace(self, connected=True, plug=None):
         """Another device, in another process, with ports of the same names; the driver's memory is mapped there."""
@@ -57,7 +58,7 @@ class MovableGuest(Guest):
 
     def take_over(self, data):
         self.device.pause()
-        load(self.function, self.device, data)
+        load(self.device, PciState(self.function), data)
         self.device.resume()
         self.run()
 

@@ -51,7 +51,7 @@ class RunningServer(threading.Thread):
                     pass
         except BaseException as error:
             self.failure = error
-        self.stream.close(0)
+        self.stream.abandon()
         self.server.disconnected()
         os.close(self.wake)
 

@@ -88,7 +88,7 @@ class Connection:
         self.memory = MessageMemory(self.stream, self.session)
 
     def close(self):
-        self.stream.close(0)
+        self.stream.abandon()
         self.client.join(5)
         self.client.sock.close()
 

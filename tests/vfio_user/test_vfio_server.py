@@ -9,6 +9,7 @@ import socket
 import struct
 
 import pytest
+from support.message_batches import handle_batch
 from support.served_device import (
     NOTIFY,
     build_server,
@@ -462,7 +463,7 @@ class TestBatches:
 
     def test_a_mixed_batch(self, server):
         batch = doorbell(1) + region_read(7, 0, 4, 5) + doorbell(2) + region_read(7, 8, 4, 6) + doorbell(3)[:20]
-        consumed, replies = server.handle_batch(bytearray(batch) + bytes(100), len(batch))
+        consumed, replies = handle_batch(server, bytearray(batch) + bytes(100), len(batch))
         assert consumed == len(batch) - 20
         assert [wire.Header.unpack_from(answer).id for answer in replies] == [5, 6]
         assert server.device.doorbells == [1, 2]
@@ -473,7 +474,7 @@ class TestBatches:
             region_write(4, 0x16, b"\3\0", flags=wire.VFIO_USER_NO_REPLY),
         ]
         batch = b"".join(posted)
-        assert server.handle_batch(batch, len(batch)) == (len(batch), [])
+        assert handle_batch(server, batch, len(batch)) == (len(batch), [])
         assert server.device.device.status == 1
         assert server.device.common.record.queue_select == 3
 
@@ -482,12 +483,12 @@ class TestBatches:
         batch = b"".join(messages)
         ends = [sum(map(len, messages[:count])) for count in range(len(messages) + 1)]
         for length in range(len(batch) + 1):
-            consumed, _ = build_server().handle_batch(batch, length)
+            consumed, _ = handle_batch(build_server(), batch, length)
             assert consumed == max(end for end in ends if end <= length)
 
     def test_an_impossible_header_ends_the_stream_before_its_body_is_there(self, server):
         with pytest.raises(PeerError, match="allowed are"):
-            server.handle_batch(wire.Header(0, 9, 1 << 30, 0, 0).pack(), 16)
+            handle_batch(server, wire.Header(0, 9, 1 << 30, 0, 0).pack(), 16)
 
 
 class TestSuccessor:

@@ -74,7 +74,7 @@ def vmm():
 def stream(vmm, server):
     made = MessageStream(vmm.peer, server)
     yield made
-    made.close(0)
+    made.abandon()
 
 
 def queued(sock):
@@ -295,23 +295,6 @@ class TestEnd:
         vmm.send(bytes(16), [os.eventfd(0)])
         with pytest.raises(PeerError):
             stream.serve()
-
-    def test_a_deliberate_close_leaves_nothing_unread(self, vmm, stream):
-        vmm.send(region_read(7, 0, 4) * 100)
-        stream.close(0.2)
-        assert vmm.sock.recv(10) == b""  # an end, not ECONNRESET
-
-    def test_a_deliberate_close_waits_for_the_clients(self, vmm, stream):
-        closer = threading.Timer(0.05, lambda: (vmm.send(b"more"), vmm.sock.shutdown(socket.SHUT_WR)))
-        closer.start()
-        stream.close(5)
-        closer.join()
-        assert vmm.sock.recv(10) == b""
-
-    def test_closing_twice_or_after_the_client_is_harmless(self, vmm, stream):
-        vmm.sock.close()
-        stream.close()
-        stream.close()
 
     def test_abandoning_leaves_the_connection_to_others(self, vmm, stream):
         with vmm.peer.dup() as other:

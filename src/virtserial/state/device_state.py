@@ -1,40 +1,35 @@
-"""What is saved of a device, and how a device takes it over.
+"""The saved state of a device: a part for the console device, and a part for the front by which its driver reaches it.
 
-Saved is what the driver can see or has a right to: registers, features and status, the queues with their positions
-(how much of a chain was served included), what each port is for the driver, the control messages that are still to be
-sent, console output that waits for its host end, and the PCI registers.  Not saved is what belongs to others: guest
-memory and interrupt eventfds are the VMM's, connections and what waits in them are the hosts'.
+Saved is what the driver can see or has a right to: features and status, the queues with their positions (how much of a
+chain was served included), what each port is for the driver, the control messages that are still to be sent, console
+output that waits for its host end, and the front's registers.  Not saved is what belongs to others: guest memory and
+interrupt eventfds are the VMM's, connections and what waits in them are the hosts'.
 
-A device takes over a state only if the driver cannot tell the difference: the same number of ports and vectors, every
-feature that was negotiated, and the same ports at the same numbers.  Every value is checked before it is used; rings
-and chains are checked when the device goes on, as those of any driver.
+A device loads a state only if the driver cannot tell the difference: the same number of ports, every feature that was
+negotiated, the same ports at the same numbers, and a front that looks the same.  Every value is checked before it is
+used; rings and chains are checked when the device runs, as those of any driver.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from virtserial.console.control import REMOVE, SIZE
 from virtserial.console.port import CONSOLE_BUFFER
+from virtserial.console.slot import PortSlot, in_plug_order
 from virtserial.console.wire import VIRTIO_ID_CONSOLE
 from virtserial.errors import ConfigError
-from virtserial.pci.layout import (
-    PCI_CONFIG_SPACE_SIZE,
-    VIRTIO_MSI_NO_VECTOR,
-    VIRTIO_PCI_ISR_CONFIG,
-    VIRTIO_PCI_ISR_QUEUE,
-)
 from virtserial.state.envelope import seal, unseal
 from virtserial.state.fields import encode
+from virtserial.virtio.queue import NO_VECTOR, Virtqueue
 from virtserial.virtio.ring.chains import MAX_CHAIN_BYTES
 from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_BITS, FEATURES_OK
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from virtserial.console.device import ConsoleDevice
-    from virtserial.console.slot import PortSlot
-    from virtserial.pci.function import VirtioPciFunction
     from virtserial.state.fields import Fields
-    from virtserial.virtio.queue import Virtqueue
 
 U16: Final = 0xFFFF
 U32: Final = 0xFFFFFFFF
@@ -44,69 +39,92 @@ _COUNTERS: Final = ("transmitted", "received", "discarded", "dropped")
 _ADDRESSES: Final = ("desc_address", "avail_address", "used_address")
 
 
-def size_limit(function: VirtioPciFunction, console: ConsoleDevice) -> int:
+class FrontState(Protocol):
+    """What a front adds to the saved state: members of the same JSON object, under names that are its own."""
+
+    @property
+    def size_limit(self) -> int:
+        """The most bytes that its members take."""
+        ...
+
+    def reset(self) -> None:
+        """Return the device and the front's registers to their state after power-on."""
+        ...
+
+    def save(self) -> Mapping[str, object]:
+        """Its members."""
+        ...
+
+    def check(self, state: Fields) -> None:
+        """Look whether its driver could tell this state's front from it, before anything is changed.
+
+        Raises:
+            ConfigError: it could.
+        """
+        ...
+
+    def load(self, state: Fields) -> None:
+        """Take its members over; the device and its queues are loaded already.
+
+        Raises:
+            ConfigError: they make no sense; the device is reset then.
+        """
+        ...
+
+
+def size_limit(console: ConsoleDevice, front: FrontState) -> int:
     """The most bytes the saved state of a device like this one has."""
     consoles = sum(slot.port is not None and slot.port.is_console for slot in console.slots)
     # A character of a name may take two escapes of 6 bytes.
     names = sum(12 * len(slot.port.name or "") for slot in console.slots if slot.port is not None)
-    in_base64 = consoles * CONSOLE_BUFFER + len(function.msix_table)
-    return 8192 + in_base64 * 4 // 3 + names + 2048 * console.max_ports + 8 * function.interrupts.vectors
+    return 4096 + consoles * CONSOLE_BUFFER * 4 // 3 + names + 2048 * console.max_ports + front.size_limit
 
 
-def save(function: VirtioPciFunction, console: ConsoleDevice) -> bytes:
-    """Return the state of a device that stands still.
-
-    Args:
-        function: its PCI function.
-        console: the device itself.
-    """
+def save(console: ConsoleDevice, front: FrontState) -> bytes:
+    """Return the state of a device that is paused."""
     return seal(
         {
             "device_type": VIRTIO_ID_CONSOLE,
             "max_ports": console.max_ports,
-            "vectors": function.interrupts.vectors,
             "status": console.status,
             "config_generation": console.config_generation,
             "failures": console.record.failures,
             "driver_features": console.driver_features,
             "queues": [_saved_queue(queue) for queue in console.queues if _is_used(queue)],
-            "ports": [_saved_port(slot) for slot in _slots_in_order(console) if slot.port or slot.record.pending],
-            "pci": _saved_function(function),
+            "ports": [_saved_port(slot) for slot in in_plug_order(console.slots) if slot.port or slot.record.pending],
+            **front.save(),
         }
     )
 
 
-def load(function: VirtioPciFunction, console: ConsoleDevice, data: bytes | bytearray | memoryview) -> None:
-    """Give a device that stands still another one's state; it goes on with it by `console.resume`.
+def load(console: ConsoleDevice, front: FrontState, data: bytes | bytearray | memoryview) -> None:
+    """Give a paused device another one's state; `console.resume` runs it.
 
     Raises:
-        ConfigError: the state is none, is damaged or senseless, or is that of a device with other ports or properties;
-            then the device is as after a reset.
+        ConfigError: the state is not valid, is damaged or senseless, or is that of a device with other ports or
+            properties; then the device is as after a reset.
     """
-    state = unseal(data, size_limit(function, console))
-    _check_device(state, function, console)
-    function.reset_registers()
+    state = unseal(data, size_limit(console, front))
+    _check_device(state, console)
+    front.check(state)
+    front.reset()
     try:
         _load_device(state, console)
         for entry in state.groups("queues", console.num_queues):
-            _load_queue(entry, console, function.interrupts.vectors)
+            _load_queue(entry, console)
         _load_ports(state.groups("ports", console.max_ports), console)
-        _load_function(state.group("pci"), function)
+        front.load(state)
     except ConfigError:
-        function.reset_registers()
+        front.reset()
         raise
 
 
 # The device as a whole
 
 
-def _check_device(state: Fields, function: VirtioPciFunction, console: ConsoleDevice) -> None:
-    for name, most, ours in (
-        ("device_type", U16, VIRTIO_ID_CONSOLE),
-        ("max_ports", U16, console.max_ports),
-        ("vectors", U16, function.interrupts.vectors),
-    ):
-        value = state.number(name, most)
+def _check_device(state: Fields, console: ConsoleDevice) -> None:
+    for name, ours in (("device_type", VIRTIO_ID_CONSOLE), ("max_ports", console.max_ports)):
+        value = state.number(name, U16)
         if value != ours:
             raise state.refuse(name, f"is {value}, this device has {ours}")
     features = state.number("driver_features", U64)
@@ -135,7 +153,7 @@ def _is_used(queue: Virtqueue) -> bool:
         record.enabled
         or record.progress
         or record.size != queue.max_size
-        or record.vector != VIRTIO_MSI_NO_VECTOR
+        or record.vector != NO_VECTOR
         or any(getattr(record, name) for name in _ADDRESSES)
     )
 
@@ -156,7 +174,7 @@ def _saved_queue(queue: Virtqueue) -> dict[str, object]:
     }
 
 
-def _load_queue(state: Fields, console: ConsoleDevice, vectors: int) -> None:
+def _load_queue(state: Fields, console: ConsoleDevice) -> None:
     queue = console.queues[state.number("index", console.num_queues - 1)]
     record = queue.record
     if _is_used(queue):
@@ -165,7 +183,7 @@ def _load_queue(state: Fields, console: ConsoleDevice, vectors: int) -> None:
     if not size or size & (size - 1):
         raise state.refuse("size", f"is {size}, a queue's size is a power of 2")
     record.size = size
-    record.vector = _vector(state, "vector", vectors)
+    record.vector = state.number("vector", U16)
     record.event_idx, record.indirect = state.flag("event_idx"), state.flag("indirect")
     for name in _ADDRESSES:
         setattr(record, name, state.number(name, U64))
@@ -175,18 +193,7 @@ def _load_queue(state: Fields, console: ConsoleDevice, vectors: int) -> None:
     record.enabled = state.flag("enabled")
 
 
-def _vector(state: Fields, name: str, vectors: int) -> int:
-    vector = state.number(name, U16)
-    if vector >= vectors and vector != VIRTIO_MSI_NO_VECTOR:
-        raise state.refuse(name, f"is {vector}, there are {vectors}")
-    return vector
-
-
 # Ports
-
-
-def _slots_in_order(console: ConsoleDevice) -> list[PortSlot]:
-    return sorted(console.slots, key=lambda slot: (slot.record.order, slot.number))
 
 
 def _saved_port(slot: PortSlot) -> dict[str, object]:
@@ -270,37 +277,3 @@ def _load_port(state: Fields, slot: PortSlot, console: ConsoleDevice) -> None:
         port.host.guest_ready()
     if size != (port.cols, port.rows):
         console.set_size(port, port.cols, port.rows)
-
-
-# The PCI function
-
-
-def _saved_function(function: VirtioPciFunction) -> dict[str, object]:
-    common = function.common.record
-    return {
-        "configuration": encode(function.configuration.read(0, PCI_CONFIG_SPACE_SIZE)),
-        "device_feature_select": common.device_feature_select,
-        "driver_feature_select": common.driver_feature_select,
-        "config_vector": common.config_vector,
-        "queue_select": common.queue_select,
-        "isr": function.record.isr,
-        "msix_table": encode(function.msix_table),
-        "msix_pending": sorted(function.pending_vectors),
-    }
-
-
-def _load_function(state: Fields, function: VirtioPciFunction) -> None:
-    vectors = function.interrupts.vectors
-    common = function.common.record
-    common.device_feature_select = state.number("device_feature_select", U32)
-    common.driver_feature_select = state.number("driver_feature_select", U32)
-    common.config_vector = _vector(state, "config_vector", vectors)
-    common.queue_select = state.number("queue_select", U16)
-    function.record.isr = state.number("isr", VIRTIO_PCI_ISR_QUEUE | VIRTIO_PCI_ISR_CONFIG)
-    table = state.data("msix_table", len(function.msix_table))
-    if len(table) != len(function.msix_table):
-        raise state.refuse("msix_table", f"has {len(table)} bytes, this function's has {len(function.msix_table)}")
-    function.msix_table[:] = table
-    pending = state.numbers("msix_pending", vectors - 1, vectors)
-    function.configuration.restore(state.data("configuration", PCI_CONFIG_SPACE_SIZE))
-    function.registers_restored(pending)

@@ -36,13 +36,13 @@ def unseal(data: bytes | bytearray | memoryview, limit: int) -> Fields:
         limit: the most bytes it may have.
 
     Raises:
-        ConfigError: it is none, of another version, longer than `limit`, cut short, or damaged.
+        ConfigError: it is not valid, of another version, longer than `limit`, cut short, or damaged.
     """
     if len(data) < HEADER.size:
         raise ConfigError(f"saved state: {len(data)} bytes, the header alone has {HEADER.size}")
     magic, version, checksum, length = HEADER.unpack_from(data)
     if magic != MAGIC:
-        raise ConfigError("saved state: it does not begin as one of virtserial does")
+        raise ConfigError("saved state: it is not one of virtserial's")
     if version != VERSION:
         raise ConfigError(f"saved state: version {version}, this program reads version {VERSION}")
     if len(data) > limit:

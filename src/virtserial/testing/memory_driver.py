@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from virtserial.driver.port_queues import BufferPlan
     from virtserial.driver.ports import Port
     from virtserial.driver.transport import InterruptSink
+    from virtserial.state.fields import Fields
     from virtserial.virtio.device import VirtioDevice
 
 MOMENT = 0.01
@@ -86,9 +87,10 @@ class StepScheduler:
 
 
 class MemoryTransport:
-    """Both ends of a bus that is no bus: the device's Transport and the driver's DriverTransport.
+    """Both ends of a bus that is no bus: the device's front (Transport, FrontState) and the driver's DriverTransport.
 
-    Interrupts are delivered in a turn of their own, once however often they were raised before it.
+    It has no registers of its own, so it adds nothing to a saved state.  Interrupts are delivered in a turn of their
+    own, once however often they were raised before it.
 
     Attributes:
         interrupts: how many queue interrupts the device raised, by queue; "config" counts the others.
@@ -129,6 +131,18 @@ class MemoryTransport:
                 sink.queue_interrupt(what)
             else:
                 sink.config_interrupt()
+
+    size_limit = 0
+
+    def save(self) -> dict[str, object]:
+        """Nothing (FrontState)."""
+        return {}
+
+    def check(self, state: Fields) -> None:
+        """Any state will do (FrontState)."""
+
+    def load(self, state: Fields) -> None:
+        """Nothing (FrontState)."""
 
     # The driver's side
 

@@ -166,31 +166,6 @@ class Server:
             start += _DOORBELL_SIZE
         return start
 
-    def handle_batch(self, buffer: bytes | bytearray | memoryview, end: int) -> tuple[int, list[bytes]]:
-        """Handle every whole message in `buffer[:end]`; none of them came with descriptors.
-
-        Returns how many bytes they took, and the replies in order.  MessageStream takes these steps itself, because it
-        answers a request before it looks at the next.
-
-        Raises:
-            PeerError: see `handle`.
-        """
-        view = memoryview(buffer)
-        start = 0
-        replies: list[bytes] = []
-        while True:
-            start = self.ring_doorbells(buffer, start, end)
-            if end - start < HEADER_SIZE:
-                return start, replies
-            header = Header.unpack_from(buffer, start)
-            self.check_header(header)
-            if end - start < header.size:
-                return start, replies
-            answer = self.handle(header, view[start + HEADER_SIZE : start + header.size], [])
-            if answer is not None:
-                replies.append(answer)
-            start += header.size
-
     def handle(self, header: Header, body: bytes | memoryview, fds: list[int]) -> bytes | None:
         """Handle one request and return its whole reply, None if it wants none.
 

@@ -409,30 +409,3 @@ class MessageStream:
     def abandon(self) -> None:
         """Close this process's descriptor of a socket that another process has too, and will close as it should be."""
         self._sock.close()
-
-    def close(self, linger: float = 0.05) -> None:
-        """Close deliberately: tell the client that nothing more will come, take in what it still sends, close.
-
-        QEMU aborts the VM when its peer closes with bytes unread; once it has read the end of the stream it survives.
-
-        Args:
-            linger: at most so many seconds are spent on waiting for the client's own close.
-        """
-        deadline = time.monotonic() + linger
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-            while True:
-                try:
-                    if not self._sock.recv_into(self._consumed):
-                        break
-                except BlockingIOError:
-                    remaining = deadline - time.monotonic()
-                    if remaining <= 0:
-                        break
-                    poll = select.poll()
-                    poll.register(self._sock, select.POLLIN)
-                    poll.poll(remaining * 1000)
-        except OSError:
-            pass  # the client was faster
-        finally:
-            self._sock.close()

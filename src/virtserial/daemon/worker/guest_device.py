@@ -25,6 +25,7 @@ from virtserial.memory.region import FileRegion, MappedRegion, MessageRegion, ca
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
 from virtserial.state.device_state import load, save, size_limit
+from virtserial.state.pci_state import PciState
 from virtserial.vfio_user.dma import MessageMemory
 from virtserial.vfio_user.server import Server
 from virtserial.vfio_user.stream import MessageStream
@@ -260,7 +261,7 @@ class GuestDevice(VirtioPciFunction):
     @property
     def max_state_size(self) -> int:
         """The most bytes of a saved state."""
-        return size_limit(self, self.console)
+        return size_limit(self.console, PciState(self))
 
     def pause(self) -> None:
         """Stand still."""
@@ -278,7 +279,7 @@ class GuestDevice(VirtioPciFunction):
 
     def save_state(self) -> bytes:
         """The state of the device, which stands still."""
-        return save(self, self.console)
+        return save(self.console, PciState(self))
 
     def load_state(self, data: bytes) -> None:
         """Take a state over; the device stands still.
@@ -287,7 +288,7 @@ class GuestDevice(VirtioPciFunction):
             ConfigError: it is none of a device like this one.
         """
         try:
-            load(self, self.console, data)
+            load(self.console, PciState(self), data)
         except ConfigError as error:
             self._log.error("the state is refused: %s", error)
             raise
