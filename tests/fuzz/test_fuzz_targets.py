@@ -50,8 +50,8 @@ def test_a_finding_tells_its_input(monkeypatch):
 
 BOUNDS = {
     "chains": [
-        ("virtio/ring/split.py", "head >= size"),
-        ("virtio/ring/split.py", "following >= limit"),
+        ("virtio/ring/split/table.py", "head >= size"),
+        ("virtio/ring/split/table.py", "following >= limit"),
     ],
     "vfio_requests": [
         ("vfio_user/server.py", "irqs.start + irqs.count > self.device.irq_count(irqs.index)"),
