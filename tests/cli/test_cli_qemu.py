@@ -46,7 +46,7 @@ def test_explain_says_why_nothing_is_ours():
 /bin/true \\
   -machine none \\
   -S
-# as it was given: -machine none has no devices
+# unchanged: -machine none has no devices
 """
 
 

@@ -207,7 +207,7 @@ def test_example_of_a_clipboard_is_the_same_on_both_sides(machine, tmp_path):
                                                                       "paths would arrive under this name\n"),
         (("receive", "unix:/nowhere", "/proc/no"), "virtserial receive: /proc/no: No such file or directory\n"),
         (("log", "/no/socket"), "virtserial: /no/socket: No such file or directory; write unix:PATH for a socket that "
-                                "is not there yet\n"),
+                                "does not exist yet\n"),
         (("ports", "--monitor", "/no/qmp"), "virtserial: monitor /no/qmp: No such file or directory\n"),
     ],
 )  # fmt: skip

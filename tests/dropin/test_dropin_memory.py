@@ -17,7 +17,7 @@ def arrange(line, architecture="x86_64"):
     """(QEMU's words, what is added to them, remarks)."""
     options = split(shlex.split(line))
     remarks = []
-    added = memory.arrange(options, architecture, remarks)
+    added = memory.make_shareable(options, architecture, remarks)
     return words_of(options), added, remarks
 
 
@@ -147,7 +147,7 @@ def test_memory_in_which_a_controller_would_find_nothing_is_refused_where_there_
         arrange(f"-M memory-backend=d -object {backend}")
     remarks = []
     words = ["-object", backend, "-M", "memory-backend=d"]
-    assert memory.arrange(split(words), "x86_64", remarks, has_controller=False) == []
+    assert memory.make_shareable(split(words), "x86_64", remarks, has_controller=False) == []
     assert len(remarks) == 1
 
 

@@ -163,7 +163,7 @@ def test_whatever_is_raised_is_an_answer(error):
     _, [answer] = run(steps(), 1)
     assert isinstance(answer, QmpError)
     if isinstance(error, KeyError):
-        assert str(answer) == "internal error of virtserial; its log tells more"
+        assert str(answer) == "internal error of virtserial; see its log"
     else:
         assert (str(answer), answer.error_class) == ("no", getattr(error, "error_class", "GenericError"))
 

@@ -1,4 +1,4 @@
-"""What the commands that use a port have in common: which end of which port, by its address or by a name."""
+"""The PORT argument of the commands: an end of a port, by address or by name."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ EPILOG_OF_ADDRESS = (
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
-    """The argument that says which port, and the option for the monitor that knows it."""
+    """Add the PORT argument and the --monitor option."""
     parser.add_argument("port", metavar="PORT", help=EPILOG_OF_ADDRESS)
-    parser.add_argument("--monitor", metavar="QMP", help="a QMP socket that knows where the host's end of PORT is")
+    parser.add_argument("--monitor", metavar="QMP", help="a QMP socket that knows the address of PORT, a name or id")
 
 
 def open_end(options: argparse.Namespace) -> EpollStream:
-    """The end that add_address()'s words name.
+    """Open the end that the options name.
 
     Raises:
-        ConfigError: there is no such port, or its host end is nothing to connect to.
+        ConfigError: there is no such port, or its host end takes no connections.
     """
     text: str = options.port
     if options.monitor:
@@ -42,7 +42,7 @@ def open_end(options: argparse.Namespace) -> EpollStream:
         if not port.host_end:
             raise ConfigError(f"port {text!r} has no host end")
         if not port.host_end.startswith(("unix:", "tcp:", "pty:")):
-            raise ConfigError(f"the host end of port {text!r} is {port.host_end}: nothing to connect to")
+            raise ConfigError(f"the host end of port {text!r} is {port.host_end}: it takes no connections")
         return HostStream(port.host_end)
     if text.startswith(("unix:", "tcp:", "pty:")):
         return HostStream(text)

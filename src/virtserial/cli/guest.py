@@ -1,4 +1,4 @@
-"""`virtserial guest`: the driver half, for where the kernel's virtio_console is absent or unwanted."""
+"""`virtserial guest`: the driver half, where the kernel's virtio_console is absent or unwanted."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ USAGE = """usage: virtserial guest attach DEVICE... [--as cuse|pty|socket|auto] 
        virtserial guest unbind ADDRESS...
 
 attach drives virtio console devices from this process until SIGTERM or SIGINT.  A DEVICE is the path of a vfio-user
-socket, or the PCI address (0000:00:05.0) of a function that vfio-pci has.  Their ports are shown
+socket, or the PCI address (0000:00:05.0) of a function bound to vfio-pci.  Their ports are shown
 
   --as cuse     as character devices /dev/vportDpN with links /dev/virtio-ports/NAME (Linux: CONFIG_CUSE, root)
   --as pty      as pseudo-terminals DIR/vportDpN, links DIR/virtio-ports/NAME
   --as socket   as unix sockets, under the same names
   --as auto     (default) as cuse where that is possible, else as pty
 
-and consoles as terminals, /dev/hvcK or DIR/hvcK, for a getty.  A port's name stands in
-DIR/class/virtio-ports/vportDpN/name.  DIR is /run/virtserial, or $XDG_RUNTIME_DIR/virtserial for who is not root.
+and consoles as terminals, /dev/hvcK or DIR/hvcK, for a getty.  A port's name is in
+DIR/class/virtio-ports/vportDpN/name.  DIR is /run/virtserial, or $XDG_RUNTIME_DIR/virtserial without root.
 
-bind gives PCI functions to vfio-pci, unbind gives them back to the driver that the system chooses.
+bind binds PCI functions to vfio-pci, unbind gives them back to the driver that the system chooses.
 """
 DEV = Path("/dev")
 
@@ -50,7 +50,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def bind(words: Sequence[str]) -> int:
-    """Give PCI functions to vfio-pci."""
+    """Bind PCI functions to vfio-pci."""
     from virtserial.driver.pci_binding import PciBinding
 
     for address in _addresses("bind", words):
@@ -60,7 +60,7 @@ def bind(words: Sequence[str]) -> int:
 
 
 def unbind(words: Sequence[str]) -> int:
-    """Give PCI functions back."""
+    """Give PCI functions back to the system's drivers."""
     from virtserial.driver.pci_binding import PciBinding
 
     for address in _addresses("unbind", words):
@@ -77,12 +77,12 @@ def _addresses(command: str, words: Sequence[str]) -> list[str]:
     addresses = [full_address(word) for word in words]
     for word, address in zip(words, addresses, strict=True):
         if address is None:
-            raise ConfigError(f"guest {command}: {word!r} is no PCI address, as 0000:00:05.0 is one")
+            raise ConfigError(f"guest {command}: {word!r} is not a PCI address such as 0000:00:05.0")
     return [address for address in addresses if address is not None]
 
 
 def attach(words: Sequence[str]) -> int:
-    """Drive devices until a signal comes."""
+    """Drive devices until SIGTERM or SIGINT."""
     options = _attach_options(words)
     shape = _shape(options.shape)
 
@@ -124,7 +124,7 @@ def attach(words: Sequence[str]) -> int:
 
 
 class Lines:
-    """Lines on standard output: MAX_LINES at once, LINES_PER_SECOND later on; a device can cause as many as it likes.
+    """Prints lines, limited to MAX_LINES at once and LINES_PER_SECOND later: a device can cause any number.
 
     Args:
         now: a clock in seconds.
@@ -140,7 +140,7 @@ class Lines:
         self._left_out = 0
 
     def say(self, line: str) -> None:
-        """Print a line, or count it; nobody listening is no error."""
+        """Print a line, or count it as left out; errors of standard output are ignored."""
         now = self._now()
         self._allowed = min(self._allowed + (now - self._looked) * self.LINES_PER_SECOND, self.MAX_LINES)
         self._looked = now

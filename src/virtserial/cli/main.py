@@ -1,4 +1,4 @@
-"""The `virtserial` program: which subcommand, and how errors end it."""
+"""The `virtserial` program: runs a subcommand and turns errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 COMMANDS = {
     "serve": "serve devices to VMMs over vfio-user",
     "guest": "drive devices from a guest without the kernel's driver: attach, bind, unbind",
-    "save": "keep the state of a controller in a file",
-    "restart": "have a running device go on with the code that is installed now",
-    "restore": "have a controller go on with a saved state",
+    "save": "save the state of a controller to a file",
+    "restart": "upgrade a running device in place to the installed code",
+    "restore": "load a saved state into a controller",
     "send": "send files and folders over a port",
     "receive": "receive files and folders over a port, into one folder",
     "console": "use a port from this terminal",
-    "log": "carry log lines over a port, kept while the other end is away",
+    "log": "carry log lines over a port, and keep them while the other end is away",
     "ports": "list ports, their state and counters",
     "demo": "move files over ports and use consoles, on an embedded guest",
 }
@@ -30,12 +30,12 @@ USAGE = """usage: virtserial COMMAND [OPTION...]
 
 {commands}
 
-`virtserial COMMAND --help` tells more; `virtserial --version` tells which this is.
+`virtserial COMMAND --help` shows a command's options, `virtserial --version` the version.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; return its exit status: 0 done, 1 it could not be done, 2 the words were wrong."""
+    """Run a subcommand; return its exit status: 0 success, 1 failure, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "-help", "help"):
         commands = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())

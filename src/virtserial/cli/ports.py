@@ -1,4 +1,4 @@
-"""`virtserial ports`: what there is, on the host as a monitor tells it, in a guest as sysfs does."""
+"""`virtserial ports`: list ports, on the host from a monitor, in a guest from sysfs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAM = "virtserial ports"
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="List ports: of a virtual machine by its monitor, or of the guest this runs in."
+        prog=PROGRAM, description="List the ports of a virtual machine (by its monitor) or of this guest."
     )
     parser.add_argument("--monitor", metavar="QMP", help="a QMP socket: QEMU's, or that of virtserial serve")
     parser.add_argument("--run-dir", metavar="FOLDER", help="in a guest: of a user-space driver")

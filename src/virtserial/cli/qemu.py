@@ -18,8 +18,8 @@ NAME = "virtserial-qemu"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Become QEMU with the given words; return 1 if that cannot be, 0 after --explain."""
-    # Ctrl-C ends a program that has not started anything yet, without a traceback.
+    """Exec QEMU with the given arguments; return 1 if that fails, 0 after --explain."""
+    # Ctrl-C before anything is started: no traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(words: Sequence[str]) -> None:
-    """Become QEMU; does not return.
+    """Start the device process and exec QEMU; does not return.
 
     Raises:
-        ConfigError: that cannot be; nothing is left running.
+        ConfigError: that failed; nothing is left running.
     """
-    from virtserial.dropin.launch import Streams, become_qemu, choose_run_directory, execute, start
+    from virtserial.dropin.launch import Streams, choose_run_directory, exec_qemu, execute, start
     from virtserial.dropin.planner import make_plan
     from virtserial.dropin.program import VersionCheck, architecture_of, find_program
 
@@ -56,14 +56,14 @@ def run(words: Sequence[str]) -> None:
     version = VersionCheck(program)
     start(plan, streams, run_directory)
     version.finish()
-    become_qemu(program, plan, streams)
+    exec_qemu(program, plan, streams)
 
 
 def explain(words: Sequence[str]) -> None:
-    """Print what QEMU would get, an option a line, and what is whose.
+    """Print QEMU's command line, one option per line, and what virtserial serves.
 
     Raises:
-        ConfigError: what the words ask for cannot be.
+        ConfigError: the command line is refused.
     """
     import shlex
 
@@ -85,7 +85,7 @@ def explain(words: Sequence[str]) -> None:
         program = f"qemu-system-{architecture}"
     print(shlex.quote(program) + "".join(f" \\\n  {line}" for line in _lines(plan)))
     if plan.untouched is not None:
-        print(f"# as it was given: {plan.untouched}")
+        print(f"# unchanged: {plan.untouched}")
     for text in (*plan.decisions, *plan.remarks):
         print(f"# {text}")
     for number, name in enumerate(streams):

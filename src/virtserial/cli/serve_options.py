@@ -1,4 +1,4 @@
-"""The command line of `virtserial serve`: its words, and the machine that they describe."""
+"""The command line of `virtserial serve`, and the machine that it describes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ USAGE = """usage: virtserial serve OPTION...
   -monitor CHARDEV      a monitor for people (HMP)
   -mon chardev=ID[,mode=readline|control][,pretty=on|off]
                         a monitor on a -chardev
-  -device DRIVER,help   what a driver takes; -chardev help lists the kinds
-  --ready-fd N          close descriptor N when everything listens
+  -device DRIVER,help   list a driver's properties; -chardev help lists the kinds
+  --ready-fd N          close descriptor N once every socket is ready
   --trust-vmm           map guest memory even if the VMM may shrink its file
-  --allow-path PATH     let monitors name PATH and what lies under it, beside what these options name
+  --allow-path PATH     let monitors use PATH and everything below it, beside the paths of these options
   --sandbox=off         do not confine the process that handles the guest's bytes
-  -v, --verbose         say more (twice: what the guest's driver says)
+  -v, --verbose         log more (twice: the guest driver's messages too)
 
 Options are QEMU's: key=value with ,, for a comma, or JSON.  When ready it prints, for each controller, the argument
-that QEMU (10.1 or newer) takes.  SIGTERM ends it; SIGUSR2 has it go on with the code that is installed now.
+for QEMU (10.1 or newer).  SIGTERM ends it; SIGUSR2 upgrades it in place to the installed code.
 """
 
 
@@ -92,10 +92,10 @@ class Options:
 
 
 def build_objects(options: Options) -> dict[str, TlsCredentials]:
-    """Return what -object describes, by id.
+    """Return the objects of -object, by id.
 
     Raises:
-        ConfigError: as QEMU says it, after the option it is about.
+        ConfigError: in QEMU's words, with the option.
     """
     from virtserial.options.object_options import parse_object
 
@@ -110,10 +110,10 @@ def build_objects(options: Options) -> dict[str, TlsCredentials]:
 
 
 def build(options: Options, objects: dict[str, TlsCredentials]) -> tuple[Machine, dict[str, Chardev]]:
-    """Return the machine and the chardevs that the options describe; nothing is opened.
+    """Return the machine and the chardevs of the options; nothing is opened.
 
     Raises:
-        ConfigError: as QEMU says it, after the option it is about.
+        ConfigError: in QEMU's words, with the option.
     """
     from virtserial.daemon.keeper.run_directory import run_directory
     from virtserial.machine.build import plug
@@ -138,10 +138,10 @@ def build(options: Options, objects: dict[str, TlsCredentials]) -> tuple[Machine
 
 
 def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chardev]) -> list[MonitorOptions]:
-    """Return the monitors that the options describe; those that name no chardev get one, which is put into `chardevs`.
+    """Return the monitors of the options, and add the chardevs that they imply to `chardevs`.
 
     Raises:
-        ConfigError: as QEMU says it, after the option it is about.
+        ConfigError: in QEMU's words, with the option.
     """
     if not options.monitors:
         return []

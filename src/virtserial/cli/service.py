@@ -132,7 +132,7 @@ class Service:
             if document.monitors is not None:
                 from virtserial.monitor.server import Monitors
 
-                service._monitors = Monitors.resume(service._keeper, document.monitors, handover.take)
+                service._monitors = Monitors.take_over(service._keeper, document.monitors, handover.take)
             service._allow_renewal(document.renewals)
             service._keeper.workers.start_or_try_again()
         except Exception as error:

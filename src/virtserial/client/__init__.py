@@ -1,4 +1,4 @@
-"""The host's end of a port for programs: streams that connect again, blocking and asyncio, and the guest's open state.
+"""The host's end of a port for programs: streams that reconnect, blocking and asyncio, and the guest's open state.
 
     from virtserial.client import HostStream
     with HostStream("unix:/run/vm/agent") as port:
@@ -6,7 +6,7 @@
         port.write(b"ping\\n")
         print(port.readline())
 
-The stream has the calls of the guest's library (virtserial_guest): one program may run at either end.
+Streams have the same calls as the guest's library (virtserial_guest): a program can run at either end.
 """
 
 from virtserial.client.address import parse_address

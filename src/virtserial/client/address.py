@@ -1,4 +1,4 @@
-"""Where the host's end of a port is: a chardev's socket or terminal, written as QEMU and its monitor write it."""
+"""Addresses of host ends: a chardev's socket or terminal, as QEMU and its monitor write them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from virtserial.errors import ConfigError
 
 
 class UnixAddress(NamedTuple):
-    """A listening UNIX socket's path; one of the abstract namespace begins with a NUL."""
+    """The path of a listening UNIX socket; an abstract one begins with a NUL."""
 
     path: str
 
@@ -33,12 +33,12 @@ Address = UnixAddress | TcpAddress | TerminalAddress
 
 
 def parse_address(text: str) -> Address:
-    """Understand `unix:PATH`, `tcp:HOST:PORT`, `pty:PATH`, or the path of a socket or terminal.
+    """Parse `unix:PATH`, `tcp:HOST:PORT`, `pty:PATH`, or the path of an existing socket or terminal.
 
-    Also what query-chardev calls a chardev's filename: `disconnected:` before and options behind are passed over.
+    Also accepts the filename of query-chardev, with `disconnected:` before and options behind.
 
     Raises:
-        ConfigError: it is none of that, or the path is not there (a path whose kind is not told must be).
+        ConfigError: it is none of these, or a path without a kind does not exist.
     """
     kind, colon, rest = text.removeprefix("disconnected:").partition(":")
     if kind == "unix" and colon:
@@ -46,21 +46,21 @@ def parse_address(text: str) -> Address:
     if kind == "tcp" and colon:
         host, _, port = _without_options(rest).rpartition(":")
         if not port.isdigit() or not 0 < int(port) < 1 << 16:
-            raise ConfigError(f"{text}: {port!r} is no TCP port")
+            raise ConfigError(f"{text}: {port!r} is not a TCP port")
         return TcpAddress(host.strip("[]") or "localhost", int(port))
     if kind == "pty" and colon:
         return TerminalAddress(rest)
     try:
         mode = os.stat(text).st_mode
     except OSError as error:
-        raise ConfigError(f"{text}: {error.strerror}; write unix:PATH for a socket that is not there yet") from error
+        raise ConfigError(f"{text}: {error.strerror}; write unix:PATH for a socket that does not exist yet") from error
     if stat.S_ISSOCK(mode):
         return UnixAddress(text)
     if stat.S_ISCHR(mode):
         return TerminalAddress(text)
-    raise ConfigError(f"{text}: is neither a socket nor a terminal")
+    raise ConfigError(f"{text}: neither a socket nor a terminal")
 
 
 def _without_options(text: str) -> str:
-    """`PATH,server=on <-> ...` as monitors write it."""
+    """Strip the options of `PATH,server=on <-> ...`."""
     return re.split(r",server(?:=on)?\b| <-> ", text, maxsplit=1)[0]

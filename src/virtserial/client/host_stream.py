@@ -1,4 +1,4 @@
-"""The host's end of a port as a stream that connects again by itself."""
+"""The host's end of a port as a stream that reconnects by itself."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FIRST_RETRY, LAST_RETRY = 0.05, 1.0
-"""Seconds between two attempts to connect: twice as long each time."""
+"""Seconds between two attempts to connect; they double each time."""
 MAX_BUFFERS = 64
 
 
 class HostStream(EpollStream):
-    """A connection to a chardev: a UNIX or TCP socket that listens, or a pseudo-terminal.
+    """A connection to a chardev: a listening UNIX or TCP socket, or a pseudo-terminal.
 
     `connected` is about this connection, which is the guest's "host is connected"; whether the guest has the port open
-    only the monitor tells (virtserial.client.monitor).  What is written waits in the socket until the guest takes it.
-    A chardev serves one connection; another waits in the socket's queue and looks connected.
+    only the monitor knows (virtserial.client.monitor).  Written bytes wait in the socket until the guest reads.
+    A chardev serves one connection; a second one waits in the socket's queue and looks connected.
     """
 
     def __init__(self, address: str | Address, reconnect: bool = True) -> None:
@@ -36,11 +36,10 @@ class HostStream(EpollStream):
 
         Args:
             address: see parse_address.
-            reconnect: whether to connect again when the connection ends; the first time it is always tried until it
-                succeeds.
+            reconnect: connect again when the connection ends; the first connection is retried in any case.
 
         Raises:
-            ConfigError: that is no address.
+            ConfigError: not an address.
         """
         self._socket: socket.socket | None = None
         self._terminal = -1
@@ -84,7 +83,7 @@ class HostStream(EpollStream):
         except BlockingIOError:
             return 0
         except OSError:
-            # What came before the end is still to be read: receive() finds the end.
+            # There may be bytes to read before the end: receive() finds it.
             return 0
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -122,12 +121,12 @@ class HostStream(EpollStream):
         return not self.connected
 
     def set_terminal_size(self, rows: int, columns: int) -> None:
-        """Tell a pseudo-terminal how large the user's is; nothing for a socket."""
+        """Set a pseudo-terminal's window size; does nothing for a socket."""
         if self._terminal >= 0:
             termios.tcsetwinsize(self._terminal, (rows, columns))
 
     def close(self) -> None:
-        """Close the connection, after the peer has had what was written."""
+        """Close the connection; the peer still gets what was written."""
         self._reconnect, self._had_connection = False, True
         self._drop()
         super().close()
@@ -138,7 +137,7 @@ class HostStream(EpollStream):
         return self._had_connection and not self._reconnect
 
     def _connect_if_due(self) -> bool:
-        """Try to connect if it is time; whether something has changed."""
+        """Try to connect if it is time; return whether anything changed."""
         if self._connecting:
             return self._finish_connecting()
         attempt = self.next_attempt()

@@ -1,1 +1,1 @@
-"""The drop-in for QEMU's command line: which of its words are ours, what QEMU gets instead, how both are started."""
+"""The drop-in for QEMU's command line: what of it virtserial serves, what QEMU gets instead, how both start."""

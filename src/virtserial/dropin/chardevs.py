@@ -1,4 +1,4 @@
-"""The chardevs of a command line: which can be ours, who uses each, and so whose each is."""
+"""The chardevs of a command line: which can be ours, who uses each, and therefore whose each is."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class ChardevWords:
     """One chardev.
 
     Attributes:
-        option: the -chardev, or the option that brings it along (-qmp, -serial mon:...).
-        text: the -chardev argument, with what -set says of it.
-        settings: those -set words.
-        chardev: what it is for us, or None.
-        failure: why it is None; `is_qemu_s`: QEMU can do more here, else the words are wrong.
-        users: options of ours that use it (ports, monitors).
-        qemu_users: options of QEMU's that do, each as often as it does.
-        hub: the hub it is a part of.
+        option: the -chardev, or the option that implies it (-qmp, -serial mon:...).
+        text: the -chardev argument, with the -set options that change it.
+        settings: those -set options.
+        chardev: the parsed chardev, or None if we cannot have it.
+        failure: why not; `is_qemu_s`: because only QEMU has it, else the words are wrong.
+        users: our options that use it (ports, monitors).
+        qemu_users: QEMU's options that use it, one entry per use.
+        hub: the hub that it belongs to.
     """
 
     def __init__(self, option: Option, text: str, chardev_id: str) -> None:
@@ -57,18 +57,18 @@ class ChardevWords:
         return str(keyval.parse_options(self.text, "backend").get("backend", ""))
 
     def error(self, text: str) -> ConfigError:
-        """An error about it, as QEMU shows it."""
+        """An error about it, in QEMU's form."""
         return ConfigError(f"-chardev {self.text}: {text}")
 
 
 def collect(options: Sequence[Option], brought_along: Sequence[tuple[Option, str]]) -> dict[str, ChardevWords]:
-    """Return every chardev by id.
+    """Return all chardevs by id.
 
     Args:
-        brought_along: (option, -chardev argument) of options that make a chardev of their own.
+        brought_along: (option, -chardev argument) of options that imply a chardev.
 
     Raises:
-        ConfigError: two have the same id, JSON that is none.
+        ConfigError: an id is used twice, or JSON is invalid.
     """
     found: dict[str, ChardevWords] = {}
     for option, text in (*arguments_of(options, "chardev"), *brought_along):
@@ -82,7 +82,7 @@ def collect(options: Sequence[Option], brought_along: Sequence[tuple[Option, str
     for option, value in arguments_of(options, "set"):
         place, equals, text = value.partition("=")
         group, _, rest = place.partition(".")
-        # An id has dots too: the property is what comes last.
+        # Ids may contain dots: the property is the last part.
         chardev_id, _, name = rest.rpartition(".")
         if equals and group == "chardev" and chardev_id in found and not found[chardev_id].text.startswith("{"):
             words = found[chardev_id]
@@ -92,10 +92,10 @@ def collect(options: Sequence[Option], brought_along: Sequence[tuple[Option, str
 
 
 class Maker:
-    """Makes Chardevs of words; nothing is opened.
+    """Parses chardevs; opens nothing.
 
     Args:
-        options: for the objects and descriptor sets that chardevs refer to.
+        options: all of them: chardevs refer to objects and descriptor sets.
     """
 
     def __init__(self, options: Sequence[Option]) -> None:
@@ -109,7 +109,7 @@ class Maker:
                 self._object_texts[str(properties.get("id"))] = text
 
     def make_all(self, found: Mapping[str, ChardevWords]) -> None:
-        """Make the chardevs that can be ours; a hub cannot that has a part that cannot."""
+        """Parse all chardevs; a hub with a part that only QEMU has is QEMU's too."""
         tie_hubs(found)
         for words in found.values():
             self._make(words)
@@ -125,7 +125,7 @@ class Maker:
             words.failure = str(error)
             words.is_qemu_s = NOT_OURS in words.failure or UNKNOWN_KIND in words.failure
             return
-        # In QEMU, Ctrl-a x ends it.
+        # Ctrl-a x ends QEMU.
         words.chardev.mux_quit = words.chardev.mux
         self.chardevs[words.id] = words.chardev
 
@@ -139,7 +139,7 @@ class Maker:
         self.objects[object_id] = parse_object(object_text)
 
     def _with_paths(self, text: str) -> str:
-        """Paths into descriptor sets become paths of this process's descriptors."""
+        """Replace paths into descriptor sets by paths of this process's descriptors."""
         if "/dev/fdset/" not in text or text.startswith("{"):
             return text
         pairs = keyval.key_values(text, "backend")
@@ -152,7 +152,7 @@ class Maker:
         for member in self.descriptor_sets:
             if member.set == int(matched[1]) and member.can(mode):
                 return f"/proc/self/fd/{member.fd}"
-        raise ConfigError(f"Could not open '{path}': no descriptor of that set can be used so")
+        raise ConfigError(f"Could not open '{path}': no descriptor of that set has this access")
 
 
 class SetMember(NamedTuple):
@@ -163,7 +163,7 @@ class SetMember(NamedTuple):
     opaque: str | None
 
     def can(self, mode: int) -> bool:
-        """Whether it is open for `mode` (os.O_RDONLY, os.O_WRONLY); one that is not open at all fails later."""
+        """Whether it has the access `mode` (os.O_RDONLY, os.O_WRONLY); a closed one fails later."""
         try:
             return fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_ACCMODE in (mode, os.O_RDWR)
         except OSError:
@@ -171,7 +171,7 @@ class SetMember(NamedTuple):
 
 
 def descriptor_sets(options: Sequence[Option]) -> Iterator[SetMember]:
-    """Yield what -add-fd puts into descriptor sets; what is wrong there QEMU says."""
+    """Yield what -add-fd puts into descriptor sets; QEMU reports what is wrong there."""
     for _, text in arguments_of(options, "add-fd"):
         values = dict(keyval.key_values(text, "fd"))
         if values.get("fd", "").isdecimal() and values.get("set", "").isdecimal():
@@ -179,7 +179,7 @@ def descriptor_sets(options: Sequence[Option]) -> Iterator[SetMember]:
 
 
 def tie_hubs(found: Mapping[str, ChardevWords]) -> None:
-    """Note of each part of a hub whose it is."""
+    """Note the hub of each of its parts."""
     for words in found.values():
         if words.kind == "hub":
             for name, part in keyval.parse_options(words.text, "backend").items():
@@ -188,10 +188,10 @@ def tie_hubs(found: Mapping[str, ChardevWords]) -> None:
 
 
 def is_ours(words: ChardevWords) -> bool:
-    """Whose a chardev is: ours if a port or monitor of ours uses it, or if nobody does yet.
+    """Whether a chardev is ours: if a port or monitor of ours uses it, or nobody does yet.
 
     Raises:
-        ConfigError: more use it than can.
+        ConfigError: it has more users than it can have.
     """
     if words.hub is not None:
         return words.hub.chardev is not None and is_ours(words.hub)
@@ -207,7 +207,7 @@ def is_ours(words: ChardevWords) -> bool:
 def _check_number_of_users(words: ChardevWords, most: int) -> None:
     users = [*words.qemu_users, *words.users]
     if len(users) <= most or (all(option.name == "device" for option in users) and not words.qemu_users):
-        return  # Of ports alone, the machine tells which one is too many, in its own words.
+        return  # Only ports: the machine refuses the one that is too many.
     why = (
         f"chardev '{words.id}' is already in use"
         if most <= 1

@@ -1,4 +1,4 @@
-"""QEMU's command line as a list of options, each with the words it was given as.
+"""QEMU's command line as a list of options, each with its original words.
 
 QEMU's rules (lookup_opt in system/vl.c): a word without a dash is a disk image, `--opt` is `-opt`, and an option has
 either no argument or one, the next word, whatever that looks like.
@@ -28,9 +28,9 @@ class Option:
     Attributes:
         name: without its dashes; "" for a disk image.
         value: its argument, or None.
-        emitted: the words that QEMU gets in its place; at first those it was given as.
-        from_file: it was read from a -readconfig file, which does not switch default devices off.
-        is_default: nobody has given it; it says what QEMU would do of itself.
+        emitted: the words that QEMU gets in its place; at first the original ones.
+        from_file: it comes from a -readconfig file, which does not disable default devices.
+        is_default: it was not given: it spells out a default of QEMU's.
     """
 
     __slots__ = ("emitted", "from_file", "is_default", "name", "value")
@@ -52,15 +52,15 @@ class Option:
 
     @property
     def text(self) -> str:
-        """The option as messages name it."""
+        """The option as messages show it."""
         return f"-{self.name}" if self.value is None else f"-{self.name} {self.value}"
 
     def replace(self, *words: str) -> None:
-        """Let QEMU get other words."""
+        """Give QEMU other words."""
         self.emitted = list(words)
 
     def replace_value(self, value: str) -> None:
-        """Let QEMU get another argument."""
+        """Give QEMU another argument."""
         self.emitted = [f"-{self.name}", value]
 
 
@@ -84,12 +84,12 @@ def split(words: Sequence[str]) -> list[Option] | None:
 
 
 def words_of(options: Sequence[Option]) -> list[str]:
-    """Return the words that QEMU gets."""
+    """Return QEMU's command line."""
     return [word for option in options for word in option.emitted]
 
 
 def arguments_of(options: Sequence[Option], *names: str) -> Iterator[tuple[Option, str]]:
-    """Yield the options of some names that have an argument, with it."""
+    """Yield the options of these names with their arguments."""
     for option in options:
         if option.name in names and option.value is not None:
             yield option, option.value

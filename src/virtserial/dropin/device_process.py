@@ -1,4 +1,4 @@
-"""The device process of one virtual machine: keeper, worker and monitors, from before QEMU's start to its end."""
+"""The device process of one virtual machine: keeper, worker and monitors, from before QEMU starts until it ends."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MAX_DESCRIPTORS = 1 << 18
 
 
 class DeviceProcess:
-    """Keeper and monitors for a plan; a context that leaves nothing behind.
+    """Keeper and monitors for a plan; as a context manager it cleans up.
 
     Args:
         streams: our ends of the streams to QEMU, by name.
-        run_directory: where our controllers listen; it is removed at the end.
+        run_directory: folder of our controllers' sockets; removed at the end.
     """
 
     def __init__(self, plan: Plan, streams: Mapping[str, socket.socket], run_directory: str) -> None:
@@ -61,10 +61,10 @@ class DeviceProcess:
             shutil.rmtree(self._run_directory, ignore_errors=True)
 
     def start(self) -> None:
-        """Open everything, and wait for the clients that are to be waited for (wait=on).
+        """Open everything, and wait for clients where wait=on says so.
 
         Raises:
-            ConfigError: something cannot be had.
+            ConfigError: something cannot be opened.
         """
         self._keeper.start()
 

@@ -1,7 +1,7 @@
-"""The -device words that are about virtio-serial: controllers, ports, on which controller a port is, and whose each is.
+"""The -device options of virtio-serial: controllers, ports, which controller each port is on, and whose each is.
 
-QEMU plugs in the devices that are given as key=value first, then those given as JSON (qemu_create_cli_devices in
-system/vl.c); the search for a bus, and so the meaning of a port without `bus=`, follows that order.
+QEMU plugs in devices given as key=value first, then those given as JSON (qemu_create_cli_devices in system/vl.c); the
+bus of a port without `bus=` depends on that order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GLOBAL_DRIVERS: Mapping[str, tuple[str, ...]] = {
     "virtconsole": ("virtconsole", "virtserialport", "virtio-serial-port"),
     "virtio-serial-pci": ("virtio-serial-pci", "virtio-serial-device", "virtio-pci", "virtio-device", "pci-device"),
 }
-"""By driver: under which names -global can set its properties, in QEMU's object model."""
+"""By driver: the type names by which -global sets its properties, in QEMU's object model."""
 
 
 class Device:
@@ -42,12 +42,12 @@ class Device:
 
     Attributes:
         driver: QEMU's own name of it.
-        properties: what was given, with what -set and -global say of it; without driver and id.
-        typed: the values are JSON's.
-        bus: the name of a controller's own bus.
+        properties: those given, with -set and -global applied; without driver and id.
+        typed: the values have JSON's types.
+        bus: the name of a controller's bus.
         ports: the ports on a controller.
-        controller: a port's; a controller itself; None: none was found.
-        settings: the -set words about it.
+        controller: a port's controller, or a controller itself.
+        settings: the -set options that change it.
         kept: why a controller stays QEMU's, or None.
     """
 
@@ -75,11 +75,11 @@ class Device:
         return chardev if isinstance(chardev, str) else None
 
     def error(self, error: Exception | str) -> ConfigError:
-        """An error about this option, as QEMU shows it."""
+        """An error about this option, in QEMU's form."""
         return ConfigError(f"{self.option.text}: {error}")
 
     def options(self, bus: str | None = None) -> DeviceOptions:
-        """Return the checked options; `bus`: the bus that a port is on.
+        """Return the checked options; `bus`: the name of a port's bus.
 
         Raises:
             ConfigError: in QEMU's words.
@@ -101,7 +101,7 @@ def collect(options: Sequence[Option], architecture: str) -> tuple[list[Device],
     """Return the virtio-serial devices in the order QEMU plugs them in, and the ids of all other devices.
 
     Raises:
-        ConfigError: an id is given twice, JSON that is none.
+        ConfigError: an id is used twice, or JSON is invalid.
     """
     by_text: list[Device] = []
     by_json: list[Device] = []
@@ -124,7 +124,7 @@ def collect(options: Sequence[Option], architecture: str) -> tuple[list[Device],
 
 
 def apply_set(options: Sequence[Option], devices: Sequence[Device]) -> None:
-    """Let `-set device.ID.PROPERTY=VALUE` act on the devices of that id."""
+    """Apply `-set device.ID.PROPERTY=VALUE`."""
     by_id = {device.id: device for device in devices if device.id is not None and not device.typed}
     for option, value in arguments_of(options, "set"):
         place, equals, text = value.partition("=")
@@ -136,7 +136,7 @@ def apply_set(options: Sequence[Option], devices: Sequence[Device]) -> None:
 
 
 def apply_global(options: Sequence[Option], devices: Sequence[Device]) -> None:
-    """Let `-global DRIVER.PROPERTY=VALUE` act on devices that do not say otherwise.  QEMU gets it too."""
+    """Apply `-global DRIVER.PROPERTY=VALUE` to devices without that property.  QEMU gets it too."""
     defaults: list[tuple[str, str, str]] = []
     for _, value in arguments_of(options, "global"):
         pairs = dict(keyval.key_values(value, "driver"))
@@ -189,7 +189,7 @@ def place_ports(devices: Sequence[Device]) -> list[Device]:
 
 
 def why_qemu_s(device: Device) -> str | None:
-    """Return why a controller has to stay QEMU's for its own sake; None if it can be ours."""
+    """Return why a controller stays QEMU's by its driver or properties; None if it can be ours."""
     if device.driver in NOT_YET:
         return f"{device.driver} is not a device of virtserial"
     for name, spec in DRIVERS[device.driver].items():
@@ -199,5 +199,5 @@ def why_qemu_s(device: Device) -> str | None:
         if spec.role == FIXED and value != spec.default and value not in keyval.OFF:
             return f"{name}={value} is a property of QEMU's own device only"
         if spec.role == PASSED_BY and name == "disable-legacy" and value == "off":
-            return "disable-legacy=off asks for the legacy interface, which virtserial has not"
+            return "disable-legacy=off asks for the legacy interface, which virtserial does not have"
     return None

@@ -1,4 +1,4 @@
-"""The names of QEMU's virtio-serial drivers: controllers and ports, ours and QEMU's alone."""
+"""The names of QEMU's virtio-serial drivers: controllers and ports, those we serve and those we do not."""
 
 from __future__ import annotations
 

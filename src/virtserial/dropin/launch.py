@@ -1,7 +1,7 @@
-"""How a planned virtual machine starts: the device process first, then this process becomes QEMU.
+"""Start a planned virtual machine: fork the device process, then exec QEMU.
 
-QEMU keeps what its starter knows of it: pid, parent, signals, exit status, control group, terminal.  So the device
-process is no child of it: it is forked twice and belongs to init.  It ends when its "control" stream to QEMU ends.
+QEMU keeps what its starter relies on: pid, parent, signals, exit status, control group, terminal.  So the device
+process is not its child: it is forked twice, and init adopts it.  It ends when its "control" stream to QEMU closes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 NAME = "virtserial-qemu"
 FIRST_DESCRIPTOR = 64
-"""Streams to QEMU get numbers from here on: those below are the starter's to hand out, and to get wrong."""
+"""The lowest descriptor for streams to QEMU; the starter may pass descriptors below, by number."""
 READY = b"ready"
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Terminals and service managers send them to whole groups.  QEMU decides, and the device process follows it."""
+"""Terminals and service managers send them to whole groups.  The device process ignores them: it ends with QEMU."""
 
 
 class Streams:
@@ -41,7 +41,7 @@ class Streams:
         self._qemus: list[int] = []
 
     def connect(self, name: str) -> int:
-        """Make a stream; return the number of QEMU's end."""
+        """Create a stream; return the number of QEMU's end."""
         ours, theirs = socket.socketpair()
         with ours, theirs:
             fd = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, FIRST_DESCRIPTOR)
@@ -50,18 +50,18 @@ class Streams:
         return fd
 
     def close_ours(self) -> None:
-        """Leave our ends to the device process."""
+        """Close our ends here; the device process has them."""
         for stream in self.ours.values():
             stream.close()
 
     def hand_over(self) -> None:
-        """Let the program that is executed next inherit QEMU's ends."""
+        """Let exec keep QEMU's ends."""
         for fd in self._qemus:
             os.set_inheritable(fd, True)
 
 
 def choose_run_directory() -> str:
-    """Return a path for the sockets of one virtual machine's controllers; nothing is made yet."""
+    """Return a path for the sockets of one virtual machine's controllers; it is not created yet."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if os.geteuid() == 0 and os.access("/run", os.W_OK):
         parent = "/run"
@@ -73,10 +73,10 @@ def choose_run_directory() -> str:
 
 
 def start(plan: Plan, streams: Streams, run_directory: str) -> None:
-    """Start the device process and wait until everything of it listens.
+    """Start the device process and wait until every socket is ready.
 
     Raises:
-        ConfigError: it cannot do its part; nothing of it is left.
+        ConfigError: it failed; nothing of it is left.
     """
     try:
         os.mkdir(run_directory, 0o700)
@@ -92,16 +92,16 @@ def start(plan: Plan, streams: Streams, run_directory: str) -> None:
     streams.close_ours()
     os.waitpid(child, 0)
     answer = b""
-    # Not to the end of the pipe: the worker, which was forked meanwhile, takes its time to let go of it.
+    # Not until the pipe's end: the worker, just forked, holds it a little longer.
     while answer != READY and (piece := os.read(reader, 4096)):
         answer += piece
     os.close(reader)
     if answer != READY:
-        raise ConfigError(answer.decode(errors="replace") or "the device process has ended; its log tells why")
+        raise ConfigError(answer.decode(errors="replace") or "the device process has ended; see its log")
 
 
-def become_qemu(program: str, plan: Plan, streams: Streams) -> NoReturn:
-    """Execute QEMU.
+def exec_qemu(program: str, plan: Plan, streams: Streams) -> NoReturn:
+    """Exec QEMU.
 
     Raises:
         ConfigError: it cannot be executed.
@@ -114,14 +114,14 @@ def become_qemu(program: str, plan: Plan, streams: Streams) -> NoReturn:
 
 
 def execute(program: str, words: Sequence[str]) -> NoReturn:
-    """Become another program.
+    """Exec a program.
 
     Raises:
         ConfigError: it cannot be executed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python has these two ignored, which a program would inherit.
+    # Python ignores these two, and exec would pass that on.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -148,7 +148,7 @@ def _serve(plan: Plan, streams: Streams, run_directory: str, status: int) -> NoR
         with contextlib.suppress(OSError), open("/proc/self/comm", "w") as file:
             file.write("virtserial")
         _close_what_is_not_ours(plan, streams, status)
-        _say_to_starter_only_until_ready(plan)
+        _detach_output(plan)
         from virtserial.dropin.device_process import DeviceProcess
 
         try:
@@ -171,7 +171,7 @@ def _serve(plan: Plan, streams: Streams, run_directory: str, status: int) -> NoR
 
 
 def _report(status: int, text: str) -> None:
-    """Tell the starter, while it waits; later, whoever reads standard error."""
+    """Report an error to the starter while it waits, later on standard error."""
     if status >= 0:
         os.write(status, text.encode()[:4000])
     else:
@@ -179,11 +179,11 @@ def _report(status: int, text: str) -> None:
 
 
 def _close_what_is_not_ours(plan: Plan, streams: Streams, status: int) -> None:
-    """Close what was inherited for QEMU: a stream ends only when nobody holds its other end any more."""
+    """Close the descriptors that are QEMU's: a stream closes only when nobody else holds its end."""
     own = {status, *plan.descriptors, *(member.fd for member in plan.descriptor_sets)}
     own |= {stream.fileno() for stream in streams.ours.values()}
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # One of the three was closed: nothing may come to stand in its place.
+        pass  # One of the three was closed: keep its number from being reused.
     previous = 2
     for fd in sorted(fd for fd in own if fd > 2):
         os.closerange(previous + 1, fd)
@@ -191,15 +191,15 @@ def _close_what_is_not_ours(plan: Plan, streams: Streams, status: int) -> None:
     os.closerange(previous + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _say_to_starter_only_until_ready(plan: Plan) -> None:
-    """With -daemonize, standard input, output and error are let go of, so that nobody waits for their end.
+def _detach_output(plan: Plan) -> None:
+    """With -daemonize, release standard input, output and error, so that nobody waits for their end.
 
-    What is said until everything is ready still gets through.
+    Messages still get through until everything is ready.
     """
     if not plan.daemonize:
         return
     os.setsid()
-    os.umask(0o027)  # as QEMU's own sockets get it then (os_daemonize)
+    os.umask(0o027)  # as QEMU does then (os_daemonize)
     sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), "w", buffering=1) for fd in (1, 2))
     _to_null(0, 1, 2)
 

@@ -1,4 +1,4 @@
-"""Guest memory that another process can map: QEMU's RAM becomes memory-backend-memfd,share=on, which is sealed.
+"""Make guest memory shareable: QEMU's RAM becomes memory-backend-memfd,share=on, which is sealed.
 
 QEMU's rules are those of system/vl.c (parse_memory_options, qemu_resolve_machine_memdev) and hw/core/machine.c.
 """
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
 MEMFD = "memory-backend-memfd"
 CONVERTIBLE = ("memory-backend-ram", "memory-backend-file", "memory-backend-shm", MEMFD)
 FILE_ONLY = ("mem-path", "align", "offset", "discard-data", "pmem", "readonly", "rom")
-"""Properties of memory-backend-file that a memfd has not."""
+"""Properties of memory-backend-file that a memfd does not have."""
 MEANS_THE_FILE = ("offset", "pmem", "readonly", "rom")
-"""Those of them by which the file's content matters."""
+"""Those of them that say that the file's content matters."""
 NEED_THEIR_BACKEND = ("nvdimm", "virtio-pmem-pci", "virtio-pmem-device", "ivshmem-plain")
-"""Devices whose memory is a file or is shared with others on purpose, and no RAM."""
+"""Devices whose memory is a file or shared on purpose, not RAM."""
 
 DEFAULT_SIZE = 128 << 20
 SIZE_UNIT = 8192
-"""The machine rounds its memory up to multiples of it (machine_set_mem)."""
+"""Machines round their memory up to a multiple of this (machine_set_mem)."""
 RAM_IDS = {
     "x86_64": ((r"pc|q35|pc-(i440fx|q35)-.*", "pc.ram"), (r"microvm", "microvm.ram")),
     "aarch64": ((r"virt(-.*)?", "mach-virt.ram"),),
     "riscv64": ((r"virt", "riscv_virt_board.ram"),),
 }
-"""By architecture: machines whose RAM can be given by -machine memory-backend=, and what QEMU calls it itself."""
+"""By architecture: machines that take -machine memory-backend=, and QEMU's id for their RAM."""
 DEFAULT_MACHINE = {"x86_64": "pc"}
 
 
 class Machine(NamedTuple):
-    """What -machine and -m say.
+    """The content of -machine and -m.
 
     Attributes:
         backend: memory-backend=, or None.
-        size: bytes of RAM; None if what is said is no size.
+        size: bytes of RAM; None if the given size is invalid.
     """
 
     type: str | None
@@ -52,7 +52,7 @@ class Machine(NamedTuple):
 
 
 def read_machine(options: Sequence[Option], architecture: str) -> Machine:
-    """Return what the options say of the machine."""
+    """Return the machine that the options describe."""
     properties: dict[str, str] = {}
     for _, value in arguments_of(options, "machine", "M"):
         properties |= {key.replace("_", "-"): text for key, text in keyval.key_values(value, "type")}
@@ -62,7 +62,7 @@ def read_machine(options: Sequence[Option], architecture: str) -> Machine:
             size = keyval.to_size("size", properties["memory.size"])
         for _, value in arguments_of(options, "m"):
             if (given := dict(keyval.key_values(value, "size")).get("size")) is not None:
-                # A bare number counts mebibytes.
+                # A bare number is in mebibytes.
                 size = keyval.to_size("size", given + "M" if given[-1:].isdigit() else given)
     except ConfigError:
         size = None
@@ -72,13 +72,13 @@ def read_machine(options: Sequence[Option], architecture: str) -> Machine:
     return Machine(kind, properties.get("memory-backend"), size)
 
 
-def arrange(
+def make_shareable(
     options: Sequence[Option], architecture: str, remarks: list[str], *, has_controller: bool = True
 ) -> list[str]:
-    """Let the guest's memory be shared: change the back ends that are there, or return words that add one.
+    """Make guest memory shareable: change its back ends in place, or return the options that add one.
 
     Raises:
-        ConfigError: a controller of ours would see other memory than the guest.
+        ConfigError: a controller of ours would see other memory than the guest's.
     """
     machine = read_machine(options, architecture)
     kept = _kept_backends(options)
@@ -94,7 +94,7 @@ def arrange(
             _share_option(option, value, properties, remarks)
     if machine.backend is not None:
         if machine.backend not in ids:
-            remarks.append(f"guest memory: no -object {machine.backend} to be seen; unless it is shared, it is slow")
+            remarks.append(f"guest memory: there is no -object {machine.backend}; if it is not shared, ports are slow")
         return []
     if any("memdev" in dict(keyval.key_values(value, "type")) for _, value in arguments_of(options, "numa")):
         return []
@@ -109,7 +109,7 @@ def _add_backend(
     if ram_id is None or machine.size is None:
         if machine.size is not None:
             remarks.append(
-                f"guest memory: machine {machine.type or '(default)'} is not known to take a memory back end; "
+                f"guest memory: cannot give machine {machine.type or '(default)'} a memory back end; "
                 f"every access is a message to QEMU, which is slow"
             )
         return []
@@ -120,7 +120,7 @@ def _add_backend(
         option.replace()
         pairs += huge_pages(path)
         if len(pairs) == 3:
-            remarks.append(f"guest memory: -mem-path {path} is not used: memory that is shared is a memfd")
+            remarks.append(f"guest memory: ignoring -mem-path {path}: shared memory is a memfd")
     return ["-object", f"{MEMFD},{keyval.to_text(pairs)}", "-machine", f"memory-backend={ram_id}"]
 
 
@@ -138,12 +138,12 @@ def _kept_backends(options: Sequence[Option]) -> set[str]:
 
 
 def _refuse_unreachable(option: Option, properties: Mapping[str, object]) -> None:
-    """Refuse memory of which QEMU 11.1.3 hands on the file, but not so that the guest's memory is found in it."""
+    """Refuse a file from which the device cannot find the guest's memory (seen with QEMU 11.1.3)."""
     if properties.get("qom-type") not in CONVERTIBLE or why_it_stays(properties) is None:
         return
     why = None
     if properties.get("offset") not in (None, "0", 0):
-        why = "offset= is not told to the device"
+        why = "QEMU does not tell the device offset="
     elif properties.get("share") is not True and properties.get("share") not in keyval.ON:
         why = "without share=on it is a private copy of the file"
     if why is not None:
@@ -154,7 +154,7 @@ def _refuse_unreachable(option: Option, properties: Mapping[str, object]) -> Non
 
 def _share_option(option: Option, value: str, properties: Mapping[str, object], remarks: list[str]) -> None:
     if (reason := why_it_stays(properties)) is not None:
-        remarks.append(f"{option.text}: {reason}; if the guest has its memory there, it is slow")
+        remarks.append(f"{option.text}: {reason}; if it is the guest's memory, ports are slow")
         return
     if value.startswith("{"):
         shared = share_object(properties)
@@ -170,9 +170,9 @@ def _share_option(option: Option, value: str, properties: Mapping[str, object], 
 
 
 def share_object(properties: Mapping[str, object]) -> dict[str, object]:
-    """Return the properties of -object's or object-add's JSON with a memory back end made one that can be shared.
+    """Return the properties of an object (as JSON), a memory back end as a shared memfd.
 
-    What is no memory back end, or cannot be shared (`why_it_stays`), comes back as it is.
+    Others, and those that cannot be shared (`why_it_stays`), are returned unchanged.
     """
     if why_it_stays(properties) is not None or properties.get("qom-type") not in CONVERTIBLE:
         return dict(properties)
@@ -181,20 +181,20 @@ def share_object(properties: Mapping[str, object]) -> dict[str, object]:
 
 
 def why_it_stays(properties: Mapping[str, object]) -> str | None:
-    """Return why a memory back end cannot become a memfd; None if it can, or is no memory back end."""
+    """Return why a memory back end cannot become a memfd; None if it can, or is another object."""
     kind = str(properties.get("qom-type"))
     if not kind.startswith("memory-backend-"):
         return None
     if kind not in CONVERTIBLE:
-        return f"{kind} stays as it is"
+        return f"{kind} cannot become a memfd"
     for name in MEANS_THE_FILE:
         if properties.get(name) not in (None, "off", "no", "false", "n", "0", "auto", False, 0):
-            return f"{name}={properties[name]} is about the file itself, so it stays"
+            return f"{name}={properties[name]} needs the file itself"
     return None
 
 
 def _changes(properties: Mapping[str, object], on: object) -> tuple[dict[str, object], tuple[str, ...]]:
-    """(properties to set, names to drop) to make a memory back end a shared memfd."""
+    """Return (properties to set, names to drop) that make a memory back end a shared memfd."""
     changes: dict[str, object] = {}
     if properties["qom-type"] != MEMFD:
         changes["qom-type"] = MEMFD
@@ -210,7 +210,7 @@ def _changes(properties: Mapping[str, object], on: object) -> tuple[dict[str, ob
 
 
 def huge_pages(path: str) -> list[tuple[str, str]]:
-    """Return what makes a memfd of the huge pages of the file system that `path` is on; nothing if it has none."""
+    """Return the properties of a memfd with the huge pages of `path`'s file system; none if that has no huge pages."""
     path = os.path.realpath(path)
     best, kind = "", ""
     try:

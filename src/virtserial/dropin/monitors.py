@@ -1,4 +1,4 @@
-"""The monitors of a command line, with those that QEMU has when nobody asks for any (system/vl.c)."""
+"""The monitors of a command line, and QEMU's default ones (system/vl.c)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 MODES = {"qmp": "control", "qmp-pretty": "control", "monitor": "readline"}
 OBJECTS = {"monitor-qmp": "control", "monitor-hmp": "readline"}
-"""-object's kinds that are monitors, since QEMU 11.1."""
+"""Objects that are monitors, since QEMU 11.1."""
 NETWORK = {"netdev", "nic", "net"}
 SHARED_LINES = ("serial", "parallel")
-"""Options whose `mon:CHARDEV` is a chardev shared by a line of the guest and a monitor."""
+"""Options whose `mon:CHARDEV` is shared by a serial line and a monitor."""
 WITH_DEFAULT_SERIAL = ("isa-serial", "xen-console")
-"""Devices that switch the default serial line off, with -device and -global (default_list in system/vl.c)."""
+"""Devices that disable the default serial line, by -device or -global (default_list in system/vl.c)."""
 
 
 class MonitorWords(NamedTuple):
-    """A monitor as the command line has it.
+    """A monitor of the command line.
 
     Attributes:
-        option: the one that asks for it.
-        monitor: what it asks for; None: something that only QEMU can say or do.
-        chardev: the -chardev argument that it brings along, or None: it names one.
-        is_shared: a line of the guest is on the same chardev.
+        option: its option.
+        monitor: its chardev and mode; None: only QEMU can have it.
+        chardev: the -chardev argument that it implies; None: it names a chardev.
+        is_shared: a serial line uses the same chardev.
     """
 
     option: Option
@@ -39,10 +39,10 @@ class MonitorWords(NamedTuple):
 
 
 def collect(options: Sequence[Option]) -> list[MonitorWords]:
-    """Return the monitors that are asked for, in order.
+    """Return the monitors in order.
 
     Raises:
-        ConfigError: a -mon that QEMU would refuse.
+        ConfigError: a -mon that QEMU refuses.
     """
     found: list[MonitorWords] = []
     labels, lines = 0, dict.fromkeys(SHARED_LINES, 0)
@@ -69,7 +69,7 @@ def collect(options: Sequence[Option]) -> list[MonitorWords]:
 
 
 def object_kind(value: str) -> str:
-    """Return the qom-type that an argument of -object has."""
+    """Return the qom-type of an -object argument."""
     try:
         return str(keyval.parse_options(value, "qom-type").get("qom-type"))
     except ConfigError:
@@ -94,7 +94,7 @@ def _compatible(option: Option, value: str, label: int) -> MonitorWords:
 
 def _shared_line(option: Option, text: str, label: str) -> MonitorWords:
     try:
-        # Ctrl-C goes to the guest: only this old way of saying it has that (qemu_chr_parse_compat).
+        # Ctrl-C goes to the guest: only this old form does that (qemu_chr_parse_compat).
         signal = ",signal=off" if text == "stdio" else ""
         chardev = f"{modern_chardev(text)},id={label},mux=on{signal}"
     except ConfigError:
@@ -103,9 +103,9 @@ def _shared_line(option: Option, text: str, label: str) -> MonitorWords:
 
 
 def default_options(options: Sequence[Option]) -> list[Option]:
-    """Return the monitor, serial line and network that QEMU would have of itself, said in so many words.
+    """Return QEMU's default monitor, serial line and network as explicit options.
 
-    QEMU's own defaults depend on words that are ours, so they have to be said.
+    QEMU drops defaults because of options that we take away or add, so they must be explicit.
     """
     names = {option.name for option in options if not option.from_file}
     if "nodefaults" in names:
@@ -114,7 +114,7 @@ def default_options(options: Sequence[Option]) -> list[Option]:
 
 
 def _default_network(options: Sequence[Option], names: set[str]) -> list[Option]:
-    """A network in a file does not take the place of the default one, but does so in words."""
+    """A network in a -readconfig file leaves the default one in place; as an option it would replace it."""
     if names & NETWORK or not any(option.from_file and option.name in NETWORK for option in options):
         return []
     return [_default("net", "nic"), _default("net", "user")]

@@ -1,4 +1,4 @@
-"""A plan: what is ours of a virtual machine, and the words that QEMU gets."""
+"""A plan: what of a virtual machine is ours, and QEMU's command line."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """What is to be done.
+    """What becomes of a command line.
 
     Attributes:
         words: QEMU's command line, without the program.
-        untouched: why nothing is ours, and QEMU gets its words as they were given; else None.
+        untouched: why nothing is ours and QEMU gets its command line unchanged; else None.
         machine: our controllers and ports.
         chardevs: ours, by id.
         chardev_texts: their -chardev arguments, by id.
-        objects: what our chardevs use of -object.
+        objects: the objects that our chardevs use.
         monitors: ours; the N-th has the stream "monitor/N".
-        descriptor_sets: what -add-fd says.
+        descriptor_sets: the content of -add-fd.
         descriptors: inherited descriptors that our chardevs use (fd=); QEMU must not have them.
-        newest_is_qemus: the controller that a port without `bus=` goes to is QEMU's.
-        remarks: what the operator should know.
-        decisions: what is whose, a line each.
+        newest_is_qemus: the last controller is QEMU's: ports without `bus=` go there.
+        remarks: lines for the operator.
+        decisions: what is whose, one line each.
     """
 
     words: list[str]

@@ -1,6 +1,6 @@
-"""From QEMU's command line to a plan: what is ours, and the words that QEMU gets.
+"""From a QEMU command line to a plan: what is ours, and what QEMU gets.
 
-Nothing is opened or started here; files are read (-readconfig, certificates).
+Nothing is opened or started here, except that files are read (-readconfig, certificates).
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from virtserial.dropin.monitors import MonitorWords
 
 INTERNAL = "virtserial-"
-"""What the ids of chardevs begin with that QEMU has for our sake."""
+"""Prefix of the ids of chardevs between QEMU and us."""
 CONTROL = "control"
 ANSWER_AND_EXIT = ("h", "help", "version", "dump-vmstate")
 ASK_FOR_HELP = (
     *("device", "machine", "M", "cpu", "accel", "chardev", "object", "netdev", "nic", "net", "audio", "audiodev"),
     *("d", "trace", "L", "display", "vga", "smp", "tpmdev", "spice", "global", "plugin"),
 )
-"""Options whose argument can be, or contain, the word `help`."""
+"""Options whose argument can ask for help."""
 
 
 def make_plan(
@@ -48,13 +48,13 @@ def make_plan(
 
     Args:
         words: QEMU's arguments, without the program.
-        run_directory: where our controllers listen.
-        connect: asked once for each stream between QEMU and us by its name ("control", "monitor/N",
-            "front/CHARDEV/K"); returns the number of the descriptor that QEMU shall inherit.
-        architecture: QEMU's name of the guest's.
+        run_directory: folder for our controllers' sockets.
+        connect: called once for each stream between QEMU and us with its name ("control", "monitor/N",
+            "front/CHARDEV/K"); returns the number of QEMU's descriptor.
+        architecture: the guest's, as QEMU names it.
 
     Raises:
-        ConfigError: QEMU would refuse it, or it cannot be had with virtserial; the text names the option.
+        ConfigError: QEMU would refuse it, or virtserial cannot do it; the text names the option.
     """
     given = split(words)
     if given is None:
@@ -64,7 +64,7 @@ def make_plan(
     _check_json(given)
     options = read_config_files(given)
     if not all(os.path.isfile(path) for _, path in arguments_of(given, "readconfig")):
-        words = words_of(options)  # A pipe has been read: QEMU cannot do that again.
+        words = words_of(options)  # A pipe can be read only once.
     planner = _Planner(options, run_directory, connect, architecture)
     if (reason := planner.decide()) is not None:
         return Plan(list(words), reason, remarks=planner.plan.remarks)
@@ -108,10 +108,10 @@ class _Planner:
         self._ours: set[str] = set()
         self._maker = chardevs.Maker(options)
 
-    # What is whose
+    # Who owns what
 
     def decide(self) -> str | None:
-        """Decide; return why nothing is to be done, or None."""
+        """Decide who owns what; return why QEMU gets everything unchanged, or None."""
         self._options += monitors.default_options(self._options)
         self._devices, others = devices.collect(self._options, self._architecture)
         devices.apply_set(self._options, self._devices)
@@ -129,10 +129,10 @@ class _Planner:
         ours = [controller for controller in self._controllers if controller.kept is None]
         self._remark_what_stays(asked)
         if not ours and not self._monitors:
-            return "there is no virtio-serial controller and no monitor for virtserial"
+            return "no virtio-serial controller and no monitor for virtserial"
         for option, value in arguments_of(self._options, "incoming", "loadvm"):
             if not ours:
-                return f"-{option.name} and no virtio-serial controller for virtserial"
+                return f"-{option.name} without a virtio-serial controller for virtserial"
             raise ConfigError(
                 f"-{option.name} {value}: the state of virtserial's virtio-serial controllers can be neither "
                 f"migrated nor loaded"
@@ -159,7 +159,7 @@ class _Planner:
             if words is None:
                 raise port.error(f"Property '{port.driver}.chardev' can't find value '{name}'")
             if words.chardev is None and words.is_qemu_s:
-                return f"chardev '{name}' of a port is of a kind that only QEMU has ({words.kind})"
+                return f"only QEMU has a chardev of kind {words.kind} ('{name}', which a port uses)"
         return None
 
     def _can_be_ours(self, words: MonitorWords) -> bool:
@@ -174,7 +174,7 @@ class _Planner:
                 self.plan.remarks.append(f"{controller.option.text}: stays QEMU's with its ports: {controller.kept}")
         for words in asked:
             if words not in self._monitors and not words.option.is_default:
-                self.plan.remarks.append(f"{words.option.text}: stays QEMU's: it does not know virtserial's ports")
+                self.plan.remarks.append(f"{words.option.text}: stays QEMU's and does not show virtserial's ports")
 
     def _note_users(self, ours: list[Device]) -> None:
         own = {port.option: port.chardev for controller in ours for port in controller.ports}
@@ -192,10 +192,10 @@ class _Planner:
             if words.is_shared and words.monitor is not None:
                 self._chardevs[words.monitor.chardev].qemu_users.insert(0, words.option)
 
-    # What is done about it
+    # The plan
 
     def carry_out(self) -> None:
-        """Fill the plan, and change what QEMU gets."""
+        """Fill the plan, and change QEMU's options."""
         plan = self.plan
         plan.newest_is_qemus = bool(self._controllers) and self._controllers[-1].kept is not None
         plan.daemonize = any(option.name == "daemonize" for option in self._options)
@@ -210,7 +210,7 @@ class _Planner:
         for device in self._devices:
             self._take_device(device)
         has_controller = bool(plan.machine.controllers)
-        extra = memory.arrange(self._options, self._architecture, plan.remarks, has_controller=has_controller)
+        extra = memory.make_shareable(self._options, self._architecture, plan.remarks, has_controller=has_controller)
         plan.words = [*words_of(self._options), *extra, *self._monitor_words(CONTROL)]
 
     def _take_chardev(self, words: ChardevWords) -> None:
@@ -229,7 +229,7 @@ class _Planner:
         backend = chardev.backend
         if isinstance(backend, StdioChardev):
             backend.sets_terminal_modes = False
-            # QEMU sets the terminal's modes and puts them back, as ever; only we read and write.
+            # QEMU still sets and restores the terminal's modes; only we read and write.
             signal = "" if keyval.to_bool("signal", values.get("signal", "on")) else ",signal=off"
             emitted += ["-chardev", f"stdio,id={INTERNAL}terminal{signal}"]
         for index in range(len(words.qemu_users)):
@@ -245,7 +245,7 @@ class _Planner:
         return ", ".join(users) or "nobody yet"
 
     def _redirect_to_fronts(self) -> None:
-        """QEMU's own users of our chardevs get a stream to us each, in the order they were noted."""
+        """Connect each of QEMU's users of our chardevs to us by a stream, in the order they were noted."""
         taken = dict.fromkeys(self._ours, 0)
         for shared in self._monitors:
             if shared.is_shared and shared.monitor is not None:
@@ -271,7 +271,7 @@ class _Planner:
         words.option.emitted += self._monitor_words(f"monitor/{number}")
 
     def _monitor_words(self, name: str) -> list[str]:
-        # Not -mon, which QEMU 11.1 warns of; not -object monitor-qmp, which came with it.
+        # QEMU 11.1 warns of -mon, and older ones do not have -object monitor-qmp.
         return [*self._socket_words(name), "-qmp", f"chardev:{_internal_id(name)}"]
 
     def _socket_words(self, name: str) -> list[str]:
@@ -281,7 +281,7 @@ class _Planner:
         controller = device.controller
         if controller is None or controller.kept is not None:
             if device is controller and device.id is None:
-                self.plan.machine.name_bus(None)  # QEMU's and ours are counted together.
+                self.plan.machine.name_bus(None)  # QEMU numbers its buses and ours together.
             return
         bus = controller.bus if device.is_port else None
         try:
@@ -298,7 +298,7 @@ class _Planner:
             self.plan.decisions.append(f"port {plugged.number} of {plugged.controller.name}: {device.option.text}")
 
     def _place(self, controller: Device, words: list[str]) -> None:
-        """Put QEMU's half of a controller where it was; one that was given as key=value still comes before all JSON."""
+        """Put QEMU's half of a controller, which is JSON, in its place, but a key=value one before all other JSON."""
         devices = [option for option, value in arguments_of(self._options, "device") if value.startswith("{")]
         first = next(iter(devices), None)
         position = self._options.index(controller.option)

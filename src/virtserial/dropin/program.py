@@ -1,4 +1,4 @@
-"""Which QEMU: by $VIRTSERIAL_QEMU or on PATH, for the architecture that our own name tells; is it new enough?"""
+"""Which QEMU to run: $VIRTSERIAL_QEMU or from PATH, for the architecture in our own name; and its version check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 def architecture_of(called_as: str) -> str:
-    """Return the guest's architecture: of `virtserial-qemu-ARCH` or `qemu-system-ARCH`, else the machine's own."""
+    """Return the guest's architecture: ARCH of `virtserial-qemu-ARCH` or `qemu-system-ARCH`, else the host's."""
     matched = NAMES.fullmatch(os.path.basename(called_as))
     machine = matched[1] if matched is not None else os.uname().machine
     return ARCHITECTURES.get(machine, machine)
@@ -42,7 +42,7 @@ def find_program(architecture: str, called_as: str) -> str:
 
 
 def _is_this_program(path: str, called_as: str) -> bool:
-    """Somebody may have put us in QEMU's place under its own name."""
+    """We may be installed in QEMU's place, under its name."""
     try:
         return os.path.samefile(path, called_as)
     except OSError:
@@ -50,7 +50,7 @@ def _is_this_program(path: str, called_as: str) -> bool:
 
 
 class VersionCheck:
-    """Asks a QEMU for its version, while something else is done.
+    """Runs `QEMU -version` in the background.
 
     Raises:
         ConfigError: it cannot be started.
@@ -71,17 +71,17 @@ class VersionCheck:
             os.close(null)
 
     def finish(self) -> None:
-        """Wait for the answer.
+        """Wait for the version and check it.
 
         Raises:
-            ConfigError: it is too old, or no QEMU.
+            ConfigError: it is too old, or not QEMU.
         """
         with open(self._reader, "rb") as file:
             answer = file.read(4096).decode(errors="replace")
         os.waitpid(self._pid, 0)
         matched = re.search(r"version (\d+)\.(\d+)", answer)
         if matched is None:
-            raise ConfigError(f"{self._program} does not say which QEMU it is")
+            raise ConfigError(f"{self._program} does not print a QEMU version")
         version = int(matched[1]), int(matched[2])
         if version < OLDEST:
             raise ConfigError(

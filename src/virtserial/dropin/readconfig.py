@@ -1,10 +1,9 @@
-"""-readconfig: QEMU's INI files (util/qemu-config.c), read as the options they stand for.
+"""-readconfig: QEMU's INI files (util/qemu-config.c), read as options.
 
     [device "ser0"]
       driver = "virtio-serial-pci"
 
-is `-device driver=virtio-serial-pci,id=ser0`.  QEMU reads a file itself unless it has something that the drop-in has to
-know of.
+is `-device driver=virtio-serial-pci,id=ser0`.  QEMU reads a file itself unless something in it concerns the drop-in.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ GROUP = re.compile(r"\[([^]]{1,63})\]")
 KEY = re.compile(r'\s*([^\s=]{1,63})\s*=\s*"([^"]{0,1023})"')
 
 OPTIONS = {"memory": "m", "smp-opts": "smp", "boot-opts": "boot", "acpi": "acpitable"}
-"""Groups whose option has another name."""
+"""Options that are not named like their group."""
 RELEVANT_GROUPS = ("chardev", "mon", "memory", "machine", "add-fd", "numa", "global")
 
 
@@ -39,13 +38,12 @@ class Group(NamedTuple):
 
 
 def read_config_files(options: Sequence[Option]) -> list[Option]:
-    """Return the options with each -readconfig that concerns the drop-in replaced by what is in the file.
+    """Return the options, with each -readconfig that concerns the drop-in replaced by the file's options.
 
-    A file that cannot be read, or that QEMU would not understand, stays: QEMU says so in its own words.  A pipe cannot
-    be read twice, so it is replaced in any case.
+    An unreadable or malformed file stays: QEMU reports it.  A pipe can be read only once, so it is always replaced.
 
     Raises:
-        ConfigError: a pipe that is not well formed.
+        ConfigError: a pipe's content is malformed.
     """
     result: list[Option] = []
     for option in options:
@@ -63,7 +61,7 @@ def read_config_files(options: Sequence[Option]) -> list[Option]:
 
 
 def _read(path: str) -> tuple[list[Group] | None, bool]:
-    """(the groups, None if there are none to be had; whether the file is empty now)."""
+    """Return (the groups, or None if unreadable or malformed; whether reading has consumed the file)."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return parse(file.read()), not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
@@ -72,7 +70,7 @@ def _read(path: str) -> tuple[list[Group] | None, bool]:
 
 
 def parse(text: str) -> list[Group] | None:
-    """Return the groups of a file; None if it is not well formed."""
+    """Return the groups of a file; None if it is malformed."""
     groups: list[Group] = []
     for line in text.split("\n"):
         if not line.strip() or line.startswith("#"):

@@ -1,4 +1,4 @@
-"""Which words of QEMU's own refer to a chardev, and how to let them refer to another."""
+"""Which of QEMU's options refer to a chardev, and how to make them refer to another."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ASSIGNMENT = re.compile(r"([^=]*\.chardev)=(.*)", re.DOTALL)
 
 
 def chardevs_used(option: Option) -> list[str]:
-    """Return the ids of the chardevs that an option refers to, in order, as often as it does."""
+    """Return the ids of the chardevs that an option refers to, in order, one entry per reference."""
     found: list[str] = []
 
     def note(chardev: str) -> str:
@@ -44,7 +44,7 @@ def chardevs_used(option: Option) -> list[str]:
 
 
 def redirect(option: Option, rename: Callable[[str], str]) -> None:
-    """Change what an option hands to QEMU: `rename` is asked for each reference, in order."""
+    """Rename the references in what QEMU gets of an option: `rename` is called for each, in order."""
     changed = _visit(option, rename)
     if changed is not None:
         option.replace_value(changed)

@@ -1,4 +1,4 @@
-"""From options to a machine: what `-device` says becomes controllers and ports."""
+"""From options to a machine: `-device` becomes controllers and ports."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def plug(
     """Plug in the device that the options describe.
 
     Args:
-        chardevs: those there are, by id.
-        run_directory: where a controller listens that names no socket.
+        chardevs: the existing ones, by id.
+        run_directory: folder for the socket of a controller that names none.
 
     Raises:
-        ConfigError: it cannot be, in QEMU's words.
+        ConfigError: in QEMU's words.
     """
     if options.is_controller:
         return machine.add_controller(_controller(machine, options, run_directory))
@@ -57,7 +57,7 @@ def plug(
 
 
 def _users(chardev: Chardev) -> int:
-    """How many may use a chardev: nobody that of a hub."""
+    """How many users a chardev may have: none if it is part of a hub."""
     return 0 if chardev.hub is not None else chardev.max_users
 
 

@@ -1,7 +1,7 @@
 """The machine: controllers and ports by id, with QEMU's rules for buses, numbers and names.
 
-Nothing here opens or moves anything: the keeper acts on what the model has accepted.  Texts of errors are QEMU's own
-(hw/char/virtio-serial-bus.c, system/qdev-monitor.c), because scripts match on them.
+This is only a model: the keeper acts once it has accepted a change.  Error texts are QEMU's
+(hw/char/virtio-serial-bus.c, system/qdev-monitor.c): scripts match on them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Controller:
     Attributes:
         id: the user's id, or None.
         bus: the name ports refer to.
-        name: what messages call it.
-        socket: where it listens for its VMM.
+        name: its name in messages.
+        socket: the path of its vfio-user socket.
         vectors: MSI-X vectors, 0 for INTx.
-        index: counts the controllers that were ever plugged in; names it between keeper and worker.
+        index: number of controllers plugged in before it; its name between keeper and worker.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Port:
     Attributes:
         number: its number on the controller.
         chardev: the id of its back end, or None.
-        serial: counts the ports that were ever plugged in, so that no two are mistaken for each other.
-        guest_open: the guest has it open, as far as the keeper has heard.
+        serial: number of ports plugged in so far, so that no two are confused.
+        guest_open: the guest has it open, as far as the keeper knows.
     """
 
     __slots__ = (
@@ -101,12 +101,12 @@ class Port:
 
     @property
     def driver(self) -> str:
-        """QEMU's name of its kind."""
+        """QEMU's name for its kind."""
         return "virtconsole" if self.is_console else "virtserialport"
 
 
 class Machine:
-    """Every controller and port, and which chardev is taken."""
+    """All controllers and ports, and which chardevs they use."""
 
     def __init__(self) -> None:
         self.controllers: list[Controller] = []
@@ -119,7 +119,7 @@ class Machine:
         self._plugged_ports = 0
 
     def describe(self) -> dict[str, object]:
-        """Return all of it as JSON can carry it, for `from_description`."""
+        """Return everything in JSON's types, for `from_description`."""
         return {
             "counts": [self._unnamed_buses, self._plugged_controllers, self._plugged_ports],
             "controllers": [{**vars(controller), "ports": None} for controller in self.controllers],
@@ -131,7 +131,7 @@ class Machine:
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> Machine:
-        """Return a machine like the one that was described, to the numbers of what comes next."""
+        """Return a copy of the described machine, counters included."""
         machine = cls()
         by_index: dict[int, Controller] = {}
         for attributes in described["controllers"]:
@@ -148,7 +148,7 @@ class Machine:
         return machine
 
     def ports(self) -> Iterator[Port]:
-        """Every port, controller by controller in plug order."""
+        """All ports, by controller in plug order."""
         for controller in self.controllers:
             yield from controller.ports.values()
 
@@ -164,7 +164,7 @@ class Machine:
         return device
 
     def users_of(self, chardev_id: str) -> list[Port]:
-        """Return the ports that use a chardev: several only of a multiplexed one."""
+        """Return the ports that use a chardev; only a multiplexed one has several."""
         return list(self._users.get(chardev_id, ()))
 
     def user_of(self, chardev_id: str) -> Port | None:
@@ -174,14 +174,14 @@ class Machine:
     # Controllers
 
     def name_bus(self, device_id: str | None) -> str:
-        """Return the name of a new controller's bus: of its id, else counted, as qbus_init does."""
+        """Return the name of a new controller's bus: from its id, else numbered, as qbus_init does."""
         if device_id is not None:
             return f"{device_id}.0"
         self._unnamed_buses += 1
         return f"virtio-serial-bus.{self._unnamed_buses - 1}"
 
     def name_controller(self) -> str:
-        """Return what messages call a new controller without an id."""
+        """Return the name in messages of a new controller without an id."""
         return f"virtio-serial{self._plugged_controllers}"
 
     def add_controller(self, controller: Controller) -> Controller:
@@ -215,7 +215,7 @@ class Machine:
             del self._ids[controller.id]
 
     def bus(self, name: str | None, driver: str) -> Controller:
-        """Return the controller of a bus; without a name the one added last, as QEMU's search finds it.
+        """Return the controller of a bus; without a name the one added last, as QEMU does.
 
         Raises:
             ConfigError: there is none.
@@ -243,14 +243,14 @@ class Machine:
         chardev_users: int = 1,
         chardev_fronts: int = 0,
     ) -> Port:
-        """Plug a port in; without a number it gets the lowest free one, a first console number 0.
+        """Plug a port in; without a number it gets the lowest free one, the first console 0.
 
         Args:
-            chardev_users: how many may use the chardev.
-            chardev_fronts: how many that are no ports use it.
+            chardev_users: how many users the chardev may have.
+            chardev_fronts: how many it has that are not ports.
 
         Raises:
-            ConfigError: the id, number, name or chardev is taken, or the bus has no place.
+            ConfigError: the id, number, name or chardev is taken, or the bus is full.
         """
         is_console = driver == "virtconsole"
         controller = self.bus(bus, driver)
@@ -294,7 +294,7 @@ class Machine:
             self._ids[port.id] = port
 
     def remove_port(self, port: Port) -> None:
-        """Unplug a port: its number, name, id and chardev are free."""
+        """Unplug a port; its number, name, id and chardev become free."""
         del port.controller.ports[port.number]
         if port.name is not None:
             self._names.discard(port.name)
@@ -307,7 +307,7 @@ class Machine:
 
     @staticmethod
     def _free_number(controller: Controller) -> int:
-        """The lowest free number from 1 on.  QEMU looks through whole words of a bit map, which shows in its text."""
+        """The lowest free number from 1 on.  QEMU searches whole words of a bitmap, which shows in its error text."""
         limit = (controller.max_ports + 31) // 32 * 32
         for number in range(1, limit):
             if number not in controller.ports:

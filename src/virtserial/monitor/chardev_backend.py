@@ -77,7 +77,7 @@ def make_from_json(
         objects: those of -object, by id.
 
     Raises:
-        ConfigError: what it says does not go together.
+        ConfigError: options that exclude each other.
         QmpError: a descriptor's name is unknown.
     """
     kind = str(backend["type"])

@@ -1,4 +1,4 @@
-"""A monitor client's end of a chardev; of a socket's, also the descriptors that come with the bytes (SCM_RIGHTS)."""
+"""A monitor client's connection, with the descriptors that it passes by SCM_RIGHTS."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop
 
 MAX_PASSED = 16
-"""Descriptors a client can have passed and not yet used: more are closed."""
+"""Passed descriptors that wait for a command; when there are more, the oldest are closed."""
 
 
 class ClientSocket(DescriptorStream):
-    """A socket through which descriptors come along; `passed` takes them, and they are its owner's."""
+    """A socket that also receives descriptors, into `passed`: its owner's."""
 
     def __init__(self, loop: EventLoop, name: str, fd: int) -> None:
         super().__init__(loop, name, fd, fd)
@@ -66,7 +66,7 @@ def open_client_end(
     """Make the moving half of a connection, and the socket in it if descriptors can come by it.
 
     Raises:
-        BackendError: TLS credentials are none; `fds` are closed.
+        BackendError: not valid TLS credentials; `fds` are closed.
     """
     if not isinstance(unlogged(connection), SocketConnection):
         return open_host_end(connection, fds, loop), None

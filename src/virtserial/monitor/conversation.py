@@ -1,6 +1,7 @@
-"""What one client of a monitor has asked for, and what of it runs when.
+"""The requests of one monitor client, and when each runs.
 
-In-band requests run one after the other, out-of-band ones past them, none while the client does not take our answers.
+In-band requests run one after the other; out-of-band requests overtake them.  None runs while the client does not
+read our answers.
 """
 
 from __future__ import annotations
@@ -21,52 +22,52 @@ if TYPE_CHECKING:
 log = logging.getLogger("virtserial.monitor")
 
 MAX_QUEUED = 8
-"""In-band requests that wait while out-of-band ones can pass them (QEMU's QMP_REQ_QUEUE_LEN_MAX); as many of those
-may be unanswered."""
+"""Queued in-band requests per client (QEMU's QMP_REQ_QUEUE_LEN_MAX), and unanswered out-of-band ones."""
 
 
 class Backend(Protocol):
-    """Who runs what the clients of one monitor ask for."""
+    """Runs the requests of one monitor's clients."""
 
     def when_ready(self, callback: Callable[[], None]) -> None:
-        """Call back when clients can be greeted."""
+        """Call back once the greeting is known."""
 
     def greeting(self) -> Mapping[str, object]:
-        """What QMP clients are greeted with."""
+        """The greeting for QMP clients."""
 
     def run(self, client: Client, request: Request, answer: Callable[[object], None]) -> None:
-        """Run a command; `answer` is called once, now or later, with what it returns or a QmpError."""
+        """Run a command; call `answer` once, now or later, with its result or a QmpError."""
 
     def run_line(self, client: Client, line: str, answer: Callable[[str], None]) -> None:
-        """Run a line of HMP; `answer` is called once, now or later, with what it prints."""
+        """Run a line of HMP; call `answer` once, now or later, with what it prints."""
 
     def candidates(self, text: str) -> tuple[Sequence[str], int]:
-        """What the last word of a line could become, and how much of that is typed."""
+        """What the last word of a line could become, and how many of its characters are typed."""
 
     def client_left(self) -> None:
-        """The client is gone: forget what was its own."""
+        """The client is gone: reset what belongs to a session."""
 
 
 class Line(Protocol):
-    """Who carries the conversation's bytes."""
+    """Carries the conversation's bytes."""
 
     unsent: bytearray
 
     def flush(self) -> None:
-        """Send what the session has to say, as far as the client takes it; the rest is `unsent`."""
+        """Send the session's output as far as the client takes it; the rest is `unsent`."""
 
     def read_on(self) -> None:
-        """All that was received is done with."""
+        """Everything received was handled: read more."""
 
     def fail(self, reason: str) -> None:
-        """Part from the client."""
+        """Close the client's connection."""
 
 
 class Conversation:
-    """
+    """Queues a client's requests and runs them in turn.
+
     Args:
-        session: the client's.
-        client: who asks.
+        session: the client's protocol state.
+        client: its descriptors.
     """
 
     def __init__(self, session: QmpSession | HmpSession, backend: Backend, client: Client, line: Line) -> None:
@@ -83,16 +84,16 @@ class Conversation:
 
     @property
     def can_receive(self) -> bool:
-        """Whether all that was received is done with."""
+        """Whether everything received was handled."""
         return self._incoming is None
 
     def receive(self, data: bytes) -> None:
-        """Take what the client sent, when it can be taken."""
+        """Take what the client sent; only while `can_receive`."""
         self._incoming = self.session.receive(data)
         self.advance()
 
     def advance(self) -> None:
-        """Run what may run now of what has been received, then have more read."""
+        """Run the received requests that may run now, then ask for more input."""
         if self._advancing:
             return
         self._advancing = True
@@ -100,7 +101,7 @@ class Conversation:
             while not self._over and not self._line.unsent and self._step():
                 pass
         except Exception:
-            # The keeper must go on, whatever a client has made of us.
+            # A client must never end the keeper.
             log.exception("internal error in a monitor")
             self._line.fail("internal error")
         finally:
@@ -109,7 +110,7 @@ class Conversation:
             self._line.read_on()
 
     def _step(self) -> bool:
-        """Do one thing; False: there is nothing that may be done now."""
+        """Do one step; False if none may be done now."""
         if self._queue and not self._busy:
             self._run(self._queue.popleft())
             return True
@@ -163,7 +164,7 @@ class Conversation:
         self.advance()
 
     def end(self) -> None:
-        """The client has left: what it has asked for is forgotten, answers that come later have nobody to go to."""
+        """The client has left: drop its requests and the answers that come later."""
         self._over = True
         self._incoming = None
         self._queue.clear()

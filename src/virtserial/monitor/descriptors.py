@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from virtserial.chardev.base import Put, Take
 
 MAX_DESCRIPTORS = 1024
-"""A client could otherwise use up the process's descriptors."""
+"""Per client with names, and in all sets: clients must not use up the process's descriptors."""
 
 
 class NamedDescriptors:
-    """A client's descriptors by name; it owns them."""
+    """A client's descriptors by name; owned here."""
 
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
@@ -30,10 +30,10 @@ class NamedDescriptors:
         return frozenset(self._fds)
 
     def put(self, name: str, fd: int) -> None:
-        """Keep a descriptor; one that had the name is closed.
+        """Keep a descriptor, and close the one that had the name.
 
         Raises:
-            QmpError: the name begins with a digit, or there are too many; `fd` is closed.
+            QmpError: the name begins with a digit, or there are MAX_DESCRIPTORS; `fd` is closed.
         """
         if name[:1].isdigit() or (len(self._fds) >= MAX_DESCRIPTORS and name not in self._fds):
             os.close(fd)
@@ -45,7 +45,7 @@ class NamedDescriptors:
         self._fds[name] = fd
 
     def take(self, name: str) -> int:
-        """Return the descriptor of a name, the caller's now.
+        """Take the descriptor of a name out; the caller owns it.
 
         Raises:
             QmpError: there is no such name.
@@ -55,11 +55,11 @@ class NamedDescriptors:
         return self._fds.pop(name)
 
     def hand_over(self, put: Put) -> dict[str, int]:
-        """Return what another process has to know to go on (`resume`)."""
+        """Return what a successor needs (`take_over`)."""
         return {name: put(fd) for name, fd in self._fds.items()}
 
-    def resume(self, saved: Mapping[str, int], take: Take) -> None:
-        """Go on where another process has left off."""
+    def take_over(self, saved: Mapping[str, int], take: Take) -> None:
+        """Take over a predecessor's descriptors."""
         self._fds.update({name: take(number) for name, number in saved.items()})
 
     def close_one(self, name: str) -> None:
@@ -107,7 +107,7 @@ class _Member(NamedTuple):
 
 
 class DescriptorSets:
-    """Sets of descriptors by number; it owns them.  `/dev/fdset/N` names one in a path."""
+    """Sets of descriptors by number, owned here.  `/dev/fdset/N` names one in a path."""
 
     PREFIX = "/dev/fdset/"
 
@@ -118,7 +118,7 @@ class DescriptorSets:
         """Put a descriptor into a set (None: a new one); return what add-fd returns.
 
         Args:
-            called: the number that clients know it by, if it is not its own.
+            called: the number that clients use for it, if not `fd`.
 
         Raises:
             QmpError: the number is negative, or there are too many; `fd` is closed.
@@ -135,20 +135,20 @@ class DescriptorSets:
         return {"fdset-id": number, "fd": member.number}
 
     def hand_over(self, put: Put) -> list[object]:
-        """Return what another process has to know to go on (`resume`)."""
+        """Return what a successor needs (`take_over`)."""
         return [
             [number, put(member.fd), member.opaque, member.number]
             for number, members in self._sets.items()
             for member in members
         ]
 
-    def resume(self, saved: Iterable[Any], take: Take) -> None:
-        """Go on where another process has left off; clients know the descriptors by their old numbers."""
+    def take_over(self, saved: Iterable[Any], take: Take) -> None:
+        """Take over a predecessor's sets; clients know the descriptors by their old numbers."""
         for number, fd, opaque, called in saved:
             self.add(take(fd), number, opaque, called)
 
     def find(self, number: int, mode: int) -> int | None:
-        """Return a descriptor of a set that can be used so (os.O_RDONLY or os.O_WRONLY); it stays the set's."""
+        """Return a descriptor of a set with that access (os.O_RDONLY or os.O_WRONLY); the set keeps it."""
         for member in self._sets.get(number, []):
             access = fcntl.fcntl(member.fd, fcntl.F_GETFL) & os.O_ACCMODE
             if access in (mode, os.O_RDWR):

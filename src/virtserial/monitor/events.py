@@ -15,18 +15,18 @@ INTERVAL: Final = 1.0
 
 
 class Clock(Protocol):
-    """A clock and a way to be called later (loop.EventLoop)."""
+    """A clock with timers (loop.EventLoop)."""
 
     def now(self) -> float: ...
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer: ...
 
 
 class Events:
-    """Sends events, the limited ones one a second for each key; of several in that second the last is sent at its end.
+    """Sends events; VSERPORT_CHANGE at most once a second per port: the last change in a second is sent at its end.
 
     Args:
         clock: times them.
-        send: gives an event (its name and data) to the clients.
+        send: sends an event (its name and data) to all clients.
     """
 
     def __init__(self, clock: Clock, send: Callable[[str, Mapping[str, object] | None], None]) -> None:
@@ -48,7 +48,7 @@ class Events:
             self._rest(port_id)
 
     def send_waiting(self) -> None:
-        """Send what waits for its second to end: this process is about to end."""
+        """Send what waits for its second to end, before this process ends."""
         for data in self._waiting.values():
             if data is not None:
                 self._send("VSERPORT_CHANGE", data)

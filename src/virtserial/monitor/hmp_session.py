@@ -29,16 +29,16 @@ class HmpSession:
         self._out = [BANNER.format(**version.given)]
 
     def hand_over(self) -> dict[str, object]:
-        """Return what another process has to know to go on (`resume`)."""
+        """Return what a successor needs (`take_over`)."""
         return self._readline.hand_over()
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Go on where another process has left off, without a banner."""
+    def take_over(self, saved: Mapping[str, Any]) -> None:
+        """Take over a predecessor's line, without a banner."""
         self._out.clear()
-        self._readline.resume(saved)
+        self._readline.take_over(saved)
 
     def receive(self, data: bytes) -> Iterator[str]:
-        """Take what was typed; yield each line that it ends, to be answered before the next is asked for."""
+        """Take what was typed; yield each line that it ends.  Answer one before asking for the next."""
         # A byte is a character: the line's length is QEMU's, and any encoding passes as it is.
         for character in data.decode("latin-1"):
             line = self._readline.type(character)
@@ -47,7 +47,7 @@ class HmpSession:
                 yield line.encode("latin-1").decode(errors="surrogateescape")
 
     def answer(self, printed: str) -> None:
-        """Show what a line has printed, and the prompt."""
+        """Show what a line printed, and the prompt."""
         self._out.append(printed.encode(errors="surrogateescape").decode("latin-1"))
         self.prompt()
 
@@ -57,14 +57,14 @@ class HmpSession:
         self._collect()
 
     def leave(self) -> None:
-        """The focus goes to another user of the chardev."""
+        """The focus moves to another user of the chardev."""
         self._out.append("\n")
 
     def _collect(self) -> None:
         self._out.append(self._readline.output())
 
     def data_to_send(self) -> bytes:
-        """Return what is to be sent, once."""
+        """Return the bytes to send, once."""
         data = "".join(self._out).replace("\n", "\r\n").encode("latin-1")
         self._out.clear()
         return data

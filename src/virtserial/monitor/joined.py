@@ -36,7 +36,7 @@ from virtserial.monitor.operations import Operations
 from virtserial.monitor.qemu_connection import QemuConnection
 from virtserial.monitor.qmp import QmpError
 from virtserial.monitor.qmp_client import Ask
-from virtserial.monitor.server import attach, part_from_clients
+from virtserial.monitor.server import attach, flush_and_close
 from virtserial.monitor.steps import run_steps
 
 if TYPE_CHECKING:
@@ -51,17 +51,17 @@ if TYPE_CHECKING:
 
 
 class JoinedMonitors:
-    """Every monitor of a machine that QEMU and we share.  Make it before the keeper starts.
+    """All monitors of a machine that QEMU and we share.  Create it before the keeper starts.
 
     Args:
-        keeper: our half; its loop is stopped when QEMU has ended.
-        monitors: the chardevs they are on (each one of the keeper's), and how they talk.
+        keeper: our half; its loop stops when QEMU has ended.
+        monitors: the keeper's chardevs that they use, and whether they speak QMP or HMP.
         streams: our ends of the connections to QEMU, by name: "control", "monitor/N" for the N-th monitor,
             "front/CHARDEV/K" for the K-th of QEMU's own users of a chardev that is ours.  Owned from here on.
-        chardev_texts: by id, the -chardev arguments of the chardevs that are ours from the start.
-        share_object: makes an object's properties such that guest memory can be shared with us.
-        run_directory: where controllers that are added at run time listen.
-        newest_is_qemus: the virtio-serial controller that was added last is QEMU's, not ours.
+        chardev_texts: by id, the -chardev arguments of the chardevs that are ours at the start.
+        share_object: changes the properties of a memory back end so that we can map it.
+        run_directory: folder for the sockets of controllers that are added at run time.
+        newest_is_qemus: the last virtio-serial controller so far is QEMU's.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class JoinedMonitors:
             line.send_event(name, data)
 
     def _qemu_ended(self) -> None:
-        """QEMU is gone: what it has said last is still passed on, then all ends."""
+        """QEMU has ended: pass on its last output, then stop."""
         for backend in self._backends:
             backend.connection.read_all()
         self._keeper.loop.stop()
 
     def close(self) -> None:
-        """Let clients have what was said to them, and part."""
-        part_from_clients(self._keeper, self._lines)
+        """Send clients their last output and close."""
+        flush_and_close(self._keeper, self._lines)
         for backend in self._backends:
             backend.connection.close()
         self._control.close()
@@ -132,7 +132,7 @@ class JoinedMonitors:
 
 
 class QemuBackend:
-    """Runs what the clients of one monitor ask for, here or by its connection to QEMU (conversation.Backend)."""
+    """Runs the requests of one monitor's clients, here or through its connection to QEMU (conversation.Backend)."""
 
     def __init__(self, keeper: Keeper, machine: JoinedMachine, stream: socket.socket) -> None:
         self.line: MonitorLine | None = None
@@ -145,7 +145,7 @@ class QemuBackend:
         self._items: list[str] = []
 
     def _event(self, event: dict[str, object]) -> None:
-        # The first to hear of it acts, so that a client that hears of it finds it done.
+        # The first connection to get it acts, so that a client that gets the event finds it done.
         self._machine.qemu_event(event)
         if self.line is not None:
             self.line.pass_event(event)

@@ -1,7 +1,7 @@
-"""Chardevs of a machine that QEMU and we share: whose each is, and how one goes from hand to hand.
+"""Chardevs of a machine that QEMU and we share: whose each is, and how it is handed over.
 
-A chardev that is added at run time is ours, if its kind is one we have, until a device of QEMU's asks for it: then it
-is closed here and opened there.  When that device is gone, a port of ours can have it back.
+A chardev that is added at run time is ours if we have its kind.  When a device of QEMU's asks for it, we close it and
+QEMU opens it.  When that device is gone, a port of ours can take it back.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from virtserial.monitor.steps import Steps
 
 INTERNAL: Final = "virtserial-"
-"""How the ids of what is between QEMU and us begin: no client hears of them."""
+"""Prefix of the ids of what is between QEMU and us; clients do not see those."""
 NOT_A_CHARDEV: Final = ("driver", "id", "qom-type", "type")
-"""Members of a command that name something else, whatever their value is."""
+"""Members of a command that never name a chardev."""
 
 Original = str | dict[str, object]
 """What a chardev was made of: the text of an option, or the ChardevBackend of chardev-add."""
@@ -37,9 +37,10 @@ def is_for_qemu(refusal: str) -> bool:
 
 
 class JoinedChardevs:
-    """
+    """Knows the owner of each chardev, and what ours were made of.
+
     Args:
-        texts: by id, the -chardev arguments of those that are ours from the start.
+        texts: by id, the -chardev arguments of those that are ours at the start.
     """
 
     def __init__(self, operations: Operations, texts: Mapping[str, str]) -> None:
@@ -54,7 +55,7 @@ class JoinedChardevs:
     # chardev-add
 
     def takes(self, kind: str) -> bool:
-        """Whether a chardev of this kind is ours when it is added; else QEMU says what it is."""
+        """Whether a new chardev of this kind becomes ours."""
         return kind in kinds() and kind not in QEMU_ONLY
 
     def was_made_of(self, chardev_id: str, original: Original | None) -> None:
@@ -71,7 +72,7 @@ class JoinedChardevs:
         chardev.mux_quit = chardev.mux
 
     def removed(self, chardev_id: str) -> None:
-        """A chardev is gone, here or in QEMU."""
+        """Forget a chardev that was removed, here or in QEMU."""
         self._originals.pop(chardev_id, None)
         self._given_away.pop(chardev_id, None)
 
@@ -80,13 +81,13 @@ class JoinedChardevs:
         listed = yield Ask("query-chardev", {})
         return [str(entry["label"]) for entry in listed]
 
-    # From hand to hand
+    # Handing over
 
     def hand_over_named(self, arguments: Mapping[str, object]) -> Steps[None]:
-        """Give QEMU those of ours that a command for it names.
+        """Hand over the chardevs of ours that a command for QEMU names.
 
         Raises:
-            QmpError: a port or monitor of ours uses it, or it cannot be opened there.
+            QmpError: a port or monitor of ours uses one, or QEMU cannot open it.
         """
         user = arguments.get("driver") or arguments.get("qom-type") or arguments.get("type") or "device"
         for name, chardev_id in _members(arguments):
@@ -118,17 +119,17 @@ class JoinedChardevs:
             return
         options = keyval.parse_options(original, "backend")
         is_server = options.get("backend") == "socket" and keyval.to_bool("server", options.get("server", "off"))
-        # QEMU would wait for a client, and everything else with it.
+        # With wait=on all of QEMU would wait for a client.
         line = f"chardev-add {original}{',wait=off' if is_server else ''}"
         printed = str((yield Ask("human-monitor-command", {"command-line": line})))
         if printed.startswith("Error"):
             raise QmpError(printed.partition(":")[2].strip())
 
     def take_back(self, chardev_id: str, user: str) -> Steps[None]:
-        """Make a chardev ours that a port of ours wants, and QEMU has.
+        """Take a chardev back from QEMU for a port of ours.
 
         Raises:
-            QmpError: a device of QEMU's uses it, or it is of a kind that only QEMU has.
+            QmpError: a device of QEMU's uses it, or it was QEMU's from the start.
         """
         if self.is_ours(chardev_id) or chardev_id not in (yield from self.qemus()):
             return

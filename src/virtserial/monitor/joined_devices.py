@@ -1,4 +1,4 @@
-"""Devices of a machine that QEMU and we share: whose each is; controllers that are added and deleted at run time."""
+"""Devices of a machine that QEMU and we share: whose each is; how controllers are added and deleted."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ NO_BUS: Final = "No 'virtio-serial-bus' bus found"
 
 
 class JoinedDevices:
-    """
+    """Knows the owner of each device and bus.
+
     Args:
-        run_directory: where controllers that are added listen.
-        newest_is_qemus: the virtio-serial controller that was added last is QEMU's: ports without `bus=` go there.
+        run_directory: folder for the sockets of new controllers.
+        newest_is_qemus: the last virtio-serial controller so far is QEMU's: ports without `bus=` go there.
     """
 
     def __init__(self, operations: Operations, run_directory: str, *, newest_is_qemus: bool) -> None:
@@ -46,7 +47,7 @@ class JoinedDevices:
 
     @staticmethod
     def is_controller(arguments: Mapping[str, object]) -> bool:
-        """Whether a device to be added is a controller that will be ours; not if only QEMU has its properties."""
+        """Whether a new device is a controller for us; not if it has properties that only QEMU has."""
         driver = _driver(arguments)
         if driver not in CONTROLLERS or arguments.get("disable-legacy") == "off":
             return False
@@ -54,7 +55,7 @@ class JoinedDevices:
         return all(arguments[name] in (default, *OFF) for name, default in fixed.items() if name in arguments)
 
     def is_port_of_ours(self, arguments: Mapping[str, object]) -> bool:
-        """Whether a device that is to be added goes onto a bus of ours."""
+        """Whether a new device is a port for a bus of ours."""
         if _driver(arguments) not in DRIVERS or _driver(arguments) in CONTROLLERS:
             return False
         bus = arguments.get("bus")
@@ -63,7 +64,7 @@ class JoinedDevices:
         return any(controller.bus == bus for controller in self._controllers)
 
     def qemus_refusal_is_final(self, arguments: Mapping[str, object], refusal: str) -> bool:
-        """Whether QEMU's no to a device is the last word; else it has no bus for a port that one of ours has."""
+        """Whether QEMU's refusal of a device stands; not if it has no bus for a port and we have one."""
         if "bus" not in arguments and self._controllers and NO_BUS in refusal:
             self._newest_is_qemus = False
             return False
@@ -75,10 +76,10 @@ class JoinedDevices:
             self._newest_is_qemus = True
 
     def refuse_id_of_ours(self, arguments: Mapping[str, object]) -> None:
-        """Whether the id of a device for QEMU is free here.
+        """Check the id of a device for QEMU.
 
         Raises:
-            QmpError: one of ours has it.
+            QmpError: a device of ours has it.
         """
         device_id = arguments.get("id")
         if device_id is not None and any(device.id == device_id for device in self._operations.devices()):
@@ -86,10 +87,10 @@ class JoinedDevices:
 
     @staticmethod
     def refuse_id_of_qemus(arguments: Mapping[str, object]) -> Steps[None]:
-        """Whether the id of a device of ours is free in QEMU.
+        """Check the id of a device for us.
 
         Raises:
-            QmpError: one of QEMU's has it.
+            QmpError: a device of QEMU's has it.
         """
         device_id = arguments.get("id")
         if device_id is not None:
@@ -98,12 +99,12 @@ class JoinedDevices:
                 raise QmpError(f"Duplicate device ID '{device_id}'")
 
     def add_controller(self, arguments: Mapping[str, object], *, typed: bool) -> Steps[None]:
-        """Make a controller here, and the PCI device that it is in QEMU.
+        """Add a controller: our device, and QEMU's PCI device for it.
 
         It gets INTx unless `vectors` says otherwise: QEMU 11.1 aborts when a vfio-user device with MSI-X is deleted.
 
         Raises:
-            QmpError: one of the two cannot be; the other is undone.
+            QmpError: one of the two failed; the other is undone.
         """
         given = {name: value for name, value in arguments.items() if name not in ("driver", "id")}
         driver, device_id = _driver(arguments), Values(arguments).text("id")
@@ -124,7 +125,7 @@ class JoinedDevices:
     # device_del
 
     def find(self, name: str) -> Controller | Port | None:
-        """Return the device of ours that an id or path names; not a controller without an id, whose path is QEMU's."""
+        """Return our device of an id or path; not a controller without an id: its path is that of QEMU's half."""
         with contextlib.suppress(VirtserialError):
             device = self._operations.find_device(name)
             if isinstance(device, Port) or device.id is not None:
@@ -136,10 +137,10 @@ class JoinedDevices:
         return isinstance(self.find(name), Port)
 
     def check_deletion(self, name: str) -> Steps[None]:
-        """Whether QEMU may be asked to delete a device that is no port of ours.
+        """Check that QEMU may delete a device that is no port of ours.
 
         Raises:
-            QmpError: it would abort the virtual machine, or leave half a controller behind.
+            QmpError: QEMU would abort, or half a controller would stay.
         """
         device = self.find(name)
         if isinstance(device, Controller):
@@ -156,7 +157,7 @@ class JoinedDevices:
                 raise QmpError(f"Device '{name}' is a controller of virtserial without an id: it cannot be deleted")
 
     def qemu_has_deleted(self, device_id: object) -> None:
-        """QEMU's half of a controller is gone; so its ports and it go here."""
+        """QEMU has deleted its half of a controller: delete ours with its ports."""
         named = [controller for controller in self._controllers if controller.id is not None]
         controller = next((controller for controller in named if controller.id == device_id), None)
         if controller is None:

@@ -1,4 +1,4 @@
-"""One machine of two halves, as its monitors see it: QEMU's, and the virtio-serial controllers that are ours."""
+"""A machine of two halves, QEMU's and ours, as its monitors see it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,10 @@ log = logging.getLogger("virtserial.monitor")
 
 
 class JoinedMachine:
-    """
+    """Both halves (arguments as of JoinedMonitors).
+
     Args:
         operations: our half.
-        chardev_texts: by id, the -chardev arguments of those that are ours from the start.
-        share_object: makes an object's properties such that guest memory can be shared with us.
-        run_directory: where controllers that are added listen.
-        newest_is_qemus: the virtio-serial controller that was added last is QEMU's.
     """
 
     def __init__(
@@ -43,10 +40,10 @@ class JoinedMachine:
         self.devices = JoinedDevices(operations, run_directory, newest_is_qemus=newest_is_qemus)
 
     def refuse_to_leave(self, command: str) -> None:
-        """Whether the machine may be saved or moved.
+        """Check that the machine may be saved or migrated.
 
         Raises:
-            QmpError: it has a controller of ours, whose state would stay behind: QEMU would not stop, and lose it.
+            QmpError: it has a controller of ours: QEMU would report success and lose its state.
         """
         controllers = self.operations.keeper.machine.controllers
         if controllers:
@@ -57,13 +54,13 @@ class JoinedMachine:
             )
 
     def qemu_event(self, event: Mapping[str, object]) -> None:
-        """QEMU tells of something; of the same thing on each of its connections."""
+        """Act on an event of QEMU's; each of its connections brings the same one."""
         data = event.get("data")
         if event["event"] == "DEVICE_DELETED" and isinstance(data, dict):
             self.devices.qemu_has_deleted(data.get("device"))
 
     def object_was_added(self, properties: Mapping[str, object]) -> None:
-        """QEMU has a new object; of TLS credentials our chardevs need their own."""
+        """QEMU has added an object: load TLS credentials for our chardevs too."""
         if properties.get("qom-type") != "tls-creds-x509":
             return
         from virtserial.options.object_options import make_tls_credentials
@@ -73,4 +70,4 @@ class JoinedMachine:
         try:
             self.operations.keeper.objects[object_id] = make_tls_credentials(object_id, values)
         except ConfigError as error:
-            log.warning("object %s is QEMU's only: %s", object_id, error)
+            log.warning("object %s is only in QEMU: %s", object_id, error)

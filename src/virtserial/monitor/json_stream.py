@@ -1,8 +1,8 @@
-"""JSON values out of a stream of bytes, as QEMU reads them, with QEMU's errors; no I/O.
+"""JSON values from a stream of bytes, parsed as QEMU does, with QEMU's errors; no I/O.
 
-A monitor's client may send several values in a line or one over many lines, quote strings with ' as well, and clear
-whatever stands half-written by a byte 0xFF.  Memory is bounded: a value has at most MAX_BYTES, MAX_TOKENS and
-MAX_NESTING; nothing here is recursive.  (qobject/json-lexer.c, json-streamer.c, json-parser.c.)
+A client may send several values in a line or one over many lines, may quote strings with ', and discards a half-sent
+value by a byte 0xFF.  Memory is bounded: a value has at most MAX_BYTES, MAX_TOKENS and MAX_NESTING; nothing here is
+recursive.  (qobject/json-lexer.c, json-streamer.c, json-parser.c.)
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MAX_BYTES: Final = 1 << 20
 """QEMU takes 64 MiB."""
 MAX_TOKENS: Final = 1 << 16
 MAX_NESTING: Final = 512
-"""QEMU takes 1024; what is answered goes through Python's json, which is recursive."""
+"""QEMU takes 1024; Python's json, which writes the answers, is recursive."""
 
-# Possessive quantifiers: going back into a string of a MiB would cost a hundred times its size in memory.
+# Possessive quantifiers: backtracking into a string of a MiB would cost a hundred times its size in memory.
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _TOKEN = re.compile(
     rb"""(?P<structural>[{}\[\]:,])
@@ -40,7 +40,7 @@ _UNFINISHED = re.compile(
 _OPEN_ENDED = frozenset(("number", "keyword"))
 """Tokens that only the byte after them ends."""
 _AFTER_ERROR = re.compile(rb"[\x00-\x08\x0a-\x1f\xfe\xff{}\[\]:,]")
-"""Where reading goes on after bytes that are no token."""
+"""Where parsing resumes after bytes that are no token."""
 _ESCAPE = re.compile(r"\\(u[0-9A-Fa-f]{4}|.?)", re.DOTALL)
 _ESCAPES = {'"': '"', "'": "'", "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _KEYWORDS = {"true": True, "false": False, "null": None}
@@ -52,12 +52,12 @@ def _after_error(data: bytes, start: int) -> int:
 
 
 def _after_limit(data: bytes, start: int) -> int:
-    """The next line's end or byte that clears all; by memchr, since there may be a gibibyte before it."""
+    """The next newline or discarding byte; by memchr, since it may be a gibibyte away."""
     return min((place for byte in (b"\n", b"\xff") if (place := data.find(byte, start)) >= 0), default=-1)
 
 
 class JsonError(VirtserialError):
-    """What was read is no JSON, or too much of it.  The text is QEMU's."""
+    """Bytes that are not JSON, or too much of it.  The text is QEMU's."""
 
 
 class Token(NamedTuple):
@@ -69,12 +69,12 @@ class Token(NamedTuple):
     column: int
 
     def error(self, what: str) -> JsonError:
-        """The error that this token is."""
+        """Return an error at this token."""
         return JsonError(f"{self.line}:{self.column}: JSON parse error, {what}")
 
 
 class JsonStream:
-    """Takes bytes as they come, gives values and errors in order."""
+    """Takes bytes as they come; yields values and errors in order."""
 
     def __init__(self) -> None:
         self._data = b""
@@ -86,7 +86,7 @@ class JsonStream:
         self._skip: Callable[[bytes, int], int] | None = None
 
     def feed(self, data: bytes) -> Iterator[object | JsonError]:
-        """Yield what these bytes complete: values (as json.loads makes them) and JsonErrors."""
+        """Yield the values (as of json.loads) and JsonErrors that these bytes complete."""
         self._data = self._data[self._position :] + data
         self._position = 0
         while True:
@@ -111,15 +111,14 @@ class JsonStream:
             yield from self._token(str(matched.lastgroup), matched[0])
 
     def unfinished(self) -> bytes | None:
-        """What was fed and has completed nothing yet, for another stream; None while it looks for the end of an error.
-        """
+        """The bytes of the unfinished value, for another stream; None while it skips to the end of an error."""
         if self._skip is not None:
             return None
-        # Between tokens a space means nothing.
+        # A space between tokens has no meaning.
         return b" ".join([*(token.text for token in self._tokens), self._data[self._position :]])
 
     def _advance(self, end: int) -> None:
-        """Go on at an offset of the data; count lines and columns."""
+        """Move to an offset of the data; count lines and columns."""
         start, self._position = self._position, end
         lines = self._data.count(b"\n", start, end)
         self._line += lines
@@ -145,7 +144,7 @@ class JsonStream:
         return JsonError(f"JSON {limit} limit exceeded")
 
     def _stray(self) -> JsonError:
-        """Bytes that begin no token, or break off one."""
+        """Handle bytes that begin no token, or break one off."""
         start = self._position
         begun = _UNFINISHED.match(self._data, start)
         end = begun.end() if begun else start
@@ -181,10 +180,10 @@ class JsonStream:
 
 
 def parse(tokens: list[Token]) -> object:
-    """Return the value that tokens make.
+    """Return the value of some tokens.
 
     Raises:
-        JsonError: they make none.
+        JsonError: a syntax error.
     """
     result: list[object] = []
     stack: list[tuple[dict[str, object] | list[object], str]] = [(result, "")]
@@ -228,7 +227,7 @@ def parse(tokens: list[Token]) -> object:
             if isinstance(value, list) and token.text != b"]":
                 continue
             stack.pop()
-        # A value has ended: what follows in its container?
+        # A value has ended: a comma or its container's end follows.
         while len(stack) > 1:
             container, _ = stack[-1]
             token = take()
@@ -247,7 +246,7 @@ def parse(tokens: list[Token]) -> object:
 
 
 def _value(token: Token) -> object:
-    """The value a token is or begins."""
+    """The value that a token is or begins."""
     if token.kind == "string":
         return _string(token)
     if token.kind == "number":

@@ -1,4 +1,4 @@
-"""One monitor: the clients of its chardev, one at a time, each with a session of QMP or HMP, in the keeper's loop."""
+"""One monitor on the keeper's loop: it serves the clients of its chardev, one at a time, in QMP or HMP."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ log = logging.getLogger("virtserial.monitor")
 
 READ_SIZE = 64 << 10
 MAX_UNSENT = 4 << 20
-"""Bytes a client may leave unread; then its connection is closed.  (Its requests wait long before that.)"""
+"""Unread bytes after which a client's connection is closed (events do that: requests wait from the first)."""
 
 
 class MonitorLine:
     """Takes the connections of a chardev (chardev.base.ConnectionSink), one at a time.
 
     Args:
-        backend: runs what clients ask for.
-        options: which chardev it is on, and how they talk.
+        backend: runs the clients' requests.
+        options: its chardev, and whether it speaks QMP or HMP.
     """
 
     def __init__(self, loop: EventLoop, backend: Backend, options: MonitorOptions) -> None:
@@ -65,10 +65,10 @@ class MonitorLine:
         self.unsent = bytearray()
 
     def share(self, keeper: Keeper, chardev: Chardev, name: str) -> None:
-        """Be one of several users of a multiplexed chardev; `name` tells it from the others.
+        """Become one of several users of a multiplexed chardev; `name` tells it from the others.
 
         Raises:
-            ConfigError: it has all the users it can have.
+            ConfigError: the chardev has as many users as it can have.
         """
         ours, theirs = socket.socketpair()
         keeper.fronts.add(chardev, name, theirs, self)
@@ -88,10 +88,10 @@ class MonitorLine:
         host.wants_input = True
         host.start()
 
-    # Another process in our place
+    # Succession
 
     def hand_over(self, put: Put) -> dict[str, object]:
-        """Return what another process has to know to go on with the client (`resume`)."""
+        """Return what a successor needs to keep the client (`take_over`)."""
         saved: dict[str, object] = {"focus": self._has_focus, "serial": self._connection, "host": None}
         host, taken = self._host, self._taken
         session = None
@@ -99,7 +99,7 @@ class MonitorLine:
             session = self._conversation.session.hand_over()
         stays = host is not None and (session is not None or self._socket is None)
         if not stays or taken is None or isinstance(unlogged(taken[0]), LayeredConnection):
-            # Nobody, or somebody in the middle of something that does not go over.
+            # No client, or one whose half-read input or TLS session cannot be handed over.
             return saved
         saved["host"] = {"connection": encode(taken[0]), "fds": [put(fd) for fd in taken[1]]}
         passed = self._socket.passed if self._socket is not None else ()
@@ -111,8 +111,8 @@ class MonitorLine:
             "passed": [put(fd) for fd in passed],
         }
 
-    def resume(self, keeper: Keeper, chardev: Chardev, name: str, saved: Mapping[str, Any], take: Take) -> None:
-        """Go on where another process has left off; `name` is that of `share`."""
+    def take_over(self, keeper: Keeper, chardev: Chardev, name: str, saved: Mapping[str, Any], take: Take) -> None:
+        """Take over a predecessor's client; `name` as in `share`."""
         self._chardev = None if chardev.mux else chardev
         self._has_focus, self._connection = saved["focus"], saved["serial"]
         host = saved["host"]
@@ -120,7 +120,7 @@ class MonitorLine:
             chardev.connection_ended()
             return
         self.unsent += saved["unsent"].encode("latin-1")
-        self._names.resume(saved["names"], take)
+        self._names.take_over(saved["names"], take)
         if saved["session"] is not None:
             self._converse(self._make_session(saved["session"]))
         fds = tuple(take(number) for number in host["fds"])
@@ -140,17 +140,17 @@ class MonitorLine:
         welcome = self._backend.greeting()
         if self.options.mode == "control":
             pretty = self.options.pretty
-            return QmpSession(welcome, pretty) if saved is None else QmpSession.resume(saved, pretty)
+            return QmpSession(welcome, pretty) if saved is None else QmpSession.take_over(saved, pretty)
         version = Values(welcome).values("QMP").values("version").values("qemu")
         session = HmpSession(version, self._backend.candidates)
         if saved is not None:
-            session.resume(saved)
+            session.take_over(saved)
         return session
 
     # daemon.fronts.FrontUser
 
     def front_changed(self, state: str, serial: int) -> None:
-        """The other side of a multiplexer comes or goes, or the focus does."""
+        """The multiplexer's client connects or leaves, or its focus moves."""
         session = self._conversation.session if self._conversation is not None else None
         if state == "opened" and (serial != self._connection or session is None):
             self._end_session()
@@ -172,14 +172,14 @@ class MonitorLine:
             self._has_focus = False
 
     def _discard_input(self) -> None:
-        """What a client that has left has typed is not the next one's."""
+        """Drop what a client typed before it left: it is not the next one's."""
         while self._host is not None and self._host.readv([self._buffer]):
             pass
 
     # chardev.base.ConnectionSink
 
     def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
-        """A client has come, or the log of a chardev that has none."""
+        """A client has connected; or there is only the chardev's log."""
         if self._host is not None:
             self._host.close()
         self._chardev, self._taken = chardev, (connection, fds)
@@ -189,12 +189,12 @@ class MonitorLine:
     # host_end.base.HostListener
 
     def host_opened(self) -> None:
-        """Somebody is there."""
-        if not self._shares:  # else the multiplexer tells
+        """A client is connected."""
+        if not self._shares:  # else front_changed says so
             self._greet()
 
     def _greet(self) -> None:
-        """Begin a session, as soon as there is something to greet with."""
+        """Begin a session once the backend is ready."""
         host, connection = self._host, self._connection
 
         def begin() -> None:
@@ -213,9 +213,9 @@ class MonitorLine:
             self._drop_host()
 
     def host_readable(self) -> None:
-        """The client has said something."""
+        """The client has sent something."""
         self._hear_first()
-        # One piece in a turn, and none before the last one is done with, or while it does not take our answers.
+        # One read per turn; none before the last one is handled, or while the client does not read our answers.
         conversation = self._conversation
         if self._host is None or conversation is None or not conversation.can_receive or self.unsent:
             return
@@ -228,7 +228,7 @@ class MonitorLine:
             conversation.receive(bytes(self._buffer[:count]))
 
     def host_writable(self) -> None:
-        """The client takes bytes again."""
+        """The client reads again."""
         self.flush()
         if self._conversation is not None:
             self._conversation.advance()
@@ -248,19 +248,19 @@ class MonitorLine:
         return self._socket.passed.popleft()
 
     def send_event(self, name: str, data: Mapping[str, object] | None) -> None:
-        """Tell the client of an event of ours; HMP has none."""
+        """Send an event of ours; HMP has none."""
         if (session := self._hearer()) is not None:
             session.event(name, dict(data) if data is not None else None, time.time())
             self.flush()
 
     def pass_event(self, event: Mapping[str, object]) -> None:
-        """Tell the client of an event of QEMU's."""
+        """Send an event of QEMU's."""
         if (session := self._hearer()) is not None:
             session.pass_event(event)
             self.flush()
 
     def _hearer(self) -> QmpSession | None:
-        """The session that is told of events, if there is one."""
+        """The session that gets events, if there is one."""
         session = self._conversation.session if self._conversation is not None else None
         hears = self._has_focus or len(self.unsent) < READ_SIZE
         return session if isinstance(session, QmpSession) and hears else None
@@ -268,17 +268,17 @@ class MonitorLine:
     # conversation.Line
 
     def read_on(self) -> None:
-        """All that was received is done with: read more in the next turn."""
+        """Everything received was handled: read more in the next turn."""
         if self._host is not None and self._host.readable:
             self._loop.add_turn(self.host_readable)
 
     def flush(self) -> None:
-        """Send what the session has to say."""
+        """Send the session's output."""
         if self._conversation is None or self._host is None:
             return
         self.unsent += self._conversation.session.data_to_send()
         if not self._has_focus:
-            return  # As QEMU's monitors, it shows what it has to say when the focus comes back.
+            return  # Output waits for the focus, as with QEMU's monitors.
         try:
             while self.unsent and self._host is not None:
                 with memoryview(bytes(self.unsent[:READ_SIZE])) as piece:
@@ -289,10 +289,10 @@ class MonitorLine:
         except BackendError as error:
             self.fail(str(error))
         if len(self.unsent) > MAX_UNSENT:
-            self.fail("the client does not read what it asked for")
+            self.fail("the client does not read its answers")
 
     def fail(self, reason: str) -> None:
-        """Part from the client, and say why."""
+        """Close the client's connection; log why."""
         log.error("monitor on chardev %s: %s; the connection is closed", self.options.chardev, reason)
         self._end_session()
         if not self._shares:
@@ -314,7 +314,7 @@ class MonitorLine:
             self._chardev.connection_ended()
 
     def close(self) -> None:
-        """Part from the client for good."""
+        """Close the monitor."""
         self._chardev = None
         self._end_session()
         self._drop_host()

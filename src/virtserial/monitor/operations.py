@@ -54,7 +54,7 @@ class Operations:
         return f"{ANONYMOUS}/device[{device.index}]"
 
     def devices(self) -> list[Controller | Port]:
-        """Every device, controllers first."""
+        """All devices, controllers first."""
         return [*self.keeper.machine.controllers, *self.keeper.machine.ports()]
 
     def find_device(self, name: str) -> Controller | Port:
@@ -98,11 +98,11 @@ class Operations:
             for names in named:
                 self.events.emit("DEVICE_DELETED", names)
 
-        # Once the command has been answered, as with QEMU.
+        # After the command's answer, as QEMU does.
         self.keeper.loop.add_turn(tell)
 
     def names_of(self, device: Controller | Port) -> dict[str, object]:
-        """What DEVICE_DELETED says of a device."""
+        """The data of a device's DEVICE_DELETED."""
         named: dict[str, object] = {"device": device.id} if device.id is not None else {}
         return {**named, "path": self.path_of(device)}
 
@@ -133,7 +133,7 @@ class Operations:
         resume_controller(self.keeper.workers, self._controller(name))
 
     def _controller(self, name: str | None) -> Controller:
-        """The controller of an id or path; without one the only controller there is."""
+        """The controller of an id or path; without a name the only one."""
         if name is None:
             controllers = self.keeper.machine.controllers
             if len(controllers) != 1:
@@ -232,18 +232,18 @@ class Operations:
         ]
 
     def _frontend_open(self, chardev_id: str) -> bool:
-        """Whether its user has a chardev open: a monitor and a console always, another port if its guest has."""
+        """Whether a chardev's user has it open: monitors and consoles always, other ports if the guest has."""
         if chardev_id in self.keeper.back_ends.sinks or self.keeper.chardevs[chardev_id].fronts:
             return True
         port = self.keeper.machine.user_of(chardev_id)
         return port is not None and (port.is_console or port.guest_open)
 
     def chardevs(self) -> list[Chardev]:
-        """Every chardev."""
+        """All chardevs."""
         return list(self.keeper.chardevs.values())
 
     def _set_paths(self, chardev: Chardev) -> None:
-        """Paths into descriptor sets become paths of this process's descriptors."""
+        """Replace paths into descriptor sets by paths of this process's descriptors."""
         from virtserial.chardev.file import FileChardev
 
         backend = chardev.backend
@@ -258,7 +258,7 @@ class Operations:
             return path
         fd = self.descriptor_sets.find(int(matched[1]), mode)
         if fd is None:
-            raise ConfigError(f"Could not open '{path}': no descriptor of that set can be used so")
+            raise ConfigError(f"Could not open '{path}': no descriptor of that set has this access")
         return f"/proc/self/fd/{fd}"
 
     # The process
@@ -274,7 +274,7 @@ class Operations:
         elif self.keeper.renewal is not None:
             self.keeper.renewal.begin()
         else:
-            raise QmpError("this process lives as long as its VMM, with the code that it was started with")
+            raise QmpError("this process cannot be renewed: it ends with its VMM")
 
     def query_processes(self) -> dict[str, object]:
         """What x-virtserial-query returns: the two processes, and how often they were replaced."""

@@ -1,8 +1,7 @@
-"""QMP, one client's side of it: greeting, negotiation, requests, answers, events; no I/O.
+"""QMP as a server speaks it with one client: greeting, negotiation, requests, answers, events; no I/O.
 
-A server gives what it has received to `receive`.  What that yields are in-band requests, to be run one after the other
-in their order, and out-of-band ones, which go past them; `request` makes each ready to be run when its turn has come,
-`answer` tells its result, and `data_to_send` returns what is to be sent.
+`receive` takes bytes and yields what the client sent, in order; those marked `oob` overtake the others.  `request`
+turns each into a command when its turn has come, `answer` reports its result, `data_to_send` returns the bytes to send.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 QEMU_VERSION: Final = {"major": 11, "minor": 1, "micro": 3}
-"""The QEMU whose monitor this is like; clients decide by it what they may use."""
+"""The QEMU version that clients see: they choose by it what they use."""
 
 GENERIC_ERROR: Final = "GenericError"
 COMMAND_NOT_FOUND: Final = "CommandNotFound"
@@ -43,21 +42,21 @@ class QmpError(VirtserialError):
 
 
 def no_such_command(command: str) -> QmpError:
-    """What to say of a command that there is not."""
+    """The refusal of an unknown command."""
     return QmpError(f"The command {command} has not been found", COMMAND_NOT_FOUND)
 
 
 def no_oob(command: str) -> QmpError:
-    """What to say of a command that was sent out of band and has to wait for its turn."""
+    """The refusal of a command that cannot run out of band."""
     return QmpError(f"The command {command} does not support OOB")
 
 
 class Received(NamedTuple):
-    """One value that a client has sent, or what was none.
+    """One value that a client sent, or a JsonError.
 
     Attributes:
-        id: goes into the answer (`QmpSession`'s own mark if there was none).
-        oob: it is to be run past those that wait.
+        id: for the answer (_NO_ID: none).
+        oob: it overtakes those that wait.
     """
 
     value: object
@@ -66,10 +65,10 @@ class Received(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A command to be run.
+    """A command to run.
 
     Attributes:
-        id: what the client sent with it; goes into the answer (`QmpSession`'s own mark if there was none).
+        id: for the answer (_NO_ID: none).
         oob: it was sent out of band.
     """
 
@@ -80,12 +79,12 @@ class Request(NamedTuple):
 
 
 def version() -> dict[str, object]:
-    """What query-version and the greeting say."""
+    """The content of query-version and the greeting."""
     return {"qemu": QEMU_VERSION, "package": f"virtserial {__version__}"}
 
 
 def greeting() -> dict[str, object]:
-    """What a monitor of our own greets with."""
+    """The greeting of a monitor without QEMU."""
     return {"QMP": {"version": version(), "capabilities": list(CAPABILITIES)}}
 
 
@@ -109,15 +108,15 @@ class QmpSession:
         self.send(welcome)
 
     def hand_over(self) -> dict[str, object] | None:
-        """Return what another process has to know to go on (`resume`); None: it could not."""
+        """Return what a successor needs (`take_over`); None: amid an error in the input, which it cannot take over."""
         unfinished = self._stream.unfinished()
         if unfinished is None:
             return None
         return {"negotiated": self._negotiated, "oob": self.oob, "unfinished": unfinished.decode("latin-1")}
 
     @classmethod
-    def resume(cls, saved: Mapping[str, Any], pretty: bool) -> QmpSession:
-        """Go on where another process has left off."""
+    def take_over(cls, saved: Mapping[str, Any], pretty: bool) -> QmpSession:
+        """Return the session that a predecessor handed over."""
         session = cls({}, pretty)
         session._out.clear()
         session._negotiated, session.oob = saved["negotiated"], saved["oob"]
@@ -126,13 +125,13 @@ class QmpSession:
         return session
 
     def data_to_send(self) -> bytes:
-        """Return what is to be sent, once."""
+        """Return the bytes to send, once."""
         data = b"".join(self._out)
         self._out.clear()
         return data
 
     def receive(self, data: bytes) -> Iterator[Received]:
-        """Take what the client sent; yield its values, as they are asked for."""
+        """Take what the client sent; yield its values one by one."""
         for value in self._stream.feed(data):
             if isinstance(value, dict):
                 yield Received(value, value.get("id", _NO_ID), self.oob and "exec-oob" in value)
@@ -140,7 +139,7 @@ class QmpSession:
                 yield Received(value, _NO_ID, False)
 
     def request(self, received: Received) -> Request | None:
-        """Return the command to run; None: there is none, and what is wrong or was negotiated has been answered."""
+        """Return the command to run; None: it was wrong or a negotiation, and is answered already."""
         try:
             if isinstance(received.value, JsonError):
                 raise QmpError(str(received.value))
@@ -154,7 +153,7 @@ class QmpSession:
         return request
 
     def answer(self, request: Request, result: object) -> None:
-        """Answer a request: with what it returns, or a QmpError."""
+        """Answer a request with its result or a QmpError."""
         if isinstance(result, QmpError):
             self._fail(request.id, result)
             return
@@ -164,7 +163,7 @@ class QmpSession:
         self.send(answer)
 
     def event(self, name: str, data: dict[str, object] | None, now: float) -> None:
-        """Tell of an event, if the client has negotiated.  `now`: seconds since 1970."""
+        """Send an event, if the client has negotiated.  `now`: seconds since 1970."""
         seconds, microseconds = divmod(int(now * 1_000_000), 1_000_000)
         event: dict[str, object] = {"timestamp": {"seconds": seconds, "microseconds": microseconds}, "event": name}
         if data is not None:
@@ -172,7 +171,7 @@ class QmpSession:
         self.pass_event(event)
 
     def pass_event(self, event: Mapping[str, object]) -> None:
-        """Tell of an event as somebody else has made it."""
+        """Send an event as QEMU made it."""
         if self._negotiated:
             self.send(event)
 

@@ -1,4 +1,4 @@
-"""Our devices and chardevs in QEMU's object model: the paths and properties that clients ask for."""
+"""Our devices and chardevs in QEMU's object model: paths and properties."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHARDEVS = "/chardevs"
 CONTROLLER_DRIVER = "virtio-serial-pci"
 
 Properties = dict[str, tuple[str, object]]
-"""Name: (type, value); of a container's children the value is the path."""
+"""Name: (type, value); a child's value is its path."""
 
 
 def driver_of(device: Controller | Port) -> str:

@@ -1,7 +1,7 @@
-"""Line editing as QEMU's monitor has it, on a terminal or any other stream (util/readline.c); no I/O.
+"""Line editing like QEMU's, on a terminal or any other stream (util/readline.c); no I/O.
 
-What is typed is echoed by redrawing the line: back to its begin, the text, erase what is behind it.  Programs that
-talk to a monitor know this echo, so it is the same to the byte.
+Typing is echoed by redrawing the line: cursor to its start, the text, erase the rest.  Programs parse this echo, so it
+is the same to the byte.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _KEYS: Final[dict[str, str]] = {
 
 
 class Readline:
-    """Edits one line after the other.
+    """Edits lines.
 
     Args:
         prompt: shown before each line.
-        complete: gives the words that a line's end could become, for the part of the line before the cursor, and
-            how many characters of it they replace.
+        complete: called with the line up to the cursor; returns the words that its end could become, and how many
+            characters of it they replace.
     """
 
     def __init__(self, prompt: str, complete: Callable[[str], tuple[Sequence[str], int]]) -> None:
@@ -49,17 +49,17 @@ class Readline:
         self._out: list[str] = []
 
     def output(self) -> str:
-        """Return what is to be shown, once."""
+        """Return what to show, once."""
         text = "".join(self._out)
         self._out.clear()
         return text
 
     def hand_over(self) -> dict[str, object]:
-        """Return what another process has to know to go on in the middle of a line (`resume`)."""
+        """Return what a successor needs to continue the line (`take_over`)."""
         return {"text": self._text, "cursor": self._cursor, "escape": self._escape, "history": self._history}
 
-    def resume(self, saved: Mapping[str, Any]) -> None:
-        """Go on where another process has left off; what it has shown is still there."""
+    def take_over(self, saved: Mapping[str, Any]) -> None:
+        """Take over a predecessor's line; what it showed is still there."""
         self._text = self._drawn = saved["text"]
         self._cursor = self._drawn_cursor = saved["cursor"]
         self._escape, self._history = saved["escape"], saved["history"]
@@ -70,7 +70,7 @@ class Readline:
         self._redraw_all()
 
     def type(self, character: str) -> str | None:
-        """Take one character; return a line that it ends (`show_prompt` begins the next)."""
+        """Take one character; return the line that it ends (`show_prompt` begins the next)."""
         key = self._key(character)
         if key is None:
             return None

@@ -1,4 +1,4 @@
-"""The types of commands' arguments, and QEMU's words for what does not fit (qapi/qobject-input-visitor.c)."""
+"""The types of commands' arguments, and QEMU's errors for what does not fit (qapi/qobject-input-visitor.c)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class List(NamedTuple):
 
 
 class Union(NamedTuple):
-    """An object with a "type" that says what "data" holds; None: anything."""
+    """An object whose "type" tells the type of its "data"; None: any."""
 
     branches: Mapping[str, Struct | None]
 
 
 class Optional(NamedTuple):
-    """A member that may be left out."""
+    """An optional member."""
 
     type: Type
 

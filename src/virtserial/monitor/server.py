@@ -1,4 +1,4 @@
-"""The monitors of `virtserial serve`: everything that is asked for is answered here."""
+"""The monitors of `virtserial serve`: every request is answered here."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ PARTING_SECONDS = 0.2
 
 
 class Monitors:
-    """Every monitor of a machine.
+    """All monitors of a machine.
 
     Args:
-        keeper: what they act on.
-        monitors: the chardevs they are on (each must be one of the keeper's), and how they talk.
+        keeper: the machine that they act on.
+        monitors: the keeper's chardevs that they use, and whether they speak QMP or HMP.
     """
 
     def __init__(self, keeper: Keeper, monitors: Sequence[MonitorOptions]) -> None:
@@ -50,7 +50,7 @@ class Monitors:
         keeper.guest_open_listener = self._guest_open_changed
 
     def hand_over(self, put: Put) -> dict[str, object]:
-        """Return what another process has to know to go on (`resume`)."""
+        """Return what a successor needs (`take_over`)."""
         self.events.send_waiting()
         return {
             "lines": [[*line.options, line.hand_over(put)] for line in self._lines],
@@ -58,17 +58,17 @@ class Monitors:
         }
 
     @classmethod
-    def resume(cls, keeper: Keeper, saved: Mapping[str, Any], take: Take) -> Monitors:
-        """Go on where another process has left off; the keeper has not yet started its worker."""
+    def take_over(cls, keeper: Keeper, saved: Mapping[str, Any], take: Take) -> Monitors:
+        """Take over the monitors of a predecessor, before the keeper starts its worker."""
         monitors = cls(keeper, ())
-        monitors.operations.descriptor_sets.resume(saved["descriptor_sets"], take)
+        monitors.operations.descriptor_sets.take_over(saved["descriptor_sets"], take)
         for chardev_id, mode, pretty, client in saved["lines"]:
             line = MonitorLine(keeper.loop, monitors._backend, MonitorOptions(chardev_id, mode, pretty))
             monitors._lines.append(line)
             chardev = keeper.chardevs[chardev_id]
             if not chardev.mux:
                 keeper.back_ends.sinks[chardev_id] = line
-            line.resume(keeper, chardev, _name(len(monitors._lines)), client, take)
+            line.take_over(keeper, chardev, _name(len(monitors._lines)), client, take)
         return monitors
 
     def _guest_open_changed(self, port: Port) -> None:
@@ -80,21 +80,21 @@ class Monitors:
             line.send_event(name, data)
 
     def ended_by_signal(self) -> None:
-        """The loop was stopped: by a signal, unless a client has said quit."""
+        """The loop has stopped: by a signal, unless a client said quit."""
         if not self.operations.has_quit:
             self.events.emit("SHUTDOWN", {"guest": False, "reason": "host-signal"})
 
     def close(self) -> None:
-        """Let clients have what was said to them, and part."""
-        part_from_clients(self._keeper, self._lines)
+        """Send clients their last output and close."""
+        flush_and_close(self._keeper, self._lines)
         self.operations.descriptor_sets.close()
 
 
 def attach(keeper: Keeper, line: MonitorLine, options: MonitorOptions, number: int) -> None:
-    """Put a monitor on its chardev; `number` tells it from others there.
+    """Connect a monitor to its chardev; `number` tells it from others there.
 
     Raises:
-        ConfigError: the chardev has all the users it can have.
+        ConfigError: the chardev has as many users as it can have.
     """
     chardev = keeper.chardevs[options.chardev]
     if chardev.mux:
@@ -104,12 +104,12 @@ def attach(keeper: Keeper, line: MonitorLine, options: MonitorOptions, number: i
 
 
 def _name(number: int) -> str:
-    """Of a monitor among the users of a multiplexed chardev."""
+    """A monitor's name among the users of a multiplexed chardev."""
     return f"monitor{number}"
 
 
-def part_from_clients(keeper: Keeper, lines: Sequence[MonitorLine]) -> None:
-    """Let clients have what was said to them, for a while, and close their connections."""
+def flush_and_close(keeper: Keeper, lines: Sequence[MonitorLine]) -> None:
+    """Send clients their last output, for at most PARTING_SECONDS, and close their connections."""
     deadline = time.monotonic() + PARTING_SECONDS
     while any(line.unsent for line in lines) and time.monotonic() < deadline:
         keeper.loop.run_once(0.01)
@@ -118,7 +118,7 @@ def part_from_clients(keeper: Keeper, lines: Sequence[MonitorLine]) -> None:
 
 
 class LocalBackend:
-    """Runs every command here and at once (monitor.conversation.Backend)."""
+    """Runs every command here, at once (conversation.Backend)."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
@@ -136,7 +136,7 @@ class LocalBackend:
             result = error
         except Exception:
             log.exception("internal error in command %s", request.command)
-            result = QmpError("internal error of virtserial; its log tells more")
+            result = QmpError("internal error of virtserial; see its log")
         answer(result)
 
     def run_line(self, client: Client, line: str, answer: Callable[[str], None]) -> None:

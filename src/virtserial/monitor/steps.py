@@ -1,10 +1,10 @@
-"""Commands that take several requests to QEMU: generators that yield what to ask and get the answer, without I/O.
+"""Commands that take several requests to QEMU: generators that yield a request and get its answer; no I/O.
 
     def _query_status(machine: ..., ...) -> Steps[object]:
         status = yield Ask("query-status", {})
         ...
 
-What QEMU refuses is raised where it was asked, as a QmpError.
+QEMU's refusal is raised at the `yield`, as a QmpError.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ Steps = Generator[Ask, Any, T]
 def run_steps(
     steps: Steps[object], ask: Callable[[Ask, Callable[[object], None]], None], done: Callable[[object], None]
 ) -> None:
-    """Go through the steps of a command, now and whenever QEMU has answered.
+    """Run a command's steps, one for each answer of QEMU.
 
     Args:
-        ask: asks QEMU, and calls back with what it returns or a QmpError.
-        done: called at the end with what the command returns or a QmpError; not at all if QEMU ends meanwhile.
+        ask: sends a request and calls back with its result or a QmpError.
+        done: called at the end with the command's result or a QmpError; not at all if QEMU ends meanwhile.
     """
 
-    def go_on(result: object) -> None:
+    def resume(result: object) -> None:
         try:
             asked = steps.throw(result) if isinstance(result, QmpError) else steps.send(result)
         except StopIteration as end:
             done(end.value)
         except MonitorGoneError:
-            pass  # QEMU's own clients see the end of their connection instead of an answer, too.
+            pass  # As with QEMU alone: the client sees its connection close, not an answer.
         except QmpError as error:
             done(error)
         except VirtserialError as error:
             done(QmpError(str(error)))
         except Exception:
-            log.exception("internal error in a monitor's command")
-            done(QmpError("internal error of virtserial; its log tells more"))
+            log.exception("internal error in a monitor command")
+            done(QmpError("internal error of virtserial; see its log"))
         else:
-            ask(asked, go_on)
+            ask(asked, resume)
 
-    go_on(None)
+    resume(None)

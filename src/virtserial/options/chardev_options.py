@@ -1,4 +1,4 @@
-"""`-chardev KIND,id=ID,...`: from QEMU's words to a Chardev that can be opened."""
+"""`-chardev KIND,id=ID,...`: from its text to a Chardev, not opened yet."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ QEMU_ONLY = (
     *("parallel", "vc", "spicevmc", "spiceport", "qemu-vdagent", "dbus"),
     *("braille", "msmouse", "wctablet", "testdev", "console", "mux"),
 )
-"""Backends that QEMU 11.1 has in one build or another; what they need (a display, another device) is in QEMU."""
+"""Back ends of QEMU 11.1, in some build, that need parts of QEMU (a display, another device)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ def parse_chardev(
     chardevs: Mapping[str, Chardev] = NONE,
     objects: Mapping[str, TlsCredentials] = NONE,
 ) -> Chardev:
-    """Read the argument of -chardev; nothing is opened yet.
+    """Parse the argument of -chardev; nothing is opened yet.
 
     Args:
-        chardevs: those there are, by id.
-        objects: what -object has made, by id.
+        chardevs: the existing ones, by id.
+        objects: those of -object, by id.
 
     Raises:
         ConfigError: in QEMU's words.
@@ -96,11 +96,11 @@ def make_chardev(
     """Make a Chardev of a kind from checked values by their QEMU names (bool, int and str, as PARAMETERS has them).
 
     Args:
-        chardevs: those there are, by id: what a hub is made of.
-        objects: what -object has made, by id.
+        chardevs: the existing ones, by id: a hub refers to them.
+        objects: those of -object, by id.
 
     Raises:
-        ConfigError: unknown kind, or values that do not go together.
+        ConfigError: unknown kind, or values that exclude each other.
     """
     maker = _MAKERS.get(kind)
     if maker is None:
@@ -122,12 +122,12 @@ def make_chardev(
 
 
 def kinds() -> tuple[str, ...]:
-    """The kinds of chardev there are."""
+    """The kinds of chardev."""
     return tuple(_MAKERS)
 
 
 def chardev_help() -> str:
-    """What `-chardev help` prints."""
+    """The text of `-chardev help`."""
     return "Available chardev backend types: \n" + "".join(f"  {kind}\n" for kind in _MAKERS)
 
 
@@ -287,7 +287,7 @@ def _reconnect_name(values: ChardevValues) -> str:
 
 
 def _reconnect_seconds(values: ChardevValues) -> float | None:
-    """`reconnect` is in seconds and gone from QEMU 10; None: neither was given."""
+    """`reconnect` is in seconds and was removed in QEMU 10; None: neither was given."""
     milliseconds, seconds = values.number("reconnect-ms"), values.number("reconnect")
     if milliseconds is not None and seconds is not None:
         raise ConfigError("'reconnect' and 'reconnect-ms' are mutually exclusive")

@@ -1,4 +1,4 @@
-"""`-device DRIVER,...`: from QEMU's words to checked properties of a controller or a port."""
+"""`-device DRIVER,...`: from its text to checked properties of a controller or a port."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Property(NamedTuple):
     """One property of a driver.
 
     Attributes:
-        type: QEMU's word for it, as -device DRIVER,help shows it.
-        default: the value when it is not given; None where the machine decides.
-        role: USED; PASSED_BY: belongs to the VMM's side of the device, accepted and without effect here; FIXED: only
-            the default can be had.
+        type: as QEMU names it in -device DRIVER,help.
+        default: the value if not given; None where the machine decides.
+        role: USED; PASSED_BY: of the VMM's side of the device, accepted and ignored here; FIXED: only the default
+            is supported.
     """
 
     type: str
@@ -31,13 +31,13 @@ USED, PASSED_BY, FIXED = "used", "passed by", "fixed"
 
 
 class DeviceOptions(NamedTuple):
-    """What one -device says.
+    """The content of one -device.
 
     Attributes:
-        driver: QEMU's own name of it, aliases resolved ("virtio-serial-pci", "virtserialport", "virtconsole").
+        driver: QEMU's name, aliases resolved ("virtio-serial-pci", "virtserialport", "virtconsole").
         id: or None.
         bus: as given, or None.
-        properties: every property of the driver that is USED, by QEMU's name, given or default.
+        properties: all USED properties of the driver, by QEMU's names, given or default.
     """
 
     driver: str
@@ -57,7 +57,7 @@ class DeviceOptions(NamedTuple):
 CONTROLLERS = ("virtio-serial-pci", "virtio-serial-pci-non-transitional")
 
 ALIASES = {"virtio-serial": "virtio-serial-pci", "virtioconsole": "virtconsole"}
-"""`virtio-serial` is QEMU's alias; `virtioconsole` is how Fedora's page writes virtconsole, and QEMU refuses it."""
+"""`virtio-serial` is QEMU's alias; Fedora's page writes `virtioconsole`, which QEMU refuses."""
 
 NOT_YET = ("virtio-serial-device", "virtio-serial-ccw", "virtio-serial-pci-transitional")
 
@@ -114,7 +114,7 @@ CHOICES = {"resize-order": ("cols-rows", "rows-cols"), "disable-legacy": ("on", 
 
 
 def parse_device(text: str, ids_in_use: Container[str] = ()) -> DeviceOptions:
-    """Read the argument of -device; whether bus, number and chardev are to be had is the machine's matter.
+    """Parse the argument of -device; the machine checks bus, number and chardev.
 
     Raises:
         ConfigError: in QEMU's words.
@@ -135,7 +135,7 @@ def parse_device(text: str, ids_in_use: Container[str] = ()) -> DeviceOptions:
 def make_device(
     driver: str, device_id: str | None, options: Mapping[str, object], *, typed: bool
 ) -> DeviceOptions:
-    """Check the properties of a device.  `typed`: the values are JSON's, so a string is no number and no bool.
+    """Check the properties of a device.  `typed`: the values have JSON's types, so a string is not a number or bool.
 
     Raises:
         ConfigError: in QEMU's words.
@@ -189,7 +189,7 @@ _CONVERT: Mapping[str, Callable[[str, object], object]] = {
 
 
 def device_help(driver: str) -> str:
-    """What `-device DRIVER,help` prints: the properties that have an effect.
+    """The text of `-device DRIVER,help`: the properties that have an effect.
 
     Raises:
         ConfigError: no such driver.

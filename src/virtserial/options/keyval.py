@@ -1,7 +1,6 @@
 """QEMU's option strings: `driver,key=value,flag,noflag`, a comma in a value doubled; or a JSON object.
 
-The rules and the texts are those of QEMU 11.1 (util/qemu-option.c, qapi/string-input-visitor.c), tried against its
-binary.
+Rules and texts are those of QEMU 11.1 (util/qemu-option.c, qapi/string-input-visitor.c), compared with its binary.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ ON = ("on", "yes", "true", "y")
 OFF = ("off", "no", "false", "n")
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
-# Digits are bounded, since Python refuses to convert thousands of them; all that is longer is out of range anyway.
+# Python refuses to convert thousands of digits; more than 40 are out of range anyway.
 _NUMBER = re.compile(r"\s*([+-]?)(0[xX][0-9A-Fa-f]{1,40}|0[0-7]{0,40}|[1-9][0-9]{0,40})\Z")
 _SIZE = re.compile(r"\s*(-?)([0-9]{1,40}(?:\.[0-9]{1,40})?|0[xX][0-9A-Fa-f]{1,40})([bBkKmMgGtTpPeE]?)\Z")
 _SIZE_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
@@ -35,13 +34,13 @@ SIZE_TEXT = (
 
 
 def parse_options(text: str, implied: str) -> dict[str, object]:
-    """Read one option argument into a dict; of a key given twice the last value counts.
+    """Parse one option argument into a dict; the last value of a repeated key counts.
 
-    From key=value text all values are str; from JSON they are what JSON has.  A first word without `=` is the value
-    of the key `implied`; a later one is a flag: `name` is name=on, `noname` is name=off.
+    Values of key=value text are str; those of JSON have JSON's types.  A first word without `=` is the value of the key
+    `implied`; a later one is a flag: `name` is name=on, `noname` is name=off.
 
     Raises:
-        ConfigError: JSON that is none, or not an object.
+        ConfigError: invalid JSON, or not an object.
     """
     if text.startswith("{"):
         return _parse_json(text)
@@ -63,7 +62,7 @@ def _parse_json(text: str) -> dict[str, object]:
 
 
 def key_values(text: str, implied: str) -> Iterator[tuple[str, str]]:
-    """Yield (key, value) of key=value text, as often and in the order that they are given."""
+    """Yield all (key, value) pairs of key=value text in order."""
     for index, word in enumerate(_split_at_commas(text)):
         key, equals, value = word.partition("=")
         if equals:
@@ -82,7 +81,7 @@ def to_text(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def _split_at_commas(text: str) -> list[str]:
-    """Words between single commas, doubled ones made single."""
+    """Split at single commas; a doubled comma becomes one."""
     words = [""]
     position = 0
     while position < len(text):
@@ -101,7 +100,7 @@ def _split_at_commas(text: str) -> list[str]:
 
 
 def check_identifier(value: object) -> str:
-    """An id: letters, digits, '-', '.', '_', beginning with a letter.
+    """Return an id: letters, digits, '-', '.', '_', beginning with a letter.
 
     Raises:
         ConfigError: QEMU's two lines.
@@ -115,7 +114,7 @@ def to_bool(name: str, value: object) -> bool:
     """on, yes, true, y or their opposites; JSON's true and false.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
     if isinstance(value, bool):
         return value
@@ -130,7 +129,7 @@ def to_number(name: str, value: object) -> int:
     """A non-negative integer, also in C's octal and hexadecimal.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
     number = _integer(value)
     if number is None or not 0 <= number < 1 << 64:
@@ -142,7 +141,7 @@ def to_uint32(name: str, value: object) -> int:
     """A device property of 32 bits; a JSON value must be a number.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
     number = _integer(value)
     if number is None:
@@ -167,7 +166,7 @@ def to_size(name: str, value: object) -> int:
     """Bytes, with a suffix k, M, G, T, P or E for powers of 1024.
 
     Raises:
-        ConfigError: something else, or too large.
+        ConfigError: anything else, or too large.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -190,7 +189,7 @@ def to_string(name: str, value: object) -> str:
     """A string; a JSON value must be one.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
     if not isinstance(value, str):
         raise ConfigError(f"Invalid parameter type for '{name}', expected: string")

@@ -1,7 +1,7 @@
-"""`-qmp`, `-qmp-pretty`, `-monitor` and `-mon`: where monitors are, and how they talk.
+"""`-qmp`, `-qmp-pretty`, `-monitor` and `-mon`: the chardev of each monitor, and whether it speaks QMP or HMP.
 
-The first three name a chardev in QEMU's short old way ("unix:PATH,server=on,wait=off"), which becomes an ordinary
--chardev here (qemu_chr_parse_compat in chardev/char.c).
+The first three take a chardev in QEMU's short form ("unix:PATH,server=on,wait=off"), which becomes an ordinary -chardev
+here (qemu_chr_parse_compat in chardev/char.c).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class MonitorOptions(NamedTuple):
 
 
 def parse_mon(text: str) -> MonitorOptions:
-    """Read the argument of -mon.
+    """Parse the argument of -mon.
 
     Raises:
         ConfigError: in QEMU's words.
@@ -52,16 +52,16 @@ def parse_mon(text: str) -> MonitorOptions:
 def parse_monitor(
     text: str, index: int, mode: str, pretty: bool = False
 ) -> tuple[MonitorOptions, str | None] | None:
-    """Read the argument of -qmp, -qmp-pretty or -monitor.
+    """Parse the argument of -qmp, -qmp-pretty or -monitor.
 
     Args:
-        index: counts such options; names the chardev.
+        index: number of this option; part of the chardev's id.
 
     Returns:
-        The monitor and the -chardev argument it needs (None: it names one), or None for "none".
+        The monitor and the -chardev argument that it implies (None: it names a chardev), or None for "none".
 
     Raises:
-        ConfigError: it is no chardev that QEMU's old way can say.
+        ConfigError: not a chardev in QEMU's short form.
     """
     if text == "none":
         return None
@@ -75,7 +75,7 @@ def modern_chardev(text: str) -> str:
     """From "unix:PATH,server=on" to "socket,path=PATH,server=on".
 
     Raises:
-        ConfigError: it is no chardev that can be said so.
+        ConfigError: not a chardev in the short form.
     """
     kind, colon, rest = text.partition(":")
     if text in ("null", "pty", "stdio", "ringbuf"):

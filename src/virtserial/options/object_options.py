@@ -1,4 +1,4 @@
-"""`-object tls-creds-x509,id=ID,...`: the objects that chardevs refer to."""
+"""`-object tls-creds-x509,id=ID,...`: objects that chardevs refer to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TLS_CREDS_X509: Mapping[str, Callable[[str, object], object]] = {
 
 
 def parse_object(text: str, ids_in_use: Container[str] = ()) -> TlsCredentials:
-    """Read the argument of -object, and the files it names.
+    """Parse the argument of -object, and read the files that it names.
 
     Raises:
         ConfigError: in QEMU's words.
@@ -47,7 +47,7 @@ def make_tls_credentials(object_id: str, values: Mapping[str, object]) -> TlsCre
     """Make a tls-creds-x509 object from checked values by their QEMU names.
 
     Raises:
-        ConfigError: they do not go together, or the files are missing or no credentials.
+        ConfigError: values that exclude each other, missing files, or not valid TLS credentials.
     """
     from virtserial.chardev.tls_credentials import FILES, TlsCredentials
 

@@ -1,4 +1,4 @@
-"""QEMU's half of a controller: the vfio-user-pci device whose socket we listen at."""
+"""QEMU's half of a controller: the vfio-user-pci device for our socket."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PCI_PROPERTIES = frozenset(
         "x-pcie-err-unc-mask",
     )
 )
-"""Properties of any PCI device: QEMU's half of a controller has them."""
+"""Properties of all PCI devices: those of a controller go to QEMU's half."""
 
 
 def vfio_user_device(
     driver: str, device_id: str | None, properties: Mapping[str, object], socket: str, *, typed: bool
 ) -> dict[str, object]:
-    """Return the vfio-user-pci device for a controller, as JSON's device_add has it.
+    """Return the vfio-user-pci device for a controller, with device_add's JSON types.
 
     Args:
         driver: the controller's, aliases resolved.
-        properties: all that was given of it; the device's own are left out here.
-        socket: the path of its socket.
-        typed: `properties` has JSON's values already.
+        properties: the given ones; those of our half are left out.
+        socket: the path of the controller's socket.
+        typed: the values have JSON's types already.
 
     Raises:
-        ConfigError: a value is none of its property's.
+        ConfigError: a value has the wrong type.
     """
     device: dict[str, object] = {"driver": "vfio-user-pci"}
     if device_id is not None:
@@ -45,10 +45,10 @@ def vfio_user_device(
 
 
 def typed_value(driver: str, name: str, text: str) -> object:
-    """Return the JSON value of a property that was given as text.
+    """Return the JSON value of a property given as text.
 
     Raises:
-        ConfigError: it is none of the property's.
+        ConfigError: it has the wrong type.
     """
     spec = DRIVERS[driver].get(name)
     kind = spec.type if spec is not None else "str"
