@@ -5,6 +5,7 @@ VirtserialError
 +- DriverError            the guest's driver broke the virtio specification.  Its device asks for a reset.
 |   +- AddressError       it named memory that no DMA map covers (the map may still be on its way).
 +- PeerError              a VMM broke vfio-user, a monitor QMP.  The connection closes, or the request is refused.
+|   +- AddressSpaceFull   its maps use up their part of our address space; we access its memory by system calls.
 |   +- RequestRefused     it answered a request of ours with an error; the connection stays.
 +- BackendError           a host end failed (disk full, broken pipe).  Its port closes towards the guest.
 +- StateError             a call out of order: a mistake in this program or in the use of its interfaces.
@@ -51,6 +52,10 @@ class PeerError(VirtserialError):
     def __init__(self, message: str, errno: int = 22) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class AddressSpaceFull(PeerError):
+    """A VMM's maps have used up their part of this process's address space."""
 
 
 class BackendError(VirtserialError):

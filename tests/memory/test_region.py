@@ -1,13 +1,24 @@
 """Regions: what a map gives, on sealed files, files that may shrink, and no file."""
 
+import contextlib
 import fcntl
 import gc
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from virtserial.errors import AddressError, PeerError
-from virtserial.memory.region import FileRegion, MappedRegion, MessageRegion, cannot_shrink
+from virtserial.errors import AddressError, AddressSpaceFull, PeerError
+from virtserial.memory import mapping
+from virtserial.memory.region import (
+    FileRegion,
+    MappedRegion,
+    MessageRegion,
+    RegionMaker,
+    has_huge_pages,
+    keeps_its_pages,
+)
 
 PAGE = 4096
 
@@ -29,13 +40,38 @@ def make_file():
         os.close(fd)
 
 
-def test_only_a_file_sealed_against_shrinking_cannot_shrink(make_file, tmp_path):
-    assert cannot_shrink(make_file(seals=fcntl.F_SEAL_SHRINK))
-    assert cannot_shrink(make_file(seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW))
-    assert not cannot_shrink(make_file())
-    assert not cannot_shrink(make_file(seals=fcntl.F_SEAL_GROW))
+@pytest.fixture
+def huge_pages():
+    """Makes files of one huge page; the pool gets pages for that if this process may add some."""
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    with contextlib.ExitStack() as stack:
+        # The pool is the machine's: one test at a time changes it.
+        lock = stack.enter_context(Path(tempfile.gettempdir(), "virtserial-huge-pages.lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = pool.read_text()
+        try:
+            pool.write_text(str(int(before) + 2))
+        except OSError:
+            pytest.skip("this process may not reserve huge pages")
+        stack.callback(pool.write_text, before)
+
+        def make(seals):
+            fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
+            stack.callback(os.close, fd)
+            os.ftruncate(fd, 2 << 20)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            return fd
+
+        yield make
+
+
+def test_only_a_file_sealed_against_shrinking_keeps_its_pages(make_file, tmp_path):
+    assert keeps_its_pages(make_file(seals=fcntl.F_SEAL_SHRINK))
+    assert keeps_its_pages(make_file(seals=fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW))
+    assert not keeps_its_pages(make_file())
+    assert not keeps_its_pages(make_file(seals=fcntl.F_SEAL_GROW))
     with (tmp_path / "file").open("wb") as file:
-        assert not cannot_shrink(file.fileno())
+        assert not keeps_its_pages(file.fileno())
 
 
 def test_a_mapped_region_is_its_part_of_the_file(make_file):
@@ -85,6 +121,111 @@ def test_a_map_past_the_end_of_its_file_is_refused(make_file):
     fd = make_file(PAGE, fcntl.F_SEAL_SHRINK)
     with pytest.raises(PeerError, match="ends at offset 8192 of a file of 4096 bytes"):
         MappedRegion(0, PAGE, fd, PAGE)
+
+
+def test_only_ordinary_pages_stay(make_file, huge_pages):
+    fd = huge_pages(seals=fcntl.F_SEAL_SHRINK)
+    assert not keeps_its_pages(fd)
+    assert has_huge_pages(fd)
+    assert not has_huge_pages(make_file())
+
+
+def test_huge_pages_are_reached_by_messages_unless_the_vmm_is_trusted(huge_pages):
+    fd = huge_pages(seals=fcntl.F_SEAL_SHRINK)
+    told = []
+    region = RegionMaker(None, trust_vmm=False, slow=told.append).make(0, PAGE, fd, 0, writable=True)
+    assert isinstance(region, MessageRegion)
+    assert "huge pages" in told[0]
+    region = RegionMaker(None, trust_vmm=True, slow=told.append).make(0, PAGE, fd, PAGE, writable=True)
+    region.write(0, b"from the device")
+    assert region.read(0, 15) == b"from the device"
+    assert len(told) == 1
+
+
+def test_a_descriptor_needs_the_right_itself_whatever_else_is_mapped(make_file):
+    fd = make_file(seals=fcntl.F_SEAL_SHRINK)
+    first = MappedRegion(0, PAGE, fd, 0)
+    for flags, writable in ((os.O_RDONLY, True), (os.O_WRONLY, True), (os.O_WRONLY, False), (os.O_PATH, False)):
+        weaker = os.open(f"/proc/self/fd/{fd}", flags | os.O_CLOEXEC)
+        with pytest.raises(PeerError, match="does not allow that access") as caught:
+            MappedRegion(0, PAGE, weaker, 0, writable)
+        assert caught.value.errno == 13
+        os.close(weaker)
+    readable = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    region = MappedRegion(0, PAGE, readable, 0, writable=False)
+    os.close(readable)
+    assert region.view.readonly
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0x10)
+    with pytest.raises(PeerError, match="sealed against writing"):
+        MappedRegion(PAGE, PAGE, fd, PAGE)
+    first.write(0, b"still writable")
+
+
+def address_space():
+    """Bytes of this process's address space, and its mappings."""
+    with open("/proc/self/statm") as statm, open("/proc/self/maps") as maps:
+        return int(statm.read().split()[0]) * PAGE, sum(1 for _ in maps)
+
+
+def test_a_page_of_a_huge_file_takes_a_window_only(make_file):
+    before, _ = address_space()
+    files = [make_file(2 << 40, fcntl.F_SEAL_SHRINK) for _ in range(100)]
+    regions = [MappedRegion(0, PAGE, fd, 1 << 40) for fd in files]
+    after, _ = address_space()
+    assert after - before <= 100 * mapping.WINDOW
+    assert regions[99].read(0, 4) == bytes(4)
+
+
+def test_scattered_pages_of_a_file_share_a_few_windows(make_file):
+    fd = make_file(2 << 40, fcntl.F_SEAL_SHRINK)
+    _, before = address_space()
+    budget = mapping.MappingBudget()
+    regions = [MappedRegion(0, PAGE, fd, at, budget=budget) for at in range(0, 2 << 40, 1 << 30)]
+    _, after = address_space()
+    assert len(regions) == 2048
+    assert after - before < 20
+
+
+def test_a_vmm_that_asks_for_more_than_its_part_is_served_by_system_calls(make_file):
+    told = []
+    maker = RegionMaker(None, trust_vmm=False, slow=told.append)
+    before, _ = address_space()
+    files = [make_file(1 << 40, fcntl.F_SEAL_SHRINK) for _ in range(200)]
+    regions = [maker.make(0, 1 << 40, os.dup(fd), 0, writable=True) for fd in files]
+    after, _ = address_space()
+    assert after - before <= mapping.MAPPED_BYTES
+    assert [isinstance(region, MappedRegion) for region in regions] == [True] * 4 + [False] * 196
+    regions[199].write(5, b"slower")
+    assert os.pread(files[199], 6, 5) == b"slower"
+    assert "no room" in told[0]
+    # Another VMM has a part of its own, and this one its part again once it has unmapped.
+    assert isinstance(RegionMaker(None, False, told.append).make(0, PAGE, files[199], 0, writable=True), MappedRegion)
+    del regions
+    gc.collect()
+    assert isinstance(maker.make(0, 1 << 40, files[0], 0, writable=True), MappedRegion)
+
+
+def test_many_files_leave_mappings_for_the_process(make_file):
+    maker = RegionMaker(None, trust_vmm=False, slow=lambda text: None)
+    _, before = address_space()
+    regions = [
+        maker.make(0, PAGE, os.dup(make_file(PAGE, fcntl.F_SEAL_SHRINK)), 0, writable=True)
+        for _ in range(mapping.MAX_WINDOWS + 10)
+    ]
+    _, after = address_space()
+    assert after - before <= mapping.MAX_WINDOWS + 5
+    assert isinstance(regions[-1], FileRegion)
+
+
+def test_the_process_keeps_address_space_for_itself(make_file):
+    files = [make_file(4 << 40, fcntl.F_SEAL_SHRINK) for _ in range(20)]
+    budgets = [mapping.MappingBudget() for _ in files]
+    regions = []
+    with pytest.raises(AddressSpaceFull):
+        for fd, budget in zip(files, budgets, strict=True):
+            regions.append(MappedRegion(0, 4 << 40, fd, 0, budget=budget))
+    assert len(regions) * (4 << 40) <= mapping.PROCESS_BYTES
+    assert len(regions) >= 14
 
 
 def test_a_file_that_cannot_be_mapped_is_refused(make_file):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from virtserial.memory.region import FileRegion, MappedRegion, MessageRegion, cannot_shrink
+from virtserial.memory.region import FileRegion, MappedRegion, MessageRegion, keeps_its_pages
 from virtserial.memory.state import HEADER_SIZE, StateMemory
 from virtserial.pci.function import VirtioPciFunction
 from virtserial.vfio_user import wire
@@ -46,7 +46,7 @@ class ServedDevice(VirtioPciFunction):
             self.memory.check(iova, size)
             if fd is None:
                 region = MessageRegion(iova, size, self.access, writable)
-            elif cannot_shrink(fd):
+            elif keeps_its_pages(fd):
                 region = MappedRegion(iova, size, fd, offset, writable)
             else:
                 region = FileRegion(iova, size, os.dup(fd), offset, writable)

@@ -35,7 +35,10 @@ class DeviceProcess:
         _raise_descriptor_limit()
         self._run_directory = run_directory
         self._loop = EventLoop()
-        self._keeper = Keeper(self._loop, InstalledWorker(), plan.machine, plan.chardevs, objects=plan.objects)
+        # Whatever takes pages of this QEMU's memory away, such as huge ones, hits QEMU itself first.
+        self._keeper = Keeper(
+            self._loop, InstalledWorker(), plan.machine, plan.chardevs, trust_vmm=True, objects=plan.objects
+        )
         self._monitors = JoinedMonitors(
             self._keeper,
             plan.monitors,

@@ -1,12 +1,12 @@
-"""One region of guest memory: what a single DMA_MAP gave us, in one of three forms.
+"""One region of guest memory, from one DMA_MAP, in one of three forms (`RegionMaker` chooses).
 
-* `MappedRegion`: the file behind it cannot shrink, so it is mapped and its bytes are reached by views.
-* `FileRegion`: the file may shrink.  A mapping would turn that into SIGBUS, which Python cannot catch, so every access
-  is a pread or pwrite.
-* `MessageRegion`: no file came with the map.  Every access is a DMA_READ or DMA_WRITE message to the VMM.
+| form | when | access |
+|---|---|---|
+| `MappedRegion` | the file keeps its pages, or the VMM is trusted | views of a mapping |
+| `FileRegion` | the file may shrink: a mapping would turn that into SIGBUS, which Python cannot catch | pread, pwrite |
+| `MessageRegion` | no file, or huge pages, which cannot be written by a system call | DMA_READ, DMA_WRITE messages |
 
-An offset below always counts from the start of the region, and the caller has checked offset and length against
-`size`.
+Offsets count from the start of the region; callers check offset and length against `size`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from typing import ClassVar, Protocol, TypeAlias
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from virtserial.accounting import Account
-from virtserial.errors import AddressError, PeerError
+from virtserial.errors import AddressError, AddressSpaceFull, PeerError
+from virtserial.memory.file_status import status_of
+from virtserial.memory.mapping import MappingBudget, view_of_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """Bytes to be stored (collections.abc.Buffer is newer than Python 3.11)."""
@@ -33,7 +37,7 @@ class Region(Protocol):
     size: int
     writable: bool
     view: memoryview | None
-    """The region's bytes, where they are mapped."""
+    """The region's bytes; None if they are not mapped."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Return a copy of `length` bytes."""
@@ -44,49 +48,38 @@ class Region(Protocol):
         ...
 
 
-def cannot_shrink(fd: int) -> bool:
-    """Whether the file's size is sealed against shrinking (memfd with F_SEAL_SHRINK)."""
+def keeps_its_pages(fd: int) -> bool:
+    """Whether a mapping of the file can never be SIGBUS: a memfd of ordinary pages, sealed against shrinking.
+
+    A seal does not stop holes.  A touched hole is a fresh page in ordinary memory, but SIGBUS in huge pages if the pool
+    is empty, and F_SEAL_WRITE, which does stop holes, would lock out the guest.
+    """
     try:
-        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & F_SEAL_SHRINK)
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & F_SEAL_SHRINK
     except OSError:
         return False
+    return bool(sealed) and not has_huge_pages(fd)
 
 
-class _FileMapping:
-    """A whole file mapped once, however many regions lie in it; unmapped when the last of them is gone."""
-
-    _shared: ClassVar[WeakValueDictionary[tuple[int, int, bool], _FileMapping]] = WeakValueDictionary()
-
-    def __init__(self, fd: int, length: int, writable: bool) -> None:
-        prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self.length = length
-        self.view = memoryview(mmap.mmap(fd, length, mmap.MAP_SHARED, prot))
-
-    @classmethod
-    def of(cls, fd: int, end: int, writable: bool) -> _FileMapping:
-        status = os.fstat(fd)
-        if end > status.st_size:
-            raise PeerError(f"DMA map ends at offset {end} of a file of {status.st_size} bytes")
-        key = (status.st_dev, status.st_ino, writable)
-        mapping = cls._shared.get(key)
-        if mapping is None or mapping.length < end:
-            try:
-                mapping = cls(fd, status.st_size, writable)
-            except OSError as error:
-                raise PeerError(f"DMA map cannot be mapped: {error.strerror}", error.errno or 22) from error
-            cls._shared[key] = mapping
-        return mapping
+def has_huge_pages(fd: int) -> bool:
+    """Whether the file is on hugetlbfs, whose block is a huge page; it can be mapped but not written."""
+    return os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
 
 
 class MappedRegion:
-    """Guest memory in a file that cannot shrink: reached by views, without a system call."""
+    """Guest memory in a mapped file: reached by views, without a system call.
 
-    def __init__(self, iova: int, size: int, fd: int, offset: int, writable: bool = True) -> None:
+    Raises:
+        AddressSpaceFull, PeerError: see mapping.view_of_file.
+    """
+
+    def __init__(
+        self, iova: int, size: int, fd: int, offset: int, writable: bool = True, budget: MappingBudget | None = None
+    ) -> None:
         self.iova = iova
         self.size = size
         self.writable = writable
-        self._mapping = _FileMapping.of(fd, offset + size, writable)
-        self.view: memoryview | None = self._mapping.view[offset : offset + size]
+        self.view: memoryview | None = view_of_file(fd, offset, size, writable, budget or MappingBudget())
 
     def read(self, offset: int, length: int) -> bytes:
         view = self.view
@@ -133,9 +126,9 @@ class FileRegion:
         return data
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Raises AddressError where the file does not reach any more: a pwrite would grow it."""
+        """Raises AddressError if the file no longer reaches that far: a pwrite would grow it."""
         length = len(memoryview(data))
-        if os.fstat(self._fd).st_size < self._offset + offset + length:
+        if status_of(self._fd).size < self._offset + offset + length:
             raise AddressError(f"guest memory at {self.iova + offset:#x} is gone: its file was truncated")
         self._account.stray = True
         try:
@@ -169,3 +162,47 @@ class MessageRegion:
 
     def write(self, offset: int, data: Buffer) -> None:
         self._access.dma_write(self.iova + offset, data)
+
+
+class RegionMaker:
+    """Makes regions of one VMM's DMA maps.
+
+    Args:
+        access: reaches memory by messages.
+        trust_vmm: map files even if the VMM can take their pages away.
+        slow: takes a text when a region is slower than a mapping.
+        account: counts this process's reads and writes.
+    """
+
+    def __init__(
+        self, access: MessageAccess, trust_vmm: bool, slow: Callable[[str], None], account: Account | None = None
+    ) -> None:
+        self._account = account
+        self._access = access
+        self._trust_vmm = trust_vmm
+        self._slow = slow
+        self._budget = MappingBudget()
+
+    def make(self, iova: int, size: int, fd: int | None, offset: int, writable: bool) -> Region:
+        """Return the region of a map; a FileRegion takes `fd` over, the others leave it to the caller.
+
+        Raises:
+            PeerError: the range is outside the file, the descriptor lacks the right, or the kernel refuses.
+        """
+        if fd is None:
+            # ROMs and a display's memory have no file, so this is nothing to report.
+            return MessageRegion(iova, size, self._access, writable)
+        if self._trust_vmm or keeps_its_pages(fd):
+            try:
+                return MappedRegion(iova, size, fd, offset, writable, self._budget)
+            except AddressSpaceFull as error:
+                self._slow(str(error))
+        elif has_huge_pages(fd):
+            self._slow("the guest's memory has huge pages, which are mapped with --trust-vmm only")
+            return MessageRegion(iova, size, self._access, writable)
+        else:
+            self._slow("the guest's memory file is not sealed (memory-backend-memfd is): it is not mapped")
+        file_size = status_of(fd).size
+        if file_size < offset + size:
+            raise PeerError(f"DMA map ends at offset {offset + size} of a file of {file_size} bytes")
+        return FileRegion(iova, size, fd, offset, writable, self._account)

@@ -14,7 +14,7 @@ from virtserial.driver.console_driver import DRIVER_FEATURES, ConsoleDriver
 from virtserial.driver.dma import DmaBuffer, DmaMemory
 from virtserial.errors import PeerError, StateError
 from virtserial.loop import Timer
-from virtserial.memory.region import FileRegion, MappedRegion, cannot_shrink
+from virtserial.memory.region import FileRegion, MappedRegion, keeps_its_pages
 from virtserial.virtio.features import VIRTIO_F_EVENT_IDX
 from virtserial.virtio.ring.split.driver import DriverQueue, QueueLayout
 from virtserial.virtio.status import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK
@@ -204,7 +204,7 @@ class MemoryTransport:
         if fd is None:
             raise PeerError("memory without a file cannot be reached in here")
         fd = os.dup(fd)
-        if cannot_shrink(fd):
+        if keeps_its_pages(fd):
             try:
                 self.device.memory.map(MappedRegion(iova, size, fd, offset))
             finally:

@@ -21,7 +21,8 @@ from virtserial.console.device import ConsoleDevice
 from virtserial.daemon.worker.limited_log import LimitedLog
 from virtserial.errors import AccessInterrupted, ConfigError, DriverError, PeerError
 from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from virtserial.memory.region import FileRegion, MappedRegion, MessageRegion, cannot_shrink
+from virtserial.memory.file_status import status_of
+from virtserial.memory.region import FileRegion, RegionMaker
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
 from virtserial.state.device_state import load, save, size_limit
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from virtserial.errors import BackendError
     from virtserial.loop import EventLoop, Timer
     from virtserial.memory.dirty_log import DirtyLog
-    from virtserial.memory.region import Buffer, Region
+    from virtserial.memory.region import Buffer
 
 log = logging.getLogger("virtserial.device")
 
@@ -99,7 +100,7 @@ class GuestDevice(VirtioPciFunction):
         self._log = LimitedLog(log, loop, self.name)
         self._account = ledger.account
         self._guarded_turns: dict[Callable[[], None], Callable[[], None]] = {}
-        self._trust_vmm = config.trust_vmm
+        self._regions = RegionMaker(self, config.trust_vmm, self._tell_slow_path, ledger.account)
         self._slow_path_told = False
         self.port_serials: dict[Port, int] = {}
         self.connection_serials: dict[Port, int] = {}
@@ -111,7 +112,7 @@ class GuestDevice(VirtioPciFunction):
         self._restored_maps: set[tuple[int, int, int, int]] = set()
         self._maps_with_descriptor: set[int] = set()
         self._most_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // DESCRIPTOR_SHARE
-        state = StateMemory(memoryview(mmap.mmap(state_fd, 0)))
+        state = StateMemory(memoryview(mmap.mmap(state_fd, status_of(state_fd).size)))
         os.close(state_fd)
         console = ConsoleDevice(
             state,
@@ -331,7 +332,7 @@ class GuestDevice(VirtioPciFunction):
             memory.check(iova, size)
             if fd is not None and len(self._maps_with_descriptor) >= self._most_descriptors:
                 raise PeerError(f"DMA map: more than {self._most_descriptors} with a descriptor", errno.ENOSPC)
-            region = self._region(iova, size, prot, fd, offset)
+            region = self._regions.make(iova, size, fd, offset, bool(prot & VFIO_DMA_MAP_FLAG_WRITE))
             self._send(DmaMap(self.index, iova, size, prot, offset), [] if fd is None else [fd])
         except BaseException:
             if fd is not None:
@@ -348,7 +349,7 @@ class GuestDevice(VirtioPciFunction):
         """Map what a predecessor had mapped."""
         iova, size, prot, offset = message.iova, message.size, message.prot, message.offset
         fd = fds[0] if fds else None
-        region = self._region(iova, size, prot, fd, offset)
+        region = self._regions.make(iova, size, fd, offset, bool(prot & VFIO_DMA_MAP_FLAG_WRITE))
         self.console.memory.map(region)
         if self.console.memory.log is not None:
             # What the predecessor has written there is not known.
@@ -358,18 +359,6 @@ class GuestDevice(VirtioPciFunction):
             self._maps_with_descriptor.add(iova)
             if not isinstance(region, FileRegion):
                 os.close(fd)
-
-    def _region(self, iova: int, size: int, prot: int, fd: int | None, offset: int) -> Region:
-        writable = bool(prot & VFIO_DMA_MAP_FLAG_WRITE)
-        if fd is None:
-            # ROMs and a display's memory have no file either, so this alone is nothing to tell.
-            return MessageRegion(iova, size, self, writable)
-        if self._trust_vmm or cannot_shrink(fd):
-            return MappedRegion(iova, size, fd, offset, writable)
-        self._tell_slow_path("the guest's memory file is not sealed (memory-backend-memfd is): it is not mapped")
-        if os.fstat(fd).st_size < offset + size:
-            raise PeerError(f"DMA map ends at offset {offset + size} of a file of {os.fstat(fd).st_size} bytes")
-        return FileRegion(iova, size, fd, offset, writable, self._account)
 
     def _tell_slow_path(self, why: str) -> None:
         if not self._slow_path_told:
