@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from functools import partial
 from typing import TYPE_CHECKING
@@ -153,6 +154,8 @@ def _make_state_memory(controller: Controller) -> int:
     except OSError as error:
         raise ConfigError(f"{controller.name}: no state memory can be had: {error.strerror}") from error
     os.ftruncate(memory, state_room(controller.max_ports))
+    # A worker that somebody has taken over must not take it away from its successors.
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return memory
 
 

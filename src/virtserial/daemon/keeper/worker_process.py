@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import mmap
 import os
@@ -72,8 +73,10 @@ class WorkerProcess:
         self._counts_fd = -1
         try:
             self.pidfd = os.pidfd_open(pid)
-            self.ledger_fd = os.memfd_create("virtserial ledger", os.MFD_CLOEXEC)
+            self.ledger_fd = os.memfd_create("virtserial ledger", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.ledger_fd, LEDGER_SIZE)
+            # The keeper maps it: a worker that somebody has taken over must not shrink it.
+            fcntl.fcntl(self.ledger_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)

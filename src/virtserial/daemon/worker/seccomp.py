@@ -1,13 +1,18 @@
-"""The system calls a worker may make, as a seccomp filter (Linux, x86-64): every other one fails with EPERM.
+"""The system calls that a worker may make, as a seccomp filter (Linux, x86-64); every other one fails with EPERM.
 
-What is left works on descriptors that the worker has, on its own memory, and on time.  A filter cannot look at what a
-pointer points to, so no call that takes a path or an address is allowed at all.
+`CALLS` is the whole policy: a name, a number, a reason, and conditions on arguments.  A filter sees arguments but not
+what they point to, so no call that takes a path is in the table, and a call that takes an address is there only where a
+condition rules the address out.  docs/security.md prints this table; tests/daemon/test_daemon_sandbox.py compares both.
+
+libseccomp would assemble the same program, but the device runs on the standard library alone.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
+from dataclasses import dataclass
+from typing import Protocol
 
 AUDIT_ARCH_X86_64 = 0xC000003E
 X32_SYSCALL_BIT = 0x40000000
@@ -27,42 +32,186 @@ _REFUSE = 0x00050000 | errno.EPERM
 # struct seccomp_data: number, architecture, instruction pointer, six arguments; the low halves come first.
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
-ALLOWED = {
-    # The data path first: the filter is read from its beginning.
-    "epoll_wait": 232, "readv": 19, "writev": 20, "write": 1, "recvmsg": 47, "sendmsg": 46, "read": 0, "futex": 202,
-    "recvfrom": 45, "epoll_ctl": 233, "setsockopt": 54, "pread64": 17, "pwrite64": 18, "preadv": 295, "pwritev": 296,
-    "preadv2": 327, "pwritev2": 328, "clock_gettime": 228, "select": 23, "pselect6": 270, "poll": 7, "ppoll": 271,
-    "epoll_pwait": 281, "epoll_pwait2": 441, "epoll_create1": 291,
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The numbers of one worker that conditions compare with: its process id and its channel's descriptor."""
+
+    pid: int
+    channel_fd: int
+
+
+class Condition(Protocol):
+    """A rule for one argument.  `code` falls through where the rule holds, and refuses the call where not."""
+
+    @property
+    def text(self) -> str: ...
+    def code(self, process: Process) -> list[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A 32-bit argument is one of these values."""
+
+    argument: int
+    what: str
+    values: dict[str, int]
+
+    @property
+    def text(self) -> str:
+        return f"{self.what}: {', '.join(self.values)}"
+
+    def code(self, process: Process) -> list[bytes]:
+        count = len(self.values)
+        tests = [_instruction(_EQUAL, value, count - index, 0) for index, value in enumerate(self.values.values())]
+        return [_load(self.argument), *tests, _instruction(_RETURN, _REFUSE)]
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """A 32-bit argument has none of these bits."""
+
+    argument: int
+    what: str
+    bits: int
+
+    @property
+    def text(self) -> str:
+        return f"without {self.what}"
+
+    def code(self, process: Process) -> list[bytes]:
+        return [_load(self.argument), _instruction(_ANY_BIT, self.bits, 0, 1), _instruction(_RETURN, _REFUSE)]
+
+
+@dataclass(frozen=True, slots=True)
+class Null:
+    """A pointer is NULL."""
+
+    argument: int
+    what: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.what} is NULL"
+
+    def code(self, process: Process) -> list[bytes]:
+        return [
+            _load(self.argument),
+            _instruction(_EQUAL, 0, 0, 2),
+            _load(self.argument, high=True),
+            _instruction(_EQUAL, 0, 1, 0),
+            _instruction(_RETURN, _REFUSE),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A 32-bit argument is, or is not, the process's own id or channel."""
+
+    argument: int
+    what: str
+    of: str
+    equal: bool = True
+
+    @property
+    def text(self) -> str:
+        return self.what
+
+    def code(self, process: Process) -> list[bytes]:
+        value = process.pid if self.of == "pid" else process.channel_fd
+        jumps = (1, 0) if self.equal else (0, 1)
+        return [_load(self.argument), _instruction(_EQUAL, value, *jumps), _instruction(_RETURN, _REFUSE)]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A system call that is allowed where all its conditions hold."""
+
+    name: str
+    number: int
+    reason: str
+    conditions: tuple[Condition, ...] = ()
+
+
+_SOL_SOCKET = OneOf(1, "level", {"SOL_SOCKET": 1})
+_QUIET_FLAGS = ~(0x40 | 0x4000 | 0x8000) & 0xFFFFFFFF
+"""All flags of send(2) but MSG_DONTWAIT, MSG_NOSIGNAL and MSG_MORE: above all not MSG_FASTOPEN, MSG_OOB."""
+
+CALLS = (
+    # The data path first: the kernel reads the filter from its start.
+    Call("epoll_wait", 232, "wait for descriptors"),
+    Call("readv", 19, "a host's bytes into guest memory"),
+    Call("writev", 20, "guest memory to a host"),
+    Call("write", 1, "interrupts (eventfds), replies, the log"),
+    Call("recvmsg", 47, "the VMM's messages and their descriptors, the channel"),
+    Call("sendto", 44, "replies to the VMM, UDP datagrams to the connected peer",
+         (Null(4, "the address"), Without(3, "flags but MSG_DONTWAIT, MSG_NOSIGNAL, MSG_MORE", _QUIET_FLAGS))),
+    Call("ppoll", 271, "wait for less than a millisecond"),
+    Call("recvfrom", 45, "peek at messages, take them off"),
+    Call("read", 0, "eventfds, ptys, files"),
+    Call("epoll_ctl", 233, "watch a descriptor"),
+    Call("futex", 202, "the barrier of the rings, the interpreter's lock"),
+    Call("clock_gettime", 228, "time, where the vDSO does not serve"),
+    Call("pread64", 17, "guest memory that is not mapped; byte counts of this process"),
+    Call("pwrite64", 18, "guest memory that is not mapped"),
+    Call("preadv", 295, "the same, in pieces"),
+    Call("pwritev", 296, "a ringbuf's bytes"),
+    Call("setsockopt", 54, "take a handled message off the VMM's socket, time out on the channel",
+         (_SOL_SOCKET, OneOf(2, "option", {"SO_PEEK_OFF": 42, "SO_SNDTIMEO": 21, "SO_RCVTIMEO": 20}))),
     # Descriptors.
-    "close": 3, "close_range": 436, "fstat": 5, "lseek": 8, "ftruncate": 77, "dup": 32, "shutdown": 48,
-    "getsockopt": 55, "getsockname": 51, "getpeername": 52,
+    Call("sendmsg", 46, "hand descriptors to the keeper; an address in it is ignored by the channel",
+         (Own(0, "on the channel only", "channel_fd"),)),
+    Call("close", 3, "close what is not needed", (Own(0, "not the channel, whose number must stay its own",
+                                                      "channel_fd", equal=False),)),
+    Call("accept4", 288, "take a client off a listening socket that the keeper handed over"),
+    Call("shutdown", 48, "end a connection"),
+    Call("epoll_create1", 291, "an event loop"),
+    Call("dup", 32, "a second descriptor for the same file"),
+    Call("fstat", 5, "size and identity of a guest memory file"),
+    Call("fstatfs", 138, "whether guest memory has huge pages"),
+    Call("lseek", 8, "a file's position"),
+    Call("getsockname", 51, "a socket's family"),
+    Call("getpeername", 52, "who is connected"),
+    Call("getsockopt", 55, "a socket's type, its pending error",
+         (_SOL_SOCKET, OneOf(2, "option", {"SO_TYPE": 3, "SO_ERROR": 4, "SO_ACCEPTCONN": 30, "SO_PROTOCOL": 38,
+                                           "SO_DOMAIN": 39, "SO_PEEK_OFF": 42}))),
+    Call("ioctl", 16, "how much waits, a terminal's size, blocking",
+         (OneOf(1, "request", {"TCGETS": 0x5401, "TIOCOUTQ": 0x5411, "TIOCGWINSZ": 0x5413, "FIONREAD": 0x541B,
+                               "FIONBIO": 0x5421, "FIONCLEX": 0x5450, "FIOCLEX": 0x5451}),)),
+    Call("fcntl", 72, "flags, the lock of a ringbuf, the seals of guest memory",
+         (OneOf(1, "command", {"F_DUPFD": 0, "F_GETFD": 1, "F_SETFD": 2, "F_GETFL": 3, "F_SETFL": 4, "F_GETLK": 5,
+                               "F_SETLK": 6, "F_SETLKW": 7, "F_DUPFD_CLOEXEC": 1030, "F_GET_SEALS": 1034}),)),
     # Memory.
-    "munmap": 11, "mremap": 25, "madvise": 28, "brk": 12, "membarrier": 324,
-    # Time, signals of its own, and its end.
-    "nanosleep": 35, "clock_nanosleep": 230, "clock_getres": 229, "gettimeofday": 96, "time": 201,
-    "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15, "sigaltstack": 131, "restart_syscall": 219,
-    "exit": 60, "exit_group": 231, "getpid": 39, "gettid": 186, "getppid": 110, "getuid": 102, "geteuid": 107,
-    "getgid": 104, "getegid": 108, "getrandom": 318, "getrusage": 98, "getrlimit": 97, "sched_yield": 24, "uname": 63,
-    "set_robust_list": 273, "rseq": 334,
-}  # fmt: skip
-"""By name, their numbers."""
+    Call("mmap", 9, "guest memory, the interpreter's memory", (Without(2, "PROT_EXEC", 4),)),
+    Call("mprotect", 10, "the allocator", (Without(2, "PROT_EXEC", 4),)),
+    Call("munmap", 11, "give memory back"),
+    Call("mremap", 25, "the allocator"),
+    Call("madvise", 28, "the allocator"),
+    Call("brk", 12, "the allocator"),
+    # Waiting, time, signals of its own, and its end.
+    Call("poll", 7, "wait for a reply of the VMM"),
+    Call("clock_nanosleep", 230, "wait for the keeper to read"),
+    Call("clock_getres", 229, "time"),
+    Call("gettimeofday", 96, "time"),
+    Call("restart_syscall", 219, "the kernel's own, after a signal"),
+    Call("rt_sigaction", 13, "signal handlers"),
+    Call("rt_sigprocmask", 14, "signal handlers"),
+    Call("rt_sigreturn", 15, "signal handlers"),
+    Call("sigaltstack", 131, "signal handlers"),
+    Call("tgkill", 234, "abort()", (Own(0, "this process only", "pid"),)),
+    Call("getpid", 39, "log records, abort()"),
+    Call("gettid", 186, "abort()"),
+    Call("getrandom", 318, "TLS, websocket"),
+    Call("getrusage", 98, "CPU time"),
+    Call("prlimit64", 302, "read the limit of descriptors",
+         (OneOf(0, "process", {"itself": 0}), Null(2, "the new limit"))),
+    Call("exit", 60, "its end"),
+    Call("exit_group", 231, "its end"),
+)  # fmt: skip
 
-_IOCTL, _FCNTL, _MMAP, _MPROTECT, _SENDTO, _NEWFSTATAT, _TGKILL, _PRLIMIT = 16, 72, 9, 10, 44, 262, 234, 302
-_PROT_EXEC = 4
-_AT_EMPTY_PATH = 0x1000
 
-IOCTLS = {
-    "TCGETS": 0x5401, "TIOCOUTQ": 0x5411, "TIOCGWINSZ": 0x5413, "FIONREAD": 0x541B, "FIONBIO": 0x5421,
-    "FIONCLEX": 0x5450, "FIOCLEX": 0x5451,
-}  # fmt: skip
-FCNTLS = {
-    "F_DUPFD": 0, "F_GETFD": 1, "F_SETFD": 2, "F_GETFL": 3, "F_SETFL": 4, "F_GETLK": 5, "F_SETLK": 6,
-    "F_SETLKW": 7, "F_DUPFD_CLOEXEC": 1030, "F_GET_SEALS": 1034,
-}  # fmt: skip
-
-
-def worker_filter(pid: int) -> bytes:
-    """Return the filter's program, an array of struct sock_filter, for the process `pid`."""
+def worker_filter(process: Process) -> bytes:
+    """Return the filter's program, an array of struct sock_filter, for one worker."""
     program = [
         _instruction(_LOAD, _ARCHITECTURE),
         _instruction(_EQUAL, AUDIT_ARCH_X86_64, 1, 0),
@@ -71,54 +220,25 @@ def worker_filter(pid: int) -> bytes:
         _instruction(_AT_LEAST, X32_SYSCALL_BIT, 0, 1),
         _instruction(_RETURN, _KILL_PROCESS),
     ]
-    for number in ALLOWED.values():
-        program += [_instruction(_EQUAL, number, 0, 1), _instruction(_RETURN, _ALLOW)]
-    program += _when(_IOCTL, _argument_is(1, *IOCTLS.values()))
-    program += _when(_FCNTL, _argument_is(1, *FCNTLS.values()))
-    for number in (_MMAP, _MPROTECT):
-        # No code comes into being that was not there.
-        program += _when(number, _argument_lacks(2, _PROT_EXEC))
-    # No address: a socket that a VMM has passed must not send where its maker could not.
-    program += _when(_SENDTO, _pointer_is_null(4))
-    # Limits are looked at, not set.
-    program += _when(_PRLIMIT, _pointer_is_null(2))
-    program += _when(_NEWFSTATAT, _argument_is(3, _AT_EMPTY_PATH))
-    program += _when(_TGKILL, _argument_is(0, pid))
+    for call in CALLS:
+        decision = [part for condition in call.conditions for part in condition.code(process)]
+        decision.append(_instruction(_RETURN, _ALLOW))
+        program += [_instruction(_EQUAL, call.number, 0, len(decision)), *decision]
     program.append(_instruction(_RETURN, _REFUSE))
     return b"".join(program)
+
+
+def table() -> list[str]:
+    """Return `CALLS` as the rows of docs/security.md."""
+    return [
+        f"| {call.name} | {'; '.join(condition.text for condition in call.conditions)} | {call.reason} |"
+        for call in CALLS
+    ]
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("<HBBI", code, if_true, if_false, value)
 
 
-def _when(number: int, decision: list[bytes]) -> list[bytes]:
-    """The decision, which returns, for one system call."""
-    return [_instruction(_EQUAL, number, 0, len(decision)), *decision]
-
-
-def _argument_is(index: int, *values: int) -> list[bytes]:
-    decision = [_instruction(_LOAD, _ARGUMENTS + 8 * index)]
-    for value in values:
-        decision += [_instruction(_EQUAL, value, 0, 1), _instruction(_RETURN, _ALLOW)]
-    return [*decision, _instruction(_RETURN, _REFUSE)]
-
-
-def _argument_lacks(index: int, bits: int) -> list[bytes]:
-    return [
-        _instruction(_LOAD, _ARGUMENTS + 8 * index),
-        _instruction(_ANY_BIT, bits, 0, 1),
-        _instruction(_RETURN, _REFUSE),
-        _instruction(_RETURN, _ALLOW),
-    ]
-
-
-def _pointer_is_null(index: int) -> list[bytes]:
-    return [
-        _instruction(_LOAD, _ARGUMENTS + 8 * index),
-        _instruction(_EQUAL, 0, 0, 3),
-        _instruction(_LOAD, _ARGUMENTS + 8 * index + 4),
-        _instruction(_EQUAL, 0, 0, 1),
-        _instruction(_RETURN, _ALLOW),
-        _instruction(_RETURN, _REFUSE),
-    ]
+def _load(argument: int, high: bool = False) -> bytes:
+    return _instruction(_LOAD, _ARGUMENTS + 8 * argument + 4 * high)

@@ -178,7 +178,7 @@ class Worker:
         if sandbox:
             from virtserial.daemon.worker.sandbox import confine
 
-            self._send(Confined(tuple(confine())))
+            self._send(Confined(tuple(confine(self._channel.fileno()))))
 
     def _start(self) -> None:
         self._started = True
