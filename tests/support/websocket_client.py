@@ -1,77 +1,61 @@
-"""A WebSocket client of a few lines, as RFC 6455 has it, over any connected socket."""
+"""`websockets`' client without I/O as the peer of a WebSocket, over any connected socket."""
 
-import base64
-import hashlib
-import os
+from collections import deque
 
-KEY = base64.b64encode(bytes(range(16))).decode()
-REQUEST = (
-    "GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
-    f"Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n"
-)
-ACCEPT = base64.b64encode(hashlib.sha1(KEY.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.uri import parse_uri
 
 
-def frame(opcode, payload=b"", *, final=True, mask=None, masked=True):
+def frame(opcode, payload=b"", *, final=True):
     """A client's frame."""
-    mask = os.urandom(4) if mask is None else mask
-    size = len(payload)
-    head = bytes([opcode | (0x80 if final else 0)])
-    bit = 0x80 if masked else 0
-    if size < 126:
-        head += bytes([bit | size])
-    elif size < 65536:
-        head += bytes([bit | 126]) + size.to_bytes(2, "big")
-    else:
-        head += bytes([bit | 127]) + size.to_bytes(8, "big")
-    if not masked:
-        return head + payload
-    return head + mask + bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    return Frame(Opcode(opcode), payload, fin=final).serialize(mask=True)
 
 
 class WebSocketClient:
     def __init__(self, sock):
         self.socket = sock
-        self._received = b""
+        self._events = deque()
+        self._peer = None
 
-    def request(self, headers="Sec-WebSocket-Protocol: binary\r\n"):
-        self.socket.sendall((REQUEST + headers + "\r\n").encode())
+    def request(self, protocols=("binary",)):
+        self._peer = ClientProtocol(parse_uri("ws://h/"), subprotocols=list(protocols) or None, max_size=None)
+        self._peer.send_request(self._peer.connect())
+        for data in self._peer.data_to_send():
+            self.socket.sendall(data)
 
     def response(self):
-        """The head of the server's answer."""
-        while b"\r\n\r\n" not in self._received:
-            self._fill()
-        head, _, self._received = self._received.partition(b"\r\n\r\n")
-        return head.decode()
+        """The server's answer, which must be a right acceptance."""
+        response = self._next()
+        assert isinstance(response, Response)
+        assert self._peer.handshake_exc is None, self._peer.handshake_exc
+        return response
 
-    def _fill(self):
-        data = self.socket.recv(65536)
-        assert data, f"the end, after {self._received}"
-        self._received += data
+    @property
+    def subprotocol(self):
+        return self._peer.subprotocol
 
-    def _take(self, count):
-        while len(self._received) < count:
-            self._fill()
-        data, self._received = self._received[:count], self._received[count:]
-        return data
+    def _next(self):
+        while not self._events:
+            data = self.socket.recv(65536)
+            assert data, "the server has left"
+            self._peer.receive_data(data)
+            assert self._peer.parser_exc is None, self._peer.parser_exc
+            self._events.extend(self._peer.events_received())
+        return self._events.popleft()
 
     def receive(self):
         """(opcode, payload) of the next frame."""
-        first, second = self._take(2)
-        assert first & 0x80, "a server's frame is whole"
-        assert not second & 0x80, "a server's frame is not masked"
-        size = second
-        if second == 126:
-            size = int.from_bytes(self._take(2), "big")
-        elif second == 127:
-            size = int.from_bytes(self._take(8), "big")
-        return first & 0x0F, self._take(size)
+        received = self._next()
+        assert received.fin, "a server's frame is whole"
+        return received.opcode, bytes(received.data)
 
     def receive_bytes(self, count):
         """Binary payload of several frames."""
         received = b""
         while len(received) < count:
             opcode, payload = self.receive()
-            assert opcode == 2
+            assert opcode == Opcode.BINARY
             received += payload
         return received
