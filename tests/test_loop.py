@@ -172,6 +172,22 @@ def test_a_turn_added_in_a_turn_comes_after_a_look_at_the_descriptors(loop, pipe
     assert seen == ["turn", "descriptor", "turn", "descriptor", "turn"]
 
 
+def test_a_turn_that_is_added_again_before_it_comes_is_one_turn(loop):
+    class Task:
+        turns = 0
+
+        def turn(self):
+            self.turns += 1
+
+    task, other = Task(), Task()
+    for _ in range(5):
+        loop.add_turn(task.turn)
+        loop.add_turn(other.turn)
+    loop.run_once(0)
+    loop.run_once(0)
+    assert (task.turns, other.turns) == (1, 1)
+
+
 def test_run_serves_until_stop(loop):
     seen = []
 

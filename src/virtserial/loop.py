@@ -89,7 +89,7 @@ class EventLoop:
         self._exact: _ExactWait | None = None
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
-        self._turns: list[Callable[[], None]] = []
+        self._turns: dict[Callable[[], None], None] = {}
         self._running = False
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
@@ -125,11 +125,11 @@ class EventLoop:
         return self.call_at(time.monotonic() + delay, callback)
 
     def add_turn(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, after the next look at the descriptors.
+        """Call `callback` once, after the next look at the descriptors, however often it is added until then.
 
         A task with more work than one turn's budget adds itself again, so that tasks take turns.
         """
-        self._turns.append(callback)
+        self._turns[callback] = None
 
     def stop(self) -> None:
         """Make `run` return after the current callback."""
@@ -165,7 +165,7 @@ class EventLoop:
         if self._timers:
             self._run_timers()
         if self._turns:
-            turns, self._turns = self._turns, []
+            turns, self._turns = self._turns, {}
             for turn in turns:
                 turn()
 

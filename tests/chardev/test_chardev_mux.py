@@ -1,8 +1,10 @@
 """mux=on: several ports on one real socket."""
 
+import contextlib
 import os
 import re
 import socket
+import time
 
 import pytest
 
@@ -178,6 +180,48 @@ def test_much_input_waits_in_the_socket(house, multiplex):
     port.reads = True
     port.read_all()
     house.until(lambda: port.received == data)
+
+
+TURN_SECONDS = 0.05
+"""Processor time: ten times what a turn takes here."""
+
+
+@pytest.mark.parametrize("keys", [b"\x01h", b"\x01c", b"\x01t", b"\x01x", b"\x01\x01", b"\x01s"])
+def test_escapes_without_end_hold_nobody_up(house, multiplex, keys):
+    """A client that never pauses: each turn of the loop is short, and what it costs others is limited."""
+    asked = []
+    mux = multiplex(2, quit=lambda: asked.append(True))
+    mux.far.setblocking(False)
+    worst, turns, end = 0.0, 0, time.monotonic() + 0.5
+    while time.monotonic() < end:
+        for _ in range(4):
+            with contextlib.suppress(BlockingIOError):
+                mux.far.send(keys * 100_000)
+        before = time.thread_time()
+        house.loop.run_once(0.001)
+        worst, turns = max(worst, time.thread_time() - before), turns + 1
+    assert worst < TURN_SECONDS
+    assert turns > 5
+    assert len(mux.mux._output) < 1000
+    assert len(mux.mux._typed) + sum(len(port.end.input) for port in mux.ports) <= 3 * 4096
+    assert len(asked) <= 8 * 52
+    assert len(mux.house.loop._turns) <= 2
+
+
+def test_more_commands_than_the_budget_are_all_obeyed(house, multiplex):
+    mux = multiplex(2)
+    mux.type(b"".join(b"%d\x01c" % (number % 10) for number in range(100)))
+    house.until(lambda: sum(map(len, mux.received())) == 100)
+    assert mux.received() == [b"13579" * 10, b"02468" * 10]
+
+
+def test_port_that_goes_while_commands_wait(house, multiplex):
+    mux = multiplex(1)
+    mux.far.sendall(b"\x01t" * 100)
+    house.loop.run_once(1)
+    mux.ports[0].end.close()
+    house.settle(0.05)
+    assert mux.far.recv(1) == b""
 
 
 def test_hang_up_is_told_to_all_after_what_came_before(house, multiplex):

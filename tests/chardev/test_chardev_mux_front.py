@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from virtserial.host_end.mux import Multiplexer
-from virtserial.host_end.mux_front import StreamFront
+from virtserial.host_end.mux_front import PIECE, PIECES, StreamFront
 from virtserial.host_end.stream import DescriptorStream
 
 
@@ -149,3 +149,16 @@ def test_a_reader_that_does_not_read_costs_no_memory(share):
     front = shared.fronts["a"]
     assert sent < 8 << 20  # What the sockets hold.
     assert len(front._to_user) + len(front._to_host) <= 2 * 4096
+
+
+def test_a_user_that_never_pauses_has_a_budget(share, house):
+    sharing = share("monitor")
+    sharing.users["monitor"].setblocking(False)
+    sent = sharing.users["monitor"].send(bytes(1 << 20))
+    assert sent > PIECES * PIECE
+    house.loop.run_once(1)
+    received = len(sharing.host.recv(1 << 20))
+    assert 0 < received <= 2 * PIECES * PIECE < sent, "one for the event, one for the turn"
+    while received < sent:
+        house.loop.run_once(0.01)
+        received += len(sharing.host.recv(1 << 20))

@@ -16,11 +16,15 @@ from virtserial.host_end.buffers import front_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from virtserial.loop import EventLoop
+    from virtserial.loop import EventLoop, Timer
 
-ESCAPE = 0x01
+ESCAPE = b"\x01"
 INPUT_SIZE = 4096
 """Bytes read ahead for the port in focus, so that Ctrl-a is heard although its guest does not read (QEMU: 32)."""
+PIECES = 256
+"""Pieces between two Ctrl-a that are handled in one turn."""
+COMMANDS, BUDGET_SECONDS = 8, 0.01
+"""Commands obeyed in so many seconds: each may write, or be a message to the keeper."""
 STAMPED_SIZE = 4096
 """Bytes of a port's output that get timestamps at once."""
 
@@ -56,7 +60,11 @@ class Multiplexer:
         self._quit = quit
         self._fronts: list[MuxHostEnd | None] = [None] * MAX_FRONTS
         self._focus = -1
+        self._typed = bytearray()
         self._escaped = False
+        self._commands = 0
+        self._budget_renewed = 0.0
+        self._pause: Timer | None = None
         self._output = bytearray()
         self._timestamps = False
         self._timestamps_start = 0.0
@@ -93,6 +101,8 @@ class Multiplexer:
         index = self._fronts.index(front)
         self._fronts[index] = None
         if not self.fronts:
+            if self._pause is not None:
+                self._pause.cancel()
             self.end.close()
         elif self._focus == index:
             self._switch()
@@ -114,22 +124,11 @@ class Multiplexer:
         self._set_focus(next(index for index in order if self._fronts[index] is not None))
 
     def pump(self) -> None:
-        """Read for the port in focus, as long as there is something and it has room."""
-        while self.end.connected:
-            front = self._focused()
-            room = INPUT_SIZE - len(front.input) if front is not None else 0
-            if room <= 0:
-                break
-            buffer = bytearray(room)
-            try:
-                count = self.end.readv([memoryview(buffer)])
-            except BackendError:
-                self._loop.add_turn(self.host_closed)
-                break
-            if not count:
-                break
-            for byte in buffer[:count]:
-                self._take(byte)
+        """Read and handle what was typed, up to a budget; the rest has another turn."""
+        self._handle_typed()
+        if not self._typed and self._read_typed():
+            self._handle_typed()
+            self._loop.add_turn(self.pump)
         for front in self.fronts:
             if front.input and front.wants_input:
                 front.announce_input()
@@ -138,20 +137,71 @@ class Multiplexer:
         """`pump` in a turn of its own: readv may not call its listener."""
         self._loop.add_turn(self.pump)
 
+    def _read_typed(self) -> bool:
+        """Read for the port in focus, if it has room; whether there was something."""
+        if not self.end.connected or self._room() <= 0:
+            return False
+        buffer = bytearray(self._room())
+        try:
+            count = self.end.readv([memoryview(buffer)])
+        except BackendError:
+            self._loop.add_turn(self.host_closed)
+            return False
+        self._typed += buffer[:count]
+        return count > 0
+
     def _focused(self) -> MuxHostEnd | None:
         return self._fronts[self._focus] if self._focus >= 0 else None
 
-    def _take(self, byte: int) -> None:
-        if byte == ESCAPE and not self._escaped:
-            self._escaped = True
-            return
-        if self._escaped and byte != ESCAPE:
-            self._escaped = False
-            self._command(chr(byte))
-            return
-        self._escaped = False
-        if (front := self._focused()) is not None:
-            front.input.append(byte)
+    def _room(self) -> int:
+        front = self._focused()
+        return INPUT_SIZE - len(front.input) if front is not None else 0
+
+    def _handle_typed(self) -> None:
+        """Give what was typed to the port in focus, and obey commands; stops where it has no room, or at the budget."""
+        typed = self._typed
+        for _ in range(PIECES):
+            if not typed:
+                return
+            if not self._escaped:
+                front, room = self._focused(), self._room()
+                escape = typed.find(ESCAPE, 0, max(room, 0) + 1)
+                text = typed[:escape] if escape >= 0 else typed[: max(room, 0)]
+                if front is None or not text and escape < 0:
+                    return
+                front.input += text
+                del typed[: len(text)]
+                if escape >= 0:
+                    del typed[0]
+                    self._escaped = True
+            elif typed[0] == ESCAPE[0]:
+                if (front := self._focused()) is None or self._room() <= 0:
+                    return
+                front.input += ESCAPE
+                del typed[0]
+                self._escaped = False
+            else:
+                if not self._may_obey():
+                    return
+                self._escaped = False
+                self._command(chr(typed.pop(0)))
+        self._loop.add_turn(self.pump)
+
+    def _may_obey(self) -> bool:
+        """Whether the budget has room for a command; if not, `pump` is called when it has."""
+        now = self._loop.now()
+        if now >= self._budget_renewed + BUDGET_SECONDS:
+            self._budget_renewed, self._commands = now, 0
+        self._commands += 1
+        if self._commands <= COMMANDS:
+            return True
+        if self._pause is None:
+            self._pause = self._loop.call_at(self._budget_renewed + BUDGET_SECONDS, self._end_pause)
+        return False
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self.pump()
 
     def _command(self, key: str) -> None:
         if key in "h?":
@@ -171,8 +221,10 @@ class Multiplexer:
     # Output
 
     def _print(self, text: str) -> None:
-        self._output += text.encode()
-        self.flush()
+        """Write a text; it is dropped while the host end does not take what came before."""
+        if self.flush():
+            self._output += text.encode()
+            self.flush()
 
     def flush(self) -> bool:
         """Write what is kept; False: it is not all taken."""
@@ -223,6 +275,7 @@ class Multiplexer:
 
     def host_closed(self) -> None:
         self._output.clear()
+        self._typed.clear()
         self._escaped = False
         for front in self.fronts:
             front.end_closed()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop
 
 PIECE: Final = 4096
+PIECES: Final = 16
+"""Moved in one turn and direction: a sender that never pauses does not keep the others waiting."""
 
 
 class StreamFront:
@@ -35,6 +37,7 @@ class StreamFront:
     def __init__(
         self, loop: EventLoop, name: str, fd: int, tell: Callable[[FrontState], None], account: Account | None = None
     ) -> None:
+        self._loop = loop
         self._tell = tell
         self._front: MuxHostEnd | None = None
         self._over: Callable[[], None] | None = None
@@ -92,12 +95,16 @@ class StreamFront:
                 self._over()
 
     def host_readable(self) -> None:
-        while self._front is not None and self._move_to_user(self._front):
-            pass
+        for _ in range(PIECES):
+            if self._front is None or not self._move_to_user(self._front):
+                return
+        self._loop.add_turn(self.host_readable)
 
     def host_writable(self) -> None:
-        while self._move_to_host():
-            pass
+        for _ in range(PIECES):
+            if not self._move_to_host():
+                return
+        self._loop.add_turn(self.host_writable)
 
     def _move_to_user(self, front: MuxHostEnd) -> bool:
         """Move a piece; False: it has to wait, or there is none."""
