@@ -167,7 +167,7 @@ class Multiplexer:
                 front, room = self._focused(), self._room()
                 escape = typed.find(ESCAPE, 0, max(room, 0) + 1)
                 text = typed[:escape] if escape >= 0 else typed[: max(room, 0)]
-                if front is None or not text and escape < 0:
+                if front is None or (not text and escape < 0):
                     return
                 front.input += text
                 del typed[: len(text)]
