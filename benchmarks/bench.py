@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "src"))
 sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from arena import Arena
+from busy import one_busy_core
+from chart import INSTALL, can_draw
 from contestants import QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL
 from crowd import PORTS, Crowd, CrowdRun
 from embedded import EmbeddedRun
@@ -36,12 +39,19 @@ SCALE_SHAPE = 1000, 4, 2
 """Devices, ports of each, interrupt vectors of each."""
 COUNTS = (30, 510)
 PAGE = ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- figures: written by ./scripts/bench --write-docs -->\n", "<!-- end of figures -->\n"
+MARKS = {
+    "quiet": ("<!-- figures: written by ./scripts/bench --write-docs -->\n", "<!-- end of figures -->\n"),
+    "busy": ("<!-- figures: written by ./scripts/bench --busy --write-docs -->\n", "<!-- end of busy figures -->\n"),
+}
+"""By arena: the lines of the page between which its figures are."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is asked for; exit status 1 when the rig cannot be had or a byte was wrong."""
     chosen = _parser().parse_args(arguments)
+    if chosen.write_docs and not can_draw():
+        print(f"bench: {INSTALL}", file=sys.stderr)
+        return 1
     try:
         results = Results.from_json(chosen.results.read_text()) if chosen.results else measure_all(chosen)
     except (GuestError, RigUnavailable) as error:
@@ -49,10 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     chosen.output.mkdir(parents=True, exist_ok=True)
     (chosen.output / "results.json").write_text(results.to_json())
-    (chosen.output / "results.svg").write_text(results.picture())
     (chosen.output / "results.md").write_text(results.tables())
     print(results.tables())
-    print(f"bench: {chosen.output}/results.json, .svg and .md", file=sys.stderr)
+    print(f"bench: {chosen.output}/results.json and .md", file=sys.stderr)
+    if can_draw():
+        (chosen.output / "results.svg").write_text(results.picture())
+        print(f"bench: {chosen.output}/results.svg", file=sys.stderr)
+    else:
+        print(f"bench: {INSTALL}; then: bench --results {chosen.output}/results.json", file=sys.stderr)
     if chosen.write_docs:
         write_docs(results, PAGE)
     return 0
@@ -66,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="few short rounds, 100 devices instead of 1000, 30 connected ports"
     )
+    parser.add_argument("--busy", action="store_true", help="with a fixed load that takes one core all the time")
     parser.add_argument("--only", action="append", metavar="NAME", choices=names, help=", ".join(names))
     parser.add_argument("--smp", type=int, default=1, help="vCPUs of the guest (default: 1)")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", metavar="DIR",
@@ -84,40 +99,43 @@ def measure_all(chosen: argparse.Namespace) -> Results:
     rounds = chosen.rounds or (3 if chosen.quick else 7)
     seconds = chosen.seconds or (0.5 if chosen.quick else 2)
     measures = [measure for measure in MEASURES if not chosen.only or measure.name in chosen.only]
-    environment, runs = measure_ports(measures, rounds, seconds, chosen.smp)
 
     def wanted(name: str) -> bool:
         return not chosen.only or name in chosen.only
 
     crowds = {1: DUPLEX, PORTS: CROWD}
-    return Results(
-        environment,
-        {each.name: each.meaning for each in CONTESTANTS},
-        runs,
-        count_connected_ports(COUNTS[:1] if chosen.quick else COUNTS) if wanted(CONNECTED_PORTS) else [],
-        [
-            run
-            for ports, name in crowds.items()
-            if wanted(name)
-            for run in measure_crowd(ports, rounds, 2 * seconds, chosen.smp)
-        ],
-        measure_embedded_guest(rounds, seconds) if wanted(EMBEDDED) else [],
-        measure_many_devices(rounds, chosen.quick) if wanted(SCALE) else [],
-    )
+    with ExitStack() as load:
+        if chosen.busy:
+            load.enter_context(one_busy_core())
+        environment, runs = measure_ports(measures, rounds, seconds, chosen)
+        return Results(
+            environment,
+            {each.name: each.meaning for each in CONTESTANTS},
+            runs,
+            count_connected_ports(COUNTS[:1] if chosen.quick else COUNTS) if wanted(CONNECTED_PORTS) else [],
+            [
+                run
+                for ports, name in crowds.items()
+                if wanted(name)
+                for run in measure_crowd(ports, rounds, 2 * seconds, chosen.smp)
+            ],
+            measure_embedded_guest(rounds, seconds) if wanted(EMBEDDED) else [],
+            measure_many_devices(rounds, chosen.quick) if wanted(SCALE) else [],
+        )
 
 
 def measure_ports(
-    measures: Sequence[Measure], rounds: int, seconds: float, smp: int
+    measures: Sequence[Measure], rounds: int, seconds: float, chosen: argparse.Namespace
 ) -> tuple[Environment, list[Run]]:
     """One port of each contestant, one at a time, alternating."""
-    with Arena(CONTESTANTS, smp=smp) as arena:
+    with Arena(CONTESTANTS, smp=chosen.smp) as arena:
         amounts = [(measure, arena.calibrate(measure, seconds)) for measure in measures]
         watch, runs = Watch(), []
         for run in arena.rounds(amounts, rounds):
             runs.append(run)
             _progress(f"round {run.round + 1} of {rounds}: {run.measure} {run.contestant}")
         _progress("")
-        return look(arena, watch.conditions()), runs
+        return look(arena, watch.conditions(), chosen.busy), runs
 
 
 def measure_crowd(ports: int, rounds: int, seconds: float, smp: int) -> list[CrowdRun]:
@@ -174,11 +192,13 @@ def count_connected_ports(counts: Sequence[int]) -> list[tuple[int | str, ...]]:
 
 def write_docs(results: Results, page: Path) -> None:
     """Puts the tables between the page's marks, and the picture beside the page."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    arena = results.environment.arena
+    first, last = MARKS[arena]
+    before, begin, rest = page.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise SystemExit(f"bench: {page} has no lines {BEGIN.strip()!r} and {END.strip()!r}")
-    picture = page.with_suffix(".svg")
+        raise SystemExit(f"bench: {page} has no lines {first.strip()!r} and {last.strip()!r}")
+    picture = page.with_name(f"{page.stem}{'' if arena == 'quiet' else '-busy'}.svg")
     picture.write_text(results.picture())
     shown = f"\n![Bars of the figures below]({picture.name})\n\n{results.tables()}\n"
     page.write_text(f"{before}{begin}{shown}{end}{after}")

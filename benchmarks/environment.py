@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -49,7 +50,9 @@ class Environment:
     Attributes:
         accelerator: TCG or KVM.
         conditions: what else went on.
+        python: version, program and build of the Python that runs ours.
         revision: the tree's commit, "+" for changes that are not committed.
+        arena: "quiet", or "busy" where a fixed load took one core.
     """
 
     accelerator: str
@@ -63,6 +66,7 @@ class Environment:
     revision: str
     date: str
     conditions: Conditions
+    arena: str = "quiet"
 
     @property
     def caption(self) -> str:
@@ -71,7 +75,7 @@ class Environment:
         return (
             f"{self.accelerator}; QEMU {self.qemu}; guest Linux {self.guest_kernel}, {vcpus};"
             f" host Linux {self.host_kernel}, {self.processor}, {self.cores} cores,"
-            f" {self.conditions.text};"
+            f" {'one of them taken by a fixed load, ' if self.arena == 'busy' else ''}{self.conditions.text};"
             f" Python {self.python}; {self.date}, revision {self.revision}"
         )
 
@@ -104,8 +108,8 @@ class Watch:
         return Conditions(self._load_before, max(0.0, (all_work - ours) / passed), stolen / passed)
 
 
-def look(arena: Arena, conditions: Conditions) -> Environment:
-    """The environment of the benchmark that has just run in an arena."""
+def look(arena: Arena, conditions: Conditions, busy: bool) -> Environment:
+    """The environment of the benchmark that has just run in an arena, with a fixed load beside it or without."""
     version = arena.guest.qmp("query-version")["qemu"]
     return Environment(
         accelerator=arena.accelerator,
@@ -115,11 +119,16 @@ def look(arena: Arena, conditions: Conditions) -> Environment:
         host_kernel=platform.release().partition("-")[0],
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
-        python=platform.python_version(),
+        python=_build(),
         revision=_revision(),
         date=datetime.now(UTC).date().isoformat(),
         conditions=conditions,
+        arena="busy" if busy else "quiet",
     )
+
+
+def _build() -> str:
+    return f"{platform.python_version()} ({sys.executable}, built by {platform.python_compiler()})"
 
 
 def _processor() -> str:

@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from chart import Panel, bar_chart
 from comparison import Comparison
 from crowd import CrowdRun, summarize_crowd
 from embedded import PAIR, EmbeddedRun, summarize_embedded
 from environment import Environment
 from measures import BYTES, MEASURES, TRIPS, Run, Unit
 from scale import Figure
-from svg_chart import Panel, bar_chart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

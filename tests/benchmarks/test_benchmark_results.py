@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import bench
@@ -84,14 +86,26 @@ def test_results_file_gives_the_same_tables_and_picture(results):
 
 def test_page_keeps_its_words_around_the_figures(results, tmp_path):
     page = tmp_path / "performance.md"
-    page.write_text(f"before\n{bench.BEGIN}old figures\n{bench.END}after\n")
+    begin, end = bench.MARKS["quiet"]
+    page.write_text(f"before\n{begin}old figures\n{end}after\n")
     bench.write_docs(results, page)
     text = page.read_text()
-    assert text.startswith(f"before\n{bench.BEGIN}")
-    assert text.endswith(f"{bench.END}after\n")
+    assert text.startswith(f"before\n{begin}")
+    assert text.endswith(f"{end}after\n")
     assert "old figures" not in text
     assert results.tables() in text
     assert (tmp_path / "performance.svg").read_text() == results.picture()
+
+
+def test_a_busy_machine_has_figures_and_a_picture_of_its_own(results, tmp_path):
+    page = tmp_path / "performance.md"
+    begin, end = bench.MARKS["busy"]
+    page.write_text(f"before\n{begin}{end}after\n")
+    busy = replace(results, environment=replace(ENVIRONMENT, arena="busy"))
+    bench.write_docs(busy, page)
+    assert "one of them taken by a fixed load" in page.read_text()
+    assert (tmp_path / "performance-busy.svg").exists()
+    assert Results.from_json(busy.to_json()).environment.arena == "busy"
 
 
 def test_page_without_marks_is_left_alone(results, tmp_path):
@@ -104,4 +118,4 @@ def test_page_without_marks_is_left_alone(results, tmp_path):
 
 def test_the_project_page_has_the_marks():
     text = bench.PAGE.read_text()
-    assert text.count(bench.BEGIN) == text.count(bench.END) == 1
+    assert [text.count(mark) for marks in bench.MARKS.values() for mark in marks] == [1, 1, 1, 1]

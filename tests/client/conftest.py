@@ -3,7 +3,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from support.client_machine import running, until
+from support.client_machine import running
+from support.waiting import wait_until
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def machine(folder):
         running("serve", *device, *ports, "-qmp", f"unix:{folder}/qmp,server=on,wait=off"),
         running("guest", "attach", f"{folder}/device", "--as", "socket", "--run-dir", f"{folder}/run"),
     ):
-        until(lambda: (folder / "run/virtio-ports/org.example.0").exists())
+        wait_until(lambda: (folder / "run/virtio-ports/org.example.0").exists())
         yield SimpleNamespace(
             host=f"unix:{folder}/host",
             guest=f"unix:{folder}/run/virtio-ports/org.example.0",

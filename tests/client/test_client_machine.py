@@ -12,8 +12,8 @@ import threading
 import time
 
 import pytest
-from support.client_machine import until
 from support.places import ENVIRONMENT, SOURCE
+from support.waiting import wait_until
 
 from virtserial.client import HostStream, Monitor
 from virtserial.client.qmp import QmpClient
@@ -128,7 +128,7 @@ def test_killed_receiver_s_successor_goes_on(machine, tmp_path):
     sender = program("send", machine.host, f"{tmp_path}/large")
     receiver = program("receive", machine.guest, f"{tmp_path}/to")
     parts = tmp_path / "to" / ".virtserial-partial"
-    until(lambda: parts.exists() and any(part.stat().st_size > 5 << 20 for part in parts.iterdir()))
+    wait_until(lambda: parts.exists() and any(part.stat().st_size > 5 << 20 for part in parts.iterdir()))
     receiver.send_signal(signal.SIGKILL)
     finish(receiver)
     assert finish(program("receive", "-q", machine.guest, f"{tmp_path}/to")) == (0, "", "")
@@ -190,7 +190,7 @@ def test_example_of_a_clipboard_is_the_same_on_both_sides(machine, tmp_path):
                 text = f"copy {number} from {one.name} ".encode() * 10000
                 one.write_bytes(text)
                 with contextlib.suppress(AssertionError):
-                    until(lambda text=text, other=other: other.exists() and other.read_bytes() == text, 3)
+                    wait_until(lambda text=text, other=other: other.exists() and other.read_bytes() == text, 3)
                     break
             assert other.read_bytes() == text
     finally:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from support.fetched import had
-from support.guests.host_device import wait_until
+from support.waiting import wait_until
 
 from virtserial.rig import Guest
 from virtserial.rig.programs import programs

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from support.fetched import had
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd
 from support.places import SOURCE
+from support.waiting import wait_until
 
 from virtserial.rig.cache import cache_root
 from virtserial.rig.cell import Cell

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.guests.dropin_guest import PROGRAM, environment, wait_until_nothing_is_left
-from support.guests.host_device import wait_until
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 

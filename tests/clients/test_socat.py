@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 from support.fetched import had
-from support.guests.host_device import wait_until
+from support.waiting import wait_until
 
 from virtserial.rig import Guest
 from virtserial.rig.programs import programs

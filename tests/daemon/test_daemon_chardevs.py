@@ -7,8 +7,9 @@ import socket
 import tty
 
 import pytest
-from support.device_process import connect, controller_options, port_options, wait_until
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, try_receive
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.options.chardev_options import kinds

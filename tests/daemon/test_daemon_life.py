@@ -12,9 +12,10 @@ import subprocess
 import sys
 
 import pytest
-from support.device_process import connect, controller_options, port_options, wait_until
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.vfio_user.client import Client

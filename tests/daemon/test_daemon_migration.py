@@ -10,9 +10,10 @@ import sys
 import termios
 
 import pytest
-from support.device_process import connect, controller_options, port_options, wait_until
+from support.device_process import connect, controller_options, port_options
 from support.moving_guest import MovingGuest, TwoWayStream
 from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.errors import PeerError
 from virtserial.vfio_user.client import Client

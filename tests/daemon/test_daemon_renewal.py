@@ -17,9 +17,10 @@ import time
 
 import pytest
 from support.certificates import Authority
-from support.device_process import connect, controller_options, port_options, wait_until
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.vfio_user.client import Client

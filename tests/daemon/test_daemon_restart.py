@@ -10,9 +10,10 @@ import sys
 import time
 
 import pytest
-from support.device_process import connect, controller_options, port_options, wait_until
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 from support.places import ENVIRONMENT, ROOT
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.host_end.ending import unread_bytes

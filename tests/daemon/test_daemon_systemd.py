@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.device_process import controller_options, port_options, wait_until
+from support.device_process import controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.daemon.keeper import systemd
 from virtserial.errors import ConfigError

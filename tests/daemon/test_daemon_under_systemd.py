@@ -9,9 +9,10 @@ import time
 
 import pytest
 from support import systemd_manager
-from support.device_process import connect, controller_options, port_options, wait_until
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 from support.places import ROOT
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.errors import VirtserialError

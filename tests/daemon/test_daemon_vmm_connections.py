@@ -9,9 +9,10 @@ import struct
 import time
 
 import pytest
-from support.device_process import controller_options, port_options, wait_until
+from support.device_process import controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.raw_vmm import GET_INFO, VERSION, RawVmm, read_config
+from support.waiting import wait_until
 
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client

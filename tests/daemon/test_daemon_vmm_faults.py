@@ -10,9 +10,10 @@ import sys
 import time
 
 import pytest
-from support.device_process import connect, controller_options, port_options, wait_until
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from support.device_process import connect, wait_until
+from support.device_process import connect
 from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
+from support.waiting import wait_until
 
 from virtserial.daemon.keeper.supervisor import RESTART_DELAYS
 from virtserial.daemon.keeper.worker_process import SEND_TIMEOUT

@@ -12,9 +12,10 @@ from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
-from support.device_process import connect, controller_options, port_options, wait_until
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.daemon.keeper.vmms import state_room
 from virtserial.daemon.worker.guest_device import state_size

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 
-from support.device_process import connect, resident, wait_until
+from support.device_process import connect, resident
 from support.embedded_guest import EmbeddedGuest
+from support.waiting import wait_until
 
 
 def test_host_that_never_reads_holds_back_its_guest_and_nobody_else(device, folder):

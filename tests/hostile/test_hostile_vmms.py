@@ -12,10 +12,10 @@ import time
 
 import pytest
 from support.console_guest import READY, FakeHost, queues_of
-from support.device_process import wait_until
 from support.embedded_guest import EmbeddedGuest
 from support.raw_vmm import VERSION, RawVmm
 from support.served_device import build_server
+from support.waiting import wait_until
 
 from virtserial.errors import PeerError
 from virtserial.testing.hostile.driver import HostileDriver

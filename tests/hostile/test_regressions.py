@@ -15,9 +15,10 @@ import tracemalloc
 
 import pytest
 from support.console_guest import CONTROL_TX, OPEN, PORT_READY, READY, FakeHost, queues_of
-from support.device_process import connect, resident, wait_until
+from support.device_process import connect, resident
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT, ROOT
+from support.waiting import wait_until
 
 from virtserial.errors import PeerError
 from virtserial.testing.hostile.cases import CASES

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from support.guests.exchange import exchange, socket_port
 from support.guests.guest_side import PORT_HELPERS
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd
+from support.waiting import wait_until
 
 from virtserial.rig import Guest, GuestError
 

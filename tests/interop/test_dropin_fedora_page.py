@@ -9,8 +9,8 @@ from contextlib import closing
 
 import pytest
 from support.guests.dropin_guest import DropinGuest
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd
+from support.waiting import wait_until
 
 from virtserial.rig import RigUnavailable
 from virtserial.rig.image import ROOT_PASSWORD

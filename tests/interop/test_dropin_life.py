@@ -20,7 +20,7 @@ from support.guests.dropin_guest import (
     environment,
     wait_until_nothing_is_left,
 )
-from support.guests.host_device import wait_until
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 

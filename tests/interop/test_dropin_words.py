@@ -18,7 +18,7 @@ from support.guests.dropin_guest import (
     environment,
     wait_until_nothing_is_left,
 )
-from support.guests.host_device import wait_until
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig.qemu import find_qemu

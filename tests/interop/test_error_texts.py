@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.guests.host_device import wait_until
 from support.places import SOURCE
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.monitor.qmp import QmpError

@@ -8,8 +8,8 @@ import time
 
 import pytest
 from support.guests.exchange import exchange, socket_port
-from support.guests.host_device import wait_until
 from support.guests.load import Drain, start_load
+from support.waiting import wait_until
 
 from virtserial.rig import Guest
 

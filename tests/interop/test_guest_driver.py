@@ -16,9 +16,9 @@ import pytest
 from support.guests.exchange import socket_port
 from support.guests.guest_driver import CuseDriver, console_functions, wait_for
 from support.guests.guest_side import PORT_HELPERS
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd
 from support.guests.plugging import host_monitor
+from support.waiting import wait_until
 
 from virtserial.rig import Guest, GuestError
 from virtserial.rig.guest_package import PROGRAM

@@ -12,9 +12,9 @@ import time
 import pytest
 from support.guests.exchange import socket_port
 from support.guests.guest_library import PLACE, PROGRAM, Program, library_files
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd
 from support.places import SOURCE
+from support.waiting import wait_until
 
 from virtserial.client import HostStream as Stream
 from virtserial.rig import Guest

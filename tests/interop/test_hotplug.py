@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 from support.guests.exchange import socket_port
 from support.guests.guest_side import PORT_HELPERS, TRANSFER
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd, HostTransfer
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest

@@ -10,9 +10,9 @@ import socket
 import tempfile
 
 import pytest
-from support.guests.host_device import wait_until
 from support.guests.joined_qemu import keeper, qemu_without_a_guest
 from support.serving import Client, QmpClient
+from support.waiting import wait_until
 
 PROMPT = b"(qemu) "
 

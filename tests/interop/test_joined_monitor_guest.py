@@ -10,10 +10,10 @@ import time
 import pytest
 from support.guests.exchange import exchange, socket_port
 from support.guests.guest_side import PORT_HELPERS, TRANSFER
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd, HostTransfer
 from support.guests.joined_qemu import keeper
 from support.serving import QmpClient
+from support.waiting import wait_until
 
 from virtserial.rig import Guest
 

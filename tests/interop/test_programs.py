@@ -8,7 +8,7 @@ import os
 import pytest
 from support.guests.exchange import socket_port
 from support.guests.guest_library import MANIFEST, PROGRAM, CuttingRelay, Program, library_files, make_tree, manifest
-from support.guests.host_device import wait_until
+from support.waiting import wait_until
 
 from virtserial.rig import Guest
 

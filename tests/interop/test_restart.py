@@ -15,8 +15,8 @@ import time
 import pytest
 from support.guests.endless import EndlessStreams
 from support.guests.exchange import exchange, socket_port
-from support.guests.host_device import wait_until
 from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from support.guests.host_device import wait_until
 from support.guests.scenario import machine, transfer
+from support.waiting import wait_until
 
 
 def serial_ports(count, folder, bus="ser0.0"):

@@ -10,7 +10,6 @@ import threading
 import time
 
 import pytest
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd
 from support.guests.load import Drain
 from support.guests.plugging import unix_server
@@ -24,6 +23,7 @@ from support.guests.scenario import (
     unplug,
     unplug_port,
 )
+from support.waiting import wait_until
 
 from virtserial.monitor.qmp import QmpError
 

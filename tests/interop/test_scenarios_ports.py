@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import pytest
 from support.guests.guest_side import PORT_HELPERS
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd
 from support.guests.scenario import machine, opened_session, transfer
+from support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from support.serving import wait_until
+from support.waiting import wait_until
 
 
 def test_a_controller_nobody_uses_is_deleted_with_its_ports(qmp, folder):

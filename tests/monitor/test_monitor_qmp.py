@@ -10,7 +10,8 @@ import socket
 
 import pytest
 from support.device_process import resident
-from support.serving import Client, QmpClient, serve, wait_until
+from support.serving import Client, QmpClient, serve
+from support.waiting import wait_until
 
 from virtserial.monitor.json_stream import MAX_BYTES
 

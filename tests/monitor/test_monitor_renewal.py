@@ -10,7 +10,8 @@ import signal
 import tempfile
 
 import pytest
-from support.serving import TIMEOUT, Client, QmpClient, serve, wait_until
+from support.serving import TIMEOUT, Client, QmpClient, serve
+from support.waiting import wait_until
 
 PROMPT = b"(qemu) "
 

@@ -6,7 +6,6 @@ import os
 import select
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 from support.places import ENVIRONMENT
@@ -35,12 +34,3 @@ def running(*words):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def until(condition, seconds=READY_TIME):
-    """Waits for a condition and gives its value."""
-    limit = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < limit, "it did not come to that"
-        time.sleep(0.02)
-    return value

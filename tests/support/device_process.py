@@ -10,23 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.vfio_user.client import Client
 
 READY_TIMEOUT = 20
-
-
-def wait_until(condition, seconds=10, complaint="it did not come to that"):
-    """Wait for a condition; return its value."""
-    limit = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < limit, f"{complaint} in {seconds} s"
-        time.sleep(0.005)
-    return value
 
 
 def open_descriptors(pid):

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 
 from support.places import ENVIRONMENT
@@ -127,12 +126,3 @@ class QmpClient(Client):
             message = self.message()
             assert "event" in message
             self.events.append(message)
-
-
-def wait_until(condition, seconds=TIMEOUT):
-    """Wait for a condition; give its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return value

@@ -15,8 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from support.device_process import DeviceProcess, connect, port_options, wait_until
+from support.device_process import DeviceProcess, connect, port_options
 from support.embedded_guest import EmbeddedGuest, try_receive, try_send
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 

@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from support.guests.host_device import wait_until
 from support.places import SOURCE
+from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest

@@ -13,8 +13,8 @@ import socket
 import threading
 
 from support.guests.guest_side import PORT_HELPERS
-from support.guests.host_device import wait_until
 from support.guests.host_end import HostEnd
+from support.waiting import wait_until
 
 SEED = 20
 BLOCK = random.Random(SEED).randbytes(1_000_003)

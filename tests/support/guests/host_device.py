@@ -128,12 +128,3 @@ def _end(process):
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def wait_until(condition, seconds=20, complaint="it did not happen"):
-    """Waits for a condition on the host; gives its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{complaint} in {seconds} s"
-        time.sleep(0.01)
-    return value

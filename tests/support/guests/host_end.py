@@ -11,7 +11,7 @@ import termios
 import threading
 import time
 
-from support.guests.host_device import wait_until
+from support.waiting import wait_until
 
 
 class HostEnd:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from support.guests.dropin_guest import DropinGuest
 from support.guests.exchange import exchange
 from support.guests.guest_side import PORT_HELPERS
-from support.guests.host_device import wait_until
 from support.guests.plugging import unix_server
+from support.waiting import wait_until
 
 from virtserial.rig import Guest
 
