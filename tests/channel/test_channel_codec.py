@@ -218,6 +218,14 @@ class TestRecord:
     def test_replace_makes_another(self):
         assert replace(DmaMap(1, 2, 3, 4, 5), size=9) == DmaMap(1, 2, 9, 4, 5)
 
+    def test_a_record_that_derives_from_another_has_its_fields_first(self):
+        @record
+        class More(Inner):
+            flag: bool = True
+
+        assert More(1) == More(number=1, flag=True) != Inner(1)
+        assert decode(More, encode(More(2, False))) == More(2, False)
+
     def test_match(self):
         match GuestOpen(0, 1, 2, True):
             case GuestOpen(controller, number, open=True):

@@ -81,7 +81,7 @@ class OneOf(Generic[T]):
 def encode(record: object) -> dict[str, object]:
     """Return a record as JSON can carry it."""
     fields: dict[str, object] = {TAG: type(record).__name__}
-    for name in type(record).__slots__:  # type: ignore[attr-defined]
+    for name in type(record).__match_args__:  # type: ignore[attr-defined]
         fields[name] = _encoded(getattr(record, name))
     return fields
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class _Record(Protocol):
-        __slots__: tuple[str, ...]
+        __match_args__: tuple[str, ...]
         _defaults: dict[str, object]
 
 
@@ -21,13 +21,16 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def record(cls: type[T]) -> type[T]:
-    """Make a class of its annotated fields, in their order; a value in the class body is a field's default."""
-    names = tuple(cls.__annotations__)
+    """Make a class of its annotated fields, in their order, after those of the record that it derives from.
+
+    A value in the class body is a field's default.
+    """
+    own = tuple(cls.__annotations__)
     namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     namespace |= {
-        "_defaults": {name: namespace.pop(name) for name in names if name in namespace},
-        "__slots__": names,
-        "__match_args__": names,
+        "_defaults": getattr(cls, "_defaults", {}) | {name: namespace.pop(name) for name in own if name in namespace},
+        "__slots__": own,
+        "__match_args__": getattr(cls, "__match_args__", ()) + own,
         "__qualname__": cls.__qualname__,
         "__init__": _init,
         "__repr__": _repr,
@@ -42,11 +45,11 @@ def record(cls: type[T]) -> type[T]:
 
 def replace(original: T, **changes: object) -> T:
     """Return a record like the original but for some fields."""
-    return type(original)(**{name: getattr(original, name) for name in type(original).__slots__} | changes)  # type: ignore[attr-defined]
+    return type(original)(**{name: getattr(original, name) for name in type(original).__match_args__} | changes)  # type: ignore[attr-defined]
 
 
 def _init(self: _Record, *values: object, **named: object) -> None:
-    names = self.__slots__
+    names = self.__match_args__
     fields = {**self._defaults, **dict(zip(names, values, strict=False)), **named}
     if fields.keys() != set(names) or len(values) > len(names) or named.keys() & names[: len(values)]:
         raise TypeError(f"{type(self).__name__} has the fields {', '.join(names)}")
@@ -55,11 +58,11 @@ def _init(self: _Record, *values: object, **named: object) -> None:
 
 
 def _values(self: _Record) -> tuple[object, ...]:
-    return tuple(getattr(self, name) for name in self.__slots__)
+    return tuple(getattr(self, name) for name in self.__match_args__)
 
 
 def _repr(self: _Record) -> str:
-    fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+    fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
     return f"{type(self).__name__}({fields})"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from virtserial.channel.record import record
 from virtserial.errors import ConfigError
 from virtserial.options import keyval
 from virtserial.options.values import Values
@@ -46,7 +46,7 @@ QEMU_ONLY = (
 """Back ends of QEMU 11.1, in some build, that need parts of QEMU (a display, another device)."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChardevValues(Values):
     """The checked values of a chardev, and what they may refer to, by id."""
 
