@@ -297,7 +297,7 @@ ELSEWHERE = {
     "test_ten_thousand_stray_descriptors_are_closed",
     "CVE-2026-84788 websocket handshake": "tests/chardev/test_chardev_websocket.py::test_request_without_an_end",
     "QEMU f6a321c9, 152f7dd3, 3966a425, 6a51aab9 lengths that a server lies about": "tests/vfio_user/"
-    "test_vfio_client.py::test_a_lie_about_the_device_is_seen",
+    "test_client.py::test_a_lie_about_the_device_is_seen",
 }
 
 

@@ -36,16 +36,16 @@ TESTS = {
     "memory": ("tests/memory", "tests/virtio"),
     "virtio": ("tests/virtio", "tests/console"),
     "console": ("tests/console",),
-    "virtio/ring/split/driver.py": ("tests/virtio/test_driver_queue.py", "tests/driver"),
+    "virtio/ring/split/driver.py": ("tests/virtio/test_split_driver.py", "tests/driver"),
     "vfio_user": ("tests/vfio_user",),
     "vfio_user/server.py": (
-        "tests/vfio_user/test_vfio_checks.py",
-        "tests/vfio_user/test_vfio_server.py",
-        "tests/vfio_user/test_vfio_negotiation.py",
+        "tests/vfio_user/test_checks.py",
+        "tests/vfio_user/test_server.py",
+        "tests/vfio_user/test_negotiation.py",
     ),
-    "vfio_user/client.py": ("tests/vfio_user/test_vfio_checks.py", "tests/vfio_user/test_vfio_client.py",),
-    "vfio_user/stream.py": ("tests/vfio_user/test_vfio_stream.py",),
-    "vfio_user/dma.py": ("tests/vfio_user/test_vfio_dma.py",),
+    "vfio_user/client.py": ("tests/vfio_user/test_checks.py", "tests/vfio_user/test_client.py",),
+    "vfio_user/stream.py": ("tests/vfio_user/test_stream.py",),
+    "vfio_user/dma.py": ("tests/vfio_user/test_dma.py",),
 }
 """By room or file: where a check's tests are."""
 EXPLAINED = {
