@@ -81,7 +81,8 @@ def test_client_does_not_notice_that_the_worker_was_killed(house, worker, tmp_pa
         client.shutdown(socket.SHUT_WR)
         assert channel.recv(100) == b"closed"
         assert chardev.connected
-        os.close(connection[1][0])
+        for fd in connection[1]:
+            os.close(fd)
         house.connections.clear()
         chardev.connection_ended()
         assert client.recv(100) == b""

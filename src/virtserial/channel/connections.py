@@ -2,9 +2,9 @@
 
 | record | descriptors beside it, in order |
 |---|---|
-| SocketConnection | a connected stream socket |
+| SocketConnection | a connected stream socket; the listening sockets where another client may wait |
 | StreamConnection | what is read and what is written: files, FIFOs, a serial line, standard input and output |
-| LayeredConnection | a connected stream socket; its ticket, an eventfd; the files of TLS credentials |
+| LayeredConnection | a connected stream socket; an eventfd, its ticket; files of TLS credentials; listening sockets |
 | PtyConnection | the master; an inotify descriptor that tells of opens, where the system has one left |
 | UdpConnection | a connected datagram socket |
 | RingbufConnection | the ring's memory |
@@ -60,7 +60,7 @@ Readable = HandlerCode | TlsFiles
 READABLE = OneOf[Readable](get_args(Readable))
 
 
-# What is spoken on a socket, the layer next to it first
+# What is spoken on a socket
 
 @record
 class Tls:
@@ -95,9 +95,14 @@ SocketLayer = Tls | WebSocket | Telnet
 
 @record
 class SocketConnection:
-    """A plain stream; a client may pass descriptors along with its bytes."""
+    """A plain stream; a client may pass descriptors along with its bytes.
+
+    Attributes:
+        reconnects: when it is over, another is made.
+    """
 
     name: str
+    reconnects: bool = False
 
 
 @record
@@ -114,10 +119,16 @@ class StreamConnection:
 
 @record
 class LayeredConnection:
-    """A stream socket with protocols on it."""
+    """A stream socket with protocols on it.
+
+    Attributes:
+        layers: the one next to the socket first.
+        reconnects: when it is over, another is made.
+    """
 
     name: str
     layers: tuple[SocketLayer, ...]
+    reconnects: bool = False
 
 
 @record

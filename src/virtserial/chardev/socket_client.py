@@ -209,7 +209,9 @@ class SocketClientChardev(Chardev):
         if self._sink is not None:
             name = f"chardev '{self.id}' ({self._connected_text})"
             hostname = self.address.host or None if isinstance(self.address, InetAddress) else None
-            self._sink.connection_opened(self, *self.layers.connection(name, connection.detach(), hostname))
+            reconnects = self.reconnect_seconds > 0
+            made = self.layers.connection(name, connection.detach(), hostname=hostname, reconnects=reconnects)
+            self._sink.connection_opened(self, *made)
 
 
 class _Resolver:

@@ -34,15 +34,27 @@ class SocketLayers(NamedTuple):
         protocol = "telnet" if self.telnet else "websocket" if self.websocket else "tcp"
         return protocol + address[3:] if address.startswith("tcp:") else address
 
-    def connection(self, name: str, fd: int, hostname: str | None = None) -> tuple[Connection, tuple[int, ...]]:
+    def connection(
+        self,
+        name: str,
+        fd: int,
+        *,
+        hostname: str | None = None,
+        reconnects: bool = False,
+        listeners: Sequence[int] = (),
+    ) -> tuple[Connection, tuple[int, ...]]:
         """Make a connection, and its descriptors, of a socket.
 
         Args:
             fd: the socket; owned.
             hostname: whom a server's TLS certificate has to be for.
+            reconnects: when it is over, another is made.
+            listeners: where other clients wait; duplicated.
         """
         layers: list[SocketLayer] = []
-        fds = [fd, os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)] if self.any() else [fd]
+        fds = [fd]
+        if self.telnet or self.websocket or self.tls is not None:
+            fds.append(os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         if self.tls is not None:
             layers.append(Tls(self.tls.description, hostname))
             fds += self.tls.open_files()
@@ -50,8 +62,7 @@ class SocketLayers(NamedTuple):
             layers.append(WebSocket())
         if self.telnet:
             layers.append(Telnet(self.server))
-        return LayeredConnection(name, tuple(layers)) if layers else SocketConnection(name), tuple(fds)
-
-    def any(self) -> bool:
-        """Whether anything is spoken beside the port's own bytes."""
-        return self.telnet or self.websocket or self.tls is not None
+        fds += map(os.dup, listeners)
+        if not layers:
+            return SocketConnection(name, reconnects), tuple(fds)
+        return LayeredConnection(name, tuple(layers), reconnects), tuple(fds)

@@ -198,7 +198,9 @@ class SocketServerChardev(Chardev):
         self._connected_text = self.layers.text(connected_text(client, self.address, server=True))
         if self._sink is not None:
             name = f"chardev '{self.id}' ({self._connected_text})"
-            self._sink.connection_opened(self, *self.layers.connection(name, client.detach()))
+            listeners = [listener.fileno() for listener in self._listeners]
+            made = self.layers.connection(name, client.detach(), listeners=listeners)
+            self._sink.connection_opened(self, *made)
         if self._waiting and self._loop is not None:
             self._loop.stop()
 

@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING
 from virtserial.host_end.base import HostEnd
 
 if TYPE_CHECKING:
+    from virtserial.host_end.linger import Linger
     from virtserial.loop import EventLoop
 
 
 class EndingStream(HostEnd):
-    """Tells of its end once, from the loop and not from inside a call."""
+    """Tells of its end once, from the loop and not from inside a call.
 
-    def __init__(self, loop: EventLoop, name: str) -> None:
+    Args:
+        linger: how long what a host has left is kept, and closed with this; None: until it is read.
+    """
+
+    def __init__(self, loop: EventLoop, name: str, linger: Linger | None = None) -> None:
         super().__init__(name)
         self._loop = loop
+        self._linger = linger
         self._finishing = False
         self._closed = False
 
@@ -37,7 +43,14 @@ class EndingStream(HostEnd):
         self.connected = False
         self.ended = True
         self._stop_watching()
+        if self._linger is not None:
+            self._linger.end()
         self.listener.host_closed()
+
+    def _host_has_left(self) -> None:
+        """What it sent is still to be read: not for ever, if another host could come."""
+        if self._linger is not None:
+            self._linger.begin(self._unread_bytes, self._finish)
 
     def _unread_bytes(self) -> int:
         """How much the peer sent that nobody will read."""

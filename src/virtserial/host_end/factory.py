@@ -53,19 +53,20 @@ def open_host_end(
 def _open(connection: BareConnection, fds: Sequence[int], loop: EventLoop, account: Account) -> HostEnd:
     match connection:
         case SocketConnection(name):
+            from virtserial.host_end.linger import make_linger
             from virtserial.host_end.stream import DescriptorStream
 
-            return DescriptorStream(loop, name, fds[0], fds[0], account)
+            return DescriptorStream(loop, name, fds[0], fds[0], account, make_linger(loop, connection, fds[1:]))
         case StreamConnection(name, read, write):
             from virtserial.host_end.stream import DescriptorStream
 
             read_fd = None if read is None else fds[read]
             write_fd = None if write is None else fds[write]
             return DescriptorStream(loop, name, read_fd, write_fd, account)
-        case LayeredConnection(name, layers):
+        case LayeredConnection():
             from virtserial.host_end.layered import open_layered_stream
 
-            return open_layered_stream(loop, name, fds, layers, account)
+            return open_layered_stream(loop, fds, connection, account)
         case PtyConnection(name):
             from virtserial.host_end.pty import PtyHostEnd
 

@@ -15,6 +15,7 @@ from virtserial.channel.connections import Telnet, Tls, WebSocket
 from virtserial.errors import BackendError, PeerError
 from virtserial.host_end.buffers import IOV_MAX, front_of, move_into
 from virtserial.host_end.ending import EndingStream, unread_bytes
+from virtserial.host_end.linger import make_linger
 from virtserial.host_end.stream import HANG_UP, INPUT_EVENTS, PEER_GONE
 from virtserial.loop import EPOLLIN, EPOLLOUT, EPOLLRDHUP
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.accounting import Account
-    from virtserial.channel.connections import SocketLayer
+    from virtserial.channel.connections import LayeredConnection, SocketLayer
     from virtserial.host_end.layer import Buffer, Layer
+    from virtserial.host_end.linger import Linger
     from virtserial.loop import EventLoop, Timer
 
 HANDSHAKE_SECONDS = 10.0
@@ -79,9 +81,16 @@ class LayeredStream(EndingStream):
     _next_complaint = 0.0
 
     def __init__(
-        self, loop: EventLoop, name: str, fd: int, ticket_fd: int, layers: Sequence[Layer], account: Account
+        self,
+        loop: EventLoop,
+        name: str,
+        fd: int,
+        ticket_fd: int,
+        layers: Sequence[Layer],
+        account: Account,
+        linger: Linger | None = None,
     ) -> None:
-        super().__init__(loop, name)
+        super().__init__(loop, name, linger)
         self._account = account
         self._fd = fd
         self._ticket_fd = ticket_fd
@@ -168,6 +177,8 @@ class LayeredStream(EndingStream):
         self._closed = True
         self.connected = self.readable = False
         self._stop_watching()
+        if self._linger is not None:
+            self._linger.close()
         os.close(self._fd)
         os.close(self._ticket_fd)
 
@@ -192,9 +203,13 @@ class LayeredStream(EndingStream):
         if not self.connected:
             self._read_some()
         elif self._wants_input:
+            if events & (EPOLLRDHUP | HANG_UP):
+                self._host_has_left()
             self._announce_readable()
         elif events & HANG_UP:
             self._finish()
+        elif events & EPOLLRDHUP:
+            self._host_has_left()
 
     def _announce_readable(self) -> None:
         if not self._closed and not self._finishing:
@@ -280,6 +295,8 @@ class LayeredStream(EndingStream):
             self._give_up(f"no handshake: {reason}")
         elif not self._wants_input or not self._input:
             self._finish()
+        else:
+            self._host_has_left()
 
     # Output
 
@@ -380,20 +397,26 @@ class LayeredStream(EndingStream):
 
 
 def open_layered_stream(
-    loop: EventLoop, name: str, fds: Sequence[int], layers: Sequence[SocketLayer], account: Account
+    loop: EventLoop,
+    fds: Sequence[int],
+    connection: LayeredConnection,
+    account: Account,
 ) -> LayeredStream:
     """Make the host end of a LayeredConnection.
 
     Raises:
         BackendError: the TLS credentials are not valid; `fds` are closed.
     """
+    end_of_files = 2 + sum(len(layer.files.roles) for layer in connection.layers if isinstance(layer, Tls))
+    files, listeners = fds[2:end_of_files], fds[end_of_files:]
     try:
-        made = make_layers(layers, fds[2:])
+        made = make_layers(connection.layers, files)
     except BackendError:
-        os.close(fds[0])
-        os.close(fds[1])
+        for fd in (*fds[:2], *listeners):
+            os.close(fd)
         raise
     finally:
-        for fd in fds[2:]:
+        for fd in files:
             os.close(fd)
-    return LayeredStream(loop, name, fds[0], fds[1], made, account)
+    linger = make_linger(loop, connection, listeners)
+    return LayeredStream(loop, connection.name, fds[0], fds[1], made, account, linger)

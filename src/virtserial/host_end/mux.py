@@ -12,6 +12,7 @@ from virtserial.channel.connections import MAX_FRONTS
 from virtserial.errors import BackendError, StateError
 from virtserial.host_end.base import HostEnd
 from virtserial.host_end.buffers import front_of
+from virtserial.host_end.linger import Linger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -284,6 +285,10 @@ class Multiplexer:
         """The last of the input has been read."""
         self._loop.add_turn(front.end_closed)
 
+    def linger(self) -> Linger:
+        """Return what limits how long a front keeps the last of the input."""
+        return Linger(self._loop)
+
     def failed(self) -> None:
         """The host end has failed under one port, which knows: the others have to hear it."""
         self._loop.add_turn(self.host_closed)
@@ -305,6 +310,7 @@ class MuxHostEnd(HostEnd):
         self._mux = mux
         self._closed = False
         self._closing = False
+        self._linger: Linger | None = None
         self.input = bytearray()
         self.focus_changed: Callable[[bool], None] = lambda _: None
         """Hears that the focus has come (True) or gone."""
@@ -333,7 +339,12 @@ class MuxHostEnd(HostEnd):
         """The shared end is closed; what had come from it is read first, if the guest reads."""
         if self.input and self.wants_input and not at_once:
             self._closing = True
+            if self._mux.end.ended and self._linger is None:
+                self._linger = self._mux.linger()
+                self._linger.begin(lambda: len(self.input), lambda: self.end_closed(at_once=True))
             return
+        if self._linger is not None:
+            self._linger.end()
         was_connected, self.connected = self.connected, False
         self._closing = False
         self.ended = ended = self._mux.end.ended
@@ -394,4 +405,6 @@ class MuxHostEnd(HostEnd):
         if not self._closed:
             self._closed = True
             self.connected = False
+            if self._linger is not None:
+                self._linger.close()
             self._mux.front_closed(self)

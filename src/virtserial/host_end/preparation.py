@@ -24,6 +24,7 @@ def import_host_ends() -> None:
     import virtserial.host_end.factory
     import virtserial.host_end.handler
     import virtserial.host_end.layered
+    import virtserial.host_end.linger
     import virtserial.host_end.log
     import virtserial.host_end.null
     import virtserial.host_end.pty

@@ -21,6 +21,7 @@ from virtserial.loop import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOL
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from virtserial.host_end.linger import Linger
     from virtserial.loop import EventLoop
 
 INPUT_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
@@ -40,6 +41,7 @@ class DescriptorStream(EndingStream):
     Args:
         read_fd, write_fd: owned.
         account: gets what is read and written; None: nobody counts.
+        linger: see EndingStream.
     """
 
     exact = True
@@ -51,8 +53,9 @@ class DescriptorStream(EndingStream):
         read_fd: int | None,
         write_fd: int | None,
         account: Account | None = None,
+        linger: Linger | None = None,
     ) -> None:
-        super().__init__(loop, name)
+        super().__init__(loop, name, linger)
         self._account = account or Account()
         self._read_fd = read_fd
         self._write_fd = write_fd
@@ -79,6 +82,8 @@ class DescriptorStream(EndingStream):
         self.connected = False
         self.readable = False
         self._stop_watching()
+        if self._linger is not None:
+            self._linger.close()
         for fd in {self._read_fd, self._write_fd} - {None}:
             os.close(fd)  # type: ignore[arg-type]
 
@@ -147,7 +152,9 @@ class DescriptorStream(EndingStream):
                 self._unblock()
         if events & EPOLLRDHUP:
             self._input_ended = True
-            if not self._wants_input:
+            if self._wants_input:
+                self._host_has_left()
+            else:
                 self._leave_if_drained()
         if events & (EPOLLIN | EPOLLRDHUP | HANG_UP) and not self._finishing and not self._closed:
             self.readable = True
@@ -162,6 +169,7 @@ class DescriptorStream(EndingStream):
     def _hang_up(self) -> None:
         self._hung_up = True
         if self._wants_input:
+            self._host_has_left()
             self._unblock()
         else:
             self._finish()
@@ -169,8 +177,11 @@ class DescriptorStream(EndingStream):
     def _leave_if_drained(self) -> None:
         """A TCP peer that has left shows as one that will send nothing more.  With nothing left to read that is the end
         of its connection for an open port; a closed one does not read, and would believe in it until it is opened."""
-        if self._both_ways and self._input_ended and not self._unread_bytes():
-            self._finish()
+        if self._both_ways and self._input_ended:
+            if self._unread_bytes():
+                self._host_has_left()
+            else:
+                self._finish()
 
     def _block(self) -> None:
         if self._write_fd in self._watched:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from virtserial.accounting import Account
 from virtserial.channel.connections import LoggedConnection, SocketConnection, unlogged
 from virtserial.host_end.factory import open_host_end
+from virtserial.host_end.linger import make_linger
 from virtserial.host_end.stream import DescriptorStream
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from virtserial.channel.connections import Connection
     from virtserial.host_end.base import HostEnd
+    from virtserial.host_end.linger import Linger
     from virtserial.loop import EventLoop
 
 MAX_PASSED = 16
@@ -27,8 +29,8 @@ MAX_PASSED = 16
 class ClientSocket(DescriptorStream):
     """A socket that also receives descriptors, into `passed`: its owner's."""
 
-    def __init__(self, loop: EventLoop, name: str, fd: int) -> None:
-        super().__init__(loop, name, fd, fd)
+    def __init__(self, loop: EventLoop, name: str, fd: int, linger: Linger | None = None) -> None:
+        super().__init__(loop, name, fd, fd, linger=linger)
         self._socket = socket.socket(fileno=fd)
         self.passed: deque[int] = deque()
 
@@ -68,11 +70,13 @@ def open_client_end(
     Raises:
         BackendError: not valid TLS credentials; `fds` are closed.
     """
-    if not isinstance(unlogged(connection), SocketConnection):
+    bare = unlogged(connection)
+    if not isinstance(bare, SocketConnection):
         return open_host_end(connection, fds, loop), None
-    client = ClientSocket(loop, connection.name, fds[0])
-    if not isinstance(connection, LoggedConnection):
+    is_logged = isinstance(connection, LoggedConnection)
+    client = ClientSocket(loop, bare.name, fds[0], make_linger(loop, bare, fds[1:-1] if is_logged else fds[1:]))
+    if not is_logged:
         return client, client
     from virtserial.host_end.log import LogFile, LoggedHostEnd
 
-    return LoggedHostEnd(client, LogFile(client.name, fds[1], Account())), client
+    return LoggedHostEnd(client, LogFile(client.name, fds[-1], Account())), client

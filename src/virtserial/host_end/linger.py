@@ -1,0 +1,98 @@
+"""The rest of a host that has left: what it sent and the guest has not read.
+
+| who could come next | the rest is kept until |
+|---|---|
+| nobody (a client that does not reconnect, a pair of sockets) | the guest reads it or closes the port |
+| a client, at a listening socket | one waits there, and the guest has not read for LINGER_SECONDS since |
+| the server again (`reconnect-ms`) | the guest has not read for LINGER_SECONDS |
+
+QEMU's socket chardev drops what it had not read as soon as it sees the hang-up.  Kept without an end, the rest of one
+host would hold the port against the next.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from virtserial.loop import EPOLLIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from virtserial.channel.connections import LayeredConnection, SocketConnection
+    from virtserial.loop import EventLoop, Timer
+
+LINGER_SECONDS = 1.0
+
+
+def make_linger(
+    loop: EventLoop, connection: SocketConnection | LayeredConnection, listeners: Sequence[int]
+) -> Linger | None:
+    """Make what a connection needs, with the listening sockets that came with it; None: no other host can come."""
+    return Linger(loop, listeners) if listeners or connection.reconnects else None
+
+
+class Linger:
+    """
+    Args:
+        listeners: the listening sockets, owned; without one another host counts as waiting from the beginning.
+    """
+
+    def __init__(self, loop: EventLoop, listeners: Sequence[int] = ()) -> None:
+        self._loop = loop
+        self._listeners = listeners
+        self._begun = False
+        self._timer: Timer | None = None
+        self._unread = 0
+        self._count: Callable[[], int] = lambda: 0
+        self._give_up: Callable[[], None] = lambda: None
+
+    def begin(self, count: Callable[[], int], give_up: Callable[[], None]) -> None:
+        """The host has left; more calls change nothing.
+
+        Args:
+            count: tells how many bytes of the rest there are.
+            give_up: drops them.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        self._count, self._give_up = count, give_up
+        for fd in self._listeners:
+            self._loop.watch(fd, EPOLLIN, self._somebody_waits)
+        if not self._listeners:
+            self._start_timer()
+
+    def _somebody_waits(self, _events: int) -> None:
+        self._unwatch()
+        if self._timer is None:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        self._unread = self._count()
+        self._timer = self._loop.call_later(LINGER_SECONDS, self._look)
+
+    def _look(self) -> None:
+        if self._count() == self._unread:
+            self._give_up()
+        else:
+            self._start_timer()
+
+    def _unwatch(self) -> None:
+        for fd in self._listeners:
+            self._loop.unwatch(fd)
+
+    def end(self) -> None:
+        """The connection is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._begun:
+            self._unwatch()
+
+    def close(self) -> None:
+        """Close the listening sockets, in this process."""
+        self.end()
+        for fd in self._listeners:
+            os.close(fd)
+        self._listeners = ()
