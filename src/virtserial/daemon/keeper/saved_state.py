@@ -26,6 +26,10 @@ def save_controller(workers: Supervisor, controller: Controller, fd: int) -> Non
         ConfigError: it cannot be done; then the controller runs on.
     """
     _check_file(fd)
+    try:
+        os.ftruncate(fd, 0)  # a confined worker may not: it has guests' memory files and logs, too
+    except OSError as error:
+        raise ConfigError(f"the file of the saved state: {error.strerror}") from error
     _ask(workers, Save(workers.next_request(), controller.index), fd)
 
 

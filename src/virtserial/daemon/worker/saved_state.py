@@ -39,7 +39,6 @@ def _save(device: GuestDevice, fd: int) -> None:
     device.pause()
     try:
         state = memoryview(device.save_state())
-        os.ftruncate(fd, 0)
         start = 0
         while start < len(state):
             start += os.pwrite(fd, state[start:], start)
