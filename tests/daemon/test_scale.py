@@ -18,7 +18,7 @@ from support.places import ENVIRONMENT
 from support.waiting import wait_until
 
 from virtserial.daemon.keeper.vmms import state_room
-from virtserial.daemon.worker.guest_device import state_size
+from virtserial.daemon.worker.vfio_user_front import state_size
 
 DEVICES, PORTS = 20, 4
 PER_PORT = 48

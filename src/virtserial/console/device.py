@@ -62,6 +62,7 @@ class ConsoleDevice(VirtioDevice):
         resize_rows_first: send rows before columns in VIRTIO_CONSOLE_RESIZE.
         controller: what the ledger calls this device.
         ledger: where the batch that is under way is noted (accounting.py).
+        on_failure, on_address_fault: see VirtioDevice.
     """
 
     config_size = CONFIG.size
@@ -79,13 +80,22 @@ class ConsoleDevice(VirtioDevice):
         resize_rows_first: bool = False,
         controller: int = 0,
         ledger: Ledger | None = None,
+        on_failure: Callable[[DriverError], None] = lambda error: None,
+        on_address_fault: Callable[[], None] | None = None,
     ) -> None:
         features = transport_features | VIRTIO_CONSOLE_F_SIZE
         if max_ports > 1:
             features |= VIRTIO_CONSOLE_F_MULTIPORT
         if emergency_write:
             features |= VIRTIO_CONSOLE_F_EMERG_WRITE
-        super().__init__(state, VIRTIO_ID_CONSOLE, queue_sizes(max_ports), features)
+        super().__init__(
+            state,
+            VIRTIO_ID_CONSOLE,
+            queue_sizes(max_ports),
+            features,
+            on_failure=on_failure,
+            on_address_fault=on_address_fault,
+        )
         self.name = name
         self.max_ports = max_ports
         self.port_events = port_events

@@ -184,7 +184,7 @@ class RegionMaker:
         self._budget = MappingBudget()
 
     def make(self, iova: int, size: int, fd: int | None, offset: int, writable: bool) -> Region:
-        """Return the region of a map; a FileRegion takes `fd` over, the others leave it to the caller.
+        """Return the region of a map; `fd` stays the caller's.
 
         Raises:
             PeerError: the range is outside the file, the descriptor lacks the right, or the kernel refuses.
@@ -205,4 +205,4 @@ class RegionMaker:
         file_size = status_of(fd).size
         if file_size < offset + size:
             raise PeerError(f"DMA map ends at offset {offset + size} of a file of {file_size} bytes")
-        return FileRegion(iova, size, fd, offset, writable, self._account)
+        return FileRegion(iova, size, os.dup(fd), offset, writable, self._account)

@@ -32,6 +32,7 @@ from virtserial.vfio_user.wire import (
 )
 
 if TYPE_CHECKING:
+    from virtserial.accounting import Ledger
     from virtserial.memory.state import StateMemory
     from virtserial.vfio_user.device import VfioDevice
     from virtserial.vfio_user.migration import MigratableDevice
@@ -64,10 +65,10 @@ class Server:
         device: what is served.
         state: where the session and the journal live; one that a predecessor used goes on where that was killed.
         migratable: the device as one that can be moved; None refuses that.
-
-    Attributes:
         controller: what the ledger calls this device.
         ledger: where the message that is under way is noted (accounting.py).
+
+    Attributes:
         refusals: how many requests were refused, posted ones included.
         last_refusal: why the last one was.
     """
@@ -75,10 +76,18 @@ class Server:
     state_size = SessionRecord.SIZE + Journal.SIZE + MigrationRecord.SIZE
     """Bytes of state memory a server needs."""
 
-    def __init__(self, device: VfioDevice, state: StateMemory, migratable: MigratableDevice | None = None) -> None:
+    def __init__(
+        self,
+        device: VfioDevice,
+        state: StateMemory,
+        migratable: MigratableDevice | None = None,
+        *,
+        controller: int = 0,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.device = device
-        self.controller = 0
-        self.ledger = nowhere()
+        self.controller = controller
+        self.ledger = ledger or nowhere()
         self.session = SessionRecord(state)
         self.journal = Journal(state)
         self.migration = Migration(migratable, state) if migratable is not None else None

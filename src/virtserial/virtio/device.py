@@ -66,17 +66,26 @@ class VirtioDevice:
         device_id: the device type (section 5).
         queue_sizes: the largest size of each queue.
         device_features: the bits to offer.
-
-    Attributes:
-        memory: guest memory; who maps says so by `memory_mapped`, who unmaps by `memory_unmapped`.
-        transport: set by the transport.
-        epoch: grows whenever something is taken from the queues: a reset, a failure, a ring's memory unmapped.
         on_failure: called with the error when the driver has broken a rule.
         on_address_fault: asked for a second try when the driver named memory that is not mapped; its map may still
             be on its way.  None: there is no second try.
+
+    Attributes:
+        memory: guest memory; who maps says so by `memory_mapped`, who unmaps by `memory_unmapped`.
+        transport: sets itself when it is made for this device; until then interrupts go nowhere.
+        epoch: grows whenever something is taken from the queues: a reset, a failure, a ring's memory unmapped.
     """
 
-    def __init__(self, state: StateMemory, device_id: int, queue_sizes: Sequence[int], device_features: int) -> None:
+    def __init__(
+        self,
+        state: StateMemory,
+        device_id: int,
+        queue_sizes: Sequence[int],
+        device_features: int,
+        *,
+        on_failure: Callable[[DriverError], None] = lambda error: None,
+        on_address_fault: Callable[[], None] | None = None,
+    ) -> None:
         self.device_id = device_id
         self.device_features = device_features
         self.record = DeviceRecord(state)
@@ -85,8 +94,8 @@ class VirtioDevice:
         self._resting: list[Virtqueue] = []
         self.epoch = 0
         self.transport: Transport = NoTransport()
-        self.on_failure: Callable[[DriverError], None] = lambda error: None
-        self.on_address_fault: Callable[[], None] | None = None
+        self.on_failure = on_failure
+        self.on_address_fault = on_address_fault
 
     # What a device type provides
 

@@ -31,7 +31,7 @@ STATE_PER_PORT = 4 << 10
 
 
 def state_room(max_ports: int) -> int:
-    """Bytes of state memory for one controller, whole pages: more than it needs (guest_device.state_size).
+    """Bytes of state memory for one controller, whole pages: more than it needs (vfio_user_front.state_size).
 
     To know exactly would be to import all that a worker is made of before the first socket listens; pages that nobody
     touches take no memory; and a newer worker may need more.

@@ -45,6 +45,7 @@ from virtserial.channel.messages import Port as NewPort
 from virtserial.daemon.worker.guest_device import GuestDevice
 from virtserial.daemon.worker.host_ends import HostEnds
 from virtserial.daemon.worker.saved_state import answer_request
+from virtserial.daemon.worker.vfio_user_front import VfioUserFront
 from virtserial.host_end.preparation import import_host_ends, prepare
 from virtserial.loop import EPOLLIN, EventLoop, sharpen_timers
 from virtserial.memory.state import VERSION as STATE_VERSION
@@ -131,7 +132,9 @@ class Worker:
             case AddFront(chardev, front):
                 self._host_ends.add_front(chardev, front, fds[0])
             case Controller(controller):
-                self._devices[controller] = GuestDevice(message, fds[0], self.loop, self._send, self._ledger)
+                self._devices[controller] = GuestDevice(
+                    message, fds[0], self.loop, self._send, self._ledger, VfioUserFront
+                )
             case _:
                 self._act_on_device(self._devices[message.controller], message, fds)
 
@@ -158,10 +161,8 @@ class Worker:
                 device.finish(Note(kind, exact, controller, queue, message.progress, message.moved))
             case Backlog():
                 self._inherit_backlog(device, message)
-            case DmaMap():
-                device.restore_dma(message, fds)
-            case Irq():
-                device.restore_irq(message, fds)
+            case DmaMap() | Irq():
+                device.restore(message, fds)
             case Save() | Restore() | Resume():
                 self._send(answer_request(device, message, fds))
 

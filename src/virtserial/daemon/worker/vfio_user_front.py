@@ -1,0 +1,175 @@
+"""The vfio-user front of a device: a PCI function, its server, the VMM's connection and interrupts.
+
+Every descriptor that the VMM sends goes to the keeper before the message that brought it is answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import socket
+from typing import TYPE_CHECKING
+
+from virtserial.channel.messages import DmaMap, DropIrq, Irq, VmmGone
+from virtserial.console.device import ConsoleDevice
+from virtserial.daemon.worker.guest_memory import GuestMemory
+from virtserial.errors import AccessInterrupted, PeerError
+from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from virtserial.pci.function import VirtioPciFunction
+from virtserial.state.pci_state import PciState
+from virtserial.vfio_user.dma import MessageMemory
+from virtserial.vfio_user.server import Server
+from virtserial.vfio_user.stream import MessageStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from virtserial.accounting import Note
+    from virtserial.channel.messages import Controller
+    from virtserial.daemon.worker.front import FrontOwner
+    from virtserial.memory.state import StateMemory
+
+log = logging.getLogger("virtserial.device")
+
+VMM_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
+
+
+def state_size(max_ports: int) -> int:
+    """Bytes of state memory for a controller with this front, whole pages."""
+    size = ConsoleDevice.state_size(max_ports) + VirtioPciFunction.state_size + Server.state_size
+    return (size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
+
+
+class VfioUserFront(VirtioPciFunction):
+    """A PCI function behind a vfio-user server (front.Front, vfio_user.device.VfioDevice).
+
+    Args:
+        owner: the device.
+        state: its state memory, in which function and server take the next places.
+        config: what the keeper has told of the controller.
+    """
+
+    def __init__(self, owner: FrontOwner, state: StateMemory, config: Controller) -> None:
+        self._owner = owner
+        self._stream: MessageStream | None = None
+        self._access: MessageMemory | None = None
+        self._half_done: Note | None = None
+        self._turn_asked = False
+        self.memory = GuestMemory(owner, config.trust_vmm, self._message_access, self._lose)
+        super().__init__(owner.console, state, vectors=config.vectors, account=owner.ledger.account)
+        self._server = Server(self, state, migratable=owner, controller=owner.index, ledger=owner.ledger)
+        self.saved = PciState(self)
+
+    # The VMM's connection
+
+    def connect(self, fd: int) -> None:
+        """Serve a VMM; a predecessor's is served from where that was killed."""
+        if self._stream is not None:
+            self._disconnect("a new VMM has come")
+        self._stream = MessageStream(socket.socket(fileno=fd), self._server)
+        half_done, self._half_done = self._half_done, None
+        if half_done is not None:
+            self._stream.finish(half_done)
+        self._owner.loop.watch(fd, VMM_EVENTS, self._serve)
+        log.info("%s: VMM connected", self._owner.name)
+
+    def _serve(self, events: int | None = None) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        loop = self._owner.loop
+        try:
+            had_to_send = stream.wants_to_send
+            if stream.serve(events):
+                loop.add_turn(self._serve)
+            if stream.wants_to_send != had_to_send:
+                loop.rewatch(stream.fileno(), VMM_EVENTS | (EPOLLOUT if stream.wants_to_send else 0))
+        except PeerError as error:
+            self._disconnect(str(error))
+        except Exception:
+            self._owner.broken()
+            self._disconnect("internal error")
+        else:
+            if stream.at_end:
+                self._disconnect("")
+
+    def _lose(self, reason: str) -> None:
+        """The connection cannot be used any more: let go of it in a turn, outside of what is going on."""
+        self._owner.loop.add_turn(lambda: self._disconnect(reason))
+
+    def _disconnect(self, reason: str) -> None:
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        self._access = None
+        if reason:
+            self._owner.log.error("VMM's connection is closed: %s", reason)
+        else:
+            log.info("%s: VMM has left", self._owner.name)
+        self._owner.loop.unwatch(stream.fileno())
+        # The keeper holds the socket too, and closes it without leaving bytes unread.
+        stream.abandon()
+        self._server.disconnected()
+        # "the device state should otherwise be retained" (vfio-user): for a guest whose VMM is gone there is none.
+        self.reset()
+        self._owner.send(VmmGone(self._owner.index))
+
+    def close(self) -> None:
+        """The device is unplugged."""
+        self._disconnect("")
+
+    def reset(self) -> None:
+        """The VMM resets the function; it runs after that, whatever it did before."""
+        super().reset()
+        if self._owner.console.paused:
+            self._owner.resume()
+
+    # After a dead predecessor
+
+    def finish(self, note: Note) -> None:
+        """A predecessor was killed over this message."""
+        self._half_done = note
+
+    def restore(self, message: DmaMap | Irq, fds: Sequence[int]) -> None:
+        """Take a map or an interrupt eventfd that a predecessor had."""
+        match message:
+            case DmaMap():
+                self.memory.restore(message, fds[0] if fds else None)
+            case Irq():
+                super().set_irq_eventfds(message.index, message.number, fds)
+
+    def take_over(self) -> None:
+        """Look for messages."""
+        self._serve()
+
+    # VfioDevice: guest memory
+
+    def dma_map(self, iova: int, size: int, prot: int, fd: int | None, offset: int) -> None:
+        self.memory.map(iova, size, prot, fd, offset)
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        self.memory.unmap(iova, size)
+
+    def dma_unmap_all(self) -> None:
+        self.memory.unmap_all()
+
+    def _message_access(self) -> MessageMemory:
+        if self._stream is None:
+            raise AccessInterrupted(f"{self._owner.name}: the VMM has left")
+        if self._access is None:
+            self._access = MessageMemory(self._stream, self._server.session)
+        return self._access
+
+    # VfioDevice: interrupts
+
+    def set_irq_eventfds(self, index: int, start: int, fds: Sequence[int]) -> None:
+        """Take interrupt eventfds; the keeper holds them from now on."""
+        owner = self._owner
+        if not fds:
+            owner.send(DropIrq(owner.index, index, None))
+        for number, fd in enumerate(fds, start):
+            if fd < 0:
+                owner.send(DropIrq(owner.index, index, number))
+            else:
+                owner.send(Irq(owner.index, index, number), [fd])
+        super().set_irq_eventfds(index, start, fds)
