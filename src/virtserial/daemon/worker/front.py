@@ -2,7 +2,7 @@
 
 | | does | knows nothing of |
 |---|---|---|
-| `GuestDevice` (guest_device.py) | console device, ports, turns, pausing, saved state | registers, sockets, memory maps |
+| `GuestDevice` (guest_device.py) | console device, ports, turns, pausing, saved state | registers, sockets, maps |
 | a front | registers or queue messages, interrupts, guest memory, the VMM's connection | ports, host ends |
 
 A front is made with its device and the rest of the device's state memory, and from then on is the device's transport.
