@@ -191,7 +191,7 @@ def test_a_vmm_that_asks_for_more_than_its_part_is_served_by_system_calls(make_f
     maker = RegionMaker(None, trust_vmm=False, slow=told.append)
     before, _ = address_space()
     files = [make_file(1 << 40, fcntl.F_SEAL_SHRINK) for _ in range(200)]
-    regions = [maker.make(0, 1 << 40, os.dup(fd), 0, writable=True) for fd in files]
+    regions = [maker.make(0, 1 << 40, fd, 0, writable=True) for fd in files]
     after, _ = address_space()
     assert after - before <= mapping.MAPPED_BYTES
     assert [isinstance(region, MappedRegion) for region in regions] == [True] * 4 + [False] * 196
@@ -209,7 +209,7 @@ def test_many_files_leave_mappings_for_the_process(make_file):
     maker = RegionMaker(None, trust_vmm=False, slow=lambda text: None)
     _, before = address_space()
     regions = [
-        maker.make(0, PAGE, os.dup(make_file(PAGE, fcntl.F_SEAL_SHRINK)), 0, writable=True)
+        maker.make(0, PAGE, make_file(PAGE, fcntl.F_SEAL_SHRINK), 0, writable=True)
         for _ in range(mapping.MAX_WINDOWS + 10)
     ]
     _, after = address_space()
