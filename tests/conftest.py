@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support.console_guest import Guest
 from support.folders import short_folder
+
+from virtserial.loop import EventLoop
 
 LIMITS = {"cli": 30, "client": 120, "daemon": 45, "driver": 60, "guest_library": 60}
 """Seconds that a test of a room may take, where pyproject.toml's limit (for the real guests) is too long to wait."""
+WITH_GUESTS = ("interop", "clients")
+"""Rooms whose tests all need a real QEMU."""
 HERE = Path(__file__).parent
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")  # how long an example takes says how busy the machine is
@@ -22,7 +27,7 @@ def pytest_addoption(parser):
     parser.addoption("--no-process", action="store_true", help="fail tests that start a process")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     for item in items:
         room = item.path.relative_to(HERE).parts[0]
@@ -31,6 +36,8 @@ def pytest_collection_modifyitems(config, items):
         for bug in item.iter_markers("foreign_bug"):
             if f"[{bug.kwargs['case']}" in item.name:
                 item.add_marker(pytest.mark.flaky(reruns=1))
+        if room in WITH_GUESTS:
+            item.add_marker(pytest.mark.qemu)
         if "qemu" in item.keywords and (shared := shared_guest(item)):
             item.add_marker(pytest.mark.xdist_group(shared))
     if hasattr(config, "workerinput"):
@@ -59,6 +66,27 @@ def refuse_processes(event, arguments):
 def no_process(request):
     if request.config.getoption("--no-process"):
         sys.addaudithook(refuse_processes)
+
+
+@pytest.fixture
+def loop():
+    loop = EventLoop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def make_guest():
+    """Console devices whose rings a test writes byte by byte."""
+    made = []
+
+    def make(*arguments, **options):
+        made.append(Guest(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.close()
 
 
 @pytest.fixture

@@ -11,13 +11,6 @@ from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EventLoop
 
 
 @pytest.fixture
-def loop():
-    loop = EventLoop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
 def pipe():
     fds = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     yield fds

@@ -2,21 +2,8 @@
 
 
 import pytest
-from support.console_guest import FakeHost, Guest, queues_of
+from support.console_guest import FakeHost, queues_of
 from support.ring_builder import KINDS
-
-
-@pytest.fixture
-def make_guest():
-    made = []
-
-    def make(*arguments, **options):
-        made.append(Guest(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for guest in made:
-        guest.close()
 
 
 @pytest.fixture(params=KINDS)

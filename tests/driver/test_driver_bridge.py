@@ -19,21 +19,6 @@ from virtserial.driver.pty_ports import PtyPort
 from virtserial.driver.run_directory import RunDirectory
 from virtserial.errors import BackendError
 from virtserial.host_end.stream import DescriptorStream
-from virtserial.loop import EventLoop
-
-
-@pytest.fixture
-def loop():
-    loop = EventLoop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
-def machine(loop):
-    machine = Machine(loop)
-    yield machine
-    machine.memory.driver.close()
 
 
 @pytest.fixture

@@ -11,13 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.driver_devices import LyingDevice
-from support.driver_machine import Machine
 
 from virtserial.console.wire import VIRTIO_CONSOLE_PORT_ADD, VIRTIO_CONSOLE_PORT_OPEN, VIRTIO_CONSOLE_PORT_REMOVE
 from virtserial.driver import cuse_wire as wire
 from virtserial.driver.console_driver import ConsoleDriver
 from virtserial.driver.cuse_node import MAX_WAITING, CuseNode
-from virtserial.loop import EventLoop
 
 O_NONBLOCK = os.O_NONBLOCK
 
@@ -108,20 +106,6 @@ class Kernel:
         before = len(self.answers)
         self.request(wire.FUSE_INTERRUPT, wire.INTERRUPT_IN.pack(unique))
         return len(self.answers) - before
-
-
-@pytest.fixture
-def loop():
-    loop = EventLoop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
-def machine(loop):
-    machine = Machine(loop)
-    yield machine
-    machine.memory.driver.close()
 
 
 @pytest.fixture

@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
-from support.console_guest import Guest
 from support.device_process import DeviceProcess, controller_options, port_options
+from support.fetched import had
 
-from virtserial.rig import RigUnavailable
 from virtserial.testing.hostile.qemu_oracle import QemuMachine
 
 
 @pytest.fixture(scope="module")
 def qemu_machine():
     """QEMU's own device; without a QEMU its tests are skipped, in CI they fail."""
-    try:
-        machine = QemuMachine()
-    except RigUnavailable as reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the rig is not available: {reason}")
-        pytest.skip(f"the rig is not available: {reason}")
+    machine = had(QemuMachine)
     yield machine
     machine.close()
-
-
-@pytest.fixture
-def make_guest():
-    """Console devices whose rings a test writes byte by byte."""
-    made = []
-
-    def make(*arguments, **options):
-        made.append(Guest(*arguments, **options))
-        return made[-1]
-
-    yield make
-    for guest in made:
-        guest.close()
 
 
 @pytest.fixture

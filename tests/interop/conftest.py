@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
+from support.fetched import had
 from support.folders import short_folder
 from support.guests.host_device import QemuDevice, VirtserialDevice
 from support.guests.scenario import STARTERS
 
-from virtserial.rig import RigUnavailable
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
 
 DEVICES = {"qemu": QemuDevice(), "virtserial": VirtserialDevice()}
 
 
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if os.path.dirname(__file__) == str(item.path.parent):
-            item.add_marker(pytest.mark.qemu)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def rig():
     """The rig itself, fetched and built on first use; without it these tests are skipped, in CI they fail."""
-    try:
-        find_qemu()
-        guest_image()
-    except RigUnavailable as reason:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the rig is not available: {reason}")
-        pytest.skip(f"the rig is not available: {reason}")
+    had(find_qemu)
+    had(guest_image)
     # A run that is ended by SIGTERM (a time limit's) tears down as one that is interrupted: no folder stays.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import contextmanager
 
 import pytest
 from support.guests.exchange import socket_port
 from support.guests.guest_side import PORT_HELPERS, TRANSFER
 from support.guests.host_end import HostEnd, HostTransfer
+from support.guests.plugging import host_monitor, unix_server
 from support.waiting import wait_until
 
-from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest
 
 STAY = "org.test.stay"
@@ -31,19 +30,8 @@ def guest(host_device, device_folder):
 @pytest.fixture
 def monitor(guest, host_device, device_folder):
     """The monitor of whoever has the ports."""
-    if host_device.kind == "qemu":
-        guest.monitor.events.clear()
-        yield guest.monitor
-        return
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(f"{device_folder}/qmp")
-    monitor = QmpClient(connection, 60)
-    yield monitor
-    monitor.close()
-
-
-def unix_server(path):
-    return {"type": "socket", "data": {"addr": {"type": "unix", "data": {"path": path}}, "server": True, "wait": False}}
+    with host_monitor(host_device, guest, f"{device_folder}/qmp") as monitor:
+        yield monitor
 
 
 @contextmanager
