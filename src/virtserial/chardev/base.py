@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 from virtserial.channel.connections import MAX_FRONTS
+from virtserial.chardev.reach import ANYWHERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from virtserial.channel.connections import Connection
     from virtserial.chardev.preparation import Preparation
+    from virtserial.chardev.reach import Reach
     from virtserial.loop import EventLoop
 
     Put = Callable[[int], int]
@@ -52,6 +54,7 @@ class Chardev:
         is_hub: whether it is one.
         announcement: a line to print once it is open, or None.
         report: takes lines for the operator that come up later; standard error unless the keeper sets it.
+        reach: uses its paths; the keeper sets another for what monitors add.
         recipe: what options.chardev_options.make_chardev makes its like of: the kind, and values as of JSON.
     """
 
@@ -68,6 +71,7 @@ class Chardev:
     def __init__(self, chardev_id: str) -> None:
         self.id = chardev_id
         self.report: Callable[[str], None] = report_to_stderr
+        self.reach: Reach = ANYWHERE
 
     @property
     def filename(self) -> str:

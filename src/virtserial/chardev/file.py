@@ -39,10 +39,10 @@ class FileChardev(Chardev):
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         # The input first: a wrong input-path must not have emptied the output file.
-        fds = [] if self.input_path is None else [_open(self.input_path, os.O_RDONLY)]
+        fds = [] if self.input_path is None else [self._open(self.input_path, os.O_RDONLY)]
         try:
             mode = os.O_APPEND if self.append else os.O_TRUNC
-            fds.append(_open(self.path, os.O_WRONLY | os.O_CREAT | mode))
+            fds.append(self._open(self.path, os.O_WRONLY | os.O_CREAT | mode))
         except ConfigError:
             with contextlib.suppress(IndexError):
                 os.close(fds[0])
@@ -51,12 +51,11 @@ class FileChardev(Chardev):
         name = f"chardev '{self.id}' (file '{self.path}')"
         sink.connection_opened(self, StreamConnection(name, read, len(fds) - 1), tuple(fds))
 
-
-def _open(path: str, flags: int) -> int:
-    """Open without ever waiting: a FIFO without a reader is refused instead of stopping the start."""
-    try:
-        return open_path(path, flags)
-    except OSError as error:
-        if error.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(path).st_mode):
-            raise ConfigError(f"Could not open '{path}': it is a FIFO that nobody reads") from error
-        raise ConfigError(could_not_open(path, error)) from error
+    def _open(self, path: str, flags: int) -> int:
+        """Open without ever waiting: a FIFO without a reader is refused instead of stopping the start."""
+        try:
+            return open_path(path, flags, self.reach)
+        except OSError as error:
+            if error.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(path).st_mode):
+                raise ConfigError(f"Could not open '{path}': it is a FIFO that nobody reads") from error
+            raise ConfigError(could_not_open(path, error)) from error

@@ -64,10 +64,10 @@ class LoggedChardev(Chardev):
         mode = os.O_APPEND if self.append else os.O_TRUNC
         try:
             # Never waits: a FIFO that nobody reads is refused.
-            self._fd = open_path(self.path, os.O_WRONLY | os.O_CREAT | mode)
+            self._fd = open_path(self.path, os.O_WRONLY | os.O_CREAT | mode, self.reach)
         except OSError as error:
             raise ConfigError(f"Could not create '{self.path}': {os.strerror(error.errno or 0)}") from error
-        self._sink, self._backend.report = sink, self.report
+        self._sink, self._backend.report, self._backend.reach = sink, self.report, self.reach
         try:
             self._backend.open(loop, self)
         except BaseException:
@@ -81,7 +81,7 @@ class LoggedChardev(Chardev):
 
     def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
         self._fd, self._is_connected = take(saved["log"]["fd"]), saved["log"]["connected"]
-        self._sink, self._backend.report = sink, self.report
+        self._sink, self._backend.report, self._backend.reach = sink, self.report, self.reach
         self._backend.take_over(loop, self, saved, take)
 
     def wait_connected(self) -> None:

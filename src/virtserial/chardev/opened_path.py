@@ -6,6 +6,10 @@ import fcntl
 import os
 import re
 import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from virtserial.chardev.reach import Reach
 
 OWN_DESCRIPTOR = re.compile(r"/proc/self/fd/([0-9]{1,9})")
 
@@ -18,7 +22,7 @@ def named_files(*paths: str | None) -> list[str]:
     return [path for path in paths if path is not None and not path.startswith(DESCRIPTOR_SETS)]
 
 
-def open_path(path: str, flags: int) -> int:
+def open_path(path: str, flags: int, reach: Reach) -> int:
     """Return a descriptor that never waits; flags: os.O_RDONLY, O_WRONLY, O_CREAT, O_TRUNC, O_APPEND.
 
     A descriptor is duplicated, as QEMU does with those of its sets: to open its file anew takes a right that only who
@@ -29,7 +33,7 @@ def open_path(path: str, flags: int) -> int:
     """
     matched = OWN_DESCRIPTOR.fullmatch(path)
     if matched is None:
-        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+        return reach.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     fd = os.dup(int(matched[1]))
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK | (flags & os.O_APPEND))

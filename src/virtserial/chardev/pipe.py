@@ -31,27 +31,25 @@ class PipeChardev(Chardev):
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         name = f"chardev '{self.id}' (pipe '{self.path}')"
-        fds = _open_pair(f"{self.path}.in", f"{self.path}.out")
+        fds = self._open_pair(f"{self.path}.in", f"{self.path}.out")
         if not fds:
             try:
-                fds = (_open(self.path),)
+                fds = (self._open(self.path),)
             except OSError as error:
                 raise ConfigError(could_not_open(self.path, error)) from error
         sink.connection_opened(self, StreamConnection(name, 0, len(fds) - 1), fds)
 
+    def _open_pair(self, input_path: str, output_path: str) -> tuple[int, ...]:
+        """Both or none: one of a pair counts for nothing."""
+        try:
+            input_fd = self._open(input_path)
+        except OSError:
+            return ()
+        try:
+            return input_fd, self._open(output_path)
+        except OSError:
+            os.close(input_fd)
+            return ()
 
-def _open_pair(input_path: str, output_path: str) -> tuple[int, ...]:
-    """Both or none: one of a pair counts for nothing."""
-    try:
-        input_fd = _open(input_path)
-    except OSError:
-        return ()
-    try:
-        return input_fd, _open(output_path)
-    except OSError:
-        os.close(input_fd)
-        return ()
-
-
-def _open(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    def _open(self, path: str) -> int:
+        return self.reach.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

@@ -61,11 +61,12 @@ class PtyChardev(Chardev):
 
     def _link(self, path: str) -> None:
         # What a killed server has left is a link to a terminal that is no more: replaced, as a stale socket is.
-        with contextlib.suppress(OSError):
-            if os.readlink(path).startswith("/dev/pts/") and not os.path.exists(path):
-                os.unlink(path)
         try:
-            os.symlink(self.terminal, path)
+            with self.reach.at(path) as place:
+                with contextlib.suppress(OSError):
+                    if os.readlink(place).startswith("/dev/pts/") and not os.path.exists(place):
+                        os.unlink(place)
+                os.symlink(self.terminal, place)
         except OSError as error:
             raise ConfigError(f"Failed to create PTY symlink: {error.strerror}") from error
 
@@ -77,9 +78,9 @@ class PtyChardev(Chardev):
 
     def close(self) -> None:
         if self.path is not None and self.terminal:
-            with contextlib.suppress(OSError):
-                if os.readlink(self.path) == self.terminal:
-                    os.unlink(self.path)
+            with contextlib.suppress(OSError, ConfigError), self.reach.at(self.path) as place:
+                if os.readlink(place) == self.terminal:
+                    os.unlink(place)
         self.terminal = ""
 
 

@@ -81,7 +81,7 @@ class SerialChardev(Chardev):
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            fd = self.reach.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError as error:
             raise ConfigError(could_not_open(self.path, error)) from error
         try:

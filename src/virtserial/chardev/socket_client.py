@@ -113,14 +113,24 @@ class SocketClientChardev(Chardev):
         for family, place in self._resolve_now(self.address):
             connection = socket.socket(family, socket.SOCK_STREAM)
             try:
-                connection.connect(place)  # type: ignore[arg-type]
+                self._connect(connection, place)
             except OSError as error:
                 connection.close()
                 failure = error
+            except ConfigError:
+                connection.close()
+                raise
             else:
                 return connection
         reason = failure.strerror if failure else "no address"
         raise ConfigError(f"Failed to connect to '{self.address.peer_text()}': {reason}")
+
+    def _connect(self, connection: socket.socket, place: object) -> None:
+        if isinstance(self.address, UnixAddress) and not self.address.abstract:
+            with self.reach.socket_at(self.address.path) as path:
+                connection.connect(os.fsencode(path))
+        else:
+            connection.connect(place)  # type: ignore[arg-type]
 
     @staticmethod
     def _resolve_now(address: UnixAddress | InetAddress) -> list[tuple[int, object]]:
@@ -158,7 +168,15 @@ class SocketClientChardev(Chardev):
             family, place = self._places.pop(0)
             connection = socket.socket(family, socket.SOCK_STREAM)
             connection.setblocking(False)
-            outcome = connection.connect_ex(place)  # type: ignore[arg-type]
+            outcome = 0
+            try:
+                self._connect(connection, place)
+            except OSError as error:
+                outcome = error.errno or errno.EIO
+            except ConfigError as error:
+                connection.close()
+                self._failed(str(error))
+                return
             if outcome == 0:
                 self._connected(connection)
                 return

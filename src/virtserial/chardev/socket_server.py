@@ -98,7 +98,7 @@ class SocketServerChardev(Chardev):
                 raise ConfigError(f"Failed to bind socket to {address.path}: {error.strerror}") from error
             self._listeners = [listener]
         else:
-            self._unix_listener = UnixListener(address.path, binary, BACKLOG)
+            self._unix_listener = UnixListener(address.path, BACKLOG, reach=self.reach)
             self._listeners = [self._unix_listener.socket]
 
     def _adopt(self, address: FdAddress) -> None:

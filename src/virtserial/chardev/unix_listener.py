@@ -10,10 +10,13 @@ import socket
 import stat
 from typing import TYPE_CHECKING
 
+from virtserial.chardev.reach import ANYWHERE
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from virtserial.chardev.reach import Reach
 
 SO_ACCEPTCON = 0x10000
 """linux/net.h __SO_ACCEPTCON, in the flags of /proc/net/unix."""
@@ -27,26 +30,30 @@ class UnixListener:
         inode: device and number of the file it is bound to.
     """
 
-    def __init__(self, path: str, address: str | bytes, backlog: int, mode: int | None = None) -> None:
+    def __init__(self, path: str, backlog: int, mode: int | None = None, reach: Reach = ANYWHERE) -> None:
         """
         Args:
             path: where in the file system.
-            address: what to bind: the path.
             backlog: clients that may wait.
             mode: the file's permissions less the umask; None for those that a socket gets by itself.
+            reach: uses the path.
 
         Raises:
             ConfigError: the path is in use, is no socket, or cannot be bound; in QEMU's words where QEMU has some.
         """
         self._path = path
-        _make_room(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             if mode is not None:
                 os.fchmod(self.socket.fileno(), mode)  # before bind: the name never exists with other permissions
-            self.socket.bind(address)
-            status = os.lstat(path)
+            with reach.at(path) as place:
+                _make_room(path, place)
+                self.socket.bind(os.fsencode(place))
+                status = os.lstat(place)
             self.socket.listen(backlog)
+        except ConfigError:
+            self.socket.close()
+            raise
         except OSError as error:
             self.socket.close()
             raise ConfigError(f"Failed to bind socket to {path}: {error.strerror or error}") from error
@@ -70,9 +77,9 @@ class UnixListener:
         self.socket.close()
 
 
-def _make_room(path: str) -> None:
+def _make_room(path: str, place: str) -> None:
     try:
-        status = os.lstat(path)
+        status = os.lstat(place)
     except OSError:
         return  # Nothing there, or bind will say what is wrong.
     if stat.S_ISDIR(status.st_mode):
@@ -80,15 +87,15 @@ def _make_room(path: str) -> None:
     if not stat.S_ISSOCK(status.st_mode):
         # QEMU removes whatever file it finds here.
         raise ConfigError(f"Failed to bind socket to {path}: it exists and is not a socket")
-    if _is_served(path):
+    if _is_served(path, place):
         raise ConfigError(f"Failed to bind socket to {path}: it is in use by a live server")
     try:
-        os.unlink(path)
+        os.unlink(place)
     except OSError as error:
         raise ConfigError(f"Failed to unlink socket {path}: {error.strerror}") from error
 
 
-def _is_served(path: str) -> bool:
+def _is_served(path: str, place: str) -> bool:
     """Somebody listens at `path`.
 
     The kernel's list is asked first, because connecting to find out would be a client to a server that takes one at a
@@ -103,7 +110,7 @@ def _is_served(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(path)
+            probe.connect(os.fsencode(place))
         except OSError as error:
             # EAGAIN: its backlog is full.  Anything but a refusal (no rights, another socket type) is no proof of
             # death.

@@ -192,6 +192,7 @@ class BackEnds:
     def _check_paths(self, chardev: Chardev) -> None:
         """What a monitor's client names must be allowed; what the command line names is."""
         if self._path_policy is not None:
+            chardev.reach = self._path_policy
             try:
                 self._path_policy.check(chardev.paths())
             except ConfigError:

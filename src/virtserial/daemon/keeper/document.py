@@ -60,12 +60,14 @@ class ChardevLeft:
     Attributes:
         kind, values: what options.chardev_options.make_chardev makes its like of.
         saved: what Chardev.take_over takes.
+        restricted: the path policy uses its paths.
     """
 
     id: str
     kind: str
     values: Mapping[str, object]
     saved: Mapping[str, object]
+    restricted: bool
 
 
 @record

@@ -17,12 +17,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.channel.messages import RemoveController, RemovePort
+from virtserial.chardev.reach import ANYWHERE
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.errors import ConfigError
 from virtserial.machine.build import plug
 from virtserial.machine.model import Controller
 
 if TYPE_CHECKING:
+    from virtserial.chardev.reach import Reach
     from virtserial.daemon.keeper.back_ends import BackEnds
     from virtserial.daemon.keeper.briefing import Briefing
     from virtserial.daemon.keeper.path_policy import PathPolicy
@@ -62,12 +64,14 @@ class HotPlug:
         if options.properties.get("chardev") in self._back_ends.sinks:
             self._refuse_taken(options)
         socket = options.properties.get("socket")
+        reach: Reach = ANYWHERE
         if socket is not None and self._path_policy is not None:
             self._path_policy.check([str(socket)])
+            reach = self._path_policy
         device = plug(self._machine, options, self._back_ends.chardevs, run_directory())
         if isinstance(device, Controller):
             try:
-                self._vmms.open(device)
+                self._vmms.open(device, reach)
             except BaseException:
                 self._machine.remove_controller(device)
                 raise

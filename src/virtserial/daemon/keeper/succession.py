@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from virtserial.chardev.reach import ANYWHERE
 from virtserial.chardev.tls_credentials import TlsCredentials
 from virtserial.daemon.keeper.document import ChardevLeft, ControllerLeft, Document, HeldLeft
 from virtserial.errors import StateError
@@ -43,7 +44,8 @@ def describe(
         machine=keeper.machine.describe(),
         objects=tuple(credentials.describe() for credentials in keeper.objects.values()),
         chardevs=tuple(
-            ChardevLeft(chardev.id, *chardev.recipe, chardev.hand_over(put)) for chardev in keeper.chardevs.values()
+            ChardevLeft(chardev.id, *chardev.recipe, chardev.hand_over(put), chardev.reach is not ANYWHERE)
+            for chardev in keeper.chardevs.values()
         ),
         held=tuple(HeldLeft(message, tuple(map(put, fds))) for message, fds in keeper.held),
         controllers=tuple(
@@ -97,5 +99,7 @@ def take_over(keeper: Keeper, document: Document, take: Take) -> None:
     for chardev_left in document.chardevs:
         chardev = keeper.chardevs[chardev_left.id]
         chardev.report = log.warning
+        if chardev_left.restricted and keeper.path_policy is not None:
+            chardev.reach = keeper.path_policy
         chardev.take_over(keeper.loop, keeper.back_ends, chardev_left.saved, take)
         keeper.back_ends.prepare_for(chardev)

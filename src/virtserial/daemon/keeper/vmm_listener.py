@@ -9,6 +9,7 @@ import struct
 from socket import SO_PEERCRED, SOL_SOCKET
 from typing import TYPE_CHECKING
 
+from virtserial.chardev.reach import ANYWHERE
 from virtserial.chardev.unix_listener import UnixListener
 from virtserial.daemon.keeper.document import ListenerLeft
 from virtserial.daemon.keeper.systemd import ActivatedListener
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.chardev.base import Put, Take
+    from virtserial.chardev.reach import Reach
     from virtserial.daemon.keeper.farewell import Farewell
     from virtserial.loop import EventLoop, Timer
 
@@ -42,6 +44,7 @@ class VmmListener:
     Args:
         accepted: called with each client's socket, one at a time: the next only after `client_gone`.
         farewell: closes the sockets of those that are refused.
+        reach: uses `path`.
         listener: one that listens at `path` already, made by a service manager or left by another process.
 
     Raises:
@@ -56,13 +59,14 @@ class VmmListener:
         accepted: Callable[[socket.socket], None],
         farewell: Farewell,
         listener: ActivatedListener | UnixListener | None = None,
+        reach: Reach = ANYWHERE,
     ) -> None:
         self.path = path
         self._loop = loop
         self._name = name
         self._accepted = accepted
         self._farewell = farewell
-        self._listener = listener or UnixListener(path, path, BACKLOG, mode=0o600)
+        self._listener = listener or UnixListener(path, BACKLOG, mode=0o600, reach=reach)
         self._any_user = not isinstance(self._listener, UnixListener)
         self._socket = self._listener.socket
         self._socket.setblocking(False)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from virtserial.channel.messages import ConnectVmm, DmaMap, Irq
+from virtserial.chardev.reach import ANYWHERE
 from virtserial.daemon.keeper.farewell import Farewell
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.daemon.keeper.vmm_listener import VmmListener
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from virtserial.channel.channel import Send
     from virtserial.channel.messages import FromKeeper
     from virtserial.chardev.base import Take
+    from virtserial.chardev.reach import Reach
     from virtserial.daemon.keeper.document import ControllerLeft
     from virtserial.daemon.keeper.heartbeat import Heartbeat
     from virtserial.daemon.keeper.held import HeldDescriptors
@@ -65,8 +67,8 @@ class Vmms:
         self.listeners: dict[int, VmmListener] = {}
         self.activated: dict[str | None, ActivatedListener] = {}
 
-    def open(self, controller: Controller) -> None:
-        """Make a controller's state memory and listen for its VMM.
+    def open(self, controller: Controller, reach: Reach = ANYWHERE) -> None:
+        """Make a controller's state memory and listen for its VMM; `reach` uses the socket's path.
 
         Raises:
             ConfigError: its socket cannot be had.
@@ -80,7 +82,7 @@ class Vmms:
             activated = self.activated.pop(controller.id, None)
             came = partial(self.came, index)
             self.listeners[index] = VmmListener(
-                self._loop, controller.name, controller.socket, came, self.farewell, activated
+                self._loop, controller.name, controller.socket, came, self.farewell, activated, reach
             )
         except BaseException:
             os.close(memory)
