@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ host_end/ is the worker's, which opens nothing; chardev/ is the keeper's, which 
 """
 
 OUTSIDE_WORLD = {"socket", "asyncio", "time", "select", "selectors", "subprocess", "signal", "threading"}
-MAX_LINES = 600
+MAX_LINES = 450
+STILL_TOO_LONG = {"daemon/keeper/supervisor.py"}
+"""Whoever shortens one takes it off."""
 BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
 """Where a statement has others."""
 
@@ -261,5 +264,30 @@ def test_pack_into_is_nowhere():
 
 
 def test_no_file_is_too_long():
-    lengths = {str(path.relative_to(SOURCE)): len(path.read_text().splitlines()) for path in FILES}
-    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
+    lengths = {str(path.relative_to(SOURCE)): len(path.read_text().splitlines()) for path in FILES + GUEST_FILES}
+    assert {name for name, length in lengths.items() if length > MAX_LINES} == STILL_TOO_LONG
+
+
+WALK = re.compile(r"^\| [^|]+ \| ([\w/]+\.py) \| (?:(\w+)\.)?(\w+) \|$", re.MULTILINE)
+
+
+def test_the_walks_of_the_architecture_name_what_exists():
+    text = (SOURCE.parents[1] / "docs" / "architecture.md").read_text()
+    steps = WALK.findall(text)
+    assert len(steps) > 40
+    missing = []
+    for file, owner, name in steps:
+        body = tree_of(SOURCE / file).body
+        if owner:
+            body = next((node.body for node in body if isinstance(node, ast.ClassDef) and node.name == owner), [])
+        if not any(isinstance(node, ast.FunctionDef) and node.name == name for node in body):
+            missing.append(f"{file} {owner}.{name}")
+    assert missing == []
+
+
+def test_the_table_of_rooms_is_that_of_the_source():
+    text = (SOURCE.parents[1] / "docs" / "architecture.md").read_text()
+    table = text.partition("| room | whose | subject |")[2].partition("\n\n")[0]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| ")]
+    rooms = {room.rstrip("/").removesuffix(".py") for row in rows for room in re.split(r"[ ,]+", row.strip())}
+    assert rooms == set().union(*FLOORS)
