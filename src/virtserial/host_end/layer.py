@@ -16,12 +16,14 @@ class Layer:
     Attributes:
         established: its handshake is over, payload may pass.
         ended: the peer has said that no more payload will come.
+        pending: `received` stopped at its budget: call it again, with b"" or with more, in another turn.
         answers: what the layer has to say by itself (a handshake, a pong); whoever calls it takes this afterwards.
     """
 
     def __init__(self) -> None:
         self.established = False
         self.ended = False
+        self.pending = False
         self.answers = bytearray()
 
     def begin(self) -> None:

@@ -33,8 +33,8 @@ HANDSHAKE_SECONDS = 10.0
 READ_SIZE = 64 << 10
 MAX_OUTPUT = 64 << 10
 """Payload bytes taken in one call; so much of what the socket did not take is kept."""
-READS_IN_A_CALL = 16
-"""Without payload (pings): then others have their turn."""
+TURN_SECONDS = 0.001
+"""Without payload (pings, commands): then others have their turn."""
 COMPLAINT_SECONDS = 1.0
 """Between two lines about peers that break a protocol; they may come as fast as they like."""
 
@@ -222,30 +222,27 @@ class LayeredStream(EndingStream):
         given = move_into(buffers, self._input)
         if self._at_end and not self._input:
             self._finish()
-        self.readable = not self._finishing and bool(self._input or self._raw_readable)
+        self.readable = not self._finishing and not self.wait_readable()
         return given
 
     def wait_readable(self) -> bool:
-        return not self._input and not self._raw_readable
+        return not (self._input or self._raw_readable or self._is_pending())
 
     def _read_some(self) -> None:
-        """Read until there is payload or nothing more to read, or the peer does not take what is answered."""
-        for _ in range(READS_IN_A_CALL):
-            if self._input or not self._raw_readable or self._at_end or self._finishing:
-                return
+        """Read until there is payload or nothing more to read, the peer does not take what is answered, or the time of
+        a turn is over."""
+        end = self._loop.now() + TURN_SECONDS
+        while not (self._input or self._at_end or self._finishing):
             if len(self._output) > MAX_OUTPUT:
                 return  # `_flush` goes on.
-            self._account.stray = True
-            try:
-                data = os.read(self._fd, READ_SIZE)
-            except BlockingIOError:
-                self._raw_readable = False
+            if self._loop.now() >= end:
+                self._loop.add_turn(self._read_on)
                 return
-            except OSError as error:
-                self._hang_up(error.strerror or "")
-                return
-            if not data:
-                self._hang_up("the peer has left")
+            if self._is_pending():
+                data = b""
+            elif self._raw_readable:
+                data = self._read()
+            else:
                 return
             try:
                 self._take(data)
@@ -253,11 +250,27 @@ class LayeredStream(EndingStream):
                 self._give_up(str(error))
                 return
             self._flush()
-        if self._raw_readable and not self._input:
-            self._loop.add_turn(self._read_on)
+
+    def _is_pending(self) -> bool:
+        return any(layer.pending for layer in self._layers)
+
+    def _read(self) -> bytes:
+        """Read once; b"": there is nothing, or the peer has left."""
+        self._account.stray = True
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            self._raw_readable = False
+            return b""
+        except OSError as error:
+            self._hang_up(error.strerror or "")
+            return b""
+        if not data:
+            self._hang_up("the peer has left")
+        return data
 
     def _read_on(self) -> None:
-        if self._closed or self._finishing or not self._raw_readable:
+        if self._closed or self._finishing or not (self._raw_readable or self._is_pending()):
             return
         if self.connected:
             if self._wants_input:
@@ -266,10 +279,10 @@ class LayeredStream(EndingStream):
             self._read_some()
 
     def _take(self, data: bytes) -> None:
-        """Let the layers have what came from the socket."""
-        index = 0
-        while index < len(self._layers):
-            layer = self._layers[index]
+        """Let the layers have what came from the socket, and go on with what they have not finished."""
+        for index, layer in enumerate(self._layers):
+            if not data and not layer.pending:
+                continue
             try:
                 data = layer.received(data)
             finally:
@@ -279,11 +292,7 @@ class LayeredStream(EndingStream):
             if index == self._established and layer.established:
                 self._established += 1
                 self._begin_layer()
-            if not data:
-                break
-            index += 1
-        else:
-            self._input += data
+        self._input += data
         if self._at_end:
             self._hang_up("the peer has left")
 

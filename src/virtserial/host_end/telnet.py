@@ -16,6 +16,9 @@ BINARY, ECHO, SUPPRESS_GO_AHEAD = 0, 1, 3
 OFFER = bytes((IAC, WILL, ECHO, IAC, WILL, SUPPRESS_GO_AHEAD, IAC, WILL, BINARY, IAC, DO, BINARY))
 """What QEMU's server begins with (chardev/char-socket.c, tcp_chr_telnet_init)."""
 
+STEPS = 512
+"""Commands, or pieces of text between them, handled in one call of `received`."""
+
 # Where in a command the input stands.
 TEXT, COMMAND, OPTION, PARAMETERS, PARAMETERS_COMMAND = range(5)
 
@@ -27,6 +30,7 @@ class TelnetLayer(Layer):
         super().__init__()
         self._server = server
         self._state = TEXT
+        self._rest = bytearray()
 
     def begin(self) -> None:
         self.established = True
@@ -34,25 +38,39 @@ class TelnetLayer(Layer):
             self.answers += OFFER
 
     def received(self, data: bytes) -> bytes:
-        if self._state == TEXT and IAC not in data:
+        if self._state == TEXT and not self._rest and IAC not in data:
             return data
+        rest = self._rest
+        rest += data
         text = bytearray()
-        for byte in data:
-            if self._state == TEXT:
-                if byte == IAC:
-                    self._state = COMMAND
-                else:
-                    text.append(byte)
-            elif self._state == COMMAND:
-                self._command(byte, text)
-            elif self._state == OPTION:
-                self._state = TEXT
-            elif self._state == PARAMETERS:
-                if byte == IAC:
-                    self._state = PARAMETERS_COMMAND
+        for _ in range(STEPS):
+            if not rest:
+                break
+            if self._state in (TEXT, PARAMETERS):
+                self._skip_to_command(rest, text)
             else:
-                self._state = TEXT if byte == SE else PARAMETERS
+                self._take_byte(rest.pop(0), text)
+        self.pending = bool(rest)
         return bytes(text)
+
+    def _skip_to_command(self, rest: bytearray, text: bytearray) -> None:
+        """Take everything up to and with an IAC: it is text, or parameters, which nobody wants."""
+        end = rest.find(IAC)
+        if self._state == TEXT:
+            text += rest if end < 0 else rest[:end]
+        if end < 0:
+            rest.clear()
+        else:
+            del rest[: end + 1]
+            self._state = COMMAND if self._state == TEXT else PARAMETERS_COMMAND
+
+    def _take_byte(self, byte: int, text: bytearray) -> None:
+        if self._state == COMMAND:
+            self._command(byte, text)
+        elif self._state == OPTION:
+            self._state = TEXT
+        else:
+            self._state = TEXT if byte == SE else PARAMETERS
 
     def _command(self, byte: int, text: bytearray) -> None:
         self._state = TEXT
