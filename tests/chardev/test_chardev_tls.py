@@ -10,11 +10,13 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from support.certificates import Authority, openssl
 from support.websocket_client import WebSocketClient, frame
 
+from virtserial.channel.tls_context import make_context
 from virtserial.chardev.socket_address import InetAddress
 from virtserial.chardev.socket_client import SocketClientChardev
 from virtserial.chardev.socket_layers import SocketLayers
@@ -22,6 +24,7 @@ from virtserial.chardev.socket_server import SocketServerChardev
 from virtserial.chardev.tls_credentials import TlsCredentials
 from virtserial.errors import ConfigError
 from virtserial.host_end import layered as layered_stream
+from virtserial.host_end.tls import RECORDS, TlsLayer
 
 LOCALHOST = InetAddress("127.0.0.1", "0")
 
@@ -312,6 +315,59 @@ def test_handshake_byte_by_byte(house, serve, credentials, split, seconds):
         session.write(b"hello")
         raw.sendall(outgoing.read())
         house.until(lambda: port.received == b"hello")
+
+
+def test_small_records_are_handled_a_few_at_a_time(credentials):
+    loaded = load(credentials["server"], "server", verify_peer=False)
+    files = loaded.open_files()
+    layer = TlsLayer(make_context(loaded.description, files, check_hostname=False), server=True)
+    for fd in files:
+        os.close(fd)
+    context = peer_context(credentials["client"], "client", certificate=False)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while True:
+        try:
+            session.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            layer.received(outgoing.read())
+            incoming.write(bytes(layer.answers))
+            layer.answers.clear()
+    layer.received(outgoing.read())
+    assert layer.established
+    for number in range(1000):
+        session.write(bytes([number % 256]))
+    session.write(bytes(40_000))
+    records = outgoing.read()
+    got = [layer.received(records[:7]), layer.received(records[7:-9])]
+    while layer.pending:
+        got.append(layer.received(b""))
+    got.append(layer.received(records[-9:]))
+    assert b"".join(got) == bytes(number % 256 for number in range(1000)) + bytes(40_000)
+    assert max(map(len, got[:60])) <= RECORDS
+
+
+def test_a_client_that_changes_keys_without_end_holds_nobody_up(house, serve, credentials):
+    """`K` makes openssl's client update its keys and ask for ours: 27 bytes that cost 0.1 ms."""
+    _, number = serve(load(credentials["server"], "server", verify_peer=False))
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{number}", "-tls1_3"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, **quiet) as peer:
+        try:
+            port = house.port()
+            house.until(lambda: "opened" in port.events)
+            os.set_blocking(peer.stdin.fileno(), False)
+            worst, end = 0.0, time.monotonic() + 1.5
+            while time.monotonic() < end:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(peer.stdin.fileno(), b"K\n" * 1000)
+                before = time.thread_time()
+                house.loop.run_once(0.001)
+                worst = max(worst, time.thread_time() - before)
+        finally:
+            peer.kill()
+    assert worst < 0.1
 
 
 def test_websocket_on_tls(house, serve, credentials):

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 MAX_HANDSHAKE = 256 << 10
 """Bytes: OpenSSL takes certificate lists of 100 KiB at most, and there are two sides to a handshake."""
 READ_SIZE = 64 << 10
+HEADER_SIZE = 5
+"""Of a record: its type, a version, and the length of what follows, 16 bits each but the type."""
+RECORDS = 16
+"""Handled in one call of `received`: a record that changes the keys (TLS 1.3) takes 0.1 ms, and 64 KiB hold 2,400."""
 
 
 _contexts: dict[Tls, ssl.SSLContext] = {}
@@ -64,14 +68,19 @@ class TlsLayer(Layer):
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._session = context.wrap_bio(self._incoming, self._outgoing, server, hostname)
         self._handshake_size = 0
+        self._raw = bytearray()
+        self._left_of_record = 0
 
     def begin(self) -> None:
         self._shake_hands()
 
     def received(self, data: bytes) -> bytes:
-        self._incoming.write(data)
+        self._raw += data
+        size = self._size_of_records()
+        self._incoming.write(self._raw[:size])
+        del self._raw[:size]
         if not self.established:
-            self._handshake_size += len(data)
+            self._handshake_size += size
             if self._handshake_size > MAX_HANDSHAKE:
                 raise PeerError(f"TLS handshake: longer than {MAX_HANDSHAKE} bytes")
             self._shake_hands()
@@ -91,6 +100,20 @@ class TlsLayer(Layer):
             self.ended = True  # What came before is the peer's beyond doubt.
         self._take_outgoing()
         return bytes(payload)
+
+    def _size_of_records(self) -> int:
+        """How many of the bytes that wait are of the next RECORDS records, or of the rest of one."""
+        raw, size = self._raw, 0
+        self.pending = False
+        for _ in range(RECORDS):
+            part = min(self._left_of_record, len(raw) - size)
+            size += part
+            self._left_of_record -= part
+            if self._left_of_record or len(raw) - size < HEADER_SIZE:
+                return size
+            self._left_of_record = HEADER_SIZE + int.from_bytes(raw[size + 3 : size + HEADER_SIZE], "big")
+        self.pending = True
+        return size
 
     def _shake_hands(self) -> None:
         try:
