@@ -4,6 +4,7 @@ tried in tests/vfio_user and tests/daemon."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -13,6 +14,7 @@ import time
 import pytest
 from support.console_guest import READY, FakeHost, queues_of
 from support.embedded_guest import EmbeddedGuest
+from support.huge_pages import HUGE_PAGE, huge_page_file, huge_page_pool, punch_hole
 from support.raw_vmm import VERSION, RawVmm
 from support.served_device import build_server
 from support.waiting import wait_until
@@ -130,6 +132,28 @@ def test_memory_in_a_file_that_cannot_be_memory(device, folder, kind):
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         guest.check_port("a", folder / "a", 10_000)
     assert device.worker == worker
+
+
+def test_huge_page_that_is_taken_away_under_a_ring_kills_nobody(device, folder):
+    """F_SEAL_SHRINK stops no hole, and a hole in huge pages is SIGBUS once the pool is empty."""
+    worker = device.worker
+    with huge_page_pool(), huge_page_file(fcntl.F_SEAL_SHRINK) as fd, Client(folder / "ser0.sock") as client:
+        client.dma_map(0x200000, HUGE_PAGE, fd=fd)
+        punch_hole(fd)
+        for offset, data in (
+            (0x14, b"\x03"), (0x08, bytes(4)), (0x0C, b"\x02\0\0\0"), (0x08, b"\x01\0\0\0"), (0x0C, b"\x01\0\0\0"),
+            (0x14, b"\x0b"), (0x16, b"\x03\0"),
+            *((at, struct.pack("<Q", 0x200000 + 0x400 * place)) for place, at in enumerate((0x20, 0x28, 0x30))),
+            (0x1C, b"\x01\0"), (0x14, b"\x0f"),
+        ):  # fmt: skip
+            client.region_write(REGISTERS, offset, data)
+        client.region_write(REGISTERS, 0x300C, b"\x03\0", posted=True)
+        # The device asks for the ring by a message, which this VMM refuses.
+        wait_until(lambda: client.region_read(REGISTERS, 0x14, 1)[0] & DEVICE_NEEDS_RESET)
+    assert "internal error" not in device.log
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        guest.check_port("a", folder / "a", 10_000)
+    assert device.worker == worker, device.log
 
 
 def test_resets_without_end_are_taken_in_turns(device, folder):

@@ -1,13 +1,11 @@
 """Regions: what a map gives, on sealed files, files that may shrink, and no file."""
 
-import contextlib
 import fcntl
 import gc
 import os
-import tempfile
-from pathlib import Path
 
 import pytest
+from support.huge_pages import huge_page_file, huge_page_pool
 
 from virtserial.errors import AddressError, AddressSpaceFull, PeerError
 from virtserial.memory import mapping
@@ -41,28 +39,9 @@ def make_file():
 
 
 @pytest.fixture
-def huge_pages():
-    """Makes files of one huge page; the pool gets pages for that if this process may add some."""
-    pool = Path("/proc/sys/vm/nr_hugepages")
-    with contextlib.ExitStack() as stack:
-        # The pool is the machine's: one test at a time changes it.
-        lock = stack.enter_context(Path(tempfile.gettempdir(), "virtserial-huge-pages.lock").open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        before = pool.read_text()
-        try:
-            pool.write_text(str(int(before) + 2))
-        except OSError:
-            pytest.skip("this process may not reserve huge pages")
-        stack.callback(pool.write_text, before)
-
-        def make(seals):
-            fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)
-            stack.callback(os.close, fd)
-            os.ftruncate(fd, 2 << 20)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-            return fd
-
-        yield make
+def huge_page():
+    with huge_page_pool(), huge_page_file(fcntl.F_SEAL_SHRINK) as fd:
+        yield fd
 
 
 def test_only_a_file_sealed_against_shrinking_keeps_its_pages(make_file, tmp_path):
@@ -123,20 +102,18 @@ def test_a_map_past_the_end_of_its_file_is_refused(make_file):
         MappedRegion(0, PAGE, fd, PAGE)
 
 
-def test_only_ordinary_pages_stay(make_file, huge_pages):
-    fd = huge_pages(seals=fcntl.F_SEAL_SHRINK)
-    assert not keeps_its_pages(fd)
-    assert has_huge_pages(fd)
+def test_only_ordinary_pages_stay(make_file, huge_page):
+    assert not keeps_its_pages(huge_page)
+    assert has_huge_pages(huge_page)
     assert not has_huge_pages(make_file())
 
 
-def test_huge_pages_are_reached_by_messages_unless_the_vmm_is_trusted(huge_pages):
-    fd = huge_pages(seals=fcntl.F_SEAL_SHRINK)
+def test_huge_pages_are_reached_by_messages_unless_the_vmm_is_trusted(huge_page):
     told = []
-    region = RegionMaker(None, trust_vmm=False, slow=told.append).make(0, PAGE, fd, 0, writable=True)
+    region = RegionMaker(None, trust_vmm=False, slow=told.append).make(0, PAGE, huge_page, 0, writable=True)
     assert isinstance(region, MessageRegion)
     assert "huge pages" in told[0]
-    region = RegionMaker(None, trust_vmm=True, slow=told.append).make(0, PAGE, fd, PAGE, writable=True)
+    region = RegionMaker(None, trust_vmm=True, slow=told.append).make(0, PAGE, huge_page, PAGE, writable=True)
     region.write(0, b"from the device")
     assert region.read(0, 15) == b"from the device"
     assert len(told) == 1
