@@ -475,3 +475,12 @@ def test_splitting_loses_no_word(words):
 def test_no_words_at_all_make_the_planner_fail_otherwise_than_by_an_error_of_the_operator(words):
     with contextlib.suppress(ConfigError):
         plan_of(words)
+
+
+@pytest.mark.parametrize(("line", "expected"), [("-accel kvm", True), ("", False)])
+def test_unplug_is_as_asked_for_whatever_the_accelerator(line, expected):
+    word = "on" if expected else "off"
+    for device in (f"virtio-serial,id=a,unplug={word}", f'{{"driver":"virtio-serial-pci","id":"a","unplug":"{word}"}}'):
+        plan, _ = plan_of([*shlex.split(f"{BARE} {line}"), "-device", device])
+        assert plan.machine.controllers[0].unplug == expected
+        assert "unplug" not in " ".join(plan.words)

@@ -474,7 +474,8 @@ def test_lines_that_were_typed_ahead_wait_for_their_turn(hmp):
 
 def test_a_controller_that_is_added_has_a_bus_at_once(machine, qmp):
     qmp("device_add", driver="virtio-serial-pci", id="ser1", bus="rp1", max_ports=2)
-    assert qmp("qom-get", path="ser1", property="vectors") == 0
+    assert qmp("qom-get", path="ser1", property="vectors") == 3
+    assert qmp("qom-get", path="ser1", property="unplug") == "on"
     assert qmp("qom-get", path="ser1", property="type") == "virtio-serial-pci"
     qmp("device_add", driver="virtserialport", id="q1")
     assert qmp("qom-get", path="q1", property="parent_bus") == "/machine/peripheral/ser1/ser1.0"

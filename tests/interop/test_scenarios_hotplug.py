@@ -1,7 +1,4 @@
-"""tp-qemu's scenarios of controllers, ports and chardevs that come and go (docs/tp-qemu.md).
-
-Controllers have `vectors=0`: QEMU 11.1.3 ends when a vfio-user device with MSI-X is unplugged.
-"""
+"""tp-qemu's scenarios of controllers, ports and chardevs that come and go (docs/tp-qemu.md)."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ def monitor(guest):
 
 
 def plug_controller(monitor, number=0, **properties):
-    monitor("device_add", driver="virtio-serial-pci", id=f"hot{number}", bus=f"rp{number + 1}", vectors=0, **properties)
+    monitor("device_add", driver="virtio-serial-pci", id=f"hot{number}", bus=f"rp{number + 1}", **properties)
 
 
 def plug_again(monitor, name):

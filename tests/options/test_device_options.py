@@ -66,6 +66,7 @@ def test_controller_defaults():
     assert device.properties == {
         "max_ports": 31,
         "vectors": None,
+        "unplug": "auto",
         "iommu_platform": True,
         "event_idx": True,
         "indirect_desc": True,

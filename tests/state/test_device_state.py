@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from support.console_guest import ADD, CONTROL_RX, NAME, OPEN, PORT_READY, READY, REMOVE, FakeHost, queues_of
 from support.movable_guest import CONSOLE, SERIAL, VECTORS, MovableGuest
 
-from virtserial.errors import DriverError
+from virtserial.errors import ConfigError, DriverError
 from virtserial.pci import layout
 from virtserial.pci.function import VFIO_PCI_CONFIG_REGION_INDEX
 from virtserial.state.device_state import load, save
@@ -193,3 +195,36 @@ def test_a_device_without_a_pci_function_has_a_state(guest):
     guest.hosts[SERIAL].feed(b"to the guest")
     guest.run()
     assert guest.received(RX) == b"to the guest"
+
+
+class TestWithUnplug:
+    """unplug=on: the MSI-X table that counts is the device's own."""
+
+    @pytest.fixture
+    def guest(self):
+        made = MovableGuest(unplug=True)
+        made.begin()
+        write = made.function.region_write
+        for vector in range(VECTORS):
+            write(layout.MSIX_BAR, 16 * vector, struct.pack("<QII", 0xFEE00000, 0x40 + vector, vector == 1))
+        write(VFIO_PCI_CONFIG_REGION_INDEX, layout.PCI_COMMAND, layout.PCI_COMMAND_MASTER.to_bytes(2, "little"))
+        write(VFIO_PCI_CONFIG_REGION_INDEX, made.function._msix_flags, b"\x00\x80")
+        yield made
+        made.close()
+
+    def test_table_and_pending_bits_move(self, guest):
+        guest.message_writer.is_full = True
+        guest.function.trigger_irqs(2, 0, 3)
+        guest.move()
+        assert guest.function.pending_vectors == {0, 1, 2}
+        guest.message_writer.is_full = False
+        guest.function.messages.send_pending()
+        assert guest.message_writer.messages == [(0xFEE00000, 0x40), (0xFEE00000, 0x42)]
+
+    def test_both_sides_need_the_same(self, guest):
+        data = guest.save()
+        guest.message_writer = None
+        guest.replace()
+        with pytest.raises(ConfigError, match="msix_by_messages is True there and False here"):
+            guest.take_over(data)
+        assert not guest.device.status

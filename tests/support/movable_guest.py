@@ -7,6 +7,8 @@ from support.console_guest import FakeHost, Guest
 from virtserial.console.device import ConsoleDevice
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
+from virtserial.pci.layout import MsixLayout
+from virtserial.pci.msix import MsixMessages
 from virtserial.state.device_state import load, save
 from virtserial.state.pci_state import PciState
 
@@ -21,14 +23,20 @@ class MovableGuest(Guest):
         hosts: the host end of each port.
     """
 
-    def __init__(self, max_ports=4, vectors=VECTORS):
+    def __init__(self, max_ports=4, vectors=VECTORS, unplug=False):
         self.vectors = vectors
+        self.message_writer = MessageWriter() if unplug else None
         self.hosts = {}
         super().__init__("mapped", max_ports, event_idx=True, state=fresh_state(max_ports))
 
     def boot(self):
         super().boot()
-        self.function = VirtioPciFunction(self.device, self.state, vectors=self.vectors)
+        self.function = VirtioPciFunction(
+            self.device, self.state, vectors=self.vectors, message_writer=self.message_writer
+        )
+        if not self.state.restored:
+            self.function.client_negotiated(deletes_only_without_msix=True)
+            self.function.reset()
         self.device.transport = self.interrupts
 
     def plug_both(self, connected=True, first_plug=1):
@@ -68,5 +76,21 @@ class MovableGuest(Guest):
         self.take_over(data)
 
 
+class MessageWriter:
+    """Notes the messages that a function with unplug=on sends."""
+
+    def __init__(self):
+        self.messages = []
+        self.is_full = False
+
+    def write_message(self, address, data):
+        if not self.is_full:
+            self.messages.append((address, data))
+        return not self.is_full
+
+    def ask_for_retry(self): ...
+
+
 def fresh_state(max_ports):
-    return StateMemory(bytearray(ConsoleDevice.state_size(max_ports) + VirtioPciFunction.state_size))
+    size = ConsoleDevice.state_size(max_ports) + VirtioPciFunction.state_size
+    return StateMemory(bytearray(size + MsixMessages.state_size(MsixLayout.of(VECTORS))))

@@ -86,6 +86,7 @@ class Controller:
     name: str
     max_ports: Annotated[int, Range(1, 511)]
     vectors: Annotated[int, Range(0, 2048)]
+    unplug: bool
     iommu_platform: bool
     event_idx: bool
     indirect_desc: bool

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from virtserial.chardev.stdio import StdioChardev
-from virtserial.dropin import chardevs, devices, memory, monitors
+from virtserial.dropin import accelerator, chardevs, devices, memory, monitors
 from virtserial.dropin.command_line import Option, arguments_of, split, words_of
 from virtserial.dropin.plan import Plan
 from virtserial.dropin.readconfig import read_config_files
@@ -285,7 +285,10 @@ class _Planner:
             return
         bus = controller.bus if device.is_port else None
         try:
-            plugged = plug(self.plan.machine, device.options(bus), self.plan.chardevs, self._run_directory)
+            options = device.options(bus)
+            if options.is_controller:
+                accelerator.choose_unplug(options, self._options, self._architecture)
+            plugged = plug(self.plan.machine, options, self.plan.chardevs, self._run_directory)
         except ConfigError as error:
             raise device.error(error) from None
         for option in device.settings:

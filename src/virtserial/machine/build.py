@@ -83,4 +83,6 @@ def _controller(machine: Machine, options: DeviceOptions, run_directory: str) ->
         queue_reset=properties.flag("queue_reset"),
         emergency_write=properties.flag("emergency-write"),
         resize_rows_first=properties.text("resize-order") == "rows-cols",
+        # "auto" is decided by who knows the VMM; nobody does here.
+        unplug=properties.text("unplug") == "on",
     )

@@ -29,6 +29,7 @@ class Controller:
         name: its name in messages.
         socket: the path of its vfio-user socket.
         vectors: MSI-X vectors, 0 for INTx.
+        unplug: QEMU can delete it though it has MSI-X: the device sends the messages itself (pci/msix.py).
         index: number of controllers plugged in before it; its name between keeper and worker.
     """
 
@@ -46,6 +47,7 @@ class Controller:
         queue_reset: bool = True,
         emergency_write: bool = True,
         resize_rows_first: bool = False,
+        unplug: bool = False,
     ) -> None:
         self.id = id
         self.bus = bus
@@ -59,6 +61,7 @@ class Controller:
         self.queue_reset = queue_reset
         self.emergency_write = emergency_write
         self.resize_rows_first = resize_rows_first
+        self.unplug = unplug
         self.index = -1
         self.ports: dict[int, Port] = {}
 

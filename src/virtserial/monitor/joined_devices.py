@@ -11,7 +11,15 @@ from virtserial.machine.model import Controller, Port
 from virtserial.monitor.operations import PERIPHERAL
 from virtserial.monitor.qmp import QmpError
 from virtserial.monitor.qmp_client import Ask, MonitorGoneError
-from virtserial.options.device_options import ALIASES, CONTROLLERS, DRIVERS, FIXED, NOT_YET, make_device
+from virtserial.options.device_options import (
+    ALIASES,
+    CONTROLLERS,
+    DRIVERS,
+    FIXED,
+    INTERRUPTS_BY_MESSAGES,
+    NOT_YET,
+    make_device,
+)
 from virtserial.options.keyval import OFF
 from virtserial.options.values import Values
 from virtserial.options.vfio_user_device import vfio_user_device
@@ -101,7 +109,8 @@ class JoinedDevices:
     def add_controller(self, arguments: Mapping[str, object], *, typed: bool) -> Steps[None]:
         """Add a controller: our device, and QEMU's PCI device for it.
 
-        It gets INTx unless `vectors` says otherwise: QEMU 11.1 aborts when a vfio-user device with MSI-X is deleted.
+        QEMU can delete it unless its words say otherwise: QEMU 11.1 aborts when it deletes a vfio-user device that it
+        saw MSI-X on, so this one sends its MSI-X messages itself (pci/msix.py), or has INTx where it cannot.
 
         Raises:
             QmpError: one of the two failed; the other is undone.
@@ -110,8 +119,13 @@ class JoinedDevices:
         driver, device_id = _driver(arguments), Values(arguments).text("id")
         self._sockets += 1
         socket = os.path.join(self._run_directory, f"added{self._sockets}.sock")
+        words = {**given, "socket": socket}
+        if given.get("unplug", "auto") == "auto":
+            target = yield Ask("query-target", {})
+            works = target["arch"] in INTERRUPTS_BY_MESSAGES
+            words |= {"unplug": "on"} if works else {"unplug": "off", "vectors": given.get("vectors", 0)}
         qemu_device = vfio_user_device(driver, device_id, given, socket, typed=typed)
-        options = make_device(driver, device_id, {"vectors": 0, **given, "socket": socket}, typed=typed)
+        options = make_device(driver, device_id, words, typed=typed)
         controller = self._operations.keeper.hotplug.plug(options)
         try:
             yield Ask("device_add", qemu_device)
@@ -144,11 +158,10 @@ class JoinedDevices:
         """
         device = self.find(name)
         if isinstance(device, Controller):
-            if device.vectors:
+            if device.vectors and not device.unplug:
                 raise QmpError(
                     f"Device '{name}' has MSI-X (vectors={device.vectors}), and QEMU aborts the virtual machine when a "
-                    "vfio-user device with MSI-X is deleted; one that is added with vectors=0 (the default of "
-                    "device_add) can be deleted"
+                    "vfio-user device with MSI-X is deleted; add unplug=on to its -device, then it can be deleted"
                 )
             return
         if name.startswith("/") and any(controller.id is None for controller in self._controllers):

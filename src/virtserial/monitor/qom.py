@@ -51,6 +51,7 @@ def device_properties(operations: Operations, device: Controller | Port) -> Prop
         return {
             "max_ports": ("uint32", device.max_ports),
             "vectors": ("uint32", device.vectors),
+            "unplug": ("str", "on" if device.unplug else "off"),
             "iommu_platform": ("bool", device.iommu_platform),
             "event_idx": ("bool", device.event_idx),
             "indirect_desc": ("bool", device.indirect_desc),

@@ -61,6 +61,9 @@ ALIASES = {"virtio-serial": "virtio-serial-pci", "virtioconsole": "virtconsole"}
 
 NOT_YET = ("virtio-serial-device", "virtio-serial-ccw", "virtio-serial-pci-transitional")
 
+INTERRUPTS_BY_MESSAGES = ("x86_64", "i386")
+"""Guests' architectures, in QEMU's words, on which unplug=on works: whose interrupts' addresses pci/msix.py knows."""
+
 PORT_PROPERTIES: Mapping[str, Property] = {
     "chardev": Property("str", None, USED, "ID of a chardev to use as a backend"),
     "name": Property("str", None, USED, "what the guest calls the port"),
@@ -89,6 +92,7 @@ _QEMU_HOST_SIDE = (
 CONTROLLER_PROPERTIES: Mapping[str, Property] = {
     "max_ports": Property("uint32", 31, USED, "ports the guest can see, 1 to 511"),
     "vectors": Property("uint32", None, USED, "MSI-X vectors; 0: INTx; max_ports + 1 if not given"),
+    "unplug": Property("str", "auto", USED, "on: device_del works, MSI-X by messages; off: by eventfds; on, off, auto"),
     "iommu_platform": Property("bool", True, USED, "offer VIRTIO_F_ACCESS_PLATFORM"),
     "event_idx": Property("bool", True, USED, "offer VIRTIO_F_EVENT_IDX"),
     "indirect_desc": Property("bool", True, USED, "offer VIRTIO_F_INDIRECT_DESC"),
@@ -110,7 +114,11 @@ DRIVERS: Mapping[str, Mapping[str, Property]] = {
     "virtconsole": {**PORT_PROPERTIES, **CONSOLE_PROPERTIES},
 }
 
-CHOICES = {"resize-order": ("cols-rows", "rows-cols"), "disable-legacy": ("on", "off", "auto")}
+CHOICES = {
+    "resize-order": ("cols-rows", "rows-cols"),
+    "disable-legacy": ("on", "off", "auto"),
+    "unplug": ("on", "off", "auto"),
+}
 
 
 def parse_device(text: str, ids_in_use: Container[str] = ()) -> DeviceOptions:

@@ -132,7 +132,7 @@ class VirtioPciFunction:
         }
         self._irq_counts = {VFIO_PCI_INTX_IRQ_INDEX: 1, VFIO_PCI_MSIX_IRQ_INDEX: vectors}
         self._by_vectors = False
-        self._sends_messages: MsixMessages | None = None
+        self._used_messages: MsixMessages | None = None
         self._interrupt_mode_changed()
         device.transport = self
 
@@ -155,9 +155,14 @@ class VirtioPciFunction:
         self._interrupt_mode_changed()
 
     @property
+    def sends_messages(self) -> bool:
+        """Whether the client gets MSI-X by messages: the table that counts is this one."""
+        return bool(self.record.by_messages)
+
+    @property
     def pending_vectors(self) -> set[int]:
         """MSI-X vectors whose message is still to be sent."""
-        return self.interrupts.pending if self._sends_messages is None else self._sends_messages.pending
+        return self.interrupts.pending if self._used_messages is None else self._used_messages.pending
 
     # Transport: what the device calls
 
@@ -190,12 +195,12 @@ class VirtioPciFunction:
         self._by_vectors = enabled or self.interrupts.uses_msix
         # A client that gives eventfds has the table, whatever else is known of it.
         by_messages = self.record.by_messages and not self.interrupts.uses_msix
-        self._sends_messages = self.messages if by_messages else None
+        self._used_messages = self.messages if by_messages else None
         if self.messages is not None:
             master = self.configuration.word(layout.PCI_COMMAND) & layout.PCI_COMMAND_MASTER
             masked = flags & layout.PCI_MSIX_FLAGS_MASKALL
             self.messages.enable(bool(by_messages and enabled and master and not masked))
-        self._signal_vector = (self._sends_messages or self.interrupts).signal_vector
+        self._signal_vector = (self._used_messages or self.interrupts).signal_vector
         self._drive_intx()
 
     # VfioDevice: regions

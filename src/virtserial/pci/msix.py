@@ -24,8 +24,6 @@ import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from virtserial.memory.state import StateMemory
     from virtserial.pci.layout import MsixLayout
 
@@ -33,7 +31,7 @@ _ENTRY: Final = struct.Struct("<QII")
 """One entry of the table: message address, message data, vector control."""
 _MASKED: Final = 1
 _NOT_OF_ADDRESS: Final = ~0xFFFFC
-_INTERRUPTS: Final = 0xFEE00000
+INTERRUPTS: Final = 0xFEE00000
 """On x86 the megabyte from here on is no memory: a write there is an interrupt.  Messages are 4 bytes, aligned."""
 
 
@@ -87,11 +85,10 @@ class MsixMessages:
         bits = int.from_bytes(self._pending, "little")
         return {vector for vector in range(self._vectors) if bits >> vector & 1}
 
-    def set_pending(self, vectors: Iterable[int]) -> None:
-        """Set the pending bits of these vectors."""
-        for vector in vectors:
-            self._pending[vector >> 3] |= 1 << (vector & 7)
-        self._retry()
+    @property
+    def has_pending(self) -> bool:
+        """Whether some vector's message is still to be sent."""
+        return any(self._pending)
 
     def signal_vector(self, vector: int) -> None:
         """Send the message of a vector; one that does not exist has none."""
@@ -119,14 +116,14 @@ class MsixMessages:
         address, data, control = _ENTRY.unpack_from(self.table, _ENTRY.size * vector)
         if control & _MASKED:
             return None
-        if address & _NOT_OF_ADDRESS != _INTERRUPTS:
+        if address & _NOT_OF_ADDRESS != INTERRUPTS:
             self.refused += 1
             return None
         message = self._messages[vector] = address, data
         return message
 
     def _retry(self) -> None:
-        if self._enabled and any(self._pending):
+        if self._enabled and self.has_pending:
             self._ask_for_retry()
 
     # What the driver changes

@@ -274,6 +274,11 @@ class Guest:
             self._process.kill()
             self._process.wait()
 
+    def wait_for_end(self, timeout: float = 20) -> int:
+        """Wait until QEMU has ended, of itself or by its monitor; return its exit status, -N for signal N."""
+        assert self._process is not None
+        return self._process.wait(timeout)
+
     def pause(self) -> None:
         """SIGSTOPs QEMU: the VMM hangs."""
         os.kill(self.pid, signal.SIGSTOP)

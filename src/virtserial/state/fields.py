@@ -55,9 +55,9 @@ class Fields:
             raise self.refuse(name, f"has something else than whole numbers from 0 to {most}")
         return cast("list[int]", values)
 
-    def flag(self, name: str) -> bool:
-        """true or false."""
-        value = self._member(name)
+    def flag(self, name: str, default: bool | None = None) -> bool:
+        """true or false; `default`: what it is if it is missing, as in states of older programs."""
+        value = self._member(name) if default is None else self._members.get(name, default)
         if type(value) is not bool:
             raise self.refuse(name, f"is {str(value)[:40]}, allowed are true and false")
         return value

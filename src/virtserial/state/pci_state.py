@@ -47,6 +47,7 @@ class PciState:
                 "config_vector": common.config_vector,
                 "queue_select": common.queue_select,
                 "isr": function.record.isr,
+                "msix_by_messages": function.sends_messages,
                 "msix_table": encode(function.msix_table),
                 "msix_pending": sorted(function.pending_vectors),
             },
@@ -57,6 +58,12 @@ class PciState:
         vectors = state.number("vectors", U16)
         if vectors != ours:
             raise state.refuse("vectors", f"is {vectors}, this device has {ours}")
+        registers, by_messages = state.group("pci"), self._function.sends_messages
+        if registers.flag("msix_by_messages", default=False) != by_messages:
+            raise registers.refuse(
+                "msix_by_messages",
+                f"is {not by_messages} there and {by_messages} here: both sides need the same unplug=",
+            )
 
     def load(self, state: Fields) -> None:
         function = self._function

@@ -93,6 +93,7 @@ class Briefing:
             name=controller.name,
             max_ports=controller.max_ports,
             vectors=controller.vectors,
+            unplug=controller.unplug,
             iommu_platform=controller.iommu_platform,
             event_idx=controller.event_idx,
             indirect_desc=controller.indirect_desc,

@@ -16,13 +16,15 @@ from virtserial.daemon.worker.guest_memory import GuestMemory
 from virtserial.errors import AccessInterrupted, PeerError
 from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from virtserial.pci.function import VirtioPciFunction
+from virtserial.pci.layout import MsixLayout
+from virtserial.pci.msix import INTERRUPTS, MsixMessages
 from virtserial.state.pci_state import PciState
 from virtserial.vfio_user.dma import MessageMemory
 from virtserial.vfio_user.server import Server
 from virtserial.vfio_user.stream import MessageStream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from virtserial.accounting import Note
     from virtserial.channel.messages import Controller
@@ -34,14 +36,19 @@ log = logging.getLogger("virtserial.device")
 VMM_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
 
 
-def state_size(max_ports: int) -> int:
-    """Bytes of state memory for a controller with this front, whole pages."""
+def state_size(max_ports: int, vectors: int = 0) -> int:
+    """Bytes of state memory for a controller with this front, whole pages.
+
+    Args:
+        vectors: those of a controller with unplug=on, else 0.
+    """
     size = ConsoleDevice.state_size(max_ports) + VirtioPciFunction.state_size + Server.state_size
+    size += MsixMessages.state_size(MsixLayout.of(vectors))
     return (size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
 
 
 class VfioUserFront(VirtioPciFunction):
-    """A PCI function behind a vfio-user server (front.Front, vfio_user.device.VfioDevice).
+    """A PCI function behind a vfio-user server (front.Front, vfio_user.device.VfioDevice, pci.msix.MessageWriter).
 
     Args:
         owner: the device.
@@ -54,9 +61,17 @@ class VfioUserFront(VirtioPciFunction):
         self._stream: MessageStream | None = None
         self._access: MessageMemory | None = None
         self._half_done: Note | None = None
+        self._post: Callable[[int, int], bool] | None = None
+        self._retry_asked = self._waits_for_room = False
         self._turn_asked = False
         self.memory = GuestMemory(owner, config.trust_vmm, self._message_access, self._lose)
-        super().__init__(owner.console, state, vectors=config.vectors, account=owner.ledger.account)
+        super().__init__(
+            owner.console,
+            state,
+            vectors=config.vectors,
+            account=owner.ledger.account,
+            message_writer=self if config.unplug else None,
+        )
         self._server = Server(self, state, migratable=owner, controller=owner.index, ledger=owner.ledger)
         self.saved = PciState(self)
 
@@ -67,6 +82,7 @@ class VfioUserFront(VirtioPciFunction):
         if self._stream is not None:
             self._disconnect("a new VMM has come")
         self._stream = MessageStream(socket.socket(fileno=fd), self._server)
+        self._waits_for_room = False
         half_done, self._half_done = self._half_done, None
         if half_done is not None:
             self._stream.finish(half_done)
@@ -79,11 +95,10 @@ class VfioUserFront(VirtioPciFunction):
             return
         loop = self._owner.loop
         try:
-            had_to_send = stream.wants_to_send
             if stream.serve(events):
                 loop.add_turn(self._serve)
-            if stream.wants_to_send != had_to_send:
-                loop.rewatch(stream.fileno(), VMM_EVENTS | (EPOLLOUT if stream.wants_to_send else 0))
+            if stream.wants_to_send != self._waits_for_room:
+                self._watch_for_room(stream)
         except PeerError as error:
             self._disconnect(str(error))
         except Exception:
@@ -93,6 +108,12 @@ class VfioUserFront(VirtioPciFunction):
             if stream.at_end:
                 self._disconnect("")
 
+    def _watch_for_room(self, stream: MessageStream) -> None:
+        self._waits_for_room = stream.wants_to_send
+        self._owner.loop.rewatch(stream.fileno(), VMM_EVENTS | (EPOLLOUT if self._waits_for_room else 0))
+        if not self._waits_for_room and self.messages is not None and self.messages.has_pending:
+            self.ask_for_retry()
+
     def _lose(self, reason: str) -> None:
         """The connection cannot be used any more: let go of it in a turn, outside of what is going on."""
         self._owner.loop.add_turn(lambda: self._disconnect(reason))
@@ -101,7 +122,7 @@ class VfioUserFront(VirtioPciFunction):
         stream, self._stream = self._stream, None
         if stream is None:
             return
-        self._access = None
+        self._access = self._post = None
         if reason:
             self._owner.log.error("VMM's connection is closed: %s", reason)
         else:
@@ -139,7 +160,9 @@ class VfioUserFront(VirtioPciFunction):
                 super().set_irq_eventfds(message.index, message.number, fds)
 
     def take_over(self) -> None:
-        """Look for messages."""
+        """Look for messages, and send those of interrupts that a predecessor could not."""
+        if self.messages is not None and self.messages.has_pending:
+            self.ask_for_retry()
         self._serve()
 
     # VfioDevice: guest memory
@@ -173,3 +196,37 @@ class VfioUserFront(VirtioPciFunction):
             else:
                 owner.send(Irq(owner.index, index, number), [fd])
         super().set_irq_eventfds(index, start, fds)
+
+    # pci.msix.MessageWriter
+
+    def write_message(self, address: int, data: int) -> bool:
+        """Send an interrupt's message to the VMM, if there is room for it now."""
+        if self._post is None:
+            self.ask_for_retry()
+            return False
+        if self._post(address, data):
+            return True
+        stream = self._stream
+        if stream is not None and stream.wants_to_send and not self._waits_for_room:
+            self._watch_for_room(stream)
+        return False
+
+    def ask_for_retry(self) -> None:
+        """Send the messages that wait, in a turn."""
+        if not self._retry_asked:
+            self._retry_asked = True
+            self._owner.add_turn(self._retry_messages)
+
+    def _retry_messages(self) -> None:
+        self._retry_asked = False
+        if self._stream is None or self.messages is None:
+            return
+        if self._post is None:
+            access = self._message_access()
+            try:
+                access.prepare_posts(INTERRUPTS)
+            except PeerError as error:
+                self._disconnect(str(error))
+                return
+            self._post = access.post
+        self.messages.send_pending()
