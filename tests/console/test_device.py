@@ -23,11 +23,13 @@ from support.console_guest import (
 from support.ring_builder import BASE, KINDS, PAGE, WRITE
 
 from virtserial.console.device import ConsoleDevice
+from virtserial.console.port import Port
 from virtserial.console.wire import CONFIG
 from virtserial.errors import AccessInterrupted, AddressError, StateError
 from virtserial.memory.region import MappedRegion, MessageRegion
 from virtserial.memory.state import StateMemory
 from virtserial.virtio import features, status
+from virtserial.virtio.queue import Virtqueue
 from virtserial.virtio.ring.device_ring import DETACHED
 
 ALL = 0xFFFFFFFF
@@ -653,3 +655,58 @@ def test_without_f_size_and_with_it_resize_follows_negotiation(make_guest):
     guest.start(FEATURES)
     guest.tell(0, PORT_READY)
     assert guest.heard()[-1] == (0, RESIZE, 0, b"\x09\0\x09\0")
+
+
+# What a reset costs
+
+
+@pytest.fixture
+def resets(monkeypatch):
+    """The queues and ports that resets have looked at."""
+    looked_at = []
+    for kind in (Virtqueue, Port):
+        name = "reset" if kind is Virtqueue else "stop"
+        plain = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda self, plain=plain: (looked_at.append(self), plain(self)))
+    return looked_at
+
+
+def test_a_reset_of_an_unused_device_looks_at_no_queue(make_guest, resets):
+    """A message of a VMM has room for 200 of them, a device for 1,024 queues."""
+    guest = make_guest(max_ports=31)
+    for number in range(31):
+        guest.plug(number)
+    resets.clear()
+    for _ in range(200):
+        guest.device.set_status(0)
+    assert resets == []
+
+
+def test_a_reset_looks_at_what_was_used_since_the_last(make_guest, resets):
+    guest = make_guest(max_ports=31)
+    for number in range(31):
+        guest.plug(number, FakeHost())
+    guest.start(queues=(2, 3, 10, 11))
+    guest.open(4)
+    guest.tell(7, OPEN)
+    assert guest.device.slots[7].record.guest_open
+    resets.clear()
+    guest.device.set_status(0)
+    assert {each.index for each in resets if isinstance(each, Virtqueue)} == {2, 3, 10, 11}
+    assert {each.number for each in resets if isinstance(each, Port)} <= {0, 4, 7}
+    assert not any(slot.record.guest_open or slot.record.ready or slot.record.known for slot in guest.device.slots)
+    resets.clear()
+    guest.device.set_status(0)
+    assert resets == []
+
+
+def test_a_successor_resets_what_its_predecessor_used(make_guest):
+    guest = make_guest(max_ports=31)
+    guest.plug(4, FakeHost())
+    guest.start(queues=(2, 3, 10, 11))
+    guest.open(4)
+    guest.succeed()
+    guest.plug(4, FakeHost())
+    guest.device.set_status(0)
+    assert not any(queue.enabled or queue.desc_address for queue in guest.device.queues)
+    assert not any(slot.record.guest_open or slot.record.ready for slot in guest.device.slots)

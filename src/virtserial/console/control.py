@@ -70,6 +70,8 @@ class ControlChannel:
         self.ignored = 0
         self._due = False
         self._waiting: dict[PortSlot, None] = {}
+        # Numbers of which something was said or is to be said since the last reset.
+        self._touched = {slot for slot in slots if not slot.record.holds(UNKNOWN)}
         self._warned: float | None = None
 
     # Turns
@@ -97,10 +99,14 @@ class ControlChannel:
     def reset(self) -> None:
         """Forget everything: a reset driver knows of no port and asks again."""
         self._waiting.clear()
-        for each in self._slots:
-            record = each.record
-            if not record.holds(UNKNOWN):
-                record.pending = record.known = record.ready = record.told_open = 0
+        for slot in self._touched:
+            record = slot.record
+            record.pending = record.known = record.ready = record.told_open = 0
+        self._touched.clear()
+
+    def touch_all(self) -> None:
+        """Records are written by somebody who does not say which."""
+        self._touched.update(self._slots)
 
     def take_over(self) -> None:
         """Pick up what a predecessor had not said, in plug order."""
@@ -114,6 +120,7 @@ class ControlChannel:
 
     def port_replaced(self, slot: PortSlot) -> None:
         """Another port has taken the number while no worker was there: the driver hears of both, after `take_over`."""
+        self._touched.add(slot)
         record = slot.record
         record.pending = (REMOVE if record.known else 0) | (ADD if self._owner.driver_listens else 0)
         record.known = record.ready = record.told_open = record.guest_open = 0
@@ -138,6 +145,7 @@ class ControlChannel:
             self._set_pending(slot, SIZE)
 
     def _set_pending(self, slot: PortSlot, bits: int) -> None:
+        self._touched.add(slot)
         self._waiting.setdefault(slot)
         slot.record.pending |= bits
         self._pump_later()

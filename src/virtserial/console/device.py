@@ -111,6 +111,7 @@ class ConsoleDevice(VirtioDevice):
         self.moderation = Moderation(scheduler, lambda queue: self._guarded(partial(self.signal, queue)))
         control_queues = self.queues[CONTROL_RECEIVEQ : CONTROL_TRANSMITQ + 1]
         self.control = ControlChannel(self, self.slots, (control_queues[0], control_queues[1]))
+        self._opened = set(self.slots) if state.restored else set()
         self.unowned = UnownedQueues(self.queues, self.signal, lambda: self.schedule_first(self.unowned))
 
     @staticmethod
@@ -251,9 +252,21 @@ class ConsoleDevice(VirtioDevice):
         self.moderation.clear()
         self.control.reset()
         self.unowned.forget()
-        for slot in self.slots:
+        for slot in self._used_slots():
             if slot.port is not None:
                 slot.port.stop()
+        self._opened.clear()
+
+    def _used_slots(self) -> set[PortSlot]:
+        """The port numbers that a driver has used since the last reset: their queues, or by control messages."""
+        slots = self.slots
+        used = {slots[queue.index - 2 >> 1 if queue.index > 1 else 0] for queue in self._touched}
+        return used | self._opened
+
+    def touch_all(self) -> None:
+        super().touch_all()
+        self._opened.update(self.slots)
+        self.control.touch_all()
 
     # A dead predecessor's state
 
@@ -346,6 +359,10 @@ class ConsoleDevice(VirtioDevice):
     def schedule_first(self, subject: Subject) -> None:
         """Give it a turn before the ports."""
         self.turns.schedule_first(subject)
+
+    def guest_opened(self, number: int) -> None:
+        """The driver has opened a port, and closes it at the latest by a reset."""
+        self._opened.add(self.slots[number])
 
     def host_open_changed(self, number: int) -> None:
         """The host's end of a port was opened or closed: tell the driver."""

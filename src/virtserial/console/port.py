@@ -114,6 +114,8 @@ class Port:
         if bool(self.record.guest_open) == is_open:
             return
         self.record.guest_open = is_open
+        if is_open:
+            self._owner.guest_opened(self.number)
         host = self.host
         if host is not None:
             host.wants_input = is_open

@@ -232,6 +232,10 @@ class PortOwner(Protocol):
         """Interrupt the driver now if it wants to hear of the chains returned on `queue`."""
         ...
 
+    def guest_opened(self, number: int) -> None:
+        """The driver has opened a port: a reset closes it."""
+        ...
+
     def host_open_changed(self, number: int) -> None:
         """The host's end of a port was opened or closed: tell the driver."""
         ...

@@ -108,6 +108,7 @@ def load(console: ConsoleDevice, front: FrontState, data: bytes | bytearray | me
     _check_device(state, console)
     front.check(state)
     front.reset()
+    console.touch_all()
     try:
         _load_device(state, console)
         for entry in state.groups("queues", console.num_queues):

@@ -89,7 +89,8 @@ class VirtioDevice:
         self.device_id = device_id
         self.device_features = device_features
         self.record = DeviceRecord(state)
-        self.queues = [Virtqueue(index, size, state) for index, size in enumerate(queue_sizes)]
+        self._touched: dict[Virtqueue, None] = {}
+        self.queues = [Virtqueue(index, size, state, self._touched) for index, size in enumerate(queue_sizes)]
         self.memory = MemoryTable()
         self._resting: list[Virtqueue] = []
         self.epoch = 0
@@ -115,7 +116,7 @@ class VirtioDevice:
         """The driver has set DRIVER_OK."""
 
     def stopped(self) -> None:
-        """The device was reset or has failed: forget what the driver said."""
+        """The device was reset or has failed: forget what the driver said.  `_touched` has the queues that it used."""
 
     # Registers
 
@@ -166,18 +167,23 @@ class VirtioDevice:
         self.record.status = new
         if self.live and not was_live:
             self.driver_ready()
-            for queue in self.queues:
+            for queue in list(self._touched):
                 if queue.enabled:
                     self.notify(queue.index)
 
     def reset(self) -> None:
-        """Return to the state after power-on (2.4); guest memory stays mapped."""
+        """Return to the state after power-on (2.4); guest memory stays mapped.
+
+        A driver can reset a device as fast as it can write a byte, so this costs what was done since the last reset and
+        not what a device of 1,024 queues could have done.
+        """
         self.record.status = self.record.driver_features = 0
         self._resting.clear()
         self.epoch += 1
-        for queue in self.queues:
+        for queue in self._touched:
             queue.reset()
         self.stopped()
+        self._touched.clear()
 
     # Queues
 
@@ -203,6 +209,11 @@ class VirtioDevice:
         self.queues[index].reset()
         self.queues[index].vector = vector
 
+    def touch_all(self) -> None:
+        """Registers are written by somebody who does not say which."""
+        for queue in self.queues:
+            queue.touch()
+
     def memory_mapped(self) -> None:
         """Memory was added: a ring that was not mapped may be now."""
         for queue in [queue for queue in self._resting if queue.enabled]:
@@ -219,7 +230,7 @@ class VirtioDevice:
     def memory_unmapped(self, iova: int, size: int) -> None:
         """[iova, iova + size) was taken away: a ring with a part in it rests until it is mapped again."""
         end = iova + size
-        for queue in self.queues:
+        for queue in self._touched:
             queue.ring.forget_buffers()
             if queue.ring.lies_in(iova, end):
                 self.epoch += 1
@@ -229,7 +240,7 @@ class VirtioDevice:
     def log_writes(self, log: DirtyLog | None) -> None:
         """Note in `log` what the device writes into guest memory from now on; None: note it no more."""
         self.memory.log = log
-        for queue in self.queues:
+        for queue in self._touched:
             queue.ring.reopen()
 
     def signal(self, queue: Virtqueue) -> None:

@@ -24,31 +24,38 @@ class Virtqueue:
         index: the queue's number.
         max_size: the largest size offered, a power of 2.
         state: where its registers live.
+        touched: takes the queue when a register of it is no longer as after a reset.
 
     Attributes:
         ring: `DETACHED` unless `attach` has found one.
     """
 
-    __slots__ = ("_untouched", "index", "max_size", "record", "ring")
+    __slots__ = ("_touched", "_untouched", "index", "max_size", "record", "ring")
 
-    def __init__(self, index: int, max_size: int, state: StateMemory) -> None:
+    def __init__(
+        self, index: int, max_size: int, state: StateMemory, touched: dict[Virtqueue, None] | None = None
+    ) -> None:
         self.index = index
         self.max_size = max_size
         self.record = QueueRecord(state)
         self.ring: DeviceRing = DETACHED
         self._untouched = max_size.to_bytes(2, "little") + b"\0\0\xff\xff" + bytes(QueueRecord.SIZE - 6)
+        self._touched = {} if touched is None else touched
         if not self.record.size:
             self.reset()
+        elif not self.record.holds(self._untouched):
+            self._touched[self] = None
 
     def reset(self) -> None:
         """Return every register to its value after a device reset."""
         self.detach()
-        if self.record.holds(self._untouched):
-            # Most queues of a large device: a driver can reset it as fast as it can write a byte.
-            return
         self.record.clear()
         self.record.size = self.max_size
         self.record.vector = NO_VECTOR
+
+    def touch(self) -> None:
+        """A register is written."""
+        self._touched[self] = None
 
     # Registers.  A driver sets them before it enables the queue (4.1.5.1.3); later writes are ignored, so that nothing
     # that an attached ring was checked against can change.
@@ -62,6 +69,7 @@ class Virtqueue:
     def size(self, value: int) -> None:
         """Powers of 2 up to max_size; anything else is ignored (4.1.4.3.2)."""
         if not self.record.enabled and 0 < value <= self.max_size and not value & (value - 1):
+            self.touch()
             self.record.size = value
 
     @property
@@ -76,6 +84,7 @@ class Virtqueue:
 
     @vector.setter
     def vector(self, value: int) -> None:
+        self.touch()
         self.record.vector = value
 
     @property
@@ -85,6 +94,7 @@ class Virtqueue:
     @desc_address.setter
     def desc_address(self, value: int) -> None:
         if not self.record.enabled:
+            self.touch()
             self.record.desc_address = value
 
     @property
@@ -94,6 +104,7 @@ class Virtqueue:
     @avail_address.setter
     def avail_address(self, value: int) -> None:
         if not self.record.enabled:
+            self.touch()
             self.record.avail_address = value
 
     @property
@@ -103,12 +114,14 @@ class Virtqueue:
     @used_address.setter
     def used_address(self, value: int) -> None:
         if not self.record.enabled:
+            self.touch()
             self.record.used_address = value
 
     # The ring
 
     def enable(self, event_idx: bool, indirect: bool) -> None:
         """Latch the registers and the features of the ring that were negotiated."""
+        self.touch()
         record = self.record
         record.event_idx, record.indirect = event_idx, indirect
         record.enabled = 1
