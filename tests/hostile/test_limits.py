@@ -28,3 +28,18 @@ def test_a_limit_is_what_the_document_says_and_has_a_test(row):
 def test_every_row_was_read():
     lines = [line for line in (ROOT / "docs" / "limits.md").read_text().splitlines() if line.startswith("| ")]
     assert len(ROWS) == sum(".py" in line for line in lines) > 40
+
+
+def test_documents_name_tests_that_exist():
+    tests = {path.name for path in (ROOT / "tests").rglob("*.py")}
+    functions = {
+        name for path in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)\(", path.read_text())
+    }
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        words = re.findall(r"[\w/*\\]*test_[\w*\\]+(?:\.py)?", page.read_text())
+        for word in words:
+            name = word.replace("\\", "").rpartition("/")[2]
+            if "*" in name:
+                continue
+            known = name in tests if name.endswith(".py") else name in functions or f"{name}.py" in tests
+            assert known, f"{page.name} names {word}"
