@@ -195,6 +195,40 @@ class TestCoroutine:
             port = house.port()
         assert house.reports == []
 
+    def test_a_guest_that_opens_and_opens_starts_few_processes(self, house, serve, monkeypatch):
+        monkeypatch.setattr("virtserial.chardev.handler_chardev.RESTARTS_AT_ONCE", 1)
+        chardev, port = serve("once")
+        starts, end = 1, time.monotonic() + 1.2
+        while time.monotonic() < end:
+            if port is not None:
+                port.write(b"\n")
+                house.until(lambda port=port: port.end.ended)
+                port.end.close()
+                chardev.connection_ended()
+                port = None
+            chardev.guest_opened()
+            house.loop.run_once(0.001)
+            if house.connections:
+                port, starts = house.port(), starts + 1
+        assert starts <= 4
+
+    def test_one_that_stays_is_replaced_without_waiting_for_it(self, house, serve, monkeypatch):
+        monkeypatch.setattr("virtserial.chardev.handler_chardev.END_SECONDS", 0.3)
+        chardev, port = serve("stays")
+        house.until(lambda: "closed" in port.events)
+        port.end.close()
+        chardev.connection_ended()
+        house.settle(1)
+        first = chardev._pid
+        begin = time.monotonic()
+        chardev.guest_opened()
+        assert time.monotonic() - begin < 0.2, "the keeper serves others meanwhile"
+        port = house.port()
+        house.until(lambda: port.received == b"here")
+        assert chardev._pid not in (0, first)
+        with pytest.raises(ProcessLookupError):
+            os.kill(first, 0)
+
     def test_that_crashes_is_reported(self, house, serve):
         _, port = serve("crash")
         port.write(b"x")

@@ -88,3 +88,14 @@ async def stubborn(reader, writer):
     await writer.drain()
     while True:
         signal.pause()
+
+
+async def stays(reader, writer):
+    """Closes its connection, and goes on."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    writer.write(b"here")
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    while True:
+        signal.pause()

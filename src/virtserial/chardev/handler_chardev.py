@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from virtserial.chardev.base import ConnectionSink, Put, Take
-    from virtserial.loop import EventLoop
+    from virtserial.loop import EventLoop, Timer
 
 END_SECONDS = 2.0
-"""How long a handler process may take to end when its chardev is closed; then it is killed."""
+"""How long a handler process may take to end when its chardev is closed, or another is to begin; then it is killed."""
+RESTARTS_AT_ONCE, RESTART_SECONDS = 8, 0.5
+"""A guest opens the port as often as it likes: so many beginnings come at once, then one in so many seconds."""
 
 
 class HandlerChardev(Chardev):
@@ -51,6 +53,9 @@ class HandlerChardev(Chardev):
         self._pid = 0
         self._process_fd = -1
         self._running = False
+        self._paid_until = 0.0
+        self._restart: Timer | None = None
+        self._begins_next = False
 
     @property
     def filename(self) -> str:
@@ -72,13 +77,39 @@ class HandlerChardev(Chardev):
         return (Preparation(f"chardev '{self.id}' ({self.filename})", self._code()),)
 
     def guest_opened(self) -> None:
-        if self._loop is not None and not self._running:
+        if self._loop is None or self._running or self._restart is not None:
+            return
+        now = self._loop.now()
+        self._paid_until = max(self._paid_until, now) + RESTART_SECONDS
+        due = self._paid_until - RESTARTS_AT_ONCE * RESTART_SECONDS
+        if now < due:
+            self._restart = self._loop.call_at(due, self._begin_again)
+        else:
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        self._restart = None
+        if self._loop is None or self._pid == 0:
             self._begin()
+            return
+        # Its connection is over, but the process is not: the next begins when it has ended.
+        self._begins_next = True
+        os.kill(self._pid, signal.SIGTERM)
+        self._restart = self._loop.call_later(END_SECONDS, self._kill)
+
+    def _kill(self) -> None:
+        self._restart = None
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
 
     def connection_ended(self) -> None:
         self._running = False
 
     def close(self) -> None:
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        self._begins_next = False
         self._end_process()
         self._loop = None
         self._running = False
@@ -159,7 +190,6 @@ class HandlerChardev(Chardev):
         """Start the coroutine's process; returns our end of its socket pair."""
         import subprocess
 
-        self._end_process()
         ours, theirs = socket.socketpair()
         prepare_stream(ours, nodelay=False)
         prepare_stream(theirs, nodelay=False)
@@ -197,6 +227,12 @@ class HandlerChardev(Chardev):
         self._forget_process()
         if status:
             self.report(f"warning: chardev '{self.id}': the handler's process ended with status {status}")
+        if self._begins_next:
+            self._begins_next = False
+            if self._restart is not None:
+                self._restart.cancel()
+                self._restart = None
+            self._begin()
 
     def _forget_process(self) -> None:
         if self._loop is not None:
