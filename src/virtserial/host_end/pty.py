@@ -7,6 +7,7 @@ default) this does as QEMU.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from typing import TYPE_CHECKING
@@ -51,12 +52,11 @@ class PtyHostEnd(DescriptorStream):
                 os.close(self._open_watch_fd)
 
     def _terminal_opened(self, _events: int) -> None:
-        self._account.stray = True
-        try:
-            while os.read(self._open_watch_fd or 0, 4096):
-                pass
-        except BlockingIOError:
-            pass
+        if self._open_watch_fd is not None:
+            self._account.stray = True
+            # One read: whoever opens it in a loop would never let the queue become empty.
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._open_watch_fd, 4096)
         self._look_who_is_there()
 
     def _poll_again(self) -> None:
