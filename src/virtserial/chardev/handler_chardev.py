@@ -225,7 +225,7 @@ class HandlerChardev(Chardev):
             return
         status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         self._forget_process()
-        if status:
+        if status and not self._begins_next:
             self.report(f"warning: chardev '{self.id}': the handler's process ended with status {status}")
         if self._begins_next:
             self._begins_next = False
