@@ -34,8 +34,29 @@ MACHINE_CONFIG = """
 """
 
 
-def words(folder):
-    """The command line, an option a line; paths are the test's."""
+NUMA = """
+        -object memory-backend-ram,id=ram-node0,size=256M
+        -numa node,nodeid=0,cpus=0,memdev=ram-node0"""
+MACHINES = {
+    "q35+pve0": ("-readconfig {folder}/pve-q35.cfg", "pcie.0"),
+    "pc-q35-10.1+pve0": ("-readconfig {folder}/pve-q35.cfg", "pcie.0"),
+    "pc+pve0": ("-device piix3-usb-uhci,id=uhci,bus=pci.0,addr=0x1.0x2", "pci.0"),
+    "pc-i440fx-9.2+pve1": ("-device piix3-usb-uhci,id=uhci,bus=pci.0,addr=0x1.0x2", "pci.0"),
+}
+"""By machine: the option that brings USB, and the bus of the agent's controller."""
+PVE_QEMU = """#!/bin/sh
+# Proxmox VE's QEMU knows every machine also with +pveN behind; the plain QEMU does not.
+for word do
+    shift
+    set -- "$@" "$(printf %s "$word" | sed '/^type=/s/[+]pve[0-9]*$//')"
+done
+exec "$REAL_QEMU" "$@"
+"""
+
+
+def words(folder, machine, numa):
+    """The command line as `qm showcmd` prints it, an option a line; paths and memory are the test's."""
+    usb, bus = MACHINES[machine]
     lines = f"""
         -name vm,debug-threads=on
         -no-shutdown
@@ -52,18 +73,17 @@ def words(folder):
         -display none
         -cpu qemu64
         -m 256
-        -object memory-backend-ram,id=ram-node0,size=256M
-        -numa node,nodeid=0,cpus=0,memdev=ram-node0
+        {numa}
         -S
-        -readconfig {folder}/pve-q35.cfg
+        {usb.format(folder=folder)}
         -device vmgenid,guid=32b5c0d2-7d1b-4b5a-9d7c-1f4cb9a1d9f3
         -chardev socket,path={folder}/100.qga,server=on,wait=off,id=qga0
-        -device virtio-serial,id=qga0,bus=pcie.0,addr=0x8
+        -device virtio-serial,id=qga0,bus={bus},addr=0x8
         -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0
-        -machine type=q35
+        -machine type={machine}
         -accel tcg
     """
-    return [word for line in lines.strip().splitlines() for word in line.split(maxsplit=1)]
+    return [word for line in lines.splitlines() for word in line.split(maxsplit=1)]
 
 
 @pytest.fixture
@@ -81,13 +101,20 @@ def manager():
         wait_until_nothing_is_left(folder)
 
 
-def test_a_machine_as_proxmox_starts_it(manager):
+@pytest.mark.parametrize(("numa", "memory"), [(NUMA, "ram-node0"), ("", "pc.ram")], ids=["numa", "no-numa"])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_machine_as_proxmox_starts_it(manager, machine, numa, memory):
     folder, listener = manager
+    own = environment(folder)
+    qemu = Path(folder, "kvm")
+    qemu.write_text(PVE_QEMU)
+    qemu.chmod(0o755)
     done = subprocess.run(
-        [*PROGRAM, *words(folder)], env=environment(folder), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=90,
+        [*PROGRAM, *words(folder, machine, numa)],
+        env={**own, "REAL_QEMU": own["VIRTSERIAL_QEMU"], "VIRTSERIAL_QEMU": str(qemu)},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     pid = int(Path(folder, "100.pid").read_text())
     os.kill(pid, 0)
 
@@ -106,7 +133,7 @@ def test_a_machine_as_proxmox_starts_it(manager):
     assert "qga0" in {each["name"] for each in monitor("qom-list", path="/machine/peripheral")}
     assert "virtserialport" in monitor("human-monitor-command", command_line="info qtree")
     (node,) = monitor("query-memdev")
-    assert (node["id"], node["share"]) == ("ram-node0", True)
+    assert (node["id"], node["share"]) == (memory, True)
     with socket.socket(socket.AF_UNIX) as agent:
         agent.connect(f"{folder}/100.qga")
 

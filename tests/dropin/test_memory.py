@@ -54,6 +54,10 @@ MACHINES = {
     ("x86_64", "pc"): "pc.ram",
     ("x86_64", "pc-i440fx-9.1"): "pc.ram",
     ("x86_64", "pc-q35-11.1"): "pc.ram",
+    ("x86_64", "type=pc+pve0"): "pc.ram",
+    ("x86_64", "accel=tcg,type=pc-i440fx-9.2+pve1"): "pc.ram",
+    ("x86_64", "hpet=off,smm=off,type=q35+pve0"): "pc.ram",
+    ("x86_64", "type=pc-q35-10.1+pve0"): "pc.ram",
     ("x86_64", "microvm,pcie=on"): "microvm.ram",
     ("aarch64", "virt-10.1,gic-version=3"): "mach-virt.ram",
     ("riscv64", "type=virt"): "riscv_virt_board.ram",
@@ -66,7 +70,7 @@ def test_back_end_has_the_name_that_qemu_gives_its_own(architecture, machine):
     assert added == shlex.split(ADDED.format(id=MACHINES[architecture, machine], size="128M"))
 
 
-@pytest.mark.parametrize(("architecture", "line"), [("x86_64", "-M isapc"), ("ppc64", ""), ("aarch64", "-m 1G")])
+@pytest.mark.parametrize(("architecture", "line"), [("x86_64", "-M isapc"), ("x86_64", "-machine type=isapc+pve0"), ("ppc64", ""), ("aarch64", "-m 1G")])
 def test_machine_that_is_not_known_is_left_alone_and_said(architecture, line):
     words, added, remarks = arrange(line, architecture)
     assert (words, added) == (shlex.split(line), [])

@@ -30,7 +30,8 @@ DEFAULT_SIZE = 128 << 20
 SIZE_UNIT = 8192
 """Machines round their memory up to a multiple of this (machine_set_mem)."""
 RAM_IDS = {
-    "x86_64": ((r"pc|q35|pc-(i440fx|q35)-.*", "pc.ram"), (r"microvm", "microvm.ram")),
+    # Proxmox VE's QEMU has its machines twice: `pc+pve0` and `pc-q35-9.2+pve1` are versions of the plain ones.
+    "x86_64": ((r"(pc|q35|pc-(i440fx|q35)-[0-9.]+)(\+pve[0-9]+)?", "pc.ram"), (r"microvm", "microvm.ram")),
     "aarch64": ((r"virt(-.*)?", "mach-virt.ram"),),
     "riscv64": ((r"virt", "riscv_virt_board.ram"),),
 }
