@@ -70,7 +70,10 @@ def test_back_end_has_the_name_that_qemu_gives_its_own(architecture, machine):
     assert added == shlex.split(ADDED.format(id=MACHINES[architecture, machine], size="128M"))
 
 
-@pytest.mark.parametrize(("architecture", "line"), [("x86_64", "-M isapc"), ("x86_64", "-machine type=isapc+pve0"), ("ppc64", ""), ("aarch64", "-m 1G")])
+@pytest.mark.parametrize(
+    ("architecture", "line"),
+    [("x86_64", "-M isapc"), ("x86_64", "-machine type=isapc+pve0"), ("ppc64", ""), ("aarch64", "-m 1G")],
+)
 def test_machine_that_is_not_known_is_left_alone_and_said(architecture, line):
     words, added, remarks = arrange(line, architecture)
     assert (words, added) == (shlex.split(line), [])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import array
-import os
 import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import Account
 from virtserial.channel.connections import LoggedConnection, SocketConnection, unlogged
+from virtserial.closing import close_foreign
 from virtserial.host_end.factory import open_host_end
 from virtserial.host_end.linger import make_linger
 from virtserial.host_end.stream import DescriptorStream
@@ -49,7 +49,7 @@ class ClientSocket(DescriptorStream):
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self.passed.extend(array.array("i", payload[: len(payload) & ~3]))
         while len(self.passed) > MAX_PASSED:
-            os.close(self.passed.popleft())
+            close_foreign(self.passed.popleft())
         if not count:
             self._finish()
         return count
@@ -58,7 +58,7 @@ class ClientSocket(DescriptorStream):
         if not self._closed:
             self._socket.detach()
             while self.passed:
-                os.close(self.passed.popleft())
+                close_foreign(self.passed.popleft())
         super().close()
 
 

@@ -7,6 +7,7 @@ read our answers.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,10 @@ log = logging.getLogger("virtserial.monitor")
 
 MAX_QUEUED = 8
 """Queued in-band requests per client (QEMU's QMP_REQ_QUEUE_LEN_MAX), and unanswered out-of-band ones."""
+
+
+TURN_SECONDS = 0.01
+"""After so long the other users of the keeper's loop have their turn."""
 
 
 class Backend(Protocol):
@@ -58,6 +63,9 @@ class Line(Protocol):
     def read_on(self) -> None:
         """Everything received was handled: read more."""
 
+    def run_later(self, callback: Callable[[], None]) -> None:
+        """Call back in the next turn of the loop."""
+
     def fail(self, reason: str) -> None:
         """Close the client's connection."""
 
@@ -75,7 +83,7 @@ class Conversation:
         self._backend = backend
         self._client = client
         self._line = line
-        self._incoming: Iterator[Received] | Iterator[str] | None = None
+        self._incoming: Iterator[Received | str | None] | None = None
         self._queue: deque[Received | str] = deque()
         self._busy = False
         self._oob_running = 0
@@ -97,9 +105,12 @@ class Conversation:
         if self._advancing:
             return
         self._advancing = True
+        deadline = time.monotonic() + TURN_SECONDS
         try:
             while not self._over and not self._line.unsent and self._step():
-                pass
+                if time.monotonic() >= deadline:
+                    self._line.run_later(self.advance)
+                    return
         except Exception:
             # A client must never end the keeper.
             log.exception("internal error in a monitor")
@@ -118,9 +129,11 @@ class Conversation:
         may_wait = isinstance(session, QmpSession) and session.oob and len(self._queue) < MAX_QUEUED
         if self._incoming is None or (self._busy and not may_wait) or self._oob_running >= MAX_QUEUED:
             return False
-        received = next(self._incoming, None)
+        try:
+            received = next(self._incoming)
+        except StopIteration:
+            self._incoming = received = None
         if received is None:
-            self._incoming = None
             self._line.flush()
         elif not isinstance(received, str) and received.oob:
             self._run(received)

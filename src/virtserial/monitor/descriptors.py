@@ -7,6 +7,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from virtserial.closing import close_foreign
 from virtserial.monitor.qmp import QmpError
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ class NamedDescriptors:
             QmpError: the name begins with a digit, or there are MAX_DESCRIPTORS; `fd` is closed.
         """
         if name[:1].isdigit() or (len(self._fds) >= MAX_DESCRIPTORS and name not in self._fds):
-            os.close(fd)
+            close_foreign(fd)
             if not name[:1].isdigit():
                 raise QmpError(f"more than {MAX_DESCRIPTORS} descriptors with names")
             raise QmpError("Parameter 'fdname' expects a name not starting with a digit")
         if name in self._fds:
-            os.close(self._fds[name])
+            close_foreign(self._fds[name])
         self._fds[name] = fd
 
     def take(self, name: str) -> int:
@@ -70,12 +71,12 @@ class NamedDescriptors:
         """
         if name not in self._fds:
             raise QmpError(f"File descriptor named '{name}' not found")
-        os.close(self._fds.pop(name))
+        close_foreign(self._fds.pop(name))
 
     def close(self) -> None:
         """Close all of them."""
         while self._fds:
-            os.close(self._fds.popitem()[1])
+            close_foreign(self._fds.popitem()[1])
 
 
 class Client(NamedTuple):
@@ -124,7 +125,7 @@ class DescriptorSets:
             QmpError: the number is negative, or there are too many; `fd` is closed.
         """
         if (number is not None and number < 0) or sum(map(len, self._sets.values())) >= MAX_DESCRIPTORS:
-            os.close(fd)
+            close_foreign(fd)
             if number is not None and number < 0:
                 raise QmpError("Parameter 'fdset-id' expects a non-negative value")
             raise QmpError(f"more than {MAX_DESCRIPTORS} descriptors in sets")
@@ -167,7 +168,7 @@ class DescriptorSets:
             words = f"fdset-id:{number}" if fd is None else f"fdset-id:{number}, fd:{fd}"
             raise QmpError(f"File descriptor named '{words}' not found")
         for member in leaving:
-            os.close(member.fd)
+            close_foreign(member.fd)
             members.remove(member)
         if not members:
             del self._sets[number]
@@ -195,5 +196,5 @@ class DescriptorSets:
         """Close all of them."""
         for members in self._sets.values():
             for member in members:
-                os.close(member.fd)
+                close_foreign(member.fd)
         self._sets.clear()

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from virtserial.options.values import Values
 
+MAX_ECHO: Final = 64 << 10
+"""Bytes of echo after which it is sent: a key can redraw a line of 4 KiB."""
 PROMPT: Final = "(qemu) "
 BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n"
 
@@ -27,6 +29,7 @@ class HmpSession:
     def __init__(self, version: Values, complete: Callable[[str], tuple[Sequence[str], int]]) -> None:
         self._readline = Readline(PROMPT, complete)
         self._out = [BANNER.format(**version.given)]
+        self._waiting = 0
 
     def hand_over(self) -> dict[str, object]:
         """Return what a successor needs (`take_over`)."""
@@ -37,12 +40,17 @@ class HmpSession:
         self._out.clear()
         self._readline.take_over(saved)
 
-    def receive(self, data: bytes) -> Iterator[str]:
-        """Take what was typed; yield each line that it ends.  Answer one before asking for the next."""
+    def receive(self, data: bytes) -> Iterator[str | None]:
+        """Take what was typed; yield each line that it ends, and None where there is much to send first.
+
+        Answer a line before asking for the next.
+        """
         # A byte is a character: the line's length is QEMU's, and any encoding passes as it is.
         for character in data.decode("latin-1"):
             line = self._readline.type(character)
             self._collect()
+            if self._waiting > MAX_ECHO:
+                yield None
             if line is not None:
                 yield line.encode("latin-1").decode(errors="surrogateescape")
 
@@ -61,10 +69,13 @@ class HmpSession:
         self._out.append("\n")
 
     def _collect(self) -> None:
-        self._out.append(self._readline.output())
+        shown = self._readline.output()
+        self._out.append(shown)
+        self._waiting += len(shown)
 
     def data_to_send(self) -> bytes:
         """Return the bytes to send, once."""
         data = "".join(self._out).replace("\n", "\r\n").encode("latin-1")
         self._out.clear()
+        self._waiting = 0
         return data

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES: Final = 1 << 20
 """QEMU takes 64 MiB."""
-MAX_TOKENS: Final = 1 << 16
+MAX_TOKENS: Final = 1 << 14
+"""QEMU takes 2 Mi; a value is parsed in one turn of the keeper's loop."""
+MAX_WORD: Final = 1 << 12
+"""Bytes of a number or keyword: it is matched anew whenever more of it comes."""
 MAX_NESTING: Final = 512
 """QEMU takes 1024; Python's json, which writes the answers, is recursive."""
 
@@ -25,18 +28,15 @@ MAX_NESTING: Final = 512
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _TOKEN = re.compile(
     rb"""(?P<structural>[{}\[\]:,])
-    |(?P<string>"(?:[^"\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+"|'(?:[^'\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+')
     |(?P<number>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)
     |(?P<keyword>[a-z]+)""",
     re.VERBOSE,
 )
-_UNFINISHED = re.compile(
-    rb"""(?:"(?:[^"\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+\\?
-    |'(?:[^'\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+\\?
-    |-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?|-
-    |[a-z]+)""",
-    re.VERBOSE,
-)
+_UNFINISHED = re.compile(rb"-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?|-|[a-z]+")
+_STRINGS = {
+    quote: re.compile(rb"(?:[^%b\\\x00-\x1f\xfe\xff]++|\\[^\x00-\x1f\xfe\xff])*+" % quote) for quote in (b'"', b"'")
+}
+"""By its quotation mark: as much of a string's content as there is."""
 _OPEN_ENDED = frozenset(("number", "keyword"))
 """Tokens that only the byte after them ends."""
 _AFTER_ERROR = re.compile(rb"[\x00-\x08\x0a-\x1f\xfe\xff{}\[\]:,]")
@@ -46,12 +46,12 @@ _ESCAPES = {'"': '"', "'": "'", "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n":
 _KEYWORDS = {"true": True, "false": False, "null": None}
 
 
-def _after_error(data: bytes, start: int) -> int:
+def _after_error(data: bytearray, start: int) -> int:
     found = _AFTER_ERROR.search(data, start)
     return found.start() if found else -1
 
 
-def _after_limit(data: bytes, start: int) -> int:
+def _after_limit(data: bytearray, start: int) -> int:
     """The next newline or discarding byte; by memchr, since it may be a gibibyte away."""
     return min((place for byte in (b"\n", b"\xff") if (place := data.find(byte, start)) >= 0), default=-1)
 
@@ -77,17 +77,21 @@ class JsonStream:
     """Takes bytes as they come; yields values and errors in order."""
 
     def __init__(self) -> None:
-        self._data = b""
+        self._data = bytearray()
         self._position = 0
+        self._scanned = 0
+        """Up to where the string that begins at _position was matched."""
         self._tokens: list[Token] = []
         self._size = 0
         self._braces = self._brackets = 0
         self._line = self._column = 1
-        self._skip: Callable[[bytes, int], int] | None = None
+        self._skip: Callable[[bytearray, int], int] | None = None
 
     def feed(self, data: bytes) -> Iterator[object | JsonError]:
         """Yield the values (as of json.loads) and JsonErrors that these bytes complete."""
-        self._data = self._data[self._position :] + data
+        del self._data[: self._position]
+        self._data += data
+        self._scanned = max(self._scanned - self._position, 0)
         self._position = 0
         while True:
             if self._skip is not None and not self._skipped(self._skip):
@@ -97,16 +101,30 @@ class JsonStream:
             waiting = len(self._data) - self._position
             if not waiting:
                 return
+            quote = bytes(self._data[self._position : self._position + 1])
+            if (content := _STRINGS.get(quote)) is not None:
+                end = self._end_of(content)
+                last = self._data[end : end + 1]
+                if last == quote:
+                    yield from self._token("string", bytes(self._data[self._position : end + 1]))
+                elif self._size + waiting > MAX_BYTES:
+                    yield self._over("token size")
+                elif end + len(last) == len(self._data) and bytes(last) in (b"", b"\\"):
+                    return
+                else:
+                    yield self._stray(end + (last == b"\\"))
+                continue
             matched = _TOKEN.match(self._data, self._position)
             if matched is None or matched.lastgroup in _OPEN_ENDED:
                 unfinished = _UNFINISHED.fullmatch(self._data, self._position)
                 if matched is None or unfinished:
-                    if self._size + waiting > MAX_BYTES:
+                    if self._size + waiting > MAX_BYTES or (unfinished and waiting > MAX_WORD):
                         yield self._over("token size")
                     elif unfinished:
                         return
                     else:
-                        yield self._stray()
+                        begun = _UNFINISHED.match(self._data, self._position)
+                        yield self._stray(begun.end() if begun else self._position)
                     continue
             yield from self._token(str(matched.lastgroup), matched[0])
 
@@ -115,7 +133,13 @@ class JsonStream:
         if self._skip is not None:
             return None
         # A space between tokens has no meaning.
-        return b" ".join([*(token.text for token in self._tokens), self._data[self._position :]])
+        return b" ".join([*(token.text for token in self._tokens), bytes(self._data[self._position :])])
+
+    def _end_of(self, content: re.Pattern[bytes]) -> int:
+        """Where the content of the string at the position ends so far; what was scanned before is not scanned again."""
+        matched = content.match(self._data, max(self._scanned, self._position + 1))
+        self._scanned = matched.end() if matched else self._scanned
+        return self._scanned
 
     def _advance(self, end: int) -> None:
         """Move to an offset of the data; count lines and columns."""
@@ -124,12 +148,12 @@ class JsonStream:
         self._line += lines
         self._column = end - self._data.rfind(b"\n", start, end) if lines else self._column + end - start
 
-    def _skipped(self, until: Callable[[bytes, int], int]) -> bool:
+    def _skipped(self, until: Callable[[bytearray, int], int]) -> bool:
         found = until(self._data, self._position)
         self._advance(found if found >= 0 else len(self._data))
         if found < 0:
             return False
-        if self._data[found : found + 1] in (b"\xfe", b"\xff"):
+        if self._data[found] in (0xFE, 0xFF):
             self._advance(found + 1)
         self._skip = None
         return True
@@ -143,15 +167,12 @@ class JsonStream:
         self._skip = _after_limit
         return JsonError(f"JSON {limit} limit exceeded")
 
-    def _stray(self) -> JsonError:
-        """Handle bytes that begin no token, or break one off."""
-        start = self._position
-        begun = _UNFINISHED.match(self._data, start)
-        end = begun.end() if begun else start
-        token = Token("stray", self._data[start : end + 1], self._line, self._column)
+    def _stray(self, end: int) -> JsonError:
+        """Handle bytes that begin no token, or break one off at `end`."""
+        token = Token("stray", bytes(self._data[self._position : end + 1]), self._line, self._column)
         text = token.text.decode(errors="replace")
         self._advance(end + 1)
-        if self._data[end : end + 1] not in (b"\xfe", b"\xff"):
+        if not token.text.endswith((b"\xfe", b"\xff")):
             self._skip = _after_error
         self._reset()
         return token.error(f"stray '{text}'")

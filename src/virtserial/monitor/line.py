@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.monitor")
 
-READ_SIZE = 64 << 10
+READ_SIZE = 4 << 10
+"""Bytes of input in one turn."""
+WRITE_SIZE = 64 << 10
+"""Bytes of output in one call; a client without focus gets no more events after as many."""
 MAX_UNSENT = 4 << 20
 """Unread bytes after which a client's connection is closed (events do that: requests wait from the first)."""
 
@@ -262,7 +265,7 @@ class MonitorLine:
     def _hearer(self) -> QmpSession | None:
         """The session that gets events, if there is one."""
         session = self._conversation.session if self._conversation is not None else None
-        hears = self._has_focus or len(self.unsent) < READ_SIZE
+        hears = self._has_focus or len(self.unsent) < WRITE_SIZE
         return session if isinstance(session, QmpSession) and hears else None
 
     # conversation.Line
@@ -271,6 +274,10 @@ class MonitorLine:
         """Everything received was handled: read more in the next turn."""
         if self._host is not None and self._host.readable:
             self._loop.add_turn(self.host_readable)
+
+    def run_later(self, callback: Callable[[], None]) -> None:
+        """Call back in the next turn of the loop."""
+        self._loop.add_turn(callback)
 
     def flush(self) -> None:
         """Send the session's output."""
@@ -281,7 +288,7 @@ class MonitorLine:
             return  # Output waits for the focus, as with QEMU's monitors.
         try:
             while self.unsent and self._host is not None:
-                with memoryview(bytes(self.unsent[:READ_SIZE])) as piece:
+                with memoryview(bytes(self.unsent[:WRITE_SIZE])) as piece:
                     count = self._host.writev([piece])
                 if not count:
                     break

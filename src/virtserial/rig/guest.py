@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtserial.client.qmp import QmpClient
+from virtserial.errors import VirtserialError
 from virtserial.rig.channel import AgentChannel, GuestError, GuestSession, Job, Result
 from virtserial.rig.guestside import agent
 from virtserial.rig.image import extra_archive, guest_image
@@ -110,7 +111,7 @@ class Guest:
         except BaseException as error:
             text = self.diagnosis()
             self.close()
-            if isinstance(error, (GuestError, OSError)):
+            if isinstance(error, (VirtserialError, OSError)):
                 raise GuestError(f"{error}\n{text}") from error
             raise
         return self

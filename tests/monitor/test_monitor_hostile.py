@@ -1,0 +1,161 @@
+"""Clients that try to fill or hold the keeper: its memory stays bounded, other clients and guests are served."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+
+import pytest
+from support.device_process import DeviceProcess, controller_options, port_options, resident
+from support.embedded_guest import EmbeddedGuest
+from support.serving import QmpClient
+
+GROWTH = 48 << 20
+"""Bytes that the keeper may grow by under an attack; each sends or causes much more."""
+PATIENCE = 3.0
+"""Seconds that another client may wait.  A busy machine; each attack held the keeper longer, or for ever."""
+NEGOTIATE = b'{"execute":"qmp_capabilities"}\n'
+
+
+@pytest.fixture
+def device(folder):
+    device = DeviceProcess(
+        folder, *controller_options(folder), *port_options(folder, "a"),
+        *("-qmp", f"unix:{folder}/attacked,server=on,wait=off", "-qmp", f"unix:{folder}/other,server=on,wait=off"),
+        *("-monitor", f"unix:{folder}/hmp,server=on,wait=off"),
+    )  # fmt: skip
+    yield device
+    device.kill()
+
+
+class Attacker:
+    """A client in bytes; reads nothing unless it is told to."""
+
+    def __init__(self, path, reads):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self.socket.recv(4096)
+        self.received = 0
+        if reads:
+            threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        with contextlib.suppress(OSError):
+            while data := self.socket.recv(1 << 20):
+                self.received += len(data)
+
+    def send(self, data, seconds=2.0, piece=1 << 16):
+        """Send as much as is taken in a while."""
+        deadline = time.monotonic() + seconds
+        view = memoryview(data)
+        with contextlib.suppress(OSError):
+            while view and (left := deadline - time.monotonic()) > 0:
+                self.socket.settimeout(left)
+                view = view[self.socket.send(view[:piece]) :]
+
+
+QMP_FLOODS = {
+    "string without end": lambda one: one.send(b'"' + b"a" * (64 << 20)),
+    "string byte by byte": lambda one: (one.send(b'"' + b"a" * 1_000_000), one.send(b"b" * 5000, piece=1)),
+    "number without end": lambda one: one.send(b"1" * (64 << 20)),
+    "number digit by digit": lambda one: (one.send(b"1" * 1_000_000), one.send(b"1" * 5000, piece=1)),
+    "escapes": lambda one: one.send(b'"' + b"\\u0041" * (8 << 20)),
+    "nesting": lambda one: one.send(b"[" * (16 << 20)),
+    "nesting below the limit": lambda one: one.send((b"[" * 500 + b"]" * 500) * 20_000),
+    "many elements": lambda one: one.send((b"[" + b"1," * 16_000 + b"1]") * 300),
+    "strays": lambda one: one.send(b"}" * (16 << 20)),
+    "cleared again and again": lambda one: one.send(b'{"a":\xff' * (2 << 20)),
+    "requests": lambda one: one.send(b'{"execute":"query-chardev"}' * 200_000),
+    "large ids": lambda one: one.send(b'{"execute":"query-status","id":"%s"}' % (b"i" * 900_000) * 30),
+    "lines of people": lambda one: one.send(
+        b'{"execute":"human-monitor-command","arguments":{"command-line":"info qtree"}}' * 100_000
+    ),
+}
+HMP_FLOODS = {
+    "redrawn lines": lambda one: one.send(b"a" * 4000 + b"\x01b\x7f" * (1 << 20)),
+    "redrawn screens": lambda one: one.send(b"a" * 4000 + b"\x0c" * (1 << 22)),
+    "history": lambda one: one.send((b"a" * 4000 + b"\n") * 4 + b"\x10\x0e" * (1 << 20)),
+    "empty lines": lambda one: one.send(b"\n" * (1 << 22)),
+    "help": lambda one: one.send(b"help\n" * (1 << 18)),
+}
+
+
+def under_attack(device, folder, attack):
+    """What an attack makes the keeper grow by; meanwhile another client and a guest are served."""
+    other = QmpClient(f"{folder}/other")
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        other("query-status")
+        before, most, longest = resident(device.pid), 0, 0.0
+        attacking = threading.Thread(target=attack)
+        attacking.start()
+        while attacking.is_alive():
+            asked = time.monotonic()
+            other("query-status")
+            longest = max(longest, time.monotonic() - asked)
+            most = max(most, resident(device.pid))
+            guest.check_port("a", folder / "a", 10_000)
+        attacking.join()
+    other.close()
+    assert longest < PATIENCE
+    assert device.process.poll() is None
+    return most - before
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["unread", "read"])
+@pytest.mark.parametrize("name", [*QMP_FLOODS, *HMP_FLOODS])
+def test_flood(device, folder, name, reads):
+    is_hmp = name in HMP_FLOODS
+    attacker = Attacker(f"{folder}/{'hmp' if is_hmp else 'attacked'}", reads)
+    if not is_hmp:
+        attacker.send(NEGOTIATE)
+    flood = (HMP_FLOODS if is_hmp else QMP_FLOODS)[name]
+    assert under_attack(device, folder, lambda: flood(attacker)) < GROWTH
+    attacker.socket.close()
+    # The next client finds a monitor as new.
+    with contextlib.closing(QmpClient(f"{folder}/attacked")) as client:
+        assert client("query-status")["running"]
+
+
+@pytest.mark.parametrize("command", ["getfd", "add-fd"])
+def test_descriptors_without_end(device, folder, command):
+    client = QmpClient(f"{folder}/attacked")
+
+    def pass_many():
+        for number in range(1500):
+            arguments = {"fdname": f"f{number}"} if command == "getfd" else {}
+            client.ask({"execute": command, "arguments": arguments}, [null.fileno()])
+        # Descriptors for no command.
+        for _ in range(1000):
+            client.ask({"execute": "query-status"}, [null.fileno()] * 16)
+
+    with open(os.devnull) as null:
+        assert under_attack(device, folder, pass_many) < GROWTH
+    assert len(os.listdir(f"/proc/{device.pid}/fd")) < 1300
+    client.close()
+
+
+def test_passed_socket_that_lingers_holds_nobody(device, folder):
+    """The last close of such a socket waits for its peer, who reads nothing: here for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        lingering = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()
+        lingering.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                lingering.send(bytes(1 << 16))
+        lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+        client = QmpClient(f"{folder}/attacked")
+        client("getfd", fds=[lingering.fileno()], fdname="named")
+        client.ask({"execute": "query-status"}, [lingering.fileno()])
+        lingering.close()
+
+        def close():
+            client("closefd", fdname="named")
+            client.close()
+
+        under_attack(device, folder, close)
+        peer.close()
