@@ -32,7 +32,7 @@ USAGE = """usage: virtserial serve OPTION...
                         a monitor on a -chardev
   -device DRIVER,help   list a driver's properties; -chardev help lists the kinds
   --ready-fd N          close descriptor N once every socket is ready
-  --trust-vmm           map guest memory even if the VMM may shrink its file
+  --trust-vmm           map guest memory even if the VMM can take its pages away
   --allow-path PATH     let monitors use PATH and everything below it, beside the paths of these options
   --sandbox=off         do not confine the process that handles the guest's bytes
   -v, --verbose         log more (twice: the guest driver's messages too)

@@ -1,6 +1,6 @@
-"""Which pages of guest memory the device has written, for a VMM that moves a running guest to another host.
+"""The pages of guest memory that the device has written, for a VMM that moves a running guest to another host.
 
-Bits of pages are kept in chunks, one number for each; only chunks with a written page exist.
+The bits of pages are in chunks, one integer each; only chunks with a written page exist.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Final
 
 LOGGED_PAGE_SIZE: Final = 4096
-"""Bytes: the unit in which writes are noted."""
+"""The unit of the log, in bytes."""
 _CHUNK_PAGES: Final = 8192
 _WHOLE_CHUNK: Final = (1 << _CHUNK_PAGES) - 1
 MAX_CHUNKS: Final = 65536
-"""2 TiB of guest memory, 64 MiB of our own at most.  Beyond that everything counts as written."""
+"""For 2 TiB of guest memory; the log then takes 64 MiB.  Beyond that everything counts as written."""
 
 
 class DirtyLog:
-    """The pages written since they were last asked for."""
+    """The pages written since the last `take`."""
 
     def __init__(self) -> None:
         self._chunks: dict[int, int] = {}
@@ -41,13 +41,13 @@ class DirtyLog:
         self._chunks.clear()
 
     def take(self, address: int, length: int, page_size: int) -> bytes:
-        """Return and forget what was written in [address, address + length).
+        """Return and drop the pages written in [address, address + length).
 
         Args:
-            page_size: bytes for which one bit stands in the answer, a power of 2 from LOGGED_PAGE_SIZE on.
+            page_size: bytes for each bit of the answer, a power of 2, at least LOGGED_PAGE_SIZE.
 
         Returns:
-            Bits in ascending order, the lowest of the first byte for the page at `address`; a multiple of 8 bytes.
+            Bits in ascending order, the lowest bit of the first byte for the page at `address`; a multiple of 8 bytes.
         """
         units = -(-length // page_size)
         size = (units + 63) // 64 * 8
@@ -62,7 +62,7 @@ class DirtyLog:
             self._chunks[chunk] ^= written
             if not self._chunks[chunk]:
                 del self._chunks[chunk]
-            # Lowest page first, as a text of digits: looking for the next 1 in it is one call.
+            # Lowest page first, as a string of digits, in which find() searches the next 1 in one call.
             digits = f"{written:b}"[::-1]
             page = digits.find("1")
             while page >= 0:
@@ -73,6 +73,6 @@ class DirtyLog:
 
 
 def _bits(first: int, end: int) -> int:
-    """Ones at [first, end), as far as that is inside a chunk."""
+    """Return ones at [first, end), cut to one chunk."""
     first, end = max(first, 0), min(end, _CHUNK_PAGES)
     return _WHOLE_CHUNK if end - first == _CHUNK_PAGES else ((1 << end - first) - 1) << first

@@ -1,11 +1,11 @@
 """State memory: the registers and positions of a device, kept where they outlive the process.
 
-A device's state is a block of bytes: an ordinary bytearray in tests, a shared memory file in a worker.  Objects do not
-save themselves into it, they live in it: every register is a field of a `Record`, so a successor that builds the same
-objects over the same block goes on where its predecessor was killed.
+A device's state is a block of bytes: a bytearray in tests, a memory file in a worker.  Objects are not saved into
+it, they live in it: every register is a field of a `Record`.  So a successor that builds the same objects over the same
+block resumes where its predecessor was killed.
 
 Layout: a 64-byte header, then the records in the order in which the device's constructor allocates them, each
-aligned to 8 bytes.  All fields are native little-endian; a field is stored and loaded whole (one aligned access).
+aligned to 8 bytes.  All fields are native little-endian; a load or store of a field is one aligned access.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StateMemory:
     """A block of state, handed out piece by piece.
 
     Args:
-        buffer: writable bytes, zeroed for a new device, or a predecessor's for one that goes on.
+        buffer: writable bytes: zeros for a new device, a predecessor's block for a successor.
     """
 
     def __init__(self, buffer: bytearray | memoryview) -> None:
@@ -73,7 +73,7 @@ class Record:
         self.base = state.allocate(self.SIZE)
 
     def holds(self, data: bytes) -> bool:
-        """Whether the record begins with these bytes: one comparison instead of a load for every field."""
+        """Whether the record starts with these bytes: one comparison instead of a load for every field."""
         return bool(self.state.u8[self.base : self.base + len(data)] == data)
 
     def clear(self) -> None:
@@ -84,7 +84,7 @@ class Record:
 class _Field:
     """One field: a descriptor that loads and stores in the record's state memory.
 
-    The four kinds repeat a few lines: a common method would double the cost of the hot path's most frequent call.
+    The four kinds repeat a few lines, because a common method would double the cost of the hot path's most frequent call.
     """
 
     __slots__ = ("index",)

@@ -1,7 +1,7 @@
-"""The memory table: every region the VMM has mapped for one device, and the way from a guest address to bytes.
+"""The memory table: every region that the VMM has mapped for one device, and the way from a guest address to bytes.
 
-Nothing outside a region can be reached: each access is checked against the region's bounds and against 2**64, and the
-view that is handed out ends where the region ends.
+Nothing outside a region is reachable: the table checks each access against the region's bounds and against 2**64, and
+a returned view ends where its region ends.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class MemoryTable:
     """Regions sorted by address, none overlapping another.
 
     Attributes:
-        recent: a mapped region that was used lately; None after every change.
+        recent: a recently used mapped region; None after every change.
         generation: counts the changes.
-        log: notes what the device writes, None while nobody asks for it; rings look at it when they are opened.
+        log: notes the device's writes; None while nobody asks for them.  Rings read it when they open.
     """
 
     def __init__(self) -> None:
@@ -45,10 +45,10 @@ class MemoryTable:
         return iter(self._regions)
 
     def check(self, iova: int, size: int) -> None:
-        """Whether [iova, iova + size) may be mapped now.
+        """Check that [iova, iova + size) may be mapped now.
 
         Raises:
-            PeerError: it is empty, leaves the 64-bit space, overlaps a region, or there are too many regions.
+            PeerError: the range is empty, leaves the 64-bit space or overlaps a region; there are too many regions.
         """
         if size <= 0 or iova < 0 or iova + size > ADDRESS_LIMIT:
             raise PeerError(f"DMA map of {size:#x} bytes at {iova:#x} leaves the 64-bit address space")
@@ -77,7 +77,7 @@ class MemoryTable:
         self.generation += 1
 
     def unmap(self, iova: int, size: int) -> list[Region]:
-        """Remove the regions inside [iova, iova + size) and return them; none is no error, as with VFIO.
+        """Remove the regions inside [iova, iova + size) and return them; it is no error if there are none, as with VFIO.
 
         Raises:
             PeerError: the range cuts a region in two.
@@ -112,7 +112,7 @@ class MemoryTable:
         """Return the region that holds `address`.
 
         Raises:
-            AddressError: none does.
+            AddressError: no region does.
         """
         index = bisect_right(self._starts, address) - 1
         if index >= 0:
@@ -137,7 +137,7 @@ class MemoryTable:
             offset = address - region.iova
             count = min(length, region.size - offset)
             if count < length and not end_found:
-                # What ends nowhere is refused before its first byte is used.
+                # Refuse a range whose end is not mapped before its first byte is used.
                 self.find(address + length - 1)
                 end_found = True
             yield region, offset, count
@@ -147,7 +147,7 @@ class MemoryTable:
     def readable_views(self, address: int, length: int, limit: int) -> list[memoryview]:
         """Return views of a range: of guest memory where it is mapped, else of a copy.
 
-        At most `limit` bytes are copied; once the views hold that many, what lies behind them is left out.
+        At most `limit` bytes are copied; the views end once they hold that many.
 
         Raises:
             AddressError: see `pieces`.
@@ -170,8 +170,8 @@ class MemoryTable:
     ) -> tuple[list[memoryview], list[tuple[int, memoryview]]]:
         """Return views to fill, and those among them that are not guest memory.
 
-        The second list holds (guest address, view): who fills such a view passes its filled part to `write`.  At most
-        `limit` bytes of such buffers are made; once the views hold that many, what lies behind them is left out.
+        The second list holds (guest address, view): after filling such a view, pass its filled part to `write`.  At most
+        `limit` bytes of such buffers are made; the views end once they hold that many.
 
         Raises:
             AddressError: see `pieces`.
@@ -205,7 +205,7 @@ class MemoryTable:
         """Store bytes.
 
         Raises:
-            AddressError: see `pieces`; then nothing has been stored.
+            AddressError: see `pieces`; nothing was stored.
         """
         data = memoryview(data)
         start = 0
@@ -214,7 +214,7 @@ class MemoryTable:
             start += count
 
     def mapped_view(self, address: int, length: int) -> memoryview | None:
-        """Return one view of a whole range in mapped, writable memory, or None where there is none such.
+        """Return one view of a whole range in mapped, writable memory, or None if the range is elsewhere.
 
         Raises:
             AddressError: the range is not mapped for DMA.

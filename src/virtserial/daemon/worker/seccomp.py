@@ -140,6 +140,7 @@ _QUIET_FLAGS = ~(0x40 | 0x4000 | 0x8000) & 0xFFFFFFFF
 CALLS = (
     # The data path first: the kernel reads the filter from its start.
     Call("epoll_wait", 232, "wait for descriptors"),
+    Call("epoll_pwait", 281, "the same, in C libraries other than glibc"),
     Call("readv", 19, "a host's bytes into guest memory"),
     Call("writev", 20, "guest memory to a host"),
     Call("write", 1, "interrupts (eventfds), replies, the log"),
