@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from virtserial.channel.connections import StreamConnection
 from virtserial.chardev.base import Chardev, could_not_open
+from virtserial.chardev.raw_mode import cfmakeraw
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,23 +47,11 @@ class LineSettings(NamedTuple):
             if value not in known:
                 raise ConfigError(f"serial: {name}={value} is not one of {', '.join(map(str, known))}")
         settings = termios.tcgetattr(fd)
-        settings[0] &= ~(
-            termios.IGNBRK
-            | termios.BRKINT
-            | termios.PARMRK
-            | termios.ISTRIP
-            | termios.INLCR
-            | termios.IGNCR
-            | termios.ICRNL
-            | termios.IXON
-        )
-        settings[1] &= ~termios.OPOST
+        cfmakeraw(settings)
         settings[2] &= ~(termios.CSIZE | termios.PARENB | termios.PARODD | termios.CRTSCTS | termios.CSTOPB)
         settings[2] |= DATA_BITS[self.data_bits] | PARITIES[self.parity] | STOP_BITS[self.stop_bits]
         settings[2] |= termios.CREAD | termios.CLOCAL
-        settings[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN | termios.ISIG)
         settings[4] = settings[5] = speed
-        settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
         termios.tcsetattr(fd, termios.TCSANOW, settings)
 
 

@@ -65,24 +65,15 @@ class StdioChardev(Chardev):
         """Character by character, 8 bits, without echo; newlines are still made CR LF on the way out."""
         import termios
 
+        from virtserial.chardev.raw_mode import cfmakeraw
+
         self._terminal_attributes = termios.tcgetattr(STDIN)
         raw = termios.tcgetattr(STDIN)
-        raw[0] &= ~(
-            termios.IGNBRK
-            | termios.BRKINT
-            | termios.PARMRK
-            | termios.ISTRIP
-            | termios.INLCR
-            | termios.IGNCR
-            | termios.ICRNL
-            | termios.IXON
-        )
+        signals = raw[3] & termios.ISIG
+        cfmakeraw(raw)
         raw[1] |= termios.OPOST
-        raw[2] = raw[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-        raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.IEXTEN)
-        if not self.signal:
-            raw[3] &= ~termios.ISIG
-        raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
+        if self.signal:
+            raw[3] |= signals
         self._put_terminal_in_mode(raw)
 
     def _put_terminal_in_mode(self, raw: list[Any]) -> None:

@@ -84,7 +84,7 @@ class Record:
 class _Field:
     """One field: a descriptor that loads and stores in the record's state memory.
 
-    The four kinds repeat a few lines, because a common method would double the cost of the hot path's most frequent call.
+    The four kinds repeat a few lines: a common method would double the cost of the hot path's most frequent call.
     """
 
     __slots__ = ("index",)

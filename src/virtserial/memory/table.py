@@ -77,7 +77,7 @@ class MemoryTable:
         self.generation += 1
 
     def unmap(self, iova: int, size: int) -> list[Region]:
-        """Remove the regions inside [iova, iova + size) and return them; it is no error if there are none, as with VFIO.
+        """Remove the regions inside [iova, iova + size) and return them; none is fine, as with VFIO.
 
         Raises:
             PeerError: the range cuts a region in two.
@@ -170,7 +170,7 @@ class MemoryTable:
     ) -> tuple[list[memoryview], list[tuple[int, memoryview]]]:
         """Return views to fill, and those among them that are not guest memory.
 
-        The second list holds (guest address, view): after filling such a view, pass its filled part to `write`.  At most
+        The second list holds (guest address, view): fill such a view, then pass its filled part to `write`.  At most
         `limit` bytes of such buffers are made; the views end once they hold that many.
 
         Raises:
