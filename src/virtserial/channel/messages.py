@@ -10,6 +10,7 @@ From the keeper, until a worker serves (daemon/keeper/briefing.py says why in th
 | Interrupted, Backlog | - | finishes what its predecessor was killed over, or had not yet handed on |
 | DmaMap, Irq | the guest's memory, if it is a file; an eventfd | takes what its predecessors had from the VMM |
 | AddFront, Connect | a stream; the host end's | joins host ends |
+| Listen | listening sockets | takes clients off them: in one loop with all else that hosts do, so in their order |
 | ConnectVmm | the VMM's socket | serves it |
 | Start | - | looks at every ring, and serves |
 
@@ -19,6 +20,7 @@ and later, as things change:
 |---|---|---|
 | Controller, Port, ConnectVmm, AddFront, Connect | as above | adds it; Connect replaces a chardev's last connection |
 | RemoveController, RemovePort, Disconnect | - | unplugs; takes a chardev's connection away |
+| Listen, StopListening | listening sockets; - | takes clients; closes the sockets |
 | Save, Restore, Resume | a file; a file; - | does it and sends Answer |
 | Ping | - | sends Pong |
 | Stop | - | sends Backlog for what no ring and no socket holds, and ends |
@@ -33,6 +35,7 @@ From the worker:
 | DmaMap, Irq | as above | holds it for the next worker; it is sent before the VMM gets its answer |
 | DropDma, DropIrq | - | closes what it holds |
 | VmmGone | - | closes the VMM's socket, lets the next VMM come |
+| Accepted | the client's socket | holds it as if it had sent Connect |
 | ConnectionEnded, FrontChanged, GuestOpen, Quit | - | passes it on to chardevs, monitors, and who serves |
 | Answer, Pong, Backlog | - | ends the wait; keeps it for the next worker |
 
@@ -186,6 +189,24 @@ class Connect:
     program: str
     serial: Serial
     connection: Connection
+
+
+@record
+class Listen:
+    """Take the clients of a chardev off its listening sockets, one at a time, before what they or others send is read.
+
+    Attributes:
+        connect: what the first client's connection is; the next one's has the next serial number, and so on.
+    """
+
+    connect: Connect
+
+
+@record
+class StopListening:
+    """Take no more clients of a chardev; those who come belong to nobody."""
+
+    chardev: str
 
 
 @record
@@ -343,6 +364,14 @@ class ConnectionEnded:
 
 
 @record
+class Accepted:
+    """A client has come, and is being served already."""
+
+    chardev: str
+    serial: Serial
+
+
+@record
 class FrontChanged:
     """A front, or the host end under it, of connection `serial`."""
 
@@ -372,17 +401,17 @@ class Quit:
 Request = Save | Restore | Resume
 """What the worker answers."""
 FromKeeper = (
-    Prepare | Begin | Controller | Port | Interrupted | Backlog | DmaMap | Irq | AddFront | Connect | ConnectVmm | Start
-    | Disconnect | RemovePort | RemoveController | Request | Ping | Stop
+    Prepare | Begin | Controller | Port | Interrupted | Backlog | DmaMap | Irq | AddFront | Connect | Listen
+    | ConnectVmm | Start | StopListening | Disconnect | RemovePort | RemoveController | Request | Ping | Stop
 )  # fmt: skip
 Report = (
-    DmaMap | Irq | DropDma | DropIrq | VmmGone | ConnectionEnded | FrontChanged | GuestOpen | Quit
+    DmaMap | Irq | DropDma | DropIrq | VmmGone | Accepted | ConnectionEnded | FrontChanged | GuestOpen | Quit
 )  # fmt: skip
 """What a worker tells of guests, VMMs and host ends."""
 FromWorker = Ready | Confined | Started | Pong | Answer | Backlog | Report
 Left = Interrupted | Backlog
 """What a worker leaves to the next."""
-Held = DmaMap | Irq | AddFront | Connect | ConnectVmm
+Held = DmaMap | Irq | AddFront | Connect | Listen | ConnectVmm
 """What the keeper holds with its descriptors, for every worker to come."""
 
 FROM_KEEPER = OneOf[FromKeeper](get_args(FromKeeper))
@@ -399,7 +428,9 @@ DESCRIPTORS: Mapping[type, range] = {
     Irq: range(1, 2),
     AddFront: range(1, 2),
     Connect: range(MAX_FDS + 1),
+    Listen: range(1, MAX_FDS + 1),
     ConnectVmm: range(1, 2),
+    Accepted: range(1, 2),
     Save: range(1, 2),
     Restore: range(1, 2),
 }

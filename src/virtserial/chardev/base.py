@@ -138,6 +138,25 @@ class Chardev:
     def connection_ended(self) -> None:
         """The present connection is over and its descriptors are closed: listen or connect again, or stay closed."""
 
+    def let_accept(self) -> tuple[Connection, Sequence[int]] | None:
+        """Let somebody else accept the clients, who says so by `client_accepted`.
+
+        Returns:
+            What each client's connection is, its socket the first descriptor, the listening sockets the others; and
+            those, which stay this chardev's.  None: it has none, or accepts itself.
+        """
+        return None
+
+    def accept_here(self) -> None:
+        """Accept clients itself again, after `let_accept`."""
+
+    def client_accepted(self, fd: int) -> None:
+        """Somebody else has accepted a client; its socket stays the caller's.
+
+        Raises:
+            StateError: it is no socket.
+        """
+
     def guest_opened(self) -> None:
         """The guest has opened the port that uses this chardev (a handler process that has ended starts again)."""
 

@@ -34,6 +34,11 @@ class SocketLayers(NamedTuple):
         protocol = "telnet" if self.telnet else "websocket" if self.websocket else "tcp"
         return protocol + address[3:] if address.startswith("tcp:") else address
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is spoken beside the port's own bytes."""
+        return not (self.telnet or self.websocket or self.tls is not None)
+
     def connection(
         self,
         name: str,
@@ -53,7 +58,7 @@ class SocketLayers(NamedTuple):
         """
         layers: list[SocketLayer] = []
         fds = [fd]
-        if self.telnet or self.websocket or self.tls is not None:
+        if not self.is_plain:
             fds.append(os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         if self.tls is not None:
             layers.append(Tls(self.tls.description, hostname))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING
 
+from virtserial.channel.connections import SocketConnection
+from virtserial.channel.messages import MAX_FDS
 from virtserial.chardev.base import Chardev
 from virtserial.chardev.socket_address import (
     FdAddress,
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from virtserial.channel.connections import Connection
     from virtserial.chardev.base import ConnectionSink, Put, Take
     from virtserial.chardev.preparation import Preparation
     from virtserial.chardev.socket_address import Address
@@ -60,6 +64,7 @@ class SocketServerChardev(Chardev):
         self._sink: ConnectionSink | None = None
         self._unix_listener: UnixListener | None = None
         self._listeners: list[socket.socket] = []
+        self._accepts = True
         self._bound_text = self.layers.text(address.text())
         self._connected_text = ""
 
@@ -133,6 +138,27 @@ class SocketServerChardev(Chardev):
         self.connected, self._connected_text = saved["connected"] is not None, saved["connected"] or ""
         self._watch()
 
+    def let_accept(self) -> tuple[Connection, Sequence[int]] | None:
+        if not self.layers.is_plain or not 0 < len(self._listeners) <= MAX_FDS:
+            return None
+        self._unwatch()
+        self._accepts = False
+        return SocketConnection(f"chardev '{self.id}' ({self._bound_text})"), [
+            listener.fileno() for listener in self._listeners
+        ]
+
+    def accept_here(self) -> None:
+        self._accepts = True
+        self._watch()
+
+    def client_accepted(self, fd: int) -> None:
+        try:
+            with socket.socket(fileno=os.dup(fd)) as client:
+                prepare_stream(client, nodelay=self._nodelay)
+                self._note(client)
+        except OSError as error:
+            raise StateError(f"chardev '{self.id}': what came is no client: {error.strerror}") from error
+
     def wait_connected(self) -> None:
         if self._loop is None:
             raise StateError(f"chardev '{self.id}' is not open")
@@ -161,7 +187,7 @@ class SocketServerChardev(Chardev):
         self._listeners = []
 
     def _watch(self) -> None:
-        if self._loop is not None and not self.connected:
+        if self._loop is not None and not self.connected and self._accepts:
             for listener in self._listeners:
                 listener.setblocking(False)
                 self._loop.watch(listener.fileno(), EPOLLIN, self._client_came)
@@ -194,13 +220,17 @@ class SocketServerChardev(Chardev):
     def _serve(self, client: socket.socket) -> None:
         prepare_stream(client, nodelay=self._nodelay)
         self._unwatch()
-        self.connected = True
-        self._connected_text = self.layers.text(connected_text(client, self.address, server=True))
+        self._note(client)
         if self._sink is not None:
             name = f"chardev '{self.id}' ({self._connected_text})"
             listeners = [listener.fileno() for listener in self._listeners]
             made = self.layers.connection(name, client.detach(), listeners=listeners)
             self._sink.connection_opened(self, *made)
+
+    def _note(self, client: socket.socket) -> None:
+        """A client is there."""
+        self.connected = True
+        self._connected_text = self.layers.text(connected_text(client, self.address, server=True))
         if self._waiting and self._loop is not None:
             self._loop.stop()
 

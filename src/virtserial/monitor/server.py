@@ -67,7 +67,7 @@ class Monitors:
             monitors._lines.append(line)
             chardev = keeper.chardevs[chardev_id]
             if not chardev.mux:
-                keeper.back_ends.sinks[chardev_id] = line
+                keeper.back_ends.add_sink(chardev_id, line)
             line.take_over(keeper, chardev, _name(len(monitors._lines)), client, take)
         return monitors
 
@@ -100,7 +100,7 @@ def attach(keeper: Keeper, line: MonitorLine, options: MonitorOptions, number: i
     if chardev.mux:
         line.share(keeper, chardev, _name(number))
     else:
-        keeper.back_ends.sinks[chardev.id] = line
+        keeper.back_ends.add_sink(chardev.id, line)
 
 
 def _name(number: int) -> str:

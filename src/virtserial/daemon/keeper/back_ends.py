@@ -2,6 +2,9 @@
 
 A chardev does what needs a name or a right (chardev/base.py); each connection that it yields gets a serial number, is
 held for the workers to come, and is sent to the one that runs, under the port, the hub or the front that uses it.
+
+The clients of a plain listening socket are accepted by the worker itself, which tells the keeper in the same moment:
+so what a host does first - connect here, send there - the guest learns first.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import os
 from typing import TYPE_CHECKING
 
 from virtserial.channel.connections import is_peer_there
-from virtserial.channel.messages import Connect, Disconnect
+from virtserial.channel.messages import Connect, Disconnect, Listen, StopListening
 from virtserial.channel.record import replace
 from virtserial.errors import ConfigError, StateError
 
@@ -19,9 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.channel.connections import Connection, Readable
-    from virtserial.channel.messages import ConnectionEnded
+    from virtserial.channel.messages import Accepted, ConnectionEnded
     from virtserial.chardev.base import Chardev, ConnectionSink
     from virtserial.chardev.preparation import Preparation
+    from virtserial.daemon.keeper.heartbeat import Heartbeat
     from virtserial.daemon.keeper.held import HeldDescriptors
     from virtserial.daemon.keeper.path_policy import PathPolicy
     from virtserial.daemon.keeper.supervisor import Supervisor
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
     from virtserial.machine.model import Machine
 
 log = logging.getLogger("virtserial.keeper")
+
+SERIALS_AHEAD = 1 << 20
+"""Serial numbers that a worker may use for the clients that it accepts at one chardev."""
 
 
 class BackEnds:
@@ -38,6 +45,7 @@ class BackEnds:
         chardevs: those to begin with, by id.
         held: where their connections are held.
         workers: get them.
+        heartbeat: notices a worker that takes no clients.
         path_policy: what monitors may name; None trusts them.
         prepares: a worker can read nothing later, so it is told ahead what to read.
 
@@ -56,6 +64,7 @@ class BackEnds:
         chardevs: dict[str, Chardev],
         held: HeldDescriptors,
         workers: Supervisor,
+        heartbeat: Heartbeat,
         path_policy: PathPolicy | None,
         prepares: bool,
     ) -> None:
@@ -68,6 +77,7 @@ class BackEnds:
         self._machine = machine
         self._held = held
         self._workers = workers
+        self._heartbeat = heartbeat
         self._path_policy = path_policy
         self._prepares = prepares
 
@@ -81,6 +91,7 @@ class BackEnds:
             chardev.report = log.warning
             chardev.open(self._loop, self)
             self.prepare_for(chardev)
+            self.let_accept(chardev)
             if self._path_policy is not None:
                 self._path_policy.allow(chardev.paths())
             if chardev.announcement:
@@ -116,8 +127,17 @@ class BackEnds:
         if (sink := self.sinks.get(chardev.id)) is not None:
             sink.connection_opened(chardev, connection, fds)
             return
+        message = self._connect(chardev, connection)
+        self._held.hold(message, fds)
+        if self.prepare_for(chardev):
+            # The next worker has read what this connection needs, and gets it with all others.
+            self._loop.add_turn(self._workers.replace)
+        else:
+            self._workers.send(message, fds)
+
+    def _connect(self, chardev: Chardev, connection: Connection) -> Connect:
         self.connections += 1
-        message = Connect(
+        return Connect(
             chardev=chardev.id,
             hub=chardev.hub.id if chardev.hub is not None else None,
             mux=chardev.mux,
@@ -126,12 +146,53 @@ class BackEnds:
             serial=self.connections,
             connection=connection,
         )
+
+    def let_accept(self, chardev: Chardev) -> None:
+        """Have workers accept a chardev's clients, if it lets them and its connections are theirs."""
+        if chardev.id in self.sinks or (offered := chardev.let_accept()) is None:
+            return
+        connection, listeners = offered
+        message = Listen(self._connect(chardev, connection))
+        self.connections += SERIALS_AHEAD
+        fds = [os.dup(fd) for fd in listeners]
         self._held.hold(message, fds)
-        if self.prepare_for(chardev):
-            # The next worker has read what this connection needs, and gets it with all others.
-            self._loop.add_turn(self._workers.replace)
-        else:
-            self._workers.send(message, fds)
+        for fd in fds:
+            self._heartbeat.watch(fd)
+        self._workers.send(message, fds)
+
+    def _stop_listening(self, chardev_id: str) -> None:
+        for _, fds in self._held.all(Listen, chardev_id):
+            for fd in fds:
+                self._heartbeat.unwatch(fd)
+            self._held.drop(Listen, chardev_id)
+            self._workers.send(StopListening(chardev_id))
+
+    def add_sink(self, chardev_id: str, sink: ConnectionSink) -> None:
+        """Give a chardev's connections to somebody else than the worker."""
+        self.sinks[chardev_id] = sink
+        if self._held.find(Listen, chardev_id) is not None:
+            self._stop_listening(chardev_id)
+            self.chardevs[chardev_id].accept_here()
+
+    def accepted(self, message: Accepted, fds: list[int]) -> None:
+        """The worker has taken a client.
+
+        Args:
+            fds: its socket; taken out of the list, unless nobody listens there any more.
+
+        Raises:
+            StateError: that cannot be.
+        """
+        listen = self._held.find(Listen, message.chardev)
+        if listen is None or message.serial < listen.connect.serial:
+            return  # The chardev is gone, or another one by now.
+        if message.serial > listen.connect.serial or self._held.find(Connect, message.chardev) is not None:
+            raise StateError(f"client {message.serial} of chardev '{message.chardev}' has come before others")
+        self.chardevs[message.chardev].client_accepted(fds[0])
+        listeners = [os.dup(fd) for _, held in self._held.all(Listen, message.chardev) for fd in held]
+        self._held.hold(listen.connect, [fds.pop(), *listeners])
+        self._held.change(Listen(replace(listen.connect, serial=message.serial + 1)))
+        self.connections = max(self.connections, message.serial)
 
     def connection_ended(self, message: ConnectionEnded) -> None:
         """The worker has closed a connection.
@@ -183,7 +244,9 @@ class BackEnds:
         self.chardevs[chardev.id] = chardev
         try:
             chardev.open(self._loop, self)
+            self.let_accept(chardev)
         except BaseException:
+            self._stop_listening(chardev.id)
             del self.chardevs[chardev.id]
             self._held.drop(Connect, chardev.id)
             chardev.close()
@@ -203,6 +266,10 @@ class BackEnds:
         """Say of a connection that there is already to which hub it belongs."""
         if (held := self._held.find(Connect, part.id)) is not None:
             self._held.change(replace(held, hub=hub_id))
+        if (listen := self._held.find(Listen, part.id)) is not None:
+            listen = Listen(replace(listen.connect, hub=hub_id))
+            self._held.change(listen)
+            self._held.send_again(Listen, part.id, self._workers.send)
 
     def change(self, chardev: Chardev) -> None:
         """Put a new back end in the place of the one of the same id, under its port if it has one.
@@ -228,10 +295,12 @@ class BackEnds:
         self.chardevs[chardev.id] = chardev
         if predecessor.hub is not None:
             predecessor.hub.replace_part(predecessor, chardev)
+        self._stop_listening(chardev.id)
         predecessor.close()
         self._held.drop(Connect, chardev.id)
         if not early.pass_on():
             self._workers.send(Disconnect(chardev.id))
+        self.let_accept(chardev)
 
     def remove(self, chardev_id: str) -> None:
         """Close a back end that nobody uses."""
@@ -239,6 +308,7 @@ class BackEnds:
         if chardev.is_hub:
             for part in chardev.with_connections():
                 self._set_hub(part, None)
+        self._stop_listening(chardev_id)
         self._held.drop(Connect, chardev_id)
         chardev.close()
 

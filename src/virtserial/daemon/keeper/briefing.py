@@ -8,10 +8,11 @@
 | 4 | Interrupted, Backlog | what predecessors left is finished before anything new moves |
 | 5 | DmaMap, Irq | guest memory and interrupts, before anybody uses them |
 | 6 | AddFront, Connect | host ends; fronts first: a multiplexer gives its users shares when its connection comes |
-| 7 | ConnectVmm | VMMs last: their next message may concern all that came before |
-| 8 | Start | every ring is looked at once: doorbells may have been lost |
+| 7 | Listen | sockets at which more hosts come, after those who are there |
+| 8 | ConnectVmm | VMMs last: their next message may concern all that came before |
+| 9 | Start | every ring is looked at once: doorbells may have been lost |
 
-The worker answers Confined after step 2 and Started after step 8; what it says in between is handled as ever.
+The worker answers Confined after step 2 and Started after step 9; what it says in between is handled as ever.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import os
 from typing import TYPE_CHECKING
 
 from virtserial.channel import messages
-from virtserial.channel.messages import AddFront, Begin, Connect, ConnectVmm, DmaMap, Irq, Prepare, Start
+from virtserial.channel.messages import AddFront, Begin, Connect, ConnectVmm, DmaMap, Irq, Listen, Prepare, Start
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from virtserial.daemon.keeper.held import HeldDescriptors
     from virtserial.machine.model import Controller, Machine, Port
 
-HELD_ORDER: tuple[type[Held], ...] = (DmaMap, Irq, AddFront, Connect, ConnectVmm)
+HELD_ORDER: tuple[type[Held], ...] = (DmaMap, Irq, AddFront, Connect, Listen, ConnectVmm)
 
 
 class Briefing:

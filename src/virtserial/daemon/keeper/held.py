@@ -7,6 +7,7 @@
 | Irq | controller | type of interrupt, vector |
 | AddFront | chardev | front |
 | Connect | chardev | the one connection |
+| Listen | chardev | its listening sockets |
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypeVar
 
-from virtserial.channel.messages import AddFront, Connect, ConnectVmm, DmaMap, Held, Irq
+from virtserial.channel.messages import AddFront, Connect, ConnectVmm, DmaMap, Held, Irq, Listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     Owner = tuple[type[Held], int | str]
     Entry = tuple[Held, list[int]]
 
-H = TypeVar("H", AddFront, Connect, ConnectVmm, DmaMap, Irq)
+H = TypeVar("H", AddFront, Connect, ConnectVmm, DmaMap, Irq, Listen)
 
 
 def _place_of(message: Held) -> tuple[Owner, object]:
@@ -35,6 +36,8 @@ def _place_of(message: Held) -> tuple[Owner, object]:
             return (AddFront, chardev), front
         case Connect(chardev):
             return (Connect, chardev), None
+        case Listen(Connect(chardev)):
+            return (Listen, chardev), None
         case ConnectVmm(controller):
             return (ConnectVmm, controller), None
 

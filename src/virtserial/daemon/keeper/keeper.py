@@ -81,8 +81,10 @@ class Keeper:
         self.workers = Supervisor(
             loop, worker_code, self, self._brief, lambda message, fds: self._reports.handle(message, fds)
         )
-        self.back_ends = BackEnds(loop, machine, chardevs, self.held, self.workers, path_policy, sandbox)
         self._heartbeat = Heartbeat(loop, self.workers.ping)
+        self.back_ends = BackEnds(
+            loop, machine, chardevs, self.held, self.workers, self._heartbeat, path_policy, sandbox
+        )
         self.vmms = Vmms(loop, self.held, self._heartbeat, self.workers.send)
         self._briefing = Briefing(machine, self.vmms.states, self.held, self.workers.send, trust_vmm, sandbox)
         self.fronts = Fronts(machine, self.held, self.workers.send)

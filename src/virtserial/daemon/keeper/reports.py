@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from virtserial.channel.messages import (
+    Accepted,
     ConnectionEnded,
     DmaMap,
     DropDma,
@@ -73,6 +74,8 @@ class Reports:
             StateError: it cannot be true.
         """
         match message:
+            case Accepted():
+                self._back_ends.accepted(message, fds)
             case ConnectionEnded():
                 self._back_ends.connection_ended(message)
             case FrontChanged():

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from virtserial.channel.messages import Listen
 from virtserial.chardev.reach import ANYWHERE
 from virtserial.chardev.tls_credentials import TlsCredentials
 from virtserial.daemon.keeper.document import ChardevLeft, ControllerLeft, Document, HeldLeft
@@ -47,7 +48,10 @@ def describe(
             ChardevLeft(chardev.id, *chardev.recipe, chardev.hand_over(put), chardev.reach is not ANYWHERE)
             for chardev in keeper.chardevs.values()
         ),
-        held=tuple(HeldLeft(message, tuple(map(put, fds))) for message, fds in keeper.held),
+        # Where workers accept, chardevs say anew.
+        held=tuple(
+            HeldLeft(message, tuple(map(put, fds))) for message, fds in keeper.held if not isinstance(message, Listen)
+        ),
         controllers=tuple(
             ControllerLeft(index, put(state), keeper.vmms.listeners[index].hand_over(put))
             for index, state in keeper.vmms.states.items()
@@ -103,3 +107,4 @@ def take_over(keeper: Keeper, document: Document, take: Take) -> None:
             chardev.reach = keeper.path_policy
         chardev.take_over(keeper.loop, keeper.back_ends, chardev_left.saved, take)
         keeper.back_ends.prepare_for(chardev)
+        keeper.back_ends.let_accept(chardev)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from virtserial.accounting import LEDGER_SIZE, Ledger, open_counts, read_counts
 from virtserial.channel.channel import channel_pair
-from virtserial.channel.messages import AddFront, Connect, Controller, Port
+from virtserial.channel.messages import AddFront, Connect, Controller, Listen, Port
 from virtserial.daemon.keeper.package_root import package_root
 from virtserial.errors import StateError
 
@@ -139,7 +139,7 @@ class WorkerProcess:
                 self._told_controllers.add(controller)
             case Port(controller, number):
                 self._told_ports.add((controller, number))
-            case AddFront(chardev) | Connect(chardev):
+            case AddFront(chardev) | Connect(chardev) | Listen(Connect(chardev)):
                 self._told_chardevs.add(chardev)
         self.channel.send(message, fds)
 

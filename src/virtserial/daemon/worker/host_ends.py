@@ -13,7 +13,8 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.channel.messages import ConnectionEnded, FrontChanged, Quit
+from virtserial.channel.messages import Accepted, ConnectionEnded, FrontChanged, Quit
+from virtserial.daemon.worker.client_listener import ClientListener
 from virtserial.errors import VirtserialError
 from virtserial.host_end.factory import open_host_end
 from virtserial.host_end.hub import HubHostEnd
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from virtserial.accounting import Account
     from virtserial.channel.channel import Send
-    from virtserial.channel.messages import Connect, FromWorker, FrontState
+    from virtserial.channel.messages import Connect, FromWorker, FrontState, Listen
     from virtserial.console.port import Port
     from virtserial.daemon.worker.guest_device import GuestDevice
     from virtserial.loop import EventLoop
@@ -47,6 +48,8 @@ class HostEnds:
         self._ports: dict[str, list[tuple[GuestDevice, Port]]] = {}
         self._muxes: dict[str, tuple[int, Multiplexer]] = {}
         self._fronts: dict[str, list[StreamFront]] = {}
+        self._listeners: dict[str, ClientListener] = {}
+        self._connected: set[str] = set()
 
     def add_port(self, device: GuestDevice, port: Port, chardev: str) -> None:
         """A port uses a chardev; connections come after this."""
@@ -71,6 +74,7 @@ class HostEnds:
 
     def disconnect(self, chardev: str) -> None:
         """Take the connection of a chardev away from its ports, or from the hub that it is a part of."""
+        self._connected.discard(chardev)
         for device, port in self._ports.get(chardev, ()):
             if port.host is not None:
                 host = port.host
@@ -85,9 +89,35 @@ class HostEnds:
                 if isinstance(port.host, HubHostEnd):
                     port.host.leave(chardev)
 
+    def listen(self, message: Listen, fds: Sequence[int]) -> None:
+        """Take the clients of a chardev from now on; `fds` are owned."""
+        chardev = message.connect.chardev
+        self.stop_listening(chardev)
+        listener = self._listeners[chardev] = ClientListener(self._loop, message.connect, fds, self._accepted)
+        if chardev not in self._connected:
+            listener.listen()
+
+    def stop_listening(self, chardev: str) -> None:
+        """Take no more clients of a chardev."""
+        listener = self._listeners.pop(chardev, None)
+        if listener is not None:
+            listener.close()
+
+    def _accepted(self, connect: Connect, fds: Sequence[int]) -> None:
+        self._send(Accepted(connect.chardev, connect.serial), fds[:1])
+        self.connect(connect, fds)
+
+    def ended(self, chardev: str) -> None:
+        """The keeper was told that a chardev's connection is over: the next client may come."""
+        self._connected.discard(chardev)
+        listener = self._listeners.get(chardev)
+        if listener is not None:
+            listener.listen()
+
     def connect(self, message: Connect, fds: Sequence[int]) -> None:
         """Join a connection to what uses its chardev, in place of the one that is there; `fds` are owned."""
         chardev, serial, hub = message.chardev, message.serial, message.hub
+        self._connected.add(chardev)
         users = self._ports.get(hub or chardev)
         if not users and chardev not in self._fronts:
             _close(fds)
@@ -105,6 +135,7 @@ class HostEnds:
             self._ended(chardev, serial)
             return
         self.disconnect(chardev)
+        self._connected.add(chardev)
         if message.mux:
             leave = self._quit_of(chardev) if message.mux_quit else None
             mux = Multiplexer(self._loop, host, leave, message.program)

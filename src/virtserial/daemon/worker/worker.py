@@ -22,12 +22,14 @@ from virtserial.channel.messages import (
     Begin,
     Confined,
     Connect,
+    ConnectionEnded,
     ConnectVmm,
     Controller,
     Disconnect,
     DmaMap,
     Interrupted,
     Irq,
+    Listen,
     Ping,
     Pong,
     Prepare,
@@ -40,6 +42,7 @@ from virtserial.channel.messages import (
     Start,
     Started,
     Stop,
+    StopListening,
 )
 from virtserial.channel.messages import Port as NewPort
 from virtserial.daemon.worker.guest_device import GuestDevice
@@ -112,6 +115,8 @@ class Worker:
             self._channel.send(message, fds)
         except OSError:
             self.loop.stop()
+        if isinstance(message, ConnectionEnded):
+            self._host_ends.ended(message.chardev)
 
     def _act_on(self, message: FromKeeper, fds: list[int]) -> None:
         match message:
@@ -127,6 +132,10 @@ class Worker:
                 self._send(Pong(number))
             case Connect():
                 self._host_ends.connect(message, fds)
+            case Listen():
+                self._host_ends.listen(message, fds)
+            case StopListening(chardev):
+                self._host_ends.stop_listening(chardev)
             case Disconnect(chardev):
                 self._host_ends.disconnect(chardev)
             case AddFront(chardev, front):
