@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from virtserial.channel.messages import Accepted, ConnectionEnded, FrontChanged, Quit
@@ -108,10 +109,21 @@ class HostEnds:
         self.connect(connect, fds)
 
     def ended(self, chardev: str) -> None:
-        """The keeper was told that a chardev's connection is over: the next client may come."""
+        """The keeper was told that a chardev's connection is over: the next client may come.
+
+        Not before the port has had its turn: it tells the guest of the end, and drops what was for the last host.
+        """
         self._connected.discard(chardev)
+        if chardev in self._listeners:
+            self._loop.add_turn(partial(self._listen_again, chardev))
+
+    def _listen_again(self, chardev: str) -> None:
         listener = self._listeners.get(chardev)
-        if listener is not None:
+        if listener is None or chardev in self._connected:
+            return
+        if any(port.work for _, port in self._ports.get(chardev, ())):
+            self._loop.add_turn(partial(self._listen_again, chardev))
+        else:
             listener.listen()
 
     def connect(self, message: Connect, fds: Sequence[int]) -> None:
