@@ -82,7 +82,13 @@ class _ExactWait:
 
 
 class EventLoop:
-    """Single-threaded: watches descriptors, runs timers, and gives each task a turn between two looks."""
+    """Single-threaded: watches descriptors, runs timers, and gives each task a turn between two looks.
+
+    Attributes:
+        input_waits: see console.seams.Scheduler.
+    """
+
+    input_waits = False
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-
-import pytest
-from support.device_process import connect, open_descriptors, wait_until
+from support.device_process import connect
 from support.embedded_guest import EmbeddedGuest
 
 TRIES = 150
@@ -20,7 +17,7 @@ def early_ends(guest, folder, tries, pause=0.0):
         for number in range(tries):
             with connect(folder / "b"):
                 host.sendall(b"r")
-                guest.run_until(lambda: len(a.data) > number)
+                guest.run_until(lambda wanted=number + 1: len(a.data) >= wanted)
                 early += not b.host_connected
                 guest.run_until(lambda: b.host_connected)
             if pause:
@@ -36,3 +33,25 @@ def test_connection_is_told_before_bytes_that_were_sent_later(device, folder):
 def test_connection_in_the_place_of_the_one_before_is_told_before_bytes_that_were_sent_later(device, folder):
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
         assert early_ends(guest, folder, TRIES) == 0
+
+
+def test_accepted_client_outlives_its_worker(device, folder):
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "b") as host:
+        received = guest.open("b")
+        guest.run_until(lambda: received.port.host_connected)
+        device.wait_for_new_worker(device.kill_worker())
+        host.sendall(b"still here")
+        guest.run_until(lambda: received.data == b"still here")
+        received.port.write(b"so am I")
+        assert host.recv(7) == b"so am I"
+    assert device.log.count("a new one takes over") == 1
+
+
+def test_many_clients_leave_no_descriptor_behind(device, folder):
+    before = device.descriptors_at_rest(folder / "ser0.sock")
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        for _ in range(50):
+            with connect(folder / "b"):
+                guest.run_until(lambda: guest.port("b").host_connected)
+            guest.run_until(lambda: not guest.port("b").host_connected)
+    assert device.settled_descriptors() == before

@@ -23,6 +23,8 @@ class Turns:
     def add_turn(self, callback):
         self.waiting.append(callback)
 
+    input_waits = False
+
     def call_at(self, due, callback):
         return None
 

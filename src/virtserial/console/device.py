@@ -364,6 +364,11 @@ class ConsoleDevice(VirtioDevice):
         """The driver has opened a port, and closes it at the latest by a reset."""
         self._opened.add(self.slots[number])
 
+    @property
+    def input_waits(self) -> bool:
+        """See Scheduler."""
+        return self._scheduler.input_waits
+
     def host_open_changed(self, number: int) -> None:
         """The host's end of a port was opened or closed: tell the driver."""
         self.control.open_changed(self.slots[number])

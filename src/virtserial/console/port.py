@@ -227,7 +227,7 @@ class Port:
         work, self.work = self.work, 0
         if work & TRANSMIT and self._transmit():
             self.schedule(TRANSMIT)
-        if work & RECEIVE and self._receive():
+        if work & RECEIVE and (self._owner.input_waits or self._receive()):
             self.schedule(RECEIVE)
 
     def _transmit(self) -> bool:

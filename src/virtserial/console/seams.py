@@ -28,6 +28,11 @@ class Timer(Protocol):
 class Scheduler(Protocol):
     """A clock and a way to be called later (loop.EventLoop)."""
 
+    @property
+    def input_waits(self) -> bool:
+        """Whether ports leave what hosts sent for a moment: something that hosts did before is to be told first."""
+        ...
+
     def now(self) -> float:
         """The time, in seconds."""
         ...
@@ -223,6 +228,11 @@ class PortOwner(Protocol):
     controller: int
     ledger: Ledger
     port_events: PortEvents
+
+    @property
+    def input_waits(self) -> bool:
+        """See Scheduler."""
+        ...
 
     def schedule(self, subject: Subject) -> None:
         """Give it a turn."""

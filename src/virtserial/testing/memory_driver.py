@@ -53,6 +53,8 @@ class StepScheduler:
         """Call back in the next step."""
         self._turns.append(callback)
 
+    input_waits = False
+
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer:
         """Call back when the time has come to `due`."""
         timer = Timer(due, callback)

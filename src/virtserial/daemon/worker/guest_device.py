@@ -116,6 +116,11 @@ class GuestDevice:
         """The loop's clock."""
         return self.loop.now()
 
+    @property
+    def input_waits(self) -> bool:
+        """Whether ports leave what hosts sent for a moment."""
+        return self.loop.input_waits
+
     def add_turn(self, callback: Callable[[], None]) -> None:
         """Give the device a turn."""
         guarded = self._guarded_turns.get(callback)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import partial
 from typing import TYPE_CHECKING
 
 from virtserial.channel.messages import Accepted, ConnectionEnded, FrontChanged, Quit
@@ -34,6 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.worker")
 
+MOST_TURNS = 8
+"""For which the next client, and all input, waits until a port has dropped what was for the last one: a guest that
+never stops writing must not hold up others."""
+
 
 class HostEnds:
     """
@@ -51,6 +54,7 @@ class HostEnds:
         self._fronts: dict[str, list[StreamFront]] = {}
         self._listeners: dict[str, ClientListener] = {}
         self._connected: set[str] = set()
+        self._vacant: dict[str, int] = {}
 
     def add_port(self, device: GuestDevice, port: Port, chardev: str) -> None:
         """A port uses a chardev; connections come after this."""
@@ -115,16 +119,22 @@ class HostEnds:
         """
         self._connected.discard(chardev)
         if chardev in self._listeners:
-            self._loop.add_turn(partial(self._listen_again, chardev))
+            self._vacant[chardev] = 0
+            self._loop.input_waits = True
+            self._loop.add_turn(self._listen_again)
 
-    def _listen_again(self, chardev: str) -> None:
-        listener = self._listeners.get(chardev)
-        if listener is None or chardev in self._connected:
-            return
-        if any(port.work for _, port in self._ports.get(chardev, ())):
-            self._loop.add_turn(partial(self._listen_again, chardev))
-        else:
-            listener.listen()
+    def _listen_again(self) -> None:
+        """Take the next clients of chardevs whose ports have had their turn; until then all input waits."""
+        for chardev, turns in list(self._vacant.items()):
+            if turns < MOST_TURNS and any(port.work for _, port in self._ports.get(chardev, ())):
+                self._vacant[chardev] = turns + 1
+                continue
+            del self._vacant[chardev]
+            if chardev in self._listeners and chardev not in self._connected:
+                self._listeners[chardev].listen()
+        self._loop.input_waits = bool(self._vacant)
+        if self._vacant:
+            self._loop.add_turn(self._listen_again)
 
     def connect(self, message: Connect, fds: Sequence[int]) -> None:
         """Join a connection to what uses its chardev, in place of the one that is there; `fds` are owned."""
