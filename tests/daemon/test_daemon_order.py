@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from support.device_process import connect
 from support.embedded_guest import EmbeddedGuest
+from support.waiting import wait_until
 
 TRIES = 150
 
@@ -54,4 +55,4 @@ def test_many_clients_leave_no_descriptor_behind(device, folder):
             with connect(folder / "b"):
                 guest.run_until(lambda: guest.port("b").host_connected)
             guest.run_until(lambda: not guest.port("b").host_connected)
-    assert device.settled_descriptors() == before
+    wait_until(lambda: device.descriptors() == before, complaint=f"{device.descriptors()} stay, not {before}")
