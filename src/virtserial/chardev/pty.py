@@ -39,13 +39,15 @@ class PtyChardev(Chardev):
         return [self.path] if self.path else []
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
+        import tty
+
         try:
             master_fd, slave_fd = os.openpty()
         except OSError as error:
             raise ConfigError(f"Failed to create PTY: {error.strerror}") from error
         try:
             self.terminal = os.ttyname(slave_fd)
-            _set_raw(slave_fd)
+            tty.setraw(slave_fd)
             if self.path is not None:
                 self._link(self.path)
         except BaseException:
@@ -82,13 +84,6 @@ class PtyChardev(Chardev):
                 if os.readlink(place) == self.terminal:
                     os.unlink(place)
         self.terminal = ""
-
-
-def _set_raw(fd: int) -> None:
-    """cfmakeraw: all bytes pass as they are, both ways."""
-    import tty
-
-    tty.setraw(fd)
 
 
 def _watch_opens(path: str) -> int | None:

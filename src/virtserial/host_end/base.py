@@ -61,6 +61,10 @@ class HostEnd:
     @wants_input.setter
     def wants_input(self, wanted: bool) -> None:
         self._wants_input = wanted
+        self._wants_input_changed()
+
+    def _wants_input_changed(self) -> None:
+        """`wants_input` was set."""
 
     def start(self) -> None:
         """Begin to watch; calls `listener.host_opened` at once if somebody is there."""

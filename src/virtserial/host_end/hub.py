@@ -87,15 +87,9 @@ class HubHostEnd(HostEnd):
 
     # HostEnd
 
-    @property
-    def wants_input(self) -> bool:
-        return self._wants_input
-
-    @wants_input.setter
-    def wants_input(self, wanted: bool) -> None:
-        self._wants_input = wanted
+    def _wants_input_changed(self) -> None:
         for part in self._parts.values():
-            part.end.wants_input = wanted
+            part.end.wants_input = self._wants_input
 
     def start(self) -> None:
         pass

@@ -184,14 +184,8 @@ class LayeredStream(EndingStream):
 
     # Input
 
-    @property
-    def wants_input(self) -> bool:
-        return self._wants_input
-
-    @wants_input.setter
-    def wants_input(self, wanted: bool) -> None:
-        self._wants_input = wanted
-        if not wanted and self._at_end:
+    def _wants_input_changed(self) -> None:
+        if not self._wants_input and self._at_end:
             self._finish()
 
     def _event(self, events: int) -> None:

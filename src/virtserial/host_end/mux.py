@@ -319,14 +319,8 @@ class MuxHostEnd(HostEnd):
         if self._mux.end.connected and not self.connected:
             self.end_opened()
 
-    @property
-    def wants_input(self) -> bool:
-        return self._wants_input
-
-    @wants_input.setter
-    def wants_input(self, wanted: bool) -> None:
-        self._wants_input = wanted
-        if self._closing and not wanted:
+    def _wants_input_changed(self) -> None:
+        if self._closing and not self._wants_input:
             self._mux.close_soon(self)
 
     def end_opened(self) -> None:

@@ -87,14 +87,8 @@ class DescriptorStream(EndingStream):
         for fd in {self._read_fd, self._write_fd} - {None}:
             os.close(fd)  # type: ignore[arg-type]
 
-    @property
-    def wants_input(self) -> bool:
-        return self._wants_input
-
-    @wants_input.setter
-    def wants_input(self, wanted: bool) -> None:
-        self._wants_input = wanted
-        if wanted:
+    def _wants_input_changed(self) -> None:
+        if self._wants_input:
             self._input_wanted()
             return
         self._let_go()
