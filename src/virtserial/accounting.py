@@ -1,14 +1,18 @@
-"""What the worker's system calls have moved, noted so that a successor can tell how far the last one came.
+"""How many bytes the worker has moved: a successor learns how far the last system call of a killed worker came.
 
-Linux counts the bytes that a thread has read and written (/proc/PID/task/TID/io: rchar, wchar), and keeps the counts
-of a process that was killed until its parent has reaped it.  `send` and `recv` are not counted; `read`, `write` and
-their kin are.  So before it moves a batch the worker notes what the count is and whose batch it is; if it is killed
-then, the difference between the kernel's count and the note is what the batch's one system call has moved: nothing,
-all or a part.
+Linux counts the bytes that a thread reads and writes (/proc/PID/task/TID/io: rchar, wchar), and keeps the counts of a
+killed process until its parent reaps it.  It counts `read`, `write` and their kin, not `send` and `recv`.
 
-The count is not asked of the kernel for every batch, which would be a system call more.  Whoever reads or writes
-adds to an `Account` what it moved, or says that it cannot tell (`stray`): then the kernel is asked before the next
-batch.
+| step | who | what |
+|---|---|---|
+| 1 | worker | notes in the ledger whose batch comes, its progress, and the count before it |
+| 2 | worker | moves the batch by one system call, and adds the bytes to its Account |
+| 3 | worker | updates the queue's registers, and clears the note |
+| - | keeper | reads the counts of a dead worker, reaps it, and subtracts: none, a part, or all of the batch was moved |
+
+The ledger is memory that keeper and worker share.  Asking the kernel for the count before each batch would be one more
+system call, so the Account follows it: whoever reads or writes adds what it moved, or sets `stray` if it cannot tell;
+then `begin_*` asks the kernel (`audit`).
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ log = logging.getLogger("virtserial.accounting")
 LEDGER_SIZE = 64
 """Bytes of shared memory a ledger needs."""
 
-# What a note is about.
+# Kinds of notes.
 WRITE = 1
 """Bytes of a transmitq, to a host end."""
 READ = 2
@@ -43,7 +47,7 @@ class Account:
     Attributes:
         read: bytes read.
         written: bytes written.
-        stray: somebody has read or written without adding to these.
+        stray: bytes were read or written that are not added to these.
     """
 
     __slots__ = ("read", "stray", "written")
@@ -56,7 +60,7 @@ class Account:
 
 
 class Note(NamedTuple):
-    """What a killed worker was about.
+    """What a killed worker was doing.
 
     Attributes:
         kind: WRITE, READ, REPLY or CONSUME.
@@ -76,14 +80,14 @@ class Note(NamedTuple):
 
 
 class Ledger:
-    """Notes of the batch and of the message that are under way; while one is, nothing else of its kind is.
+    """Notes of the batch and of the message that are under way, at most one of each.
 
     Args:
         memory: LEDGER_SIZE bytes that outlive the process.
-        counts_fd: tells what the kernel has counted of this process (`open_counts`); -1: nothing does.
+        counts_fd: from `open_counts`, for this process; -1: there are no counts.
 
     Attributes:
-        account: what those who read and write say that they have moved.
+        account: what this process has moved, for those who read and write.
     """
 
     def __init__(self, memory: memoryview, counts_fd: int = -1, account: Account | None = None) -> None:
@@ -137,32 +141,32 @@ class Ledger:
     def audit(self) -> None:
         """Ask the kernel what the counts are.
 
-        A count that has changed although nobody has said so is a mistake of ours, and logged.
+        Logs a count that differs although nobody set `stray`: an internal error.
         """
         if self._counts_fd < 0:
             return
         account = self.account
-        read, written, told = read_counts(self._counts_fd)
+        read, written, own = read_counts(self._counts_fd)
         nobodys = read - account.read, written - account.written
-        # The kernel adds what telling it took afterwards.
-        account.read, account.written = read + told, written
+        # The kernel adds this read afterwards.
+        account.read, account.written = read + own, written
         was_stray, account.stray = account.stray, False
         if any(nobodys) and not was_stray:
             log.error("internal error: %d bytes read and %d written are in nobody's account", *nobodys)
             account.stray = True
 
     def close(self) -> None:
-        """Let go of the memory."""
+        """Release the memory."""
         self._words.release()
 
     def take_notes(self, read: int, written: int) -> list[Note]:
-        """Return what its writer was about when it was killed, and forget it.
+        """Return and clear what its writer was doing when it was killed.
 
         Args:
             read, written: the kernel's last counts of that process.
 
         Raises:
-            StateError: the ledger makes no sense.
+            StateError: the ledger is not valid.
         """
         notes = []
         for base in (0, 4):
@@ -186,7 +190,7 @@ def nowhere() -> Ledger:
 def open_counts(pid: int) -> int:
     """Return a descriptor from which `read_counts` reads, of a process that lives.
 
-    To be opened in good time: what a zombie's files belong to is root.
+    Open it while the process runs: the files of a zombie belong to root.
 
     Raises:
         OSError: the kernel has no such counts (CONFIG_TASK_IO_ACCOUNTING).
@@ -195,7 +199,7 @@ def open_counts(pid: int) -> int:
 
 
 def read_counts(fd: int) -> tuple[int, int, int]:
-    """Return the bytes read and written by the main thread of a process, and how many bytes telling it took.
+    """Return the bytes read and written by the main thread of a process, and how many bytes were read for that.
 
     Raises:
         OSError: the process is gone.

@@ -205,7 +205,7 @@ def test_last_words_of_the_peer(house, serve, credentials):
     peer.join()
 
 
-def test_peer_that_vanishes_without_a_farewell(house, serve, credentials):
+def test_peer_that_vanishes_without_a_close_notify(house, serve, credentials):
     _, number = serve(load(credentials["server"], "server"))
     peer = client(number, peer_context(credentials["client"], "client"), lambda secure: secure.sendall(b"cut"))
     port = house.port()

@@ -1,8 +1,7 @@
 """The ring of a chardev ringbuf: a memfd that keeper and worker share.
 
 The memfd is a page with the two positions, then the bytes.  Positions count bytes for ever, as QEMU's `prod` and
-`cons`.
-A record lock (fcntl) keeps the two processes apart for the length of a copy.  `read` and `write` only try the lock; the
+`cons`.  A record lock (fcntl) keeps the two processes apart during a copy.  `read` and `write` only try the lock; the
 kernel releases it when its holder dies.
 """
 
@@ -23,7 +22,7 @@ SIZE, PRODUCED, CONSUMED = range(3)
 """Fields of the header, 64 bits each."""
 
 LOCK_TRY_SECONDS = 0.001
-"""Between two tries for the lock."""
+"""Between two tries."""
 MAX_BUFFERS = 512
 """Half of UIO_MAXIOV: a piece that wraps adds one."""
 
@@ -65,7 +64,7 @@ class RingMemory:
         """Append; the oldest bytes make room.  Takes at most `size` bytes of at most 512 buffers in a call.
 
         Raises:
-            BlockingIOError: the other process is at it.
+            BlockingIOError: the other process holds the lock.
         """
         with self._lock():
             produced = self._header[PRODUCED]
@@ -79,8 +78,7 @@ class RingMemory:
                 count += piece.nbytes
                 if count == self.size:
                     break
-            # Bytes that are about to be overwritten are given up first: a death in between loses them and shows no
-            # mixture.
+            # Give up the bytes that are overwritten first: a death in between loses them, but shows no mixture.
             self._header[CONSUMED] = max(self._header[CONSUMED], produced + count - self.size)
             os.pwritev(self._fd, before_wrap, HEADER_SIZE + start)
             if start + count > self.size:
@@ -92,7 +90,7 @@ class RingMemory:
         """Take up to `limit` of the oldest bytes.
 
         Raises:
-            BlockingIOError: the other process is at it.
+            BlockingIOError: the other process holds the lock.
         """
         with self._lock():
             consumed = self._header[CONSUMED]

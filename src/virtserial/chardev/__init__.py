@@ -1,5 +1,5 @@
 """Host back ends, as QEMU's -chardev has them: one file per kind.
 
 The keeper opens a `Chardev` (base.py), which yields `Connection`s; the worker makes a `HostEnd` of each
-(virtserial.host_end).  virtserial.handler is the place to start for a port served by Python code.
+(virtserial.host_end).  A port served by Python code starts at virtserial.handler.
 """

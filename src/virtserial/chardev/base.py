@@ -31,11 +31,11 @@ class ConnectionSink(Protocol):
     """Who takes the connections: the keeper."""
 
     def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
-        """Take a connection and the ownership of its descriptors."""
+        """Take a connection, and own its descriptors."""
 
 
 def report_to_stderr(line: str) -> None:
-    """Say one line to the operator."""
+    """Print one line for the operator."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -46,16 +46,16 @@ class Chardev:
         id: the name that `chardev=` of a port refers to.
         kind: QEMU's backend name ("socket", "pty", ...).
         filename: what QEMU's query-chardev shows, e.g. "disconnected:unix:/tmp/foo,server=on".
-        wait: the operator wants to begin only when a client has come (`wait_connected`).
+        wait: startup waits for a client (`wait_connected`).
         mux: up to four ports may use it (`mux=on`); Ctrl-a switches between them.
-        mux_quit: Ctrl-a x ends the process: the operator has said so (`mux-quit=on`, ours).
-        fronts: how many of a multiplexer's places others than ports have: monitors, QEMU's own devices.
+        mux_quit: Ctrl-a x ends the process (`mux-quit=on`, ours).
+        fronts: how many users of a multiplexer are not ports but monitors or QEMU's own devices.
         hub: the hub chardev that it is a part of, or None.
         is_hub: whether it is one.
         announcement: a line to print once it is open, or None.
-        report: takes lines for the operator that come up later; standard error unless the keeper sets it.
+        report: prints a line for the operator; the keeper sets another than standard error.
         reach: uses its paths; the keeper sets another for what monitors add.
-        recipe: what options.chardev_options.make_chardev makes its like of: the kind, and values as of JSON.
+        recipe: the arguments of options.chardev_options.make_chardev for an equal one: kind, and values as in JSON.
     """
 
     kind = ""
@@ -87,56 +87,56 @@ class Chardev:
         return [(self.id, "mux"), (f"{self.id}-base", self.filename)] if self.mux else [(self.id, self.filename)]
 
     def with_connections(self) -> Sequence[Chardev]:
-        """The chardevs whose connections its port gets: itself, but of a hub the parts."""
+        """The chardevs whose connections its port gets: itself, or the parts of a hub."""
         return (self,)
 
     def replace_part(self, part: Chardev, successor: Chardev) -> None:
-        """Of a hub: another chardev takes the place of a part (chardev-change)."""
+        """Replace a part of this hub by another chardev (chardev-change)."""
         raise NotImplementedError
 
     def paths(self) -> Sequence[str]:
-        """What it names in the file system."""
+        """The paths that it uses in the file system."""
         return ()
 
     def preparations(self) -> Sequence[Preparation]:
-        """What the worker has to read for it before it is confined; known when it is open."""
+        """What the worker reads for it before it is confined; known once it is open."""
         return ()
 
     @property
     def max_users(self) -> int:
-        """How many may use it."""
+        """The most users it can have."""
         return MAX_FRONTS if self.mux else 1
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         """Do what needs names and rights; hand connections to `sink` now or later.
 
         Raises:
-            ConfigError: it cannot be had, in QEMU's words; nothing is left behind.
+            ConfigError: it cannot be opened, in QEMU's words; nothing is left behind.
         """
         raise NotImplementedError
 
     def hand_over(self, put: Put) -> dict[str, object]:
-        """Return what another process has to know to take over (`take_over`), as JSON can carry it.
+        """Return what `take_over` in another process needs, as JSON can carry it.
 
-        Nothing is closed or removed: this process is about to end without a word.
+        Nothing is closed or removed: this process ends without cleaning up.
         """
         return {}
 
     def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
-        """In the place of `open`: continue where another process stopped; its connection is held by the keeper."""
+        """Continue where another process stopped, instead of `open`.  The keeper holds its connection."""
 
     def wait_connected(self) -> None:
-        """Run the loop until a connection is there; returns at once where nothing is to be waited for.
+        """Run the loop until a client is connected; kinds without clients return at once.
 
-        Not to be called from inside the loop.
+        Do not call it from inside the loop.
 
         Raises:
-            ConfigError: the loop was stopped (SIGTERM) before anybody came.
+            ConfigError: the loop was stopped (SIGTERM) before a client came.
             StateError: it is not open.
         """
 
     def connection_ended(self) -> None:
-        """The present connection is over and its descriptors are closed: listen or connect again, or stay closed."""
+        """The connection has ended and its descriptors are closed: listen or connect again, or stay closed."""
 
     def let_accept(self) -> tuple[Connection, Sequence[int]] | None:
         """Let somebody else accept the clients, who says so by `client_accepted`.
@@ -161,7 +161,7 @@ class Chardev:
         """The guest has opened the port that uses this chardev (a handler process that has ended starts again)."""
 
     def close(self) -> None:
-        """Give back everything: descriptors, timers, names in the file system.  Closing twice is harmless."""
+        """Release everything: descriptors, timers, names in the file system.  Closing twice is harmless."""
 
 
 def could_not_open(path: str, error: OSError) -> str:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 class FileChardev(Chardev):
-    """Truncates `path` unless `append`.  The end of the input file is the host's hang-up, as with QEMU: a guest that
-    reads to the end of the port comes to an end."""
+    """Truncates `path` unless `append`.  At the end of the input file the host hangs up, as with QEMU, so
+    that a guest that reads until the end of file stops."""
 
     kind = "file"
 
@@ -38,7 +38,7 @@ class FileChardev(Chardev):
         return named_files(self.path, self.input_path)
 
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
-        # The input first: a wrong input-path must not have emptied the output file.
+        # The input first: a wrong input-path must not truncate the output file.
         fds = [] if self.input_path is None else [self._open(self.input_path, os.O_RDONLY)]
         try:
             mode = os.O_APPEND if self.append else os.O_TRUNC
@@ -52,7 +52,7 @@ class FileChardev(Chardev):
         sink.connection_opened(self, StreamConnection(name, read, len(fds) - 1), tuple(fds))
 
     def _open(self, path: str, flags: int) -> int:
-        """Open without ever waiting: a FIFO without a reader is refused instead of stopping the start."""
+        """Open without waiting; refuse a FIFO that has no reader."""
         try:
             return open_path(path, flags, self.reach)
         except OSError as error:

@@ -1,7 +1,7 @@
 """chardev handler: a port served by Python code (virtserial.handler says how it is written).
 
-The keeper never runs the code: it finds the source and looks at its syntax tree, to tell a coroutine from a class and
-to refuse a wrong name before anything has started.
+The keeper never runs the code.  It reads the syntax tree of the source, to tell a coroutine from a class and to refuse
+a wrong name at startup.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop, Timer
 
 END_SECONDS = 2.0
-"""How long a handler process may take to end when its chardev is closed, or another is to begin; then it is killed."""
+"""SIGKILL comes so long after SIGTERM."""
 RESTARTS_AT_ONCE, RESTART_SECONDS = 8, 0.5
-"""A guest opens the port as often as it likes: so many beginnings come at once, then one in so many seconds."""
+"""A guest can open the port at any rate: so many starts at once, then one per so many seconds."""
 
 
 class HandlerChardev(Chardev):
-    """A PortHandler subclass runs in the worker; a coroutine in a process that this starts, over a socket pair.
+    """Runs a PortHandler subclass in the worker, and a coroutine in a process of its own, over a socket pair.
 
-    A handler that has ended, by returning or by a fault, is a disconnected host; it begins again when the guest next
-    opens the port.
+    A handler that returned or failed is a disconnected host; it starts again when the guest next opens the port.
     """
 
     kind = "handler"
@@ -92,7 +91,7 @@ class HandlerChardev(Chardev):
         if self._loop is None or self._pid == 0:
             self._begin()
             return
-        # Its connection is over, but the process is not: the next begins when it has ended.
+        # Its connection has ended, but the process has not: start the next one when it has.
         self._begins_next = True
         os.kill(self._pid, signal.SIGTERM)
         self._restart = self._loop.call_later(END_SECONDS, self._kill)
@@ -145,7 +144,7 @@ class HandlerChardev(Chardev):
     # The code
 
     def _look_at_the_code(self) -> bool:
-        """True: a coroutine function; False: a class, or what only running it can tell.
+        """Return whether it is a coroutine function; everything else counts as a class.
 
         Raises:
             ConfigError: no such file, module or name, or not Python.
@@ -207,12 +206,12 @@ class HandlerChardev(Chardev):
             ],
             stdin=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
-            process_group=0,  # Ctrl-C is for the server, which ends its handlers.
+            process_group=0,  # Ctrl-C goes to the server, which ends its handlers.
             env={**os.environ, "PYTHONPATH": search_path},
         )
         theirs.close()
         self._watch_process(process.pid)
-        process.returncode = 0  # It is waited for by its number, also by another program in our place.
+        process.returncode = 0  # waitpid is called by number, by this program or its successor.
         return ours.detach()
 
     def _watch_process(self, pid: int) -> None:
@@ -241,7 +240,7 @@ class HandlerChardev(Chardev):
         self._pid = 0
 
     def _end_process(self) -> None:
-        """Ask it to end, and make it."""
+        """End the process: SIGTERM, and SIGKILL after END_SECONDS."""
         if not self._pid:
             return
         os.kill(self._pid, signal.SIGTERM)
@@ -252,7 +251,7 @@ class HandlerChardev(Chardev):
 
 
 def _is_child(pid: int) -> bool:
-    """Whether a process, also one that has ended, is ours to wait for."""
+    """Whether a process, running or not, is our child."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -264,7 +263,7 @@ def _find_module(name: str) -> str:
     """The source file of a module, found without importing its packages.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such module.
     """
     from importlib.machinery import PathFinder
 

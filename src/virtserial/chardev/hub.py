@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class HubChardev(Chardev):
-    """Has no connection of its own: those of its parts go to the port that uses it (host_end.hub).
+    """Has no connection of its own: its port gets the connections of its parts (host_end/hub.py).
 
     Args:
-        parts: its back ends, which are its own from here until it is closed.
+        parts: its back ends; nobody else can use them until it is closed.
 
     Raises:
-        ConfigError: a part belongs to another hub, or may not be one.
+        ConfigError: a part belongs to another hub, or is a hub or multiplexer.
     """
 
     kind = "hub"

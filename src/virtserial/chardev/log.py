@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 class LoggedChardev(Chardev):
     """Wraps a chardev, and adds the log's descriptor to each of its connections.
 
-    While it has no connection a "null" one stands in, since what a console writes is logged all the same
-    (QEMU's chardev/char.c: what the front end has written, whether somebody listened or not).
+    While it has no connection it hands out a NullConnection, because console output is logged whether or not a host is
+    connected (QEMU's chardev/char.c).
 
     Args:
         backend: the chardev; its id is this one's.
-        path: the file; made if it is not there.
-        append: keep what is in it.
+        path: the file; created if it does not exist.
+        append: do not truncate it.
     """
 
     def __init__(self, backend: Chardev, path: str, *, append: bool = False) -> None:
@@ -113,7 +113,7 @@ class LoggedChardev(Chardev):
         self._pass_on(unlogged(connection), fds)
 
     def _stand_in(self) -> None:
-        """Hand out a connection for the log alone, if there is none."""
+        """Hand out a connection for the log alone while there is no other."""
         if not self._is_connected:
             self._pass_on(NullConnection(f"chardev '{self.id}'"), ())
 

@@ -1,4 +1,4 @@
-"""Opening a file by its path, or by a path that stands for a descriptor this process has (`/proc/self/fd/N`)."""
+"""Opens a file by its path, or duplicates the descriptor that a path names (`/proc/self/fd/N`)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ DESCRIPTOR_SETS = "/dev/fdset/"
 
 
 def named_files(*paths: str | None) -> list[str]:
-    """The paths that name something in the file system: a descriptor that was passed has no name."""
+    """The paths that name files: a path into a descriptor set does not."""
     return [path for path in paths if path is not None and not path.startswith(DESCRIPTOR_SETS)]
 
 
 def open_path(path: str, flags: int, reach: Reach) -> int:
     """Return a descriptor that never waits; flags: os.O_RDONLY, O_WRONLY, O_CREAT, O_TRUNC, O_APPEND.
 
-    A descriptor is duplicated, as QEMU does with those of its sets: to open its file anew takes a right that only who
-    passed it may have had.
+    A descriptor is duplicated, as QEMU does for its sets: opening the file anew needs rights that
+    perhaps only the process had that passed it.
 
     Raises:
-        OSError: it cannot be had.
+        OSError: it cannot be opened.
     """
     matched = OWN_DESCRIPTOR.fullmatch(path)
     if matched is None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class PipeChardev(Chardev):
-    """Opens each FIFO for reading and writing, as QEMU: it never waits for the other side, and the other side's leaving
-    is not noticed."""
+    """Opens each FIFO for reading and writing, as QEMU: opening does not wait for the other side, and it does not
+    notice when that leaves."""
 
     kind = "pipe"
 
@@ -40,7 +40,7 @@ class PipeChardev(Chardev):
         sink.connection_opened(self, StreamConnection(name, 0, len(fds) - 1), fds)
 
     def _open_pair(self, input_path: str, output_path: str) -> tuple[int, ...]:
-        """Both or none: one of a pair counts for nothing."""
+        """Open both, or neither."""
         try:
             input_fd = self._open(input_path)
         except OSError:

@@ -1,7 +1,6 @@
-"""What the worker has to read for a chardev before it is confined: a handler's code, TLS credentials.
+"""What the worker reads for a chardev before it is confined: a handler's code, TLS credentials.
 
-The keeper knows which chardevs there are, and sends what they need ahead; for one that is added later it puts another
-worker in the place of the one that runs.
+The keeper sends ahead what its chardevs need.  For a chardev that is added later it replaces the worker.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ class Preparation(NamedTuple):
 
     Attributes:
         name: for messages.
-        what: equal for what need not be read twice.
+        what: two that are equal are read once.
         credentials: whose files go with it, or None.
     """
 

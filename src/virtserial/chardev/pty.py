@@ -22,7 +22,7 @@ IN_OPEN = 0x20
 
 
 class PtyChardev(Chardev):
-    """Its terminal is held by the master descriptor alone: it is "connected" while somebody has the terminal open."""
+    """Holds the master only: "connected" means that a process has the terminal open."""
 
     kind = "pty"
 
@@ -62,7 +62,7 @@ class PtyChardev(Chardev):
         sink.connection_opened(self, PtyConnection(f"chardev '{self.id}'"), fds)
 
     def _link(self, path: str) -> None:
-        # What a killed server has left is a link to a terminal that is no more: replaced, as a stale socket is.
+        # Replace the dangling link of a killed server, as a stale socket.
         try:
             with self.reach.at(path) as place:
                 with contextlib.suppress(OSError):
@@ -87,7 +87,7 @@ class PtyChardev(Chardev):
 
 
 def _watch_opens(path: str) -> int | None:
-    """An inotify descriptor that becomes readable when `path` is opened; None where there is none left."""
+    """Return an inotify descriptor that becomes readable when `path` is opened; None if the system has none left."""
     import ctypes
 
     libc = ctypes.CDLL(None)

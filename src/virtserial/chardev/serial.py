@@ -23,7 +23,7 @@ STOP_BITS = {1: 0, 2: termios.CSTOPB}
 
 
 class LineSettings(NamedTuple):
-    """115200 8N1, as QEMU sets it; the other values are ours (QEMU's virtio-serial has no way to change them)."""
+    """115200 8N1 as QEMU sets; other values are ours (QEMU's virtio-serial cannot change them)."""
 
     speed: int = 115200
     data_bits: int = 8
@@ -34,7 +34,7 @@ class LineSettings(NamedTuple):
         """Set a terminal to these and raw: no echo, no signals, no flow control by characters or lines.
 
         Raises:
-            ConfigError: the kernel has no such speed, or these are no values at all.
+            ConfigError: the kernel has no such speed, or a value is not valid.
         """
         speed = getattr(termios, f"B{self.speed}", None)
         if speed is None or not self.speed:
@@ -56,7 +56,7 @@ class LineSettings(NamedTuple):
 
 
 class SerialChardev(Chardev):
-    """Connected from the start, whatever the modem lines say; a line that is unplugged (USB) is a host that hung up."""
+    """Connected from the start, whatever the state of the modem lines; unplugging it (USB) is a hang-up."""
 
     kind = "serial"
 

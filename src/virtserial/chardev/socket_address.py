@@ -27,7 +27,7 @@ class UnixAddress(NamedTuple):
         return f"unix:{self.path}{abstract}{tight}"
 
     def peer_text(self) -> str:
-        """As the operator knows it from error messages."""
+        """As error messages name it."""
         return self.path
 
     def binary(self) -> str | bytes:
@@ -50,7 +50,7 @@ class UnixAddress(NamedTuple):
 
 
 class InetAddress(NamedTuple):
-    """`to`: the last port to try when listening; ipv4, ipv6: True only this, False not this, None as it comes."""
+    """`to`: the last port to try when listening; ipv4, ipv6: True: only this, False: not this, None: either."""
 
     host: str
     port: str
@@ -127,7 +127,7 @@ class FdAddress(NamedTuple):
         """The socket, owned from here on; an error leaves it as it was.
 
         Raises:
-            ConfigError: it is no stream socket.
+            ConfigError: it is not a stream socket.
         """
         try:
             is_socket = stat.S_ISSOCK(os.fstat(self.fd).st_mode)
@@ -168,8 +168,8 @@ def connected_text(connection: socket.socket, address: Address, *, server: bool)
 
 
 def prepare_stream(connection: socket.socket, *, nodelay: bool) -> None:
-    """Make a connection ready to be moved: non-blocking, and with as large a send queue as the kernel gives, so that a
-    batch of guest buffers is taken in one call.  TCP sizes its queue by itself, if it is let."""
+    """Make a connection non-blocking, with a send queue of 1 MiB so that one call takes a batch of guest buffers.
+    TCP sizes its queue itself unless it is set."""
     connection.setblocking(False)
     if connection.family == socket.AF_UNIX:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 class SocketClientChardev(Chardev):
-    """Without `reconnect_seconds` it connects while it is opened, and stays closed when the server leaves; with it, it
-    never blocks and tries until it is closed, telling of the first failure of a row only, as QEMU."""
+    """Without `reconnect_seconds` `open` connects, and the chardev stays closed when the server leaves.  With it, it
+    tries without blocking until it is closed, and reports the first failure of a row, as QEMU."""
 
     kind = "socket"
 
@@ -72,7 +72,7 @@ class SocketClientChardev(Chardev):
     def open(self, loop: EventLoop, sink: ConnectionSink) -> None:
         self._loop, self._sink = loop, sink
         if isinstance(self.address, UnixAddress):
-            self.address.binary()  # A path too long will not get better.
+            self.address.binary()  # A path that is too long stays too long.
         if self.reconnect_seconds:
             self._try_to_connect()
         else:
@@ -233,7 +233,7 @@ class SocketClientChardev(Chardev):
 
 
 class _Resolver:
-    """Asks the name server in a thread, since getaddrinfo blocks, and tells the loop through an eventfd."""
+    """Resolves in a thread, because getaddrinfo blocks; an eventfd wakes the loop."""
 
     def __init__(self, loop: EventLoop, address: InetAddress, done: _Resolved) -> None:
         import threading

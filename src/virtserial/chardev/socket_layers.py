@@ -1,4 +1,4 @@
-"""What is spoken on a chardev socket beside the port's own bytes, and how a connection says so to the worker."""
+"""The protocols on a chardev socket: telnet, websocket, TLS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SocketLayers(NamedTuple):
-    """telnet, websocket, TLS beneath them; all off: a plain stream."""
+    """telnet or websocket, and TLS beneath; all off: a plain stream."""
 
     server: bool
     telnet: bool = False

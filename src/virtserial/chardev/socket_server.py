@@ -40,7 +40,7 @@ ACCEPT_AGAIN_SECONDS = 1.0
 
 
 class SocketServerChardev(Chardev):
-    """The socket file has the mode the umask gives, as QEMU's, and is removed at close if it is still ours."""
+    """The socket file has the mode that the umask gives, as QEMU's; `close` removes it if it is still ours."""
 
     kind = "socket"
 

@@ -23,11 +23,11 @@ STDIN, STDOUT = 0, 1
 
 
 class StdioChardev(Chardev):
-    """One at a time in a process.  `signal` off hands Ctrl-C and its like to the guest.  The end of the input is the
-    host's hang-up, as with QEMU.
+    """One at a time in a process.  With `signal` off Ctrl-C and the like go to the guest.  At the end of the input the
+    host hangs up, as with QEMU.
 
     Attributes:
-        sets_terminal_modes: False: somebody else does, and puts them back.
+        sets_terminal_modes: False: another process sets and restores them.
     """
 
     kind = "stdio"
@@ -84,7 +84,7 @@ class StdioChardev(Chardev):
         self._follow_sigcont()
 
     def _follow_sigcont(self) -> None:
-        """The shell has put its own modes on the terminal while this process was suspended."""
+        """Set the modes again after SIGCONT: the shell sets its own while this process is suspended."""
         import signal
         import termios
 
@@ -94,7 +94,7 @@ class StdioChardev(Chardev):
                     os.set_blocking(fd, False)
                 termios.tcsetattr(STDIN, termios.TCSANOW, self._raw_attributes)
 
-        with contextlib.suppress(ValueError):  # Only the main thread may; elsewhere the embedding program's matter.
+        with contextlib.suppress(ValueError):  # Only the main thread can set signal handlers.
             self._previous_sigcont = signal.signal(signal.SIGCONT, resumed)
 
     def hand_over(self, put: Put) -> dict[str, object]:
@@ -132,7 +132,7 @@ class StdioChardev(Chardev):
 
 
 def _as_json(attributes: list[Any] | None) -> list[Any] | None:
-    """What termios.tcgetattr returns, its characters as text."""
+    """Return the result of termios.tcgetattr with its characters as text."""
     if attributes is None:
         return None
     characters = [each.decode("latin-1") if isinstance(each, bytes) else each for each in attributes[6]]

@@ -34,11 +34,11 @@ FILES = {
 
 
 class TlsCredentials(NamedTuple):
-    """Read once, when the object is made.  The worker, which opens nothing, gets them as memory files.
+    """Read once, when the object is made.  The worker gets them as memory files, because it opens nothing.
 
     Attributes:
         endpoint: "server" or "client".
-        verify_peer: a peer has to show a certificate of the CA; a server's is always looked at by name as well.
+        verify_peer: the peer has to show a certificate of the CA, and a server's has to be for its host name.
         contents: the files' bytes by role.
     """
 
@@ -52,7 +52,7 @@ class TlsCredentials(NamedTuple):
         """Read the files.
 
         Raises:
-            ConfigError: one is missing or too large, or OpenSSL can do nothing with them.
+            ConfigError: one is missing or too large, or OpenSSL cannot use them.
         """
         contents = {}
         for role, (name, required) in FILES[endpoint].items():
@@ -75,7 +75,7 @@ class TlsCredentials(NamedTuple):
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> TlsCredentials:
-        """Return what `describe` was asked of."""
+        """Return the credentials that `describe` described."""
         contents = {role: content.encode("latin-1") for role, content in described["contents"].items()}
         return cls(described["id"], described["endpoint"], described["verify_peer"], contents)
 
@@ -105,7 +105,7 @@ class TlsCredentials(NamedTuple):
         return fds
 
     def _check(self, directory: str) -> None:
-        """Let OpenSSL look at them, in a process of its own: the keeper has no use for it, nor for its memory."""
+        """Have OpenSSL load them in a child process: the keeper does without OpenSSL and its memory."""
         ours, theirs = os.pipe()
         pid = os.fork()
         if pid == 0:

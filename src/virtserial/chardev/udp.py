@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class UdpChardev(Chardev):
-    """A connected datagram socket: it hears `remote` only, and counts as connected whether anybody is there or not.
+    """A connected datagram socket: it receives from `remote` only, and counts as connected with or without a peer.
 
     Args:
         remote: where datagrams go.
-        local: what to send from; host "" and port "0" for what the system chooses.
+        local: the address to send from; the system chooses for host "" and port "0".
     """
 
     kind = "udp"

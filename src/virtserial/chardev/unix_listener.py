@@ -1,5 +1,5 @@
-"""A listening UNIX socket in the file system: never taken from a live server, replaced when its server is dead, and
-removed only if it is still ours."""
+"""A listening UNIX socket in the file system.  It replaces the socket of a dead server, never that of a live one, and
+removes its own only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class UnixListener:
             reach: uses the path.
 
         Raises:
-            ConfigError: the path is in use, is no socket, or cannot be bound; in QEMU's words where QEMU has some.
+            ConfigError: the path is in use, is not a socket, or cannot be bound; in QEMU's words where QEMU has some.
         """
         self._path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -61,7 +61,7 @@ class UnixListener:
 
     @classmethod
     def resume(cls, path: str, fd: int, inode: Sequence[int]) -> UnixListener:
-        """Go on with one that another process has left: its path, descriptor and `inode`."""
+        """Take over the listener of another process, by its path, descriptor and `inode`."""
         listener = cls.__new__(cls)
         listener._path = path
         listener.socket = socket.socket(fileno=fd)
@@ -69,7 +69,7 @@ class UnixListener:
         return listener
 
     def close(self) -> None:
-        """Remove the path, unless somebody else's socket stands there by now, then close."""
+        """Remove the path unless it is another socket by now, then close."""
         with contextlib.suppress(OSError):
             status = os.lstat(self._path)
             if (status.st_dev, status.st_ino) == self.inode:
@@ -96,7 +96,7 @@ def _make_room(path: str, place: str) -> None:
 
 
 def _is_served(path: str, place: str) -> bool:
-    """Somebody listens at `path`.
+    """Whether a server listens at `path`.
 
     The kernel's list is asked first, because connecting to find out would be a client to a server that takes one at a
     time.  It shows this network namespace only and paths as they were bound, so a connection has the last word.

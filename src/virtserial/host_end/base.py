@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class NoListener:
-    """Hears nothing: stands in until a port has set itself."""
+    """Does nothing: the listener until a port sets itself."""
 
     def host_opened(self) -> None:
         pass
@@ -30,13 +30,12 @@ class HostEnd:
     """One connected (or connectable) host side of a port: the base of those that implement console.seams.HostEnd.
 
     Attributes:
-        connected: somebody is on the other side.
+        connected: a host is on the other side.
         ended: it will never be connected again: close it and tell the keeper (`Chardev.connection_ended`).
             A pty, for one, closes and opens many times without ending.
         readable: `readv` is worth a try.
         listener: the port; set it before `start`.
-        input_discarded: bytes the host had sent and nobody will read (it left while the guest had the port closed),
-            since `host_opened`.
+        input_discarded: bytes that the host sent and nobody will read, since `host_opened`.
         output_discarded: bytes taken from the guest after the host had left, since `host_opened`.
     """
 
@@ -55,7 +54,7 @@ class HostEnd:
 
     @property
     def wants_input(self) -> bool:
-        """The port will read: the guest has it open.  While it is off, a host that hangs up is gone at once."""
+        """The port will read: the guest has it open.  While it is off, `host_closed` follows a hang-up at once."""
         return self._wants_input
 
     @wants_input.setter
@@ -67,7 +66,7 @@ class HostEnd:
         """`wants_input` was set."""
 
     def start(self) -> None:
-        """Begin to watch; calls `listener.host_opened` at once if somebody is there."""
+        """Begin to watch; calls `listener.host_opened` at once if a host is connected."""
         raise NotImplementedError
 
     def writev(self, buffers: Sequence[memoryview]) -> int:
@@ -92,16 +91,16 @@ class HostEnd:
         raise NotImplementedError
 
     def wait_readable(self) -> bool:
-        """The last read was short: whether `listener.host_readable` will tell of more.  False: another try will."""
+        """The last read was short: return whether `listener.host_readable` reports more.  False: try again."""
         return False
 
     def hold_input(self) -> bool:
-        """More is sure to come, and the port will try `readv` by itself in a moment: whether `host_readable` keeps
-        still until `readv` has returned 0 or `wait_readable` was called.  False: it does not, or need not."""
+        """The port will call `readv` by itself in a moment: return whether `host_readable` is suppressed until `readv`
+        has returned 0 or `wait_readable` was called."""
         return False
 
     def wait_writable(self) -> bool:
-        """The last write was short: whether `listener.host_writable` will come.  False: another try will tell."""
+        """The last write was short: return whether `listener.host_writable` will come.  False: try again."""
         return False
 
     def unheard(self, buffers: Sequence[memoryview]) -> None:
@@ -117,5 +116,5 @@ class HostEnd:
         """The guest's driver is ready for the port (VIRTIO_CONSOLE_PORT_READY)."""
 
     def close(self) -> None:
-        """Stop watching and close this process's descriptors; the listener hears nothing more.  Twice is harmless."""
+        """Stop watching and close this process's descriptors; no call to the listener follows.  Twice is harmless."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Lists of buffers: the first bytes of one, and bytes that go into one."""
+"""Lists of buffers: take the front of one, fill one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def front_of(buffers: Sequence[memoryview], size: int) -> list[memoryview]:
 
 
 def move_into(buffers: Sequence[memoryview], waiting: bytearray) -> int:
-    """Move as many of the bytes that wait as there is room for; return how many."""
+    """Move waiting bytes into buffers; return how many there was room for."""
     given = 0
     with memoryview(waiting) as rest:
         for buffer in buffers:

@@ -1,4 +1,4 @@
-"""A host end that comes to an end of itself: its peer leaves, or breaks a protocol."""
+"""A host end that ends by itself: its peer leaves, or breaks a protocol."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class EndingStream(HostEnd):
-    """Tells of its end once, from the loop and not from inside a call.
+    """Reports its end once, from the loop.
 
     Args:
-        linger: how long what a host has left is kept, and closed with this; None: until it is read.
+        linger: limits how long it keeps what a host that left had sent; owned.  None: until it is read.
     """
 
     def __init__(self, loop: EventLoop, name: str, linger: Linger | None = None) -> None:
@@ -29,7 +29,7 @@ class EndingStream(HostEnd):
         self._closed = False
 
     def _finish(self) -> None:
-        """Nothing more will come: let the loop say so."""
+        """The connection is over: report it in a turn."""
         if self._finishing or self._closed:
             return
         self._finishing = True
@@ -48,21 +48,21 @@ class EndingStream(HostEnd):
         self.listener.host_closed()
 
     def _host_has_left(self) -> None:
-        """What it sent is still to be read: not for ever, if another host could come."""
+        """The host has left, and not all that it sent is read."""
         if self._linger is not None:
             self._linger.begin(self._unread_bytes, self._finish)
 
     def _unread_bytes(self) -> int:
-        """How much the peer sent that nobody will read."""
+        """Bytes that the peer sent and that are not read."""
         raise NotImplementedError
 
     def _stop_watching(self) -> None:
-        """Let go of what the loop does for it."""
+        """Unwatch all descriptors."""
         raise NotImplementedError
 
 
 def unread_bytes(fd: int) -> int:
-    """What waits in a descriptor to be read (FIONREAD)."""
+    """Bytes that a descriptor holds to be read (FIONREAD)."""
     try:
         return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
     except OSError:

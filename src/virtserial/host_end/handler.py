@@ -1,4 +1,4 @@
-"""The moving half of a handler class: stands between its callbacks and the port."""
+"""The moving half of a handler class: between its callbacks and the port."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger("virtserial.chardev.handler")
 
 
 def load_module(code: HandlerCode) -> ModuleType:
-    """Import a handler's code, once only: a confined worker cannot read it again."""
+    """Import a handler's code once: a confined worker cannot read it again."""
     path = code.path
     if not path:
         return importlib.import_module(code.module)
@@ -100,7 +100,7 @@ class HandlerHostEnd(HostEnd):
         return taken
 
     def _have_data(self, buffer: memoryview) -> int:
-        # A view of its own that is taken back: a handler that kept it reads no guest memory later.
+        # The view is released afterwards, so that a handler cannot keep it and read guest memory later.
         with buffer.cast("B") as view:
             try:
                 consumed = self._handler.have_data(view)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop
 
 MAX_OUTPUT = 32 << 10
-"""Bytes taken from the guest at once; so much a back end that is slower than the others may be behind them."""
+"""Bytes taken from the guest at once, and kept for a back end that is slower than the others."""
 
 logger = logging.getLogger("virtserial.chardev.hub")
 
@@ -32,7 +32,7 @@ class HubHostEnd(HostEnd):
     # Parts
 
     def join(self, part_id: str, end: HostEnd, over: Callable[[], None]) -> None:
-        """Take a part's connection, in place of the one it has; `over` is called when it has ended and is closed."""
+        """Take a part's connection in place of its last; `over` is called when it has ended and is closed."""
         self.leave(part_id)
         part = _Part(self, part_id, end, over)
         self._parts[part_id] = part
@@ -40,7 +40,7 @@ class HubHostEnd(HostEnd):
         end.start()
 
     def leave(self, part_id: str) -> bool:
-        """Close a part's connection; False: it has none."""
+        """Close a part's connection; return False if it has none."""
         part = self._parts.pop(part_id, None)
         if part is None:
             return False
@@ -147,7 +147,7 @@ class HubHostEnd(HostEnd):
 
 
 class _Part:
-    """A back end of a hub, and what it is behind the others; the listener of its host end."""
+    """A back end of a hub, with the bytes that it has not taken yet; the listener of its host end."""
 
     def __init__(self, hub: HubHostEnd, part_id: str, end: HostEnd, over: Callable[[], None]) -> None:
         self.id = part_id
@@ -158,7 +158,7 @@ class _Part:
         end.listener = self
 
     def write(self, buffers: Sequence[memoryview]) -> None:
-        """Write all of it, or remember what was not taken."""
+        """Write, and keep what was not taken."""
         try:
             taken = self.end.writev(buffers)
         except BackendError as error:
@@ -169,7 +169,7 @@ class _Part:
             taken -= min(taken, buffer.nbytes)
 
     def catch_up(self) -> bool:
-        """Write what it is behind; False: that is not all taken."""
+        """Write what was kept; return whether all is taken."""
         while self.behind and self.end.connected:
             with memoryview(bytes(self.behind)) as waiting:
                 try:

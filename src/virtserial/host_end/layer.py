@@ -1,4 +1,4 @@
-"""What stands between a port's bytes and a socket's: telnet, websocket, TLS.  No layer knows a socket or a clock."""
+"""A protocol between a port's bytes and a socket's: telnet, websocket, TLS.  A layer knows no socket and no clock."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Layer:
     """One protocol of a connection.
 
     Attributes:
-        established: its handshake is over, payload may pass.
+        established: its handshake is done, payload can pass.
         ended: the peer has said that no more payload will come.
         pending: `received` stopped at its budget: call it again, with b"" or with more, in another turn.
-        answers: what the layer has to say by itself (a handshake, a pong); whoever calls it takes this afterwards.
+        answers: what the layer itself sends (handshake, pong); the caller takes it after each call.
     """
 
     def __init__(self) -> None:
@@ -27,13 +27,13 @@ class Layer:
         self.answers = bytearray()
 
     def begin(self) -> None:
-        """The layer below is established: say what comes first."""
+        """Start: the layer below is established."""
 
     def received(self, data: bytes) -> bytes:
         """Take what the peer has sent, in pieces of any size; returns the payload in it.
 
         Raises:
-            PeerError: the peer broke the protocol, or was too long about it; `answers` may have a last word for it.
+            PeerError: the peer broke the protocol or a limit; `answers` may hold a last message.
         """
         raise NotImplementedError
 
@@ -41,5 +41,5 @@ class Layer:
         """Return what is to be sent for this payload."""
         raise NotImplementedError
 
-    def farewell(self) -> None:
-        """Say that nothing more will come."""
+    def finish(self) -> None:
+        """Tell the peer that nothing more will come."""

@@ -1,8 +1,28 @@
-"""A socket with protocols on it as a host end: telnet, websocket, TLS, or one on the other.
+"""A socket with telnet, websocket or TLS on it as a host end, or with one of them on TLS.
 
-The handshakes run here, in the worker, on the descriptor that the keeper has passed: without waiting, within a time and
-a size, so that a peer that is slow, silent or floods holds up nobody else and goes.  Unlike elsewhere payload is
-copied: a frame cannot be taken apart, nor a record encrypted, in place.
+```
+        guest memory                 _input: payload that the guest has not read
+             | writev                     ^
+             v                            | received
+        layers[-1] (websocket, telnet) ---+---> answers: pongs, closes
+             | sent                       ^
+             v                            | received
+        layers[0] (TLS) ------------------+---> answers: handshake, alerts
+             |                            |
+             v                            |
+        _output: what the socket     os.read of READ_SIZE
+        did not take
+```
+
+| limit | why |
+|---|---|
+| HANDSHAKE_SECONDS until the last layer is established | the next client waits for this one |
+| TURN_SECONDS for input without payload, and a budget in each layer | 64 KiB of pings take 70 ms, of key updates 300 |
+| no reading while `_output` is longer than MAX_OUTPUT | a peer that does not read gets no more answers |
+| no reading while `_input` holds payload | back-pressure reaches the peer |
+
+Handshakes run here, in the worker, on the descriptor that the keeper passed.  Payload is copied, unlike elsewhere: a
+frame cannot be unmasked, nor a record encrypted, in place.
 """
 
 from __future__ import annotations
@@ -29,14 +49,14 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop, Timer
 
 HANDSHAKE_SECONDS = 10.0
-"""From the connection to the last layer's being established; the next client waits that long at most."""
+"""From the connection until the last layer is established."""
 READ_SIZE = 64 << 10
 MAX_OUTPUT = 64 << 10
-"""Payload bytes taken in one call; so much of what the socket did not take is kept."""
+"""Payload bytes taken in one call; above it `_output` stops reading."""
 TURN_SECONDS = 0.001
-"""Without payload (pings, commands): then others have their turn."""
+"""For input without payload; the rest has another turn."""
 COMPLAINT_SECONDS = 1.0
-"""Between two lines about peers that break a protocol; they may come as fast as they like."""
+"""Between two log lines about peers that break a protocol."""
 
 logger = logging.getLogger("virtserial.chardev.socket")
 
@@ -73,8 +93,8 @@ class LayeredStream(EndingStream):
 
     Args:
         fd: the socket.
-        ticket_fd: an eventfd that can be read once.  A worker that comes after another finds it taken: it cannot know
-            where in its protocols the connection stands, so it ends it and the peer connects again.
+        ticket_fd: an eventfd that can be read once.  A successor of this worker cannot read it again: it does not know
+            the state of the protocols, so it ends the connection, and the peer connects again.
         layers: the one next to the socket first.
     """
 
@@ -127,7 +147,7 @@ class LayeredStream(EndingStream):
         while self._established < len(self._layers):
             layer = self._layers[self._established]
             layer.begin()
-            self._say(self._established)
+            self._send_answers(self._established)
             if not layer.established:
                 return
             self._established += 1
@@ -146,7 +166,7 @@ class LayeredStream(EndingStream):
         self._give_up(f"the handshake took more than {HANDSHAKE_SECONDS:g} s")
 
     def _give_up(self, reason: str) -> None:
-        """The peer broke a protocol: a last word to it, one to the operator, and the end."""
+        """End the connection of a peer that broke a protocol, after a last message to it and a log line."""
         if self._finishing or self._closed:
             return
         if self._loop.now() >= LayeredStream._next_complaint:
@@ -171,8 +191,8 @@ class LayeredStream(EndingStream):
             return
         if self.connected:
             for index in reversed(range(self._established)):
-                self._layers[index].farewell()
-                self._say(index)
+                self._layers[index].finish()
+                self._send_answers(index)
             self._flush()
         self._closed = True
         self.connected = self.readable = False
@@ -223,12 +243,11 @@ class LayeredStream(EndingStream):
         return not (self._input or self._raw_readable or self._is_pending())
 
     def _read_some(self) -> None:
-        """Read until there is payload or nothing more to read, the peer does not take what is answered, or the time of
-        a turn is over."""
+        """Read until there is payload, the socket is empty, the peer does not read answers, or the turn is over."""
         end = self._loop.now() + TURN_SECONDS
         while not (self._input or self._at_end or self._finishing):
             if len(self._output) > MAX_OUTPUT:
-                return  # `_flush` goes on.
+                return  # `_flush` continues.
             if self._loop.now() >= end:
                 self._loop.add_turn(self._read_on)
                 return
@@ -273,14 +292,14 @@ class LayeredStream(EndingStream):
             self._read_some()
 
     def _take(self, data: bytes) -> None:
-        """Let the layers have what came from the socket, and go on with what they have not finished."""
+        """Pass what came from the socket through the layers, and let them continue what they have not finished."""
         for index, layer in enumerate(self._layers):
             if not data and not layer.pending:
                 continue
             try:
                 data = layer.received(data)
             finally:
-                self._say(index)
+                self._send_answers(index)
             if layer.ended:
                 self._at_end = True
             if index == self._established and layer.established:
@@ -325,13 +344,13 @@ class LayeredStream(EndingStream):
         return self._blocked
 
     def _encoded(self, buffers: Sequence[Buffer], index: int) -> Sequence[Buffer]:
-        """What the layers below `index` make of it."""
+        """Return what the layers below `index` send for it."""
         for layer in reversed(self._layers[:index]):
             buffers = layer.sent(buffers)
         return buffers
 
-    def _say(self, index: int) -> None:
-        """Queue what a layer has to say by itself."""
+    def _send_answers(self, index: int) -> None:
+        """Queue what a layer itself sends."""
         answers = self._layers[index].answers
         if answers:
             for buffer in self._encoded([bytes(answers)], index):
@@ -393,7 +412,7 @@ class LayeredStream(EndingStream):
         if error.errno not in PEER_GONE:
             logger.warning("%s: cannot write: %s", self.name, error.strerror)
         if self.connected and self._wants_input and not self._at_end:
-            self._raw_readable = True  # What the peer sent before it left is still read, to the end.
+            self._raw_readable = True  # Read what the peer sent before it left.
             self._loop.add_turn(self._announce_readable)
         else:
             self._finish()

@@ -6,8 +6,8 @@
 | a client, at a listening socket | one waits there, and the guest has not read for LINGER_SECONDS since |
 | the server again (`reconnect-ms`) | the guest has not read for LINGER_SECONDS |
 
-QEMU's socket chardev drops what it had not read as soon as it sees the hang-up.  Kept without an end, the rest of one
-host would hold the port against the next.
+QEMU's socket chardev drops what it had not read as soon as it sees the hang-up.  Kept for ever, it would keep the next
+host out.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ LINGER_SECONDS = 1.0
 def make_linger(
     loop: EventLoop, connection: SocketConnection | LayeredConnection, listeners: Sequence[int]
 ) -> Linger | None:
-    """Make what a connection needs, with the listening sockets that came with it; None: no other host can come."""
+    """Return the Linger of a connection, None if no other host can come."""
     return Linger(loop, listeners) if listeners or connection.reconnects else None
 
 
 class Linger:
     """
     Args:
-        listeners: the listening sockets, owned; without one another host counts as waiting from the beginning.
+        listeners: the listening sockets, owned; without one, another host counts as waiting.
     """
 
     def __init__(self, loop: EventLoop, listeners: Sequence[int] = ()) -> None:
@@ -49,11 +49,11 @@ class Linger:
         self._give_up: Callable[[], None] = lambda: None
 
     def begin(self, count: Callable[[], int], give_up: Callable[[], None]) -> None:
-        """The host has left; more calls change nothing.
+        """The host has left.  Only the first call counts.
 
         Args:
             count: tells how many bytes of the rest there are.
-            give_up: drops them.
+            give_up: ends the connection.
         """
         if self._begun:
             return

@@ -19,7 +19,7 @@ logger = logging.getLogger("virtserial.chardev.log")
 
 
 class LogFile:
-    """The file; what it cannot take (disk full, a FIFO's reader behind) is lost and counted: the guest does not wait
+    """The file.  What it cannot take (full disk, slow reader of a FIFO) is lost and counted: the guest does not wait
     for its log."""
 
     def __init__(self, name: str, fd: int, account: Account) -> None:
@@ -52,7 +52,7 @@ class LogFile:
 
 
 class LoggedHostEnd(HostEnd):
-    """Another host end, with a log of what that has taken."""
+    """Wraps a host end, and logs what that takes."""
 
     def __init__(self, end: HostEnd, log: LogFile) -> None:
         # HostEnd's attributes are properties here, so its __init__ has nothing to set.
@@ -75,7 +75,7 @@ class LoggedHostEnd(HostEnd):
             self._end.close()
             self._log.close()
 
-    # All else is the other end's.
+    # All else is delegated.
 
     def start(self) -> None:
         self._end.start()

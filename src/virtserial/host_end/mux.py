@@ -1,7 +1,13 @@
 """`mux=on`: up to four ports on one host end (QEMU's chardev/char-mux.c).
 
-What each port writes goes to the host end; what comes from there goes to the port that has the focus.  Ctrl-a is for
-the multiplexer: Ctrl-a h lists its keys.
+| from | to | held back |
+|---|---|---|
+| each port | the host end | while the host end does not take it: then all ports wait |
+| the host end | the port in focus | when that has INPUT_SIZE bytes that its guest has not read |
+| Ctrl-a and a key | the multiplexer | after COMMANDS in BUDGET_SECONDS: then the rest of the input waits, in order |
+
+What was read and not yet handled is in `_typed`.  One turn handles at most INPUT_SIZE bytes in PIECES pieces, because a
+client can send two-byte commands without a pause, and each can cost a write or a message to the keeper.
 """
 
 from __future__ import annotations
@@ -21,11 +27,11 @@ if TYPE_CHECKING:
 
 ESCAPE = b"\x01"
 INPUT_SIZE = 4096
-"""Bytes read ahead for the port in focus, so that Ctrl-a is heard although its guest does not read (QEMU: 32)."""
+"""Bytes read ahead for the port in focus, to find a Ctrl-a although its guest does not read (QEMU: 32)."""
 PIECES = 256
-"""Pieces between two Ctrl-a that are handled in one turn."""
+"""Pieces between two Ctrl-a handled in one turn."""
 COMMANDS, BUDGET_SECONDS = 8, 0.01
-"""Commands obeyed in so many seconds: each may write, or be a message to the keeper."""
+"""Commands executed in so many seconds."""
 STAMPED_SIZE = 4096
 """Bytes of a port's output that get timestamps at once."""
 
@@ -71,14 +77,14 @@ class Multiplexer:
         self._timestamps_start = 0.0
         self._at_line_start = False
         end.listener = self
-        # Always: what is for the multiplexer must be heard.
+        # Always: a Ctrl-a can come at any time.
         end.wants_input = True
 
     def add_front(self) -> MuxHostEnd:
         """Return a host end for one more port, which gets the focus.
 
         Raises:
-            StateError: it has all it can have.
+            StateError: it has MAX_FRONTS ports.
         """
         if None not in self._fronts:
             raise StateError(f"more than {MAX_FRONTS} ports on one host end")
@@ -89,7 +95,7 @@ class Multiplexer:
         return front
 
     def start(self) -> None:
-        """Begin to watch the host end; its ports have been told who their fronts are."""
+        """Start the host end; call it once the ports are attached to their fronts."""
         self.end.start()
 
     @property
@@ -159,7 +165,7 @@ class Multiplexer:
         return INPUT_SIZE - len(front.input) if front is not None else 0
 
     def _handle_typed(self) -> None:
-        """Give what was typed to the port in focus, and obey commands; stops where it has no room, or at the budget."""
+        """Give what was typed to the port in focus while that has room, and execute commands, up to a budget."""
         typed = self._typed
         for _ in range(PIECES):
             if not typed:
@@ -182,13 +188,13 @@ class Multiplexer:
                 del typed[0]
                 self._escaped = False
             else:
-                if not self._may_obey():
+                if not self._may_execute():
                     return
                 self._escaped = False
                 self._command(chr(typed.pop(0)))
         self._loop.add_turn(self.pump)
 
-    def _may_obey(self) -> bool:
+    def _may_execute(self) -> bool:
         """Whether the budget has room for a command; if not, `pump` is called when it has."""
         now = self._loop.now()
         if now >= self._budget_renewed + BUDGET_SECONDS:
@@ -222,13 +228,13 @@ class Multiplexer:
     # Output
 
     def _print(self, text: str) -> None:
-        """Write a text; it is dropped while the host end does not take what came before."""
+        """Write a text, or drop it while the host end has not taken the one before."""
         if self.flush():
             self._output += text.encode()
             self.flush()
 
     def flush(self) -> bool:
-        """Write what is kept; False: it is not all taken."""
+        """Write what was kept; return whether all is taken."""
         while self._output and self.end.connected:
             with memoryview(bytes(self._output)) as waiting:
                 try:
@@ -290,7 +296,7 @@ class Multiplexer:
         return Linger(self._loop)
 
     def failed(self) -> None:
-        """The host end has failed under one port, which knows: the others have to hear it."""
+        """The host end failed in a call of one port: report it to the others."""
         self._loop.add_turn(self.host_closed)
 
     def host_readable(self) -> None:
@@ -313,7 +319,7 @@ class MuxHostEnd(HostEnd):
         self._linger: Linger | None = None
         self.input = bytearray()
         self.focus_changed: Callable[[bool], None] = lambda _: None
-        """Hears that the focus has come (True) or gone."""
+        """Called when the focus comes (True) or goes."""
 
     def start(self) -> None:
         if self._mux.end.connected and not self.connected:
@@ -330,7 +336,7 @@ class MuxHostEnd(HostEnd):
         self.listener.host_opened()
 
     def end_closed(self, *, at_once: bool = False) -> None:
-        """The shared end is closed; what had come from it is read first, if the guest reads."""
+        """The shared end is closed; if the guest reads, it gets the last input first."""
         if self.input and self.wants_input and not at_once:
             self._closing = True
             if self._mux.end.ended and self._linger is None:

@@ -1,4 +1,4 @@
-"""A share of a multiplexed host end for somebody in another process: a monitor in the keeper, a serial line of QEMU's.
+"""A share of a multiplexed host end for another process: a monitor in the keeper, a serial line of QEMU.
 
 The far side is a stream.  In each direction at most one piece waits, and while it waits nothing more is read.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PIECE: Final = 4096
 PIECES: Final = 16
-"""Moved in one turn and direction: a sender that never pauses does not keep the others waiting."""
+"""Moved in one turn and direction."""
 
 
 class StreamFront:
@@ -29,8 +29,8 @@ class StreamFront:
     Args:
         name: for messages.
         fd: the stream; owned.
-        tell: hears "opened" and "closed" (of the host end), "in" and "out" (the focus comes and goes), each before
-            anything is written to the stream that came after it.
+        tell: called with "opened" and "closed" (of the host end), "in" and "out" (the focus comes and goes), always
+            before bytes that came later are written to the stream.
         account: gets what is read from and written to the stream.
     """
 
@@ -50,9 +50,7 @@ class StreamFront:
         self._stream.start()
 
     def join(self, mux: Multiplexer, over: Callable[[], None]) -> None:
-        """Take a share of a host end, and with it the focus; `over` is called when that has ended.
-
-        One that has a share already keeps it.
+        """Take a share of a host end, and the focus, unless it has one; `over` is called when the host end has ended.
         """
         if self._front is not None or self._stream.ended:
             return
@@ -107,7 +105,7 @@ class StreamFront:
         self._loop.add_turn(self.host_writable)
 
     def _move_to_user(self, front: MuxHostEnd) -> bool:
-        """Move a piece; False: it has to wait, or there is none."""
+        """Move a piece; return False if it has to wait, or there is none."""
         if not self._to_user:
             self._to_user = self._read(front)
         if not self._to_user:
@@ -116,7 +114,7 @@ class StreamFront:
         return not self._to_user
 
     def _move_to_host(self) -> bool:
-        """Move a piece; while nobody is there it is dropped, as QEMU's back ends do."""
+        """Move a piece, or drop it while no host is connected, as QEMU's back ends do."""
         if not self._to_host:
             self._to_host = self._read(self._stream)
         if not self._to_host:
@@ -135,7 +133,7 @@ class StreamFront:
                 return b""
 
     def _write(self, end: HostEnd, data: bytes) -> int:
-        """How much of it is done with: all, if the end has failed."""
+        """Return how many bytes are done with: all, if the end has failed."""
         with memoryview(data) as piece:
             try:
                 return end.writev([piece])
@@ -145,7 +143,7 @@ class StreamFront:
     # The user's side
 
     def user_readable(self) -> None:
-        """The user has said something."""
+        """The user has sent bytes."""
         self.host_writable()
 
     def user_writable(self) -> None:

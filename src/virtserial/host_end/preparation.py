@@ -20,7 +20,7 @@ log = logging.getLogger("virtserial.worker")
 
 
 def import_host_ends() -> None:
-    """Import all that `open_host_end` does late, but ssl: that takes 20 ms and 3 MB."""
+    """Import what `open_host_end` imports late, except ssl, which takes 20 ms and 3 MB."""
     import virtserial.host_end.factory
     import virtserial.host_end.handler
     import virtserial.host_end.layered

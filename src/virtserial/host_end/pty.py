@@ -1,8 +1,8 @@
 """The moving half of a pty: connected while somebody has the terminal open.
 
-The master side tells of the last close (EPOLLHUP) but not of an open, so QEMU looks once a second; inotify on the
-terminal's node tells at once.  Where the system has no inotify instance left (fs.inotify.max_user_instances is 128 by
-default) this does as QEMU.
+The master reports the last close (EPOLLHUP) but no open, so QEMU polls once a second.  Here inotify on the terminal's
+node reports opens; if the system has no inotify instance left (fs.inotify.max_user_instances is 128 by default), this
+polls, too.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop, Timer
 
 POLL_SECONDS = 1.0
-"""QEMU's interval (chardev/char-pty.c), for want of inotify."""
+"""QEMU's interval (chardev/char-pty.c), without inotify."""
 
 
 class PtyHostEnd(DescriptorStream):
-    """Opens and closes as often as the terminal is opened and closed; what was typed while the guest had the port
-    closed stays in the terminal's queue for the next reader."""
+    """Opens and closes with the terminal.  What is typed while the guest has the port closed stays in the terminal."""
 
     def __init__(
         self, loop: EventLoop, name: str, master_fd: int, open_watch_fd: int | None, account: Account | None = None
@@ -41,7 +40,7 @@ class PtyHostEnd(DescriptorStream):
             self._poll_timer = self._loop.call_later(POLL_SECONDS, self._poll_again)
         else:
             self._watch(self._open_watch_fd, EPOLLIN, self._terminal_opened)
-        self._look_who_is_there()
+        self._check_terminal()
 
     def close(self) -> None:
         if not self._closed:
@@ -54,18 +53,18 @@ class PtyHostEnd(DescriptorStream):
     def _terminal_opened(self, _events: int) -> None:
         if self._open_watch_fd is not None:
             self._account.stray = True
-            # One read: whoever opens it in a loop would never let the queue become empty.
+            # One read: a process that opens it in a loop keeps the queue from becoming empty.
             with contextlib.suppress(BlockingIOError):
                 os.read(self._open_watch_fd, 4096)
-        self._look_who_is_there()
+        self._check_terminal()
 
     def _poll_again(self) -> None:
-        self._look_who_is_there()
+        self._check_terminal()
         if not self._closed:
             self._poll_timer = self._loop.call_later(POLL_SECONDS, self._poll_again)
 
-    def _look_who_is_there(self) -> None:
-        """Find out whether the terminal is open; `echo text >/dev/pts/N` may have come and gone already."""
+    def _check_terminal(self) -> None:
+        """Find out whether the terminal is open; `echo text >/dev/pts/N` may already be over."""
         if self._closed or self._finishing:
             return
         poll = select.poll()
@@ -94,7 +93,7 @@ class PtyHostEnd(DescriptorStream):
 
     def _input_wanted(self) -> None:
         if not self.connected:
-            self._loop.add_turn(self._look_who_is_there)
+            self._loop.add_turn(self._check_terminal)
 
     def _deliver_closed(self) -> None:
         if self._closed:
@@ -106,4 +105,4 @@ class PtyHostEnd(DescriptorStream):
             self._blocked = self._held = False
             self._rewatch_input()
         self.listener.host_closed()
-        self._look_who_is_there()
+        self._check_terminal()

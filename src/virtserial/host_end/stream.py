@@ -1,9 +1,9 @@
 """Bytes through descriptors: sockets, FIFOs, files and standard input and output as a host end.
 
-Every descriptor is watched edge-triggered and what is known about it is kept, so that no system call is repeated that
-has just said "would block".  A short read does not prove that a stream is drained: a terminal gives a piece at a time,
-and a socket ends a read where a client passed descriptors (SCM_RIGHTS) or urgent data.  So after one, epoll is asked
-again (`wait_readable`), which costs less than a read in vain; likewise after a short write.
+Descriptors are watched edge-triggered, and their state is kept, so that no system call is repeated that has just
+returned EAGAIN.  A short read does not prove that a stream is drained: a terminal returns a piece at a time, and a
+socket ends a read where a client passed descriptors (SCM_RIGHTS) or urgent data.  After one, `wait_readable` arms epoll
+again, which costs less than a read that returns nothing; `wait_writable` does so after a short write.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ INPUT_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
 HANG_UP = EPOLLHUP | EPOLLERR
 
 PEER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EIO)
-"""What a socket, FIFO or pty says when the other side has left.  EIO of a regular file is a failure instead."""
+"""Errors of a socket, FIFO or pty whose other side has left.  EIO of a regular file is a failure instead."""
 
 
 class DescriptorStream(EndingStream):
     """Reads from one descriptor and writes to another or the same; either may be None.
 
-    The peer of a descriptor used both ways can hang up: then what it sent is still read (if the port wants it) before
-    `host_closed`, and what the guest writes meanwhile is discarded and counted, so that a guest that writes before it
-    reads does not wait for ever.
+    When the peer of a descriptor used both ways hangs up, the port still reads what it sent before `host_closed`.  What
+    the guest writes meanwhile is discarded and counted: a guest that writes before it reads must not wait for ever.
 
     Args:
         read_fd, write_fd: owned.
@@ -121,7 +120,7 @@ class DescriptorStream(EndingStream):
             self._watch(self._write_fd, EPOLLET, self._output_event)
 
     def _watch(self, fd: int, events: int, callback: Callable[[int], None]) -> bool:
-        """False: a regular file or /dev/null, which is always ready."""
+        """Watch a descriptor; return False for a regular file or /dev/null, which is always ready."""
         try:
             self._loop.watch(fd, events, callback)
         except PermissionError:
@@ -169,8 +168,9 @@ class DescriptorStream(EndingStream):
             self._finish()
 
     def _leave_if_drained(self) -> None:
-        """A TCP peer that has left shows as one that will send nothing more.  With nothing left to read that is the end
-        of its connection for an open port; a closed one does not read, and would believe in it until it is opened."""
+        """End the connection of a peer that sends nothing more, if all is read.
+
+        A TCP peer that has left looks so.  An open port reads to the end of the stream; a closed one does not read."""
         if self._both_ways and self._input_ended:
             if self._unread_bytes():
                 self._host_has_left()
@@ -190,7 +190,7 @@ class DescriptorStream(EndingStream):
             self.listener.host_writable()
 
     def wait_readable(self) -> bool:
-        """Ask epoll anew instead of trying: what is there already raises an event, too."""
+        """Arm epoll again: bytes that are there already raise an event, too."""
         if self._read_fd not in self._watched or self._finishing:
             return False
         self.readable = self._held = False
@@ -198,7 +198,7 @@ class DescriptorStream(EndingStream):
         return True
 
     def hold_input(self) -> bool:
-        """No event until the port has looked: each would wake this process for a piece of what comes."""
+        """Suppress events until the port reads: each would wake this process for a piece of what comes."""
         if not self._held and self._read_fd in self._watched and not self._hung_up and not self._finishing:
             self._held = True
             self._rewatch_input()
@@ -211,7 +211,7 @@ class DescriptorStream(EndingStream):
                 self._rewatch_input()
 
     def wait_writable(self) -> bool:
-        """Ask epoll for the moment when there is room."""
+        """Let epoll report when there is room."""
         if not self._blocked and not self._hung_up and not self._finishing:
             self._block()
         return self._blocked

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 SE, SB, WILL, DO, DONT, IAC = 240, 250, 251, 253, 254, 255
 BINARY, ECHO, SUPPRESS_GO_AHEAD = 0, 1, 3
 OFFER = bytes((IAC, WILL, ECHO, IAC, WILL, SUPPRESS_GO_AHEAD, IAC, WILL, BINARY, IAC, DO, BINARY))
-"""What QEMU's server begins with (chardev/char-socket.c, tcp_chr_telnet_init)."""
+"""What QEMU's server sends first (chardev/char-socket.c, tcp_chr_telnet_init)."""
 
 STEPS = 512
 """Commands, or pieces of text between them, handled in one call of `received`."""
 
-# Where in a command the input stands.
+# The state of the input.
 TEXT, COMMAND, OPTION, PARAMETERS, PARAMETERS_COMMAND = range(5)
 
 
 class TelnetLayer(Layer):
-    """Commands of the peer are taken out of the input; its answers to the offer change nothing, as with QEMU."""
+    """Removes the peer's commands from the input; its answers to the offer change nothing, as with QEMU."""
 
     def __init__(self, *, server: bool) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class TelnetLayer(Layer):
         return bytes(text)
 
     def _skip_to_command(self, rest: bytearray, text: bytearray) -> None:
-        """Take everything up to and with an IAC: it is text, or parameters, which nobody wants."""
+        """Take everything up to an IAC, and the IAC: text, or parameters, which are ignored."""
         end = rest.find(IAC)
         if self._state == TEXT:
             text += rest if end < 0 else rest[:end]

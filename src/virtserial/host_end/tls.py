@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from virtserial.host_end.layer import Buffer
 
 MAX_HANDSHAKE = 256 << 10
-"""Bytes: OpenSSL takes certificate lists of 100 KiB at most, and there are two sides to a handshake."""
+"""Bytes: OpenSSL accepts certificate lists up to 100 KiB."""
 READ_SIZE = 64 << 10
 HEADER_SIZE = 5
 """Of a record: its type, a version, and the length of what follows, 16 bits each but the type."""
 RECORDS = 16
-"""Handled in one call of `received`: a record that changes the keys (TLS 1.3) takes 0.1 ms, and 64 KiB hold 2,400."""
+"""Handled in one call of `received`: a key update (TLS 1.3) takes 0.1 ms, and 64 KiB hold 2,400."""
 
 
 _contexts: dict[Tls, ssl.SSLContext] = {}
@@ -60,7 +60,7 @@ def context_of(layer: Tls, fds: Sequence[int]) -> ssl.SSLContext:
 class TlsLayer(Layer):
     """
     Args:
-        hostname: what a server's certificate must be for; None to take any that the CA has signed.
+        hostname: what a server's certificate must be for; None: any that the CA has signed.
     """
 
     def __init__(self, context: ssl.SSLContext, *, server: bool, hostname: str | None = None) -> None:
@@ -97,12 +97,12 @@ class TlsLayer(Layer):
             self._take_outgoing()
             if not payload:
                 raise PeerError(f"TLS: {reason_of(error)}") from error
-            self.ended = True  # What came before is the peer's beyond doubt.
+            self.ended = True  # What came before the error is authentic.
         self._take_outgoing()
         return bytes(payload)
 
     def _size_of_records(self) -> int:
-        """How many of the bytes that wait are of the next RECORDS records, or of the rest of one."""
+        """Return how many of the waiting bytes belong to the next RECORDS records."""
         raw, size = self._raw, 0
         self.pending = False
         for _ in range(RECORDS):
@@ -135,8 +135,8 @@ class TlsLayer(Layer):
             self._session.write(payload)
         return [self._outgoing.read()]
 
-    def farewell(self) -> None:
-        # It asks for the peer's farewell, or there was no handshake.
+    def finish(self) -> None:
+        # It wants the peer's close_notify, or there was no handshake.
         with contextlib.suppress(ssl.SSLError, ValueError):
             self._session.unwrap()
         self._take_outgoing()

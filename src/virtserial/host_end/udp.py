@@ -24,9 +24,9 @@ BURST = 64
 
 
 class UdpHostEnd(HostEnd):
-    """Never ends: that nobody is there (ECONNREFUSED, by ICMP) loses datagrams, as it does on the way.
+    """Never ends: without a receiver (ECONNREFUSED, by ICMP) datagrams are lost, as on the network.
 
-    A datagram that the guest's buffers have no room for is kept and given in pieces, none of it is cut off.
+    A datagram that is longer than the guest's buffers is kept and given in pieces.
     """
 
     def __init__(self, loop: EventLoop, name: str, fd: int, account: Account) -> None:
@@ -52,7 +52,7 @@ class UdpHostEnd(HostEnd):
 
     def _event(self, events: int) -> None:
         if events & EPOLLERR:
-            self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # read, and so forgotten
+            self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # reading it clears it
         if events & EPOLLOUT and self._blocked:
             self._blocked = False
             self._loop.rewatch(self._socket.fileno(), EPOLLIN | EPOLLET)
@@ -73,7 +73,7 @@ class UdpHostEnd(HostEnd):
         return taken
 
     def _send(self, payload: memoryview) -> bool:
-        """Send a datagram; False: there is no room for it now."""
+        """Send a datagram; return False if there is no room now."""
         for _ in range(2):
             try:
                 self._socket.send(payload)

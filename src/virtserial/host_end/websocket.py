@@ -30,7 +30,7 @@ GOING_AWAY, PROTOCOL_ERROR = 1001, 1002
 
 
 class WebSocketLayer(Layer):
-    """What the client sends in text and binary messages is input, whatever their bounds; output is binary."""
+    """The payload of text and binary messages is input, without their boundaries; output is binary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class WebSocketLayer(Layer):
     # Frames
 
     def _begin_frame(self) -> bool:
-        """Read the head of a frame; False: not all of it is there."""
+        """Read the head of a frame; return False if it is not complete."""
         received = self._received
         if len(received) < 2:
             return False
@@ -180,7 +180,7 @@ class WebSocketLayer(Layer):
     def sent(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         return [_frame_head(BINARY, sum(map(len, buffers))), *buffers]
 
-    def farewell(self) -> None:
+    def finish(self) -> None:
         if self.established:
             self._close(GOING_AWAY.to_bytes(2, "big"))
 
