@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 _SYS_FSTAT: Final = 5
 _STAT: Final = Struct("=QQ32xqq80x")
 """struct stat of x86-64: st_dev, st_ino, then st_size and st_blksize at 48 and 56 of 144 bytes."""
 _syscall: Final = ctypes.CDLL(None, use_errno=True).syscall
+_buffer: Final = ctypes.create_string_buffer(_STAT.size)
 
 
-@dataclass(frozen=True, slots=True)
-class FileStatus:
+class FileStatus(NamedTuple):
     """What a mapping needs to know of a file; sizes in bytes."""
 
     device: int
@@ -34,8 +33,7 @@ def status_of(fd: int) -> FileStatus:
     Raises:
         OSError: `fd` is not open.
     """
-    buffer = ctypes.create_string_buffer(_STAT.size)
-    if _syscall(_SYS_FSTAT, fd, buffer):
+    if _syscall(_SYS_FSTAT, fd, _buffer):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
-    return FileStatus(*_STAT.unpack(buffer.raw))
+    return FileStatus(*_STAT.unpack_from(_buffer))
