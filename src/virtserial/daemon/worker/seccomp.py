@@ -157,8 +157,8 @@ CALLS = (
     Call("pwrite64", 18, "guest memory that is not mapped"),
     Call("preadv", 295, "the same, in pieces"),
     Call("pwritev", 296, "a ringbuf's bytes"),
-    Call("setsockopt", 54, "take a handled message off the VMM's socket, a client's buffer",
-         (_SOL_SOCKET, OneOf(2, "option", {"SO_PEEK_OFF": 42, "SO_SNDBUF": 7, "SO_SNDTIMEO": 21, "SO_RCVTIMEO": 20}))),
+    Call("setsockopt", 54, "take a handled message off the VMM's socket, time out on the channel",
+         (_SOL_SOCKET, OneOf(2, "option", {"SO_PEEK_OFF": 42, "SO_SNDTIMEO": 21, "SO_RCVTIMEO": 20}))),
     # Descriptors.
     Call("sendmsg", 46, "hand descriptors to the keeper; an address in it is ignored by the channel",
          (Own(0, "on the channel only", "channel_fd"),)),
