@@ -18,7 +18,6 @@ from support.guests.dropin_guest import (
     environment,
     wait_until_nothing_is_left,
 )
-from support.huge_pages import huge_page_pool
 from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
@@ -170,19 +169,4 @@ def test_data_flows_through_memory_that_is_mapped_in_two_numa_nodes(folder):
         worker = max(device_processes(folder))
         mapped = Path(f"/proc/{worker}/maps").read_text()
         assert len({line.split()[4] for line in mapped.splitlines() if "memory-backend-memfd" in line}) == 2
-        assert "slower path" not in guest.stderr
-
-
-def test_data_flows_through_huge_pages(folder):
-    """A memfd of huge pages is mapped although holes could be punched in it: QEMU itself maps it, too."""
-    words = shlex.split(
-        "-machine q35,memory-backend=m -m 256 -object memory-backend-memfd,id=m,size=256M,hugetlb=on "
-        f"-device virtio-serial -chardev file,id=f,path={folder}/out -device virtserialport,chardev=f,name=org.huge"
-    )
-    with huge_page_pool(pages=130), DropinGuest(words) as guest:
-        guest.check("head -c 4000000 /dev/zero | tr '\\0' 'x' > /dev/virtio-ports/org.huge", timeout=120)
-        wait_until(lambda: Path(folder, "out").stat().st_size == 4000000)
-        assert set(Path(folder, "out").read_bytes()) == {ord("x")}
-        worker = max(device_processes(folder))
-        assert "memory-backend-memfd" in Path(f"/proc/{worker}/maps").read_text()
         assert "slower path" not in guest.stderr
