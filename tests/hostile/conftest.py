@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from support.device_process import DeviceProcess, controller_options, port_options
 from support.fetched import had
+from support.neighbour import Neighbour
 
 from virtserial.testing.hostile.qemu_oracle import QemuMachine
 
@@ -28,3 +31,32 @@ def device(folder):
     yield process
     if process.process.poll() is None:
         process.kill()
+
+
+@pytest.fixture
+def attack(device, folder):
+    """`with attack(deaths=0):` holds that what is done inside to `ser0` harms nobody.
+
+    The keeper lives, at most so many workers die, and the guest on `ser1` waits less than a second longer for a byte
+    than one on another process, which tells how busy the machine is.
+    """
+    (folder / "elsewhere").mkdir()
+    elsewhere = DeviceProcess(
+        folder / "elsewhere", *controller_options(folder / "elsewhere"), *port_options(folder / "elsewhere", "d")
+    )
+
+    @contextmanager
+    def watch(deaths=0):
+        with (
+            Neighbour(folder / "ser1.sock", "c", folder / "c") as beside,
+            Neighbour(folder / "elsewhere/ser0.sock", "d", folder / "elsewhere/d") as far,
+        ):
+            yield
+            waited, usual = beside.longest(), far.longest()
+        assert device.process.poll() is None, device.log
+        assert "internal error" not in device.log, device.log
+        assert device.log.count("a new one takes over") <= deaths, device.log
+        assert waited < 1 + usual, device.log
+
+    yield watch
+    elsewhere.kill()
