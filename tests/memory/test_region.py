@@ -8,13 +8,13 @@ import pytest
 from support.huge_pages import huge_page_file, huge_page_pool
 
 from virtserial.errors import AddressError, AddressSpaceFull, PeerError
-from virtserial.memory import mapping
+from virtserial.memory import mapping, region
+from virtserial.memory.file_status import has_huge_pages
 from virtserial.memory.region import (
     FileRegion,
     MappedRegion,
     MessageRegion,
     RegionMaker,
-    has_huge_pages,
     keeps_its_pages,
 )
 
@@ -117,6 +117,16 @@ def test_huge_pages_are_reached_by_messages_unless_the_vmm_is_trusted(huge_page)
     region.write(0, b"from the device")
     assert region.read(0, 15) == b"from the device"
     assert len(told) == 1
+
+
+def test_a_file_that_cannot_be_looked_at_is_the_vmms_fault(make_file, monkeypatch):
+    def fail(fd):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(region, "has_huge_pages", fail)
+    with pytest.raises(PeerError, match="Input/output error") as caught:
+        RegionMaker(None, trust_vmm=False, slow=print).make(0, PAGE, make_file(), 0, writable=True)
+    assert caught.value.errno == 5
 
 
 def test_a_descriptor_needs_the_right_itself_whatever_else_is_mapped(make_file):

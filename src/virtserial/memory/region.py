@@ -12,13 +12,12 @@ Offsets count from the start of the region; callers check offset and length agai
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from virtserial.accounting import Account
 from virtserial.errors import AddressError, AddressSpaceFull, PeerError
-from virtserial.memory.file_status import status_of
+from virtserial.memory.file_status import has_huge_pages, status_of
 from virtserial.memory.mapping import MappingBudget, view_of_file
 
 if TYPE_CHECKING:
@@ -59,11 +58,6 @@ def keeps_its_pages(fd: int) -> bool:
     except OSError:
         return False
     return bool(sealed) and not has_huge_pages(fd)
-
-
-def has_huge_pages(fd: int) -> bool:
-    """Whether the file is on hugetlbfs, whose block is a huge page; it can be mapped but not written."""
-    return os.fstatvfs(fd).f_bsize > mmap.PAGESIZE
 
 
 class MappedRegion:
@@ -192,6 +186,12 @@ class RegionMaker:
         if fd is None:
             # ROMs and a display's memory have no file, so this is nothing to report.
             return MessageRegion(iova, size, self._access, writable)
+        try:
+            return self._with_file(iova, size, fd, offset, writable)
+        except OSError as error:
+            raise PeerError(f"DMA map of a file that cannot be used: {error}", error.errno or 22) from error
+
+    def _with_file(self, iova: int, size: int, fd: int, offset: int, writable: bool) -> Region:
         if self._trust_vmm or keeps_its_pages(fd):
             try:
                 return MappedRegion(iova, size, fd, offset, writable, self._budget)
