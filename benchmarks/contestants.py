@@ -102,7 +102,7 @@ def serve(options: list[str], source: Path = SOURCE) -> Iterator[int]:
             readable, _, _ = select.select([ready], [], [], READY_TIMEOUT)
             if not readable:
                 raise RigUnavailable(f"virtserial serve from {source} is not ready in {READY_TIMEOUT} s")
-            # It closes the descriptor when it is ready, the kernel does when it has died.
+            # The server closes the descriptor when it is ready; if it dies, the kernel does.
             time.sleep(0.02)
             if process.poll() is not None:
                 raise RigUnavailable(f"virtserial serve from {source} ended with status {process.returncode}")

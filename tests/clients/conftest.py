@@ -6,7 +6,7 @@ Everything here needs a real QEMU; the devices and host ends of tests/interop ar
 from __future__ import annotations
 
 import pytest
-from support.fetched import had
+from support.fetched import fetch_or_skip
 from support.guests.host_device import VirtserialDevice
 
 from virtserial.rig.image import guest_image
@@ -15,8 +15,8 @@ from virtserial.rig.qemu import find_qemu
 
 @pytest.fixture(scope="session", autouse=True)
 def rig():
-    had(find_qemu)
-    had(guest_image)
+    fetch_or_skip(find_qemu)
+    fetch_or_skip(guest_image)
 
 
 @pytest.fixture(scope="module")

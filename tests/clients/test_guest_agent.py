@@ -10,7 +10,7 @@ import socket
 import time
 
 import pytest
-from support.fetched import had
+from support.fetched import fetch_or_skip
 from support.waiting import wait_until
 
 from virtserial.rig import Guest
@@ -67,7 +67,7 @@ def connected(path):
 
 @pytest.fixture(scope="module")
 def files():
-    return had(programs, "qemu-guest-agent").guest_files("qemu-ga")
+    return fetch_or_skip(programs, "qemu-guest-agent").guest_files("qemu-ga")
 
 
 @pytest.fixture(scope="module")

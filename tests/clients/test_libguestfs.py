@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support.fetched import had
+from support.fetched import fetch_or_skip
 from support.places import SOURCE
 
 from virtserial.rig.cache import cache_root
@@ -77,7 +77,7 @@ def kernel_modules(names):
 
 @pytest.fixture(scope="module")
 def unpacked():
-    return had(programs, *PACKAGES)
+    return fetch_or_skip(programs, *PACKAGES)
 
 
 @pytest.fixture(scope="module")

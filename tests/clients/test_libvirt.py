@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support.fetched import had
+from support.fetched import fetch_or_skip
 from support.guests.host_end import HostEnd
 from support.places import SOURCE
 from support.waiting import wait_until
@@ -111,7 +111,7 @@ class Libvirt:
 
 @pytest.fixture(scope="module")
 def libvirt():
-    unpacked = had(programs, *PACKAGES)
+    unpacked = fetch_or_skip(programs, *PACKAGES)
     with tempfile.TemporaryDirectory(prefix="vs-") as name:
         folder = Path(name, "shared")
         folder.mkdir()
@@ -124,7 +124,7 @@ def libvirt():
         }
         shared = [folder, SOURCE, cache_root(), *qemu_s_folder()]
         with Cell(unpacked.root, Path(name), shared, files) as cell:
-            daemon = had(cell.start, ["/usr/sbin/libvirtd"], folder / "daemon.log")
+            daemon = fetch_or_skip(cell.start, ["/usr/sbin/libvirtd"], folder / "daemon.log")
             libvirt = Libvirt(folder, unpacked)
             try:
                 wait_until(lambda: libvirt.try_virsh("list").returncode == 0, 60, "no libvirtd")
@@ -143,7 +143,7 @@ def qemu_s_folder():
 @pytest.fixture(scope="module")
 def initramfs(libvirt):
     path = libvirt.folder / "initramfs"
-    files = had(programs, "qemu-guest-agent").guest_files("qemu-ga") | {"/init": GUEST_INIT.encode()}
+    files = fetch_or_skip(programs, "qemu-guest-agent").guest_files("qemu-ga") | {"/init": GUEST_INIT.encode()}
     path.write_bytes(guest_image().initramfs.read_bytes() + extra_archive(files))
     return path
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 
 import pytest
-from support.fetched import had
+from support.fetched import fetch_or_skip
 from support.waiting import wait_until
 
 from virtserial.rig import Guest
@@ -20,7 +20,7 @@ KINDS = ("unix", "abstract", "tcp", "pty")
 
 @pytest.fixture(scope="module")
 def socat():
-    return had(programs, "socat").command("socat")
+    return fetch_or_skip(programs, "socat").command("socat")
 
 
 @pytest.fixture(scope="module")

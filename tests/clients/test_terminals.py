@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from support.fetched import had
+from support.fetched import fetch_or_skip
 
 from virtserial.rig import Guest
 from virtserial.rig.image import ROOT_PASSWORD
@@ -29,7 +29,7 @@ def machine(our_device, module_folder):
 @pytest.fixture(scope="module")
 def serial():
     """pyserial, from Debian's package: it is Python alone."""
-    root = had(programs, "python3-serial").root
+    root = fetch_or_skip(programs, "python3-serial").root
     sys.path.append(str(root / "usr/lib/python3/dist-packages"))
     import serial
 
@@ -105,7 +105,7 @@ def getty(machine):
 
 
 def test_login_in_screen(machine, getty, module_folder):
-    screen = had(programs, "screen")
+    screen = fetch_or_skip(programs, "screen")
     terminfo = str(screen.root / "lib/terminfo")
     os.mkdir(f"{module_folder}/screens", 0o700)
     terminal = Terminal(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from support.device_process import DeviceProcess, controller_options, port_options
-from support.fetched import had
+from support.fetched import fetch_or_skip
 from support.neighbour import Neighbour
 
 from virtserial.testing.hostile.qemu_oracle import QemuMachine
@@ -15,7 +15,7 @@ from virtserial.testing.hostile.qemu_oracle import QemuMachine
 @pytest.fixture(scope="module")
 def qemu_machine():
     """QEMU's own device; without a QEMU its tests are skipped, in CI they fail."""
-    machine = had(QemuMachine)
+    machine = fetch_or_skip(QemuMachine)
     yield machine
     machine.close()
 

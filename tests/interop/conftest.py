@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from support.fetched import had
+from support.fetched import fetch_or_skip
 from support.folders import short_folder
 from support.guests.host_device import QemuDevice, VirtserialDevice
 from support.guests.scenario import STARTERS
@@ -19,8 +19,8 @@ DEVICES = {"qemu": QemuDevice(), "virtserial": VirtserialDevice()}
 @pytest.fixture(scope="session", autouse=True)
 def rig():
     """The rig itself, fetched and built on first use; without it these tests are skipped, in CI they fail."""
-    had(find_qemu)
-    had(guest_image)
+    fetch_or_skip(find_qemu)
+    fetch_or_skip(guest_image)
     # A run that is ended by SIGTERM (a time limit's) tears down as one that is interrupted: no folder stays.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     yield

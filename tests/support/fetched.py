@@ -1,4 +1,4 @@
-"""What the rig fetches for these tests."""
+"""Programs and packages that the rig fetches for tests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from virtserial.rig import RigUnavailable
 
 
-def had(fetch, *arguments):
-    """What `fetch` returns; where it cannot be had, the test is skipped, in CI it fails."""
+def fetch_or_skip(fetch, *arguments):
+    """Return what `fetch` returns; if it is not available, skip the test, or fail it in CI."""
     try:
         return fetch(*arguments)
     except RigUnavailable as reason:

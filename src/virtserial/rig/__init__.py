@@ -1,4 +1,4 @@
-"""The test rig: a real QEMU and a real Linux guest, got and built by itself, driven from Python.
+"""The test rig: a real QEMU and a real Linux guest, fetched and built on first use, driven from Python.
 
     from virtserial.rig import Guest
     with Guest(["-device", "virtio-serial-pci", ...]) as guest:

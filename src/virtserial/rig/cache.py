@@ -1,4 +1,4 @@
-"""Things the rig gets or builds once and keeps outside the source tree.
+"""What the rig fetches or builds once and keeps outside the source tree.
 
 The folder is $VIRTSERIAL_CACHE, else $XDG_CACHE_HOME/virtserial, else ~/.cache/virtserial.  An entry's name carries the
 versions it was made from, so a new pin makes a new entry and nothing has to be invalidated.
@@ -32,7 +32,7 @@ def cache_root() -> Path:
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """The cached entry NAME, made by build(folder) if it is not there.
+    """Return the cached entry NAME; call build(folder) to make it if it is missing.
 
     The build works in a temporary folder that takes the entry's name only when it is whole, under a lock: of two
     runs in parallel one builds and the other waits, and an interrupted build leaves nothing that could be taken for

@@ -1,4 +1,4 @@
-"""A program of Debian's that looks for its files at fixed places, run with the unpacked packages as its root.
+"""Runs a program of Debian's that expects its files at fixed places, with the unpacked packages as its root.
 
 Mount and process namespaces of its own and an overlay: what it writes goes to a scratch folder, what it starts ends
 with it, and the machine sees nothing of either.  As root, or where user namespaces may be made by everybody.

@@ -1,4 +1,4 @@
-"""Debian packages unpacked into a folder: no root, no chroot, no debootstrap, no touch on the machine's own packages.
+"""Debian packages in a folder: no root, no chroot, no debootstrap; the machine's own packages stay as they are.
 
 apt runs with a private state (its own lists, its own empty dpkg status, its own sources) and resolves and downloads;
 the packages are then unpacked with dpkg-deb.  The mirror is the one in the machine's own apt configuration, or

@@ -102,7 +102,7 @@ class VirtserialDevice:
             try:
                 readable, _, _ = select.select([ready], [], [], READY_TIMEOUT)
                 assert readable, f"virtserial serve is not ready: {Path(log).read_text()}"
-                # It closes the descriptor when it is ready, the kernel does when it has died.
+                # The server closes the descriptor when it is ready; if it dies, the kernel does.
                 time.sleep(0.02)
                 assert process.poll() is None, f"virtserial serve ended: {Path(log).read_text()}"
                 yield process
