@@ -28,6 +28,22 @@ until(lambda: not events(fd) & {'HUP'})
 while data := os.read(fd, 64):
     os.write(fd, data)
 """
+SCRIBBLE = """
+import mmap, os, random, time
+table = mmap.mmap(os.open('/sys/bus/pci/devices/{address}/resource1', os.O_RDWR), 4096)
+words, chance, rounds = memoryview(table).cast('I'), random.Random(5), 0
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    entry = 4 * chance.randrange(2)
+    low = words[entry]
+    words[entry], words[entry + 1] = chance.choice([(0, 0), (0x1000, 0), (0xfef00000, 0), (low, 1), (low | 1, 0)])
+    words[entry + 3] = 1
+    time.sleep(chance.random() / 1000)
+    words[entry + 3] = 0
+    words[entry], words[entry + 1] = low, 0
+    rounds += 1
+print(rounds)
+"""
 ONE_VECTOR_EACH = 7
 """vectors= with which a controller of max_ports=2 has a vector for each of its 6 queues."""
 
@@ -188,6 +204,19 @@ def test_a_worker_dies_between_two_transfers_and_in_one(folder):
         before = interrupts_of(guest, "virtio0-virtqueues")
         transfer(guest, {"boot": f"{folder}/boot"})
         assert interrupts_of(guest, "virtio0-virtqueues") > before
+        unplug(guest.monitor, "ser0")
+        assert quit_with_status(guest) == 0
+
+
+def test_guest_scribbles_over_its_table_under_traffic(folder):
+    """Addresses that are no interrupts, masks in a loop: nothing is written there, and no interrupt is lost."""
+    with pluggable_machine("virtserial-qemu", Q35, boot_controller(Q35, folder)) as guest:
+        address = guest.check("basename $(readlink -f /sys/bus/virtio/devices/virtio0/..)")
+        with EndlessStreams(guest, "boot", f"{folder}/boot") as streams:
+            streams.wait_for_progress()
+            assert int(guest.python(SCRIBBLE.format(address=address))) > 100
+            streams.wait_for_progress()
+            assert streams.finish()["wrong"] is None
         unplug(guest.monitor, "ser0")
         assert quit_with_status(guest) == 0
 
