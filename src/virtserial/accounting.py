@@ -138,6 +138,15 @@ class Ledger:
         """The message is done, and the journal says so."""
         self._words[4] = 0
 
+    @property
+    def restoring(self) -> int | None:
+        """The controller that is being restored after a predecessor's death, or None."""
+        return self._words[7] - 1 if self._words[7] else None
+
+    @restoring.setter
+    def restoring(self, controller: int | None) -> None:
+        self._words[7] = 0 if controller is None else controller + 1
+
     def audit(self) -> None:
         """Ask the kernel what the counts are.
 

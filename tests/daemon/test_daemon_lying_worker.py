@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,16 @@ def test_random_lies_never_end_the_keeper(keeper_of_liars, folder):
         guest.check_port("b", folder / "b", 10_000)
     assert "Traceback" not in keeper.log, f"seed {seed}: {keeper.log}"
     wait_until(lambda: descriptors_of_lies(keeper.process.pid) <= 3, complaint=f"seed {seed}: descriptors are held")
+
+
+def test_vmm_at_whose_restoration_two_workers_die_loses_its_connection(keeper_of_liars, folder):
+    keeper = keeper_of_liars("restoring", 0)
+    children = Path(f"/proc/{keeper.process.pid}/task/{keeper.process.pid}/children")
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        guest.check_port("a", folder / "a", 10_000)
+        os.kill(int(children.read_text()), signal.SIGKILL)
+        keeper.wait_for_ends(3)
+        wait_until(lambda: "two workers in a row died restoring what its VMM had" in keeper.log)
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        guest.check_port("a", folder / "a", 10_000)
+    assert keeper.log.count("a new one takes over") == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
 from support.waiting import wait_until
 
+from virtserial.errors import PeerError
+from virtserial.memory.table import MAX_REGIONS
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 from virtserial.virtio.status import (
@@ -187,3 +190,50 @@ def test_rules_broken_in_a_loop_are_logged_once_a_second_and_counted(device, fol
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as driver:
         driver.check_port("a", folder / "a", 10_000)
     assert device.worker == worker
+
+
+def cut(guest):
+    """Take all that is in a guest's memory files away."""
+    for region in guest.driver._memory.regions:
+        os.ftruncate(region.fd, 0)
+
+
+def two_controllers(start, folder, *more):
+    return start(
+        *more,
+        *controller_options(folder), *port_options(folder, "a"),
+        *controller_options(folder, "ser1"), *port_options(folder, "b", 1, "ser1"),
+    )  # fmt: skip
+
+
+def test_restoration_that_fails_costs_only_its_vmm_the_connection(start, folder):
+    device = two_controllers(start, folder)
+    with (
+        EmbeddedGuest(folder / "ser0.sock", "a", sealed=False) as attacker,
+        EmbeddedGuest(folder / "ser1.sock", "b") as neighbour,
+    ):
+        neighbour.check_port("b", folder / "b", 10_000)
+        cut(attacker)
+        device.wait_for_new_worker(device.kill_worker())
+        neighbour.check_port("b", folder / "b", 10_000)
+        device.wait_for_log("ser0: what its VMM had cannot be restored, its connection is closed: ")
+        assert device.log.count("a new one takes over") == 1
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        guest.check_port("a", folder / "a", 10_000)
+
+
+def test_map_beyond_the_limit_is_refused_with_one_line(device, folder):
+    client = Client(folder / "ser0.sock")
+    try:
+        for number in range(MAX_REGIONS):
+            client.dma_map(number << 13, 4096)
+        for _ in range(3):
+            with pytest.raises(PeerError) as refused:
+                client.dma_map(1 << 40, 4096)
+            assert refused.value.errno == errno.ENOSPC
+        assert device.log.count("\n") == 1, device.log
+        device.wait_for_new_worker(device.kill_worker())
+        client.dma_unmap(0, 4096)
+        client.dma_map(1 << 40, 4096)
+    finally:
+        client.close()

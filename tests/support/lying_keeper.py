@@ -1,7 +1,8 @@
 """A keeper whose first workers lie: `lying_keeper.py READY SEED LIARS OPTION...`.
 
 Each liar listens to its briefing and then sends lies until it is ended; the next worker after the last liar is honest.
-SEED "each": every lie of LIES once, a worker for each; else a number for random ones.
+SEED "each": every lie of LIES once, a worker for each; "restoring": the first worker is honest, the next two die at the
+restoration of controller 0; else a number for random ones.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 import array
 import json
 import logging
+import mmap
 import os
 import random
 import socket
 import sys
 import time
 
+from virtserial.accounting import LEDGER_SIZE
 from virtserial.channel.codec import encode
 from virtserial.channel.messages import (
     FROM_KEEPER,
     FROM_WORKER,
     Backlog,
+    Begin,
     ConnectionEnded,
+    ConnectVmm,
     DmaMap,
     DropDma,
     FrontChanged,
@@ -110,6 +115,19 @@ class LyingWorker(InstalledWorker):
             os._exit(status)
 
 
+class DyingWorker(InstalledWorker):
+    def run_forked(self, parent, channel):
+        if not 1 <= parent.workers.restarts <= 2:
+            super().run_forked(parent, channel)
+        while True:
+            message, fds = channel.receive(wait=True)
+            if isinstance(message, Begin):
+                with mmap.mmap(fds[0], LEDGER_SIZE) as memory:
+                    memory[56:64] = (1).to_bytes(8, "little")
+            elif isinstance(message, ConnectVmm):
+                os._exit(3)
+
+
 def main(ready, seed, liars, *words):
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     supervisor.RESTART_DELAYS = (0.0,)
@@ -117,7 +135,7 @@ def main(ready, seed, liars, *words):
     machine, chardevs = build(options, build_objects(options))
     loop = EventLoop()
     Signals(loop)
-    code = LyingWorker(seed, int(liars))
+    code = DyingWorker() if seed == "restoring" else LyingWorker(seed, int(liars))
     keeper = Keeper(loop, code, machine, chardevs, sandbox=False)
     try:
         keeper.start()

@@ -33,7 +33,7 @@ def test_qemus_request_gets_a_shorter_reply_with_our_limits():
             "max_msg_fds": 16,
             "max_data_xfer_size": 65536,
             "pgsizes": 4096,
-            "max_dma_maps": 65535,
+            "max_dma_maps": 8192,
             "write_multiple": True,
         }
     }

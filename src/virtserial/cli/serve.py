@@ -8,6 +8,7 @@ import sys
 
 from virtserial.cli.serve_options import USAGE, Options, build, build_monitors, build_objects
 from virtserial.cli.service import Service, predecessor
+from virtserial.daemon.keeper.signals import keep_children
 from virtserial.errors import ConfigError, VirtserialError
 
 
@@ -27,6 +28,7 @@ def run(words: list[str]) -> int:
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbosity, 2)],
         format="virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s",
     )
+    keep_children()
     handover, passed = predecessor()
     if handover is not None:
         for _, fd in passed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from virtserial.errors import PeerError
+from virtserial.memory.table import MAX_REGIONS
 from virtserial.vfio_user.wire import MAX_DATA_XFER_SIZE, MAX_MESSAGE_FDS, PAGE_SIZE
 
 MAX_VERSION_DATA: Final = 4096
@@ -23,7 +24,7 @@ SERVER_LIMITS: Final[dict[str, int | bool]] = {
     "max_msg_fds": MAX_MESSAGE_FDS,
     "write_multiple": True,
     "pgsizes": PAGE_SIZE,
-    "max_dma_maps": 65535,
+    "max_dma_maps": MAX_REGIONS,
 }
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from virtserial.channel.messages import RemoveController, RemovePort
 from virtserial.chardev.reach import ANYWHERE
 from virtserial.daemon.keeper.run_directory import run_directory
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, StateError
 from virtserial.machine.build import plug
 from virtserial.machine.model import Controller
 
@@ -77,7 +77,11 @@ class HotPlug:
                 raise
             self._briefing.tell_controller(device)
         else:
-            self._briefing.tell_port(device)
+            try:
+                self._briefing.tell_port(device)
+            except StateError as error:
+                self._machine.remove_port(device)
+                raise ConfigError(f"the worker cannot be told of this port: {error}") from error
             if device.chardev is not None:
                 self._back_ends.send_again(device.chardev)
         return device

@@ -79,7 +79,12 @@ class Keeper:
         self.path_policy = path_policy
         self.held = HeldDescriptors()
         self.workers = Supervisor(
-            loop, worker_code, self, self._brief, lambda message, fds: self._reports.handle(message, fds)
+            loop,
+            worker_code,
+            self,
+            self._brief,
+            lambda message, fds: self._reports.handle(message, fds),
+            lambda controller: self.vmms.detach(controller),
         )
         self._heartbeat = Heartbeat(loop, self.workers.ping)
         self.back_ends = BackEnds(

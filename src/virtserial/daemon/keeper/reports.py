@@ -23,6 +23,7 @@ from virtserial.channel.messages import (
     VmmGone,
 )
 from virtserial.errors import StateError
+from virtserial.memory.table import MAX_REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from virtserial.machine.model import Machine, Port
 
 
-MAX_MAPS = 65_535
-"""DMA maps of one controller: VFIO's limit for one device (vfio_iommu_type1's dma_entry_limit)."""
 
 
 class Reports:
@@ -104,8 +103,8 @@ class Reports:
     def _hold(self, message: DmaMap | Irq, fds: list[int]) -> None:
         if not self._vmms.is_there(message.controller):
             raise StateError(f"{type(message).__name__} for controller {message.controller}, which has no VMM")
-        if type(message) is DmaMap and self._held.count(DmaMap, message.controller) >= MAX_MAPS:
-            raise StateError(f"more than {MAX_MAPS} maps for controller {message.controller}")
+        if type(message) is DmaMap and self._held.count(DmaMap, message.controller) >= MAX_REGIONS:
+            raise StateError(f"more than {MAX_REGIONS} maps for controller {message.controller}")
         taken, fds[:] = fds[:], []
         self._held.hold(message, taken)
 

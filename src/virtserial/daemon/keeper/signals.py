@@ -18,6 +18,12 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RENEWING = signal.SIGUSR2
 
 
+def keep_children() -> None:
+    """Let children wait to be reaped, whatever whoever started this process has set: where SIGCHLD is ignored, the
+    kernel reaps them, and with them how they ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 class Signals:
     """SIGTERM, SIGINT and SIGHUP stop the loop; those that a predecessor has passed on come first.
 

@@ -96,9 +96,9 @@ def take_over(keeper: Keeper, document: Document, take: Take) -> None:
     keeper.workers.take_over(document.workers)
     if keeper.path_policy is not None and document.allowed is not None:
         keeper.path_policy.allow(document.allowed)
-    names = {controller.index: controller.name for controller in keeper.machine.controllers}
+    controllers = {controller.index: controller for controller in keeper.machine.controllers}
     for left in document.controllers:
-        keeper.vmms.take_over(left, names[left.controller], take)
+        keeper.vmms.take_over(left, controllers[left.controller], take)
     keeper.back_ends.connections = document.connections
     for chardev_left in document.chardevs:
         chardev = keeper.chardevs[chardev_left.id]

@@ -79,6 +79,7 @@ class Supervisor:
         parent: what a forked worker must not finalize.
         brief: tells a new worker everything, up to Start.
         handle: takes what a worker reports; the descriptors that it leaves in the list are closed.
+        detach: closes the VMM's connection of a controller at whose restoration workers die.
 
     Attributes:
         worker: the process, None while there is none.
@@ -96,6 +97,7 @@ class Supervisor:
         parent: object,
         brief: Callable[[WorkerProcess], None],
         handle: Callable[[Report, list[int]], None],
+        detach: Callable[[int], None],
     ) -> None:
         self.worker: WorkerProcess | None = None
         self.restarts = 0
@@ -108,6 +110,8 @@ class Supervisor:
         self._parent = parent
         self._brief = brief
         self._handle = handle
+        self._detach = detach
+        self._restoring: int | None = None
         self._state = State.NONE
         self._successor: Successor | None = None
         self._outdated = False
@@ -185,7 +189,7 @@ class Supervisor:
         self._unwatch(worker)
         while self._receive(worker):
             pass
-        status, notes = worker.reap()
+        status, notes, restoring = worker.reap()
         state, self._state = self._state, State.NONE
         self.left += [Interrupted(*note) for note in notes]
         code = os.waitstatus_to_exitcode(status)
@@ -201,7 +205,20 @@ class Supervisor:
             log.info("worker %d has stopped; a new one takes over", worker.pid)
             self.start_or_try_again()
         else:
+            self._blame(worker, code, restoring)
             self._start_after_death(worker, code)
+
+    def _blame(self, worker: WorkerProcess, code: int, restoring: int | None) -> None:
+        """Two workers in a row that died restoring the same controller: its VMM is to blame.
+
+        A kill from outside says nothing; the keeper's own, of a worker that hangs, does.
+        """
+        if restoring is None or (code == -signal.SIGKILL and worker.fault is None):
+            return
+        before, self._restoring = self._restoring, restoring
+        if before == restoring:
+            self._restoring = None
+            self._detach(restoring)
 
     def _start_after_death(self, worker: WorkerProcess, code: int) -> None:
         self.restarts += 1
@@ -437,6 +454,7 @@ class Supervisor:
         worker.has_started = True
         if self._state is State.STARTING:
             self._state = State.SERVING
+        self._restoring = None
         self.left.clear()
         self.doubtful = doubtful
         self._loop.call_later(READ_AHEAD_DELAY, self._read_ahead)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from virtserial.daemon.keeper.systemd import ActivatedListener
     from virtserial.loop import EventLoop
     from virtserial.machine.model import Controller
+
+log = logging.getLogger("virtserial.keeper")
 
 STATE_BASE = 256 << 10
 STATE_PER_PORT = 4 << 10
@@ -64,6 +67,7 @@ class Vmms:
         self._send = send
         self.farewell = Farewell(loop)
         self.states: dict[int, int] = {}
+        self._controllers: dict[int, Controller] = {}
         self.listeners: dict[int, VmmListener] = {}
         self.activated: dict[str | None, ActivatedListener] = {}
 
@@ -84,21 +88,26 @@ class Vmms:
             self.listeners[index] = VmmListener(
                 self._loop, controller.name, controller.socket, came, self.farewell, activated, reach
             )
+        except OSError as error:
+            os.close(memory)
+            raise ConfigError(f"{controller.name}: cannot listen at {controller.socket}: {error.strerror}") from error
         except BaseException:
             os.close(memory)
             raise
         self.states[index] = memory
+        self._controllers[index] = controller
 
-    def take_over(self, left: ControllerLeft, name: str, take: Take) -> None:
+    def take_over(self, left: ControllerLeft, controller: Controller, take: Take) -> None:
         """Go on with a controller where another process has left off; what it held of the VMM is held already.
 
         Raises:
             StateError: a descriptor is missing.
         """
         index = left.controller
+        self._controllers[index] = controller
         self.states[index] = take(left.state)
         self.listeners[index] = VmmListener.take_over(
-            self._loop, name, partial(self.came, index), self.farewell, left.listener, take
+            self._loop, controller.name, partial(self.came, index), self.farewell, left.listener, take
         )
         for _, fds in self._held.all(ConnectVmm, index):
             self._heartbeat.watch(fds[0])
@@ -115,12 +124,23 @@ class Vmms:
         self._free(index)
         self.listeners[index].client_gone()
 
+    def detach(self, index: int) -> None:
+        """Close the connection of a VMM at which workers die, and begin its controller anew."""
+        controller = self._controllers.get(index)
+        if controller is None:
+            return
+        log.error("%s: two workers in a row died restoring what its VMM had: its connection is closed", controller.name)
+        os.close(self.states[index])
+        self.states[index] = _make_state_memory(controller)
+        self.gone(index)
+
     def is_there(self, index: int) -> bool:
         """Whether a VMM is connected to a controller."""
         return self._held.find(ConnectVmm, index) is not None
 
     def remove(self, index: int) -> None:
         """Let go of all there is for a controller; the worker has been told."""
+        del self._controllers[index]
         self.listeners.pop(index).close()
         self._free(index)
         os.close(self.states.pop(index))

@@ -8,7 +8,7 @@ import mmap
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from virtserial.accounting import LEDGER_SIZE, Ledger, open_counts, read_counts
 from virtserial.channel.channel import channel_pair
@@ -41,6 +41,20 @@ class WorkerCode(Protocol):
 
     def read_ahead(self) -> None:
         """Import here what a worker imports, so that the next one, a copy of this process, is there at once."""
+
+
+class Remains(NamedTuple):
+    """What is left of a worker.
+
+    Attributes:
+        status: its wait status.
+        notes: what it was about if it was killed.
+        restoring: the controller that it was restoring, or None.
+    """
+
+    status: int
+    notes: list[Note]
+    restoring: int | None
 
 
 class WorkerProcess:
@@ -172,12 +186,15 @@ class WorkerProcess:
         """End it by force; `pidfd` tells when it has."""
         os.kill(self.pid, signal.SIGKILL)
 
-    def reap(self) -> tuple[int, list[Note]]:
-        """The process has ended: return its wait status, and what it was about if it was killed."""
+    def reap(self) -> Remains:
+        """The process has ended: let go of it."""
         notes: list[Note] = []
+        restoring = None
         try:
             with mmap.mmap(self.ledger_fd, LEDGER_SIZE) as memory, memoryview(memory) as view:
-                notes = self._notes(Ledger(view))
+                ledger = Ledger(view)
+                restoring = ledger.restoring
+                notes = self._notes(ledger)
         except (OSError, StateError) as error:
             log.error("worker %d: what it was about is not known: %s", self.pid, error)
         _, status = os.waitpid(self.pid, 0)
@@ -185,7 +202,7 @@ class WorkerProcess:
             if fd >= 0:
                 os.close(fd)
         self.channel.close()
-        return status, notes
+        return Remains(status, notes, restoring)
 
     def _notes(self, ledger: Ledger) -> list[Note]:
         try:

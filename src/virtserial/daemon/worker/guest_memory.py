@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.device")
 
-DESCRIPTOR_SHARE: Final = 4
+DESCRIPTOR_SHARE: Final = 16
 """A VMM's maps may hold one in so many of the descriptors that a process may have; the keeper holds one for each."""
 
 
@@ -64,9 +64,7 @@ class GuestMemory:
                 # A predecessor was killed between handing the map to the keeper and recording the request.
                 self._restored.discard((iova, size, prot, offset))
                 return
-            self._table.check(iova, size)
-            if fd is not None and len(self._with_descriptor) >= self._most_descriptors:
-                raise PeerError(f"DMA map: more than {self._most_descriptors} with a descriptor", errno.ENOSPC)
+            self._check(iova, size, fd is not None)
             region = self._regions.make(iova, size, fd, offset, bool(prot & VFIO_DMA_MAP_FLAG_WRITE))
             self._owner.send(DmaMap(self._owner.index, iova, size, prot, offset), [] if fd is None else [fd])
         finally:
@@ -76,6 +74,15 @@ class GuestMemory:
         if fd is not None:
             self._with_descriptor.add(iova)
         self._owner.console.memory_mapped()
+
+    def _check(self, iova: int, size: int, with_descriptor: bool) -> None:
+        try:
+            self._table.check(iova, size)
+            if with_descriptor and len(self._with_descriptor) >= self._most_descriptors:
+                raise PeerError(f"DMA map: more than {self._most_descriptors} with a descriptor", errno.ENOSPC)
+        except PeerError as error:
+            self._owner.log.error("refused: %s", error)
+            raise
 
     def restore(self, message: DmaMap, fd: int | None) -> None:
         """Map what a predecessor had mapped; `fd` is closed."""

@@ -47,6 +47,7 @@ from virtserial.channel.messages import (
 from virtserial.channel.messages import Port as NewPort
 from virtserial.daemon.worker.guest_device import GuestDevice
 from virtserial.daemon.worker.host_ends import HostEnds
+from virtserial.daemon.worker.restoration import Restoration
 from virtserial.daemon.worker.saved_state import answer_request
 from virtserial.daemon.worker.vfio_user_front import VfioUserFront
 from virtserial.host_end.preparation import import_host_ends, prepare
@@ -94,6 +95,7 @@ class Worker:
         self._ledger = nowhere()
         self._account = self._ledger.account
         self._host_ends = HostEnds(self.loop, self._send, self._account)
+        self._restoration = Restoration(self._ledger)
         self._started = False
         self.loop.watch(channel.fileno(), EPOLLIN, self._keeper_spoke)
 
@@ -141,9 +143,12 @@ class Worker:
             case AddFront(chardev, front):
                 self._host_ends.add_front(chardev, front, fds[0])
             case Controller(controller):
+                self._restoration.begin(controller)
                 self._devices[controller] = GuestDevice(
                     message, fds[0], self.loop, self._send, self._ledger, VfioUserFront
                 )
+                if self._started:
+                    self._restoration.end()
             case _:
                 self._act_on_device(self._devices[message.controller], message, fds)
 
@@ -156,9 +161,7 @@ class Worker:
     ) -> None:  # fmt: skip
         match message:
             case ConnectVmm():
-                device.connect(fds[0])
-                if self._started:
-                    device.take_over()
+                self._connect_vmm(device, fds[0])
             case NewPort():
                 self._add_port(device, message)
             case RemovePort(_, number):
@@ -171,7 +174,7 @@ class Worker:
             case Backlog():
                 self._inherit_backlog(device, message)
             case DmaMap() | Irq():
-                device.restore(message, fds)
+                self._restoration.give(device, message, fds)
             case Save() | Restore() | Resume():
                 self._send(answer_request(device, message, fds))
 
@@ -183,6 +186,7 @@ class Worker:
         with contextlib.suppress(OSError):
             self._ledger = Ledger(memoryview(mmap.mmap(ledger_fd, 0)), open_counts(os.getpid()), self._account)
         os.close(ledger_fd)
+        self._restoration = Restoration(self._ledger)
         logging.root.addHandler(_Unaccounted(self._account))
         import_host_ends()
         if sandbox:
@@ -193,8 +197,15 @@ class Worker:
     def _start(self) -> None:
         self._started = True
         for device in self._devices.values():
-            device.take_over()
+            self._restoration.take_over(device)
+        self._restoration.end()
         self._send(Started(sum(device.console.doubtful for device in self._devices.values())))
+
+    def _connect_vmm(self, device: GuestDevice, fd: int) -> None:
+        self._restoration.connect(device, fd)
+        if self._started:
+            self._restoration.take_over(device)
+            self._restoration.end()
 
     def _stop(self) -> None:
         """Stop for a successor, between two turns; what is in no ring and no socket goes to it by the keeper."""
