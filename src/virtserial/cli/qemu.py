@@ -40,14 +40,17 @@ def run(words: Sequence[str]) -> None:
     Raises:
         ConfigError: that failed; nothing is left running.
     """
-    from virtserial.dropin.launch import Streams, choose_run_directory, exec_qemu, execute, start
+    from virtserial.daemon.keeper.signals import keep_children
+    from virtserial.dropin.launch import Streams, exec_qemu, execute, start
     from virtserial.dropin.planner import make_plan
     from virtserial.dropin.program import VersionCheck, architecture_of, find_program
+    from virtserial.dropin.run_folder import choose_run_folder
 
+    keep_children()
     architecture = architecture_of(sys.argv[0])
     program = find_program(architecture, sys.argv[0])
     streams = Streams()
-    run_directory = choose_run_directory()
+    run_directory = choose_run_folder()
     plan = make_plan(words, run_directory=run_directory, connect=streams.connect, architecture=architecture)
     for remark in plan.remarks:
         print(f"{NAME}: {remark}", file=sys.stderr)
@@ -67,9 +70,10 @@ def explain(words: Sequence[str]) -> None:
     """
     import shlex
 
-    from virtserial.dropin.launch import FIRST_DESCRIPTOR, choose_run_directory
+    from virtserial.dropin.launch import FIRST_DESCRIPTOR
     from virtserial.dropin.planner import make_plan
     from virtserial.dropin.program import architecture_of, find_program
+    from virtserial.dropin.run_folder import choose_run_folder
 
     architecture = architecture_of(sys.argv[0])
     streams: list[str] = []
@@ -78,7 +82,7 @@ def explain(words: Sequence[str]) -> None:
         streams.append(name)
         return FIRST_DESCRIPTOR + len(streams) - 1
 
-    plan = make_plan(words, run_directory=choose_run_directory(), connect=connect, architecture=architecture)
+    plan = make_plan(words, run_directory=choose_run_folder(), connect=connect, architecture=architecture)
     try:
         program = find_program(architecture, sys.argv[0])
     except ConfigError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from virtserial.daemon.keeper.keeper import Keeper
 from virtserial.daemon.worker_code import InstalledWorker
 from virtserial.dropin.memory import share_object
+from virtserial.dropin.run_folder import hold
 from virtserial.loop import EventLoop
 from virtserial.monitor.joined import JoinedMonitors
 
@@ -34,6 +35,7 @@ class DeviceProcess:
         logging.basicConfig(level=logging.WARNING, format="virtserial-qemu: %(message)s")
         _raise_descriptor_limit()
         self._run_directory = run_directory
+        self._held = hold(run_directory)
         self._loop = EventLoop()
         # Whatever takes pages of this QEMU's memory away, such as huge ones, hits QEMU itself first.
         self._keeper = Keeper(

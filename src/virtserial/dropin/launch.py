@@ -14,6 +14,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from virtserial.dropin.run_folder import make_run_folder
 from virtserial.errors import ConfigError, VirtserialError
 
 if TYPE_CHECKING:
@@ -60,28 +61,13 @@ class Streams:
             os.set_inheritable(fd, True)
 
 
-def choose_run_directory() -> str:
-    """Return a path for the sockets of one virtual machine's controllers; it is not created yet."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if os.geteuid() == 0 and os.access("/run", os.W_OK):
-        parent = "/run"
-    elif runtime and os.access(runtime, os.W_OK):
-        parent = runtime
-    else:
-        parent = os.environ.get("TMPDIR", "/tmp")
-    return os.path.join(parent, f"virtserial-{os.urandom(6).hex()}")
-
-
 def start(plan: Plan, streams: Streams, run_directory: str) -> None:
     """Start the device process and wait until every socket is ready.
 
     Raises:
         ConfigError: it failed; nothing of it is left.
     """
-    try:
-        os.mkdir(run_directory, 0o700)
-    except OSError as error:
-        raise ConfigError(f"Could not create '{run_directory}': {error.strerror}") from None
+    held = make_run_folder(run_directory)
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -96,6 +82,7 @@ def start(plan: Plan, streams: Streams, run_directory: str) -> None:
     while answer != READY and (piece := os.read(reader, 4096)):
         answer += piece
     os.close(reader)
+    os.close(held)
     if answer != READY:
         raise ConfigError(answer.decode(errors="replace") or "the device process has ended; see its log")
 
