@@ -155,8 +155,10 @@ CALLS = (
     Call("clock_gettime", 228, "time, where the vDSO does not serve"),
     Call("pread64", 17, "guest memory that is not mapped; byte counts of this process"),
     Call("pwrite64", 18, "guest memory that is not mapped"),
-    Call("preadv", 295, "the same, in pieces"),
-    Call("pwritev", 296, "a ringbuf's bytes"),
+    Call("pwritev2", 328, "a ringbuf's bytes"),
+    Call("preadv2", 327, "its counterpart"),
+    Call("preadv", 295, "the same, where Python was built without pwritev2"),
+    Call("pwritev", 296, "the same"),
     Call("setsockopt", 54, "take a handled message off the VMM's socket, time out on the channel",
          (_SOL_SOCKET, OneOf(2, "option", {"SO_PEEK_OFF": 42, "SO_SNDTIMEO": 21, "SO_RCVTIMEO": 20}))),
     # Descriptors.
