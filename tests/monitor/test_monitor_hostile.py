@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import socket
@@ -10,9 +11,11 @@ import threading
 import time
 
 import pytest
-from support.device_process import DeviceProcess, controller_options, port_options, resident
+from support.device_process import DeviceProcess, connect, controller_options, port_options, resident
 from support.embedded_guest import EmbeddedGuest
 from support.serving import QmpClient
+
+from virtserial.closing import drain
 
 GROWTH = 48 << 20
 """Bytes that the keeper may grow by under an attack; each sends or causes much more."""
@@ -138,24 +141,52 @@ def test_descriptors_without_end(device, folder, command):
     client.close()
 
 
-def test_passed_socket_that_lingers_holds_nobody(device, folder):
-    """The last close of such a socket waits for its peer, who reads nothing: here for a minute."""
+@contextlib.contextmanager
+def lingering_socket():
+    """A TCP socket whose last close waits a minute for its peer, who reads nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         lingering = socket.create_connection(listener.getsockname())
         peer, _ = listener.accept()
+    with lingering, peer:
         lingering.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
                 lingering.send(bytes(1 << 16))
         lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+        yield lingering
+
+
+def test_passed_sockets_that_linger_hold_nobody(device, folder):
+    with lingering_socket() as lingering:
         client = QmpClient(f"{folder}/attacked")
         client("getfd", fds=[lingering.fileno()], fdname="named")
-        client.ask({"execute": "query-status"}, [lingering.fileno()])
+        client.ask({"execute": "query-status"}, [lingering.fileno()] * 253)
         lingering.close()
 
         def close():
-            client("closefd", fdname="named")
             client.close()
+            QmpClient(f"{folder}/attacked").close()
 
         under_attack(device, folder, close)
-        peer.close()
+
+
+def test_socket_closes_at_once_with_an_unread_one_that_lingers():
+    ours, theirs = socket.socketpair()
+    with lingering_socket() as lingering, theirs:
+        theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [lingering.fileno()]))])
+        lingering.close()
+        began = time.monotonic()
+        drain(ours, 16)
+        ours.close()
+        assert time.monotonic() - began < 30
+
+
+def test_host_cannot_hold_a_process_by_a_socket_that_it_passes(device, folder):
+    """Linux 6.16 lets us refuse it; before, the worker is replaced or stands until the time is over."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.getsockopt(socket.SOL_SOCKET, 83)
+        except OSError:
+            pytest.skip("this Linux has no SO_PASSRIGHTS")
+    with lingering_socket() as lingering, connect(folder / "a") as host, pytest.raises(PermissionError):
+        host.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [lingering.fileno()]))])

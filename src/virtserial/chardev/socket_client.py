@@ -16,6 +16,7 @@ from virtserial.chardev.socket_address import (
     prepare_stream,
 )
 from virtserial.chardev.socket_layers import SocketLayers
+from virtserial.closing import pass_descriptors
 from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN, EPOLLOUT
 
@@ -222,6 +223,7 @@ class SocketClientChardev(Chardev):
         self._failure_reported = False
         self._places = []
         prepare_stream(connection, nodelay=self._nodelay)
+        pass_descriptors(connection, False)
         self.connected = True
         self._connected_text = self.layers.text(connected_text(connection, self.address, server=False))
         if self._sink is not None:

@@ -18,6 +18,7 @@ from virtserial.chardev.socket_address import (
     prepare_stream,
 )
 from virtserial.chardev.socket_layers import SocketLayers
+from virtserial.closing import pass_descriptors
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EPOLLIN
 
@@ -85,6 +86,8 @@ class SocketServerChardev(Chardev):
             self._listeners = _listen_inet(self.address)
         else:
             self._adopt(self.address)
+        for listener in self._listeners:
+            pass_descriptors(listener, False)
         self._loop, self._sink = loop, sink
         self._bound_text = self.layers.text(bound_text(self._listeners[0], self.address))
         self._watch()

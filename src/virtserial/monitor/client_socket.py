@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import Account
 from virtserial.channel.connections import LoggedConnection, SocketConnection, unlogged
-from virtserial.closing import close_foreign
+from virtserial.closing import MAX_RIGHTS, close_foreign, drain, pass_descriptors, received_descriptors
 from virtserial.host_end.factory import open_host_end
 from virtserial.host_end.linger import make_linger
 from virtserial.host_end.stream import DescriptorStream
@@ -26,18 +25,24 @@ MAX_PASSED = 16
 """Passed descriptors that wait for a command; when there are more, the oldest are closed."""
 
 
+MAX_READS = 4096
+"""Reads of what a client sent before its socket closes: its send buffer can hold as many messages with descriptors."""
+
+
 class ClientSocket(DescriptorStream):
     """A socket that also receives descriptors, into `passed`: its owner's."""
 
     def __init__(self, loop: EventLoop, name: str, fd: int, linger: Linger | None = None) -> None:
         super().__init__(loop, name, fd, fd, linger=linger)
         self._socket = socket.socket(fileno=fd)
+        pass_descriptors(self._socket, True)
         self.passed: deque[int] = deque()
 
     def readv(self, buffers: Sequence[memoryview]) -> int:
         if not self.readable:
             return 0
-        space = socket.CMSG_SPACE(4 * MAX_PASSED)
+        # The kernel would close those that find no space.
+        space = socket.CMSG_SPACE(4 * MAX_RIGHTS)
         try:
             count, ancillary, _, _ = self._socket.recvmsg_into(buffers, space, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
@@ -45,9 +50,7 @@ class ClientSocket(DescriptorStream):
             return 0
         except OSError:
             count, ancillary = 0, []
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self.passed.extend(array.array("i", payload[: len(payload) & ~3]))
+        self.passed.extend(received_descriptors(ancillary))
         while len(self.passed) > MAX_PASSED:
             close_foreign(self.passed.popleft())
         if not count:
@@ -56,6 +59,7 @@ class ClientSocket(DescriptorStream):
 
     def close(self) -> None:
         if not self._closed:
+            drain(self._socket, MAX_READS)
             self._socket.detach()
             while self.passed:
                 close_foreign(self.passed.popleft())
