@@ -38,8 +38,8 @@ def received_descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return fds.tolist()
 
 
-def close_foreign(fd: int) -> None:
-    """Close a descriptor that was passed to us."""
+def stop_lingering(fd: int) -> None:
+    """Let no close of a passed descriptor, nor of its duplicates, wait."""
     with contextlib.suppress(OSError):
         if stat.S_ISSOCK(os.fstat(fd).st_mode):
             foreign = socket.socket(fileno=fd)
@@ -47,6 +47,11 @@ def close_foreign(fd: int) -> None:
                 foreign.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             finally:
                 foreign.detach()
+
+
+def close_foreign(fd: int) -> None:
+    """Close a descriptor that was passed to us."""
+    stop_lingering(fd)
     os.close(fd)
 
 

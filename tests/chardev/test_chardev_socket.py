@@ -587,7 +587,11 @@ class TestStream:
     def test_client_that_passes_descriptors_loses_no_byte(self, house, pair):
         port = house.port()
         for number in range(20):
-            socket.send_fds(pair, [b"%02d" % number], [pair.fileno()])
+            data = b"%02d" % number
+            try:
+                socket.send_fds(pair, [data], [pair.fileno()])
+            except PermissionError:  # from Linux 6.16 on they are refused
+                pair.sendall(data)
         house.until(lambda: len(port.received) == 40)
         assert port.received == b"".join(b"%02d" % number for number in range(20))
 

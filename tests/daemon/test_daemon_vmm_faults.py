@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ import time
 import pytest
 from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
+from support.lingering import lingering_socket
 from support.places import ENVIRONMENT
+from support.raw_vmm import VERSION, RawVmm
 from support.waiting import wait_until
 
 from virtserial.errors import PeerError
@@ -237,3 +240,26 @@ def test_map_beyond_the_limit_is_refused_with_one_line(device, folder):
         client.dma_map(1 << 40, 4096)
     finally:
         client.close()
+
+
+MAP = wire.request(wire.VFIO_USER_DMA_MAP, 5, wire.DmaMap(wire.DmaMap.FORMAT.size, 3, 0, 1 << 40, 4096).pack())
+SET_IRQS = wire.request(wire.VFIO_USER_DEVICE_SET_IRQS, 6, struct.pack("<IIIII", 20, 1 << 2 | 1 << 5, 2, 0, 1))
+
+
+@pytest.mark.parametrize("message", [MAP, SET_IRQS], ids=["map", "irqs"])
+def test_socket_that_a_vmm_passes_holds_nobody(start, folder, message):
+    """Its last close would wait for a minute, and the keeper or the worker with it."""
+    device = start(*controller_options(folder), *controller_options(folder, "ser1"))
+    worker = device.worker
+    with lingering_socket() as lingering:
+        with RawVmm(folder / "ser0.sock") as vmm:
+            vmm.send(VERSION)
+            vmm.reply()
+            vmm.send(message, [lingering.fileno()])
+            vmm.reply()
+            # One more that nobody reads before the end.
+            vmm.send(b"\0" * 16, [lingering.fileno()])
+            lingering.close()
+        for controller in ("ser1", "ser0"):
+            Client(folder / f"{controller}.sock").close()
+    assert device.worker == worker

@@ -6,13 +6,13 @@ import array
 import contextlib
 import os
 import socket
-import struct
 import threading
 import time
 
 import pytest
 from support.device_process import DeviceProcess, connect, controller_options, port_options, resident
 from support.embedded_guest import EmbeddedGuest
+from support.lingering import lingering_socket
 from support.serving import QmpClient
 
 from virtserial.closing import drain
@@ -139,21 +139,6 @@ def test_descriptors_without_end(device, folder, command):
         assert under_attack(device, folder, pass_many) < GROWTH
     assert len(os.listdir(f"/proc/{device.pid}/fd")) < 1300
     client.close()
-
-
-@contextlib.contextmanager
-def lingering_socket():
-    """A TCP socket whose last close waits a minute for its peer, who reads nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        lingering = socket.create_connection(listener.getsockname())
-        peer, _ = listener.accept()
-    with lingering, peer:
-        lingering.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                lingering.send(bytes(1 << 16))
-        lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
-        yield lingering
 
 
 def test_passed_sockets_that_linger_hold_nobody(device, folder):

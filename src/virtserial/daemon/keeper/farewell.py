@@ -12,6 +12,8 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
+from virtserial.closing import MAX_RIGHTS, close_foreign, drain, received_descriptors
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 DRAIN_TIME = 0.2
 """Seconds a closing socket is still read, so that nothing is unread in it when it closes."""
 _LOOK_AGAIN = 0.005
+_LAST_READS = 4096
 _READS = 16
 """At most so many reads at a time: a peer that never stops sending must not hold us."""
 
@@ -42,7 +45,7 @@ class Farewell:
             return
         if _drain(fd) or self._loop.now() >= deadline:
             self._parting.remove(fd)
-            os.close(fd)
+            _close(fd)
         else:
             self._loop.call_later(_LOOK_AGAIN, lambda: self._close_when_drained(fd, deadline))
 
@@ -60,7 +63,12 @@ def _close_now(fds: Collection[int]) -> None:
     while (remaining := [fd for fd in remaining if not _drain(fd)]) and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN)
     for fd in fds:
-        os.close(fd)
+        _close(fd)
+
+
+def _close(fd: int) -> None:
+    with socket.socket(fileno=fd) as sock:
+        drain(sock, _LAST_READS)
 
 
 def close_all(fds: Collection[int]) -> None:
@@ -89,12 +97,16 @@ def _shut_down(fd: int) -> None:
 
 def _drain(fd: int) -> bool:
     """Read what is there; True when the peer has closed its end."""
-    try:
-        for _ in range(_READS):
-            if not os.read(fd, 65536):
-                return True
-    except BlockingIOError:
-        pass
-    except OSError:
-        return True
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        try:
+            for _ in range(_READS):
+                data, ancillary, _flags, _address = sock.recvmsg(65536, socket.CMSG_SPACE(4 * MAX_RIGHTS))
+                for passed in received_descriptors(ancillary):
+                    close_foreign(passed)
+                if not data:
+                    return True
+        except BlockingIOError:
+            pass
+        except OSError:
+            return True
     return False

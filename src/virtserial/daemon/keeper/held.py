@@ -12,10 +12,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, TypeVar
 
 from virtserial.channel.messages import AddFront, Connect, ConnectVmm, DmaMap, Held, Irq, Listen
+from virtserial.closing import close_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -116,4 +116,4 @@ class HeldDescriptors:
 def _close(entry: Entry | None) -> None:
     if entry is not None:
         for fd in entry[1]:
-            os.close(fd)
+            close_foreign(fd)
