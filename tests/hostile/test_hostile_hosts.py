@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import time
 
-from support.device_process import connect, resident
+import pytest
+from support.device_process import DeviceProcess, connect, controller_options, port_options, resident
 from support.embedded_guest import EmbeddedGuest
 from support.waiting import wait_until
 
@@ -72,3 +76,65 @@ def test_host_that_closes_its_half_is_let_go_and_the_next_is_served(device, fold
             guest.run_until(lambda: not received.port.host_connected)
         received.port.close()
         guest.check_port("a", folder / "a", 10_000)
+
+
+WEBSOCKET = (
+    b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAECAwQFBgcICQoLDA0ODw==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+FLOODS = {
+    "help of a multiplexer": ("mux=on", b"", b"\x01h"),
+    "focus of a multiplexer": ("mux=on", b"", b"\x01c"),
+    "escapes of a multiplexer": ("mux=on", b"", b"\x01\x01"),
+    "empty frames": ("websocket=on", WEBSOCKET, b"\x82\x80abcd"),
+    "pings": ("websocket=on", WEBSOCKET, b"\x89\x80abcd"),
+    "telnet commands": ("telnet=on", b"", b"\xff\xf1"),
+}
+
+
+@contextlib.contextmanager
+def flooding(path, first, piece):
+    """A process that sends without a pause, and reads nothing."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with connect(path) as host:
+                host.settimeout(None)
+                host.sendall(first)
+                while True:
+                    host.sendall(piece * 10_000)
+        finally:
+            os._exit(0)
+    yield
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_host_that_sends_what_costs_most_without_a_pause_holds_up_nobody(folder, flood):
+    option, first, piece = FLOODS[flood]
+    flooded = port_options(folder, "a", 1)
+    flooded[1] += f",{option}"
+    second = ["-device", "virtserialport,bus=ser0.0,nr=2,chardev=a,name=a2"] if option == "mux=on" else []
+    device = DeviceProcess(
+        folder, *controller_options(folder), *flooded, *second,
+        *controller_options(folder, "ser1"), *port_options(folder, "c", 1, "ser1"),
+    )  # fmt: skip
+    worst = 0.0
+    try:
+        with EmbeddedGuest(folder / "ser0.sock", "a") as guest, EmbeddedGuest(folder / "ser1.sock", "c") as neighbour:
+            guest.open("a")
+            echo = neighbour.open("c")
+            with connect(folder / "c") as host, flooding(folder / "a", first, piece):
+                neighbour.run_until(lambda: echo.port.host_connected)
+                end = time.monotonic() + 2
+                while time.monotonic() < end:
+                    guest.loop.run_once(timeout=0)
+                    begin, size = time.monotonic(), len(echo.data)
+                    host.sendall(b"x")
+                    neighbour.run_until(lambda size=size: len(echo.data) > size)
+                    worst = max(worst, time.monotonic() - begin)
+        assert "takes over" not in device.log
+        assert worst < 3, "a neighbour feels it"
+    finally:
+        device.kill()
