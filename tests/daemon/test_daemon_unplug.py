@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import select
+import signal
 import struct
 import time
 
@@ -229,3 +230,18 @@ def test_answers_to_messages_are_ignored(device, qemu, folder):
     qemu.trigger_irqs(MSIX, 1, 1)
     assert qemu.messages() == [(ADDRESS, 0x41)]
     assert "connection is closed" not in device.log
+
+
+def test_a_renewed_process_knows_the_table_and_that_it_can_be_unplugged(device, qemu):
+    qemu.mask(0, 1)
+    qemu.trigger_irqs(MSIX, 0, 2)
+    assert qemu.messages() == [(ADDRESS, 0x41)]
+    worker = device.worker
+    device.process.send_signal(signal.SIGUSR2)
+    device.wait_for_new_worker(worker)
+    assert qemu.has_msix()
+    assert qemu.pending() == 0b1
+    qemu.mask(0, 0)
+    assert qemu.messages() == [(ADDRESS, 0x40)]
+    qemu.trigger_irqs(MSIX, 3, 1)
+    assert qemu.messages() == [(ADDRESS, 0x43)]
