@@ -225,6 +225,28 @@ def test_restoration_that_fails_costs_only_its_vmm_the_connection(start, folder)
         guest.check_port("a", folder / "a", 10_000)
 
 
+def test_many_maps_do_not_make_a_neighbour_wait_for_a_restart(start, folder):
+    device = two_controllers(start, folder)
+    client = Client(folder / "ser0.sock")
+    try:
+        for number in range(MAX_REGIONS):
+            client.dma_map(number << 13, 4096)
+        with EmbeddedGuest(folder / "ser1.sock", "b") as neighbour, connect(folder / "b") as host:
+            received = neighbour.open("b")
+            neighbour.run_until(lambda: received.port.host_connected)
+            waits = []
+            for count in range(1, 4):
+                device.kill_worker()
+                killed = time.monotonic()
+                host.sendall(b"x")
+                neighbour.run_until(lambda wanted=count: len(received.data) == wanted)
+                waits.append(time.monotonic() - killed)
+                time.sleep(2.5)
+        assert min(waits) < 1, waits
+    finally:
+        client.close()
+
+
 def test_map_beyond_the_limit_is_refused_with_one_line(device, folder):
     client = Client(folder / "ser0.sock")
     try:

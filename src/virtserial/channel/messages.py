@@ -8,11 +8,11 @@ From the keeper, until a worker serves (daemon/keeper/briefing.py says why in th
 | Begin | ledger | enters the sandbox |
 | Controller, Port | state memory; - | makes the device and its ports over their state |
 | Interrupted, Backlog | - | finishes what its predecessor was killed over, or had not yet handed on |
-| DmaMap, Irq | the guest's memory, if it is a file; an eventfd | takes what its predecessors had from the VMM |
 | AddFront, Connect | a stream; the host end's | joins host ends |
 | Listen | listening sockets | takes clients off them: in one loop with all else that hosts do, so in their order |
+| DmaMap, Irq | the guest's memory, if it is a file; an eventfd | takes what its predecessors had from the VMM |
 | ConnectVmm | the VMM's socket | serves it |
-| Start | - | looks at every ring, and serves |
+| Start | - | looks at the controller's rings, and serves it |
 
 and later, as things change:
 
@@ -225,7 +225,9 @@ class ConnectVmm:
 
 @record
 class Start:
-    """Everything is told."""
+    """All of a controller is told; None: of every one."""
+
+    controller: Index | None = None
 
 
 @record

@@ -6,13 +6,14 @@
 | 2 | Begin | the sandbox, before it hears of any guest |
 | 3 | Controller, then its Ports | devices are made over their state memory, ports in the order they were plugged |
 | 4 | Interrupted, Backlog | what predecessors left is finished before anything new moves |
-| 5 | DmaMap, Irq | guest memory and interrupts, before anybody uses them |
-| 6 | AddFront, Connect | host ends; fronts first: a multiplexer gives its users shares when its connection comes |
-| 7 | Listen | sockets at which more hosts come, after those who are there |
-| 8 | ConnectVmm | VMMs last: their next message may concern all that came before |
-| 9 | Start | every ring is looked at once: doorbells may have been lost |
+| 5 | AddFront, Connect | host ends; fronts first: a multiplexer gives its users shares when its connection comes |
+| 6 | Listen | sockets at which more hosts come, after those who are there |
+| 7 | DmaMap, Irq, of one controller | guest memory and interrupts, before it is served |
+| 8 | ConnectVmm, of the same | its next message may concern all that came before |
+| 9 | Start, of the same | its rings are looked at once: doorbells may have been lost |
+| 10 | Start, of all | after 7 to 9 for each controller, the fewest maps first: nobody waits for one with many |
 
-The worker answers Confined after step 2 and Started after step 9; what it says in between is handled as ever.
+The worker answers Confined after step 2 and Started after step 10; what it says in between is handled as ever.
 """
 
 from __future__ import annotations
@@ -27,13 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from virtserial.channel.channel import Send
-    from virtserial.channel.messages import FromKeeper, Held, Left
+    from virtserial.channel.messages import FromKeeper, Left
     from virtserial.chardev.preparation import Preparation
     from virtserial.daemon.keeper.held import HeldDescriptors
     from virtserial.machine.model import Controller, Machine, Port
-
-HELD_ORDER: tuple[type[Held], ...] = (DmaMap, Irq, AddFront, Connect, Listen, ConnectVmm)
-
 
 class Briefing:
     """
@@ -82,10 +80,18 @@ class Briefing:
         for message in left:
             if message.controller in self._states:
                 self.send(message)
-        for kind in HELD_ORDER:
+        for kind in (AddFront, Connect, Listen):
             for held, fds in self._held.all(kind):
                 self.send(held, fds)
+        for index in sorted(self._states, key=lambda index: self._held.count(DmaMap, index)):
+            self._start(index)
         self.send(Start())
+
+    def _start(self, index: int) -> None:
+        for kind in (DmaMap, Irq, ConnectVmm):
+            for held, fds in self._held.all(kind, index):
+                self.send(held, fds)
+        self.send(Start(index))
 
     def tell_controller(self, controller: Controller) -> None:
         """Tell of a controller whose state memory there is."""

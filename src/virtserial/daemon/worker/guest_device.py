@@ -91,6 +91,8 @@ class GuestDevice:
         self.connection_serials: dict[Port, int] = {}
         self._guarded_turns: dict[Callable[[], None], Callable[[], None]] = {}
         self._interrupted: Note | None = None
+        self._taken_over = False
+        self._early_turns: list[Callable[[], None]] = []
         self._fault_timer: Timer | None = None
         state = StateMemory(memoryview(mmap.mmap(state_fd, status_of(state_fd).size)))
         os.close(state_fd)
@@ -122,11 +124,14 @@ class GuestDevice:
         return self.loop.input_waits
 
     def add_turn(self, callback: Callable[[], None]) -> None:
-        """Give the device a turn."""
+        """Give the device a turn: not before it knows what a predecessor was killed over."""
         guarded = self._guarded_turns.get(callback)
         if guarded is None:
             guarded = self._guarded_turns[callback] = partial(self._guarded, callback)
-        self.loop.add_turn(guarded)
+        if self._taken_over:
+            self.loop.add_turn(guarded)
+        else:
+            self._early_turns.append(guarded)
 
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer:
         """Call the device back at a time."""
@@ -251,4 +256,8 @@ class GuestDevice:
         """Everything is in place, perhaps from a predecessor: find out what is to be done."""
         interrupted, self._interrupted = self._interrupted, None
         self._guarded(lambda: self.console.take_over(interrupted))
+        self._taken_over = True
+        early, self._early_turns = self._early_turns, []
+        for turn in early:
+            self.loop.add_turn(turn)
         self.front.take_over()

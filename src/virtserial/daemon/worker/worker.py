@@ -66,6 +66,8 @@ _parents: list[object] = []
 """What a forked worker inherits and must not finalize: its descriptors are closed, their numbers are used anew."""
 
 
+MESSAGES_AT_ONCE = 64
+"""Of the keeper, before devices have a turn: to restore one with many maps takes long."""
 BACKLOG_PIECE = 32 << 10
 """Bytes of console output in one message."""
 
@@ -105,7 +107,10 @@ class Worker:
 
     def _keeper_spoke(self, _: int) -> None:
         try:
-            while (received := self._channel.receive()) is not None:
+            for _each in range(MESSAGES_AT_ONCE):
+                received = self._channel.receive()
+                if received is None:
+                    return
                 self._account.stray = True
                 self._act_on(*received)
         except EOFError:
@@ -126,8 +131,8 @@ class Worker:
                 prepare(name, what, fds)
             case Begin(sandbox):
                 self._begin(sandbox, fds[0])
-            case Start():
-                self._start()
+            case Start(controller):
+                self._start(controller)
             case Stop():
                 self._stop()
             case Ping(number):
@@ -194,10 +199,11 @@ class Worker:
 
             self._send(Confined(tuple(confine(self._channel.fileno()))))
 
-    def _start(self) -> None:
+    def _start(self, controller: int | None) -> None:
+        if controller is not None:
+            self._restoration.take_over(self._devices[controller])
+            return
         self._started = True
-        for device in self._devices.values():
-            self._restoration.take_over(device)
         self._restoration.end()
         self._send(Started(sum(device.console.doubtful for device in self._devices.values())))
 
