@@ -64,7 +64,7 @@ def _open(connection: BareConnection, fds: Sequence[int], loop: EventLoop, accou
             write_fd = None if write is None else fds[write]
             return DescriptorStream(loop, name, read_fd, write_fd, account)
         case LayeredConnection():
-            from virtserial.host_end.layered import open_layered_stream
+            from virtserial.host_end.layers import open_layered_stream
 
             return open_layered_stream(loop, fds, connection, account)
         case PtyConnection(name):

@@ -23,7 +23,7 @@ def import_host_ends() -> None:
     """Import what `open_host_end` imports late, except ssl, which takes 20 ms and 3 MB."""
     import virtserial.host_end.factory
     import virtserial.host_end.handler
-    import virtserial.host_end.layered
+    import virtserial.host_end.layers
     import virtserial.host_end.linger
     import virtserial.host_end.log
     import virtserial.host_end.null
