@@ -2,6 +2,7 @@
 
 VirtserialError
 +- ConfigError            the operator: an option, a path, a permission.  One line, exit status 1.
+|   +- UsageError         a command line that cannot be understood.  Exit status 2.
 +- DriverError            the guest's driver broke the virtio specification.  Its device asks for a reset.
 |   +- AddressError       it named memory that no DMA map covers (the map may still be on its way).
 +- PeerError              a VMM broke vfio-user, a monitor QMP.  The connection closes, or the request is refused.
@@ -31,7 +32,19 @@ class VirtserialError(Exception):
 
 
 class ConfigError(VirtserialError):
-    """The operator asked for something impossible; the text is what a user reads."""
+    """The operator asked for something impossible; the text is what a user reads.
+
+    Attributes:
+        hint: what to try instead, for people; empty for none.
+    """
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
+class UsageError(ConfigError):
+    """A command line that cannot be understood; the text is what a user reads."""
 
 
 class DriverError(VirtserialError):

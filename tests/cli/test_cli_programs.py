@@ -33,7 +33,11 @@ def test_version_is_the_package_s(word):
         assert tomllib.load(file)["project"]["version"] == virtserial.__version__
 
 
-@pytest.mark.parametrize("word", ["serv", "--verbose", "", "main", "../serve"])
+def test_command_that_was_probably_meant_is_named():
+    assert run("serv") == (2, "", "virtserial: 'serv' is not a command; did you mean 'serve'?\n")
+
+
+@pytest.mark.parametrize("word", ["--verbose", "", "xyz", "../zz"])
 def test_unknown_command(word):
     assert run(word) == (2, "", f"virtserial: {word!r} is not a command; `virtserial --help` lists them\n")
 

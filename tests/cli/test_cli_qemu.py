@@ -50,6 +50,22 @@ def test_explain_says_why_nothing_is_ours():
 """
 
 
+@pytest.mark.parametrize(("word", "said"), [("--version", "virtserial-qemu, "), ("--help", "usage: ")])
+def test_help_and_version_speak_of_both(word, said):
+    status, output, errors = run_qemu(word)  # the QEMU is /bin/true
+    assert (status, errors) == (0, "")
+    assert output.startswith(said)
+    assert run_qemu(word[1:])[1] == ""
+
+
+def test_name_that_was_probably_meant_is_a_second_line():
+    _, _, errors = run_qemu("-device", "virtio-serial", "-device", "virtserialport,nam=x")
+    assert errors == (
+        "virtserial-qemu: -device virtserialport,nam=x: Property 'virtserialport.nam' not found\n"
+        "virtserial-qemu: did you mean 'name'?\n"
+    )
+
+
 def test_explain_says_what_is_wrong():
     status, output, errors = run_qemu("--explain", "-device", "virtio-serial", "-device", "virtserialport,nr=99")
     assert (status, output) == (1, "")

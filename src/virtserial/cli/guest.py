@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -73,7 +73,7 @@ def _addresses(command: str, words: Sequence[str]) -> list[str]:
     from virtserial.driver.pci_binding import full_address
 
     if not words:
-        raise ConfigError(f"guest {command}: give PCI addresses")
+        raise UsageError(f"guest {command}: give PCI addresses")
     addresses = [full_address(word) for word in words]
     for word, address in zip(words, addresses, strict=True):
         if address is None:

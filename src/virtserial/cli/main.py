@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from virtserial import __version__
-from virtserial.errors import VirtserialError
+from virtserial.errors import ConfigError, UsageError, VirtserialError
+from virtserial.options.keyval import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"virtserial {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"virtserial: {words[0]!r} is not a command; `virtserial --help` lists them", file=sys.stderr)
+        hint = did_you_mean(words[0], COMMANDS) or "`virtserial --help` lists them"
+        print(f"virtserial: {words[0]!r} is not a command; {hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"virtserial.cli.{words[0]}")
     run: Callable[[list[str]], int] = module.run
@@ -53,4 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(words[1:])
     except VirtserialError as error:
         print(f"virtserial: {error}", file=sys.stderr)
-        return 1
+        if isinstance(error, ConfigError) and error.hint:
+            print(f"virtserial: {error.hint}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1

@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from virtserial import __version__
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 
 EXPLAIN = "--explain"
 NAME = "virtserial-qemu"
+ABOUT = {
+    "--version": f"{NAME}, virtserial {__version__}, starts:",
+    "--help": f"""usage: {NAME} [--explain] [OPTION OF QEMU...]
+
+  --explain             must come first: print the command line that QEMU would get, and what virtserial serves
+
+virtserial serves the virtio-serial controllers, ports, consoles and monitors of QEMU's options; QEMU gets all others as
+they are.  VIRTSERIAL_QEMU names the QEMU.  Its own help:
+""",
+}
+"""Printed before QEMU's own answer; QEMU answers alone to -version and -help, which programs parse."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,12 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if len(words) == 1 and words[0] in ABOUT:
+            print(ABOUT[words[0]], flush=True)
         if words[:1] == [EXPLAIN]:
             explain(words[1:])
         else:
             run(words)
     except ConfigError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"{NAME}: {error.hint}", file=sys.stderr)
         return 1
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from virtserial.client.qmp import QmpClient
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, UsageError
 
 USAGE = """usage: virtserial restart --monitor SOCKET [--worker]
 
@@ -17,6 +17,7 @@ monitor stay connected, and no byte is lost or doubled; TLS, websocket and telne
 the new code cannot go on, the old one does.  Under virtserial-qemu it is always --worker.
 """
 
+HELP = "`virtserial restart --help` lists the options"
 TIMEOUT = 60.0
 LOOK_AGAIN = 0.02
 
@@ -53,9 +54,9 @@ def _options(words: list[str]) -> tuple[str, bool]:
         elif word == "--worker":
             worker_only = True
         else:
-            raise ConfigError(f"{word}: invalid option; `virtserial restart --help` tells more")
+            raise UsageError(f"{word}: invalid option", HELP)
     if path is None:
-        raise ConfigError("--monitor SOCKET is missing; `virtserial restart --help` tells more")
+        raise UsageError("--monitor SOCKET is missing", HELP)
     return path, worker_only
 
 

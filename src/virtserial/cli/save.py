@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from virtserial.client.qmp import QmpClient
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, UsageError
 
 USAGE = """usage: virtserial save --monitor SOCKET [--id ID] [--continue] FILE
 
@@ -38,18 +38,18 @@ class Options:
             elif word in ("--monitor", "--id"):
                 value = next(remaining, None)
                 if value is None:
-                    raise ConfigError(f"{word}: requires an argument")
+                    raise UsageError(f"{word}: requires an argument")
                 setattr(self, word[2:], value)
             elif word in flags:
                 self.flags.add(word)
             elif word.startswith("-") or self.file is not None:
-                raise ConfigError(f"{word}: invalid option")
+                raise UsageError(f"{word}: invalid option")
             else:
                 self.file = word
         if self.help or not words:
             print(usage, end="")
         elif self.monitor is None or self.file is None:
-            raise ConfigError(f"{'--monitor SOCKET' if self.monitor is None else 'a FILE'} is missing")
+            raise UsageError(f"{'--monitor SOCKET' if self.monitor is None else 'a FILE'} is missing")
 
     def arguments(self) -> dict[str, object]:
         """What every command gets."""

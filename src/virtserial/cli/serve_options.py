@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, UsageError
+from virtserial.options.keyval import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,11 @@ for QEMU (10.1 or newer).  SIGTERM ends it; SIGUSR2 upgrades it in place to the 
 
 
 MONITOR_OPTIONS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
+KNOWN = (
+    *("-device", "-chardev", "-object", *MONITOR_OPTIONS, "-ready-fd", "-trust-vmm", "-allow-path", "-sandbox=off"),
+    *("-verbose", "-help"),
+)
+HELP = "`virtserial serve --help` lists the options"
 
 
 class Options:
@@ -66,7 +72,7 @@ class Options:
             if option in ("-device", "-chardev", "-object", "-ready-fd", "-allow-path", *MONITOR_OPTIONS):
                 value = next(remaining, None)
                 if value is None:
-                    raise ConfigError(f"{word}: requires an argument")
+                    raise UsageError(f"{word}: requires an argument")
                 if option == "-device":
                     self.devices.append(value)
                 elif option == "-chardev":
@@ -88,7 +94,7 @@ class Options:
             elif option in ("-h", "-help"):
                 self.help = True
             else:
-                raise ConfigError(f"{word}: invalid option")
+                raise UsageError(f"{word}: invalid option", did_you_mean(option, KNOWN) or HELP)
 
 
 def build_objects(options: Options) -> dict[str, TlsCredentials]:
@@ -104,7 +110,7 @@ def build_objects(options: Options) -> dict[str, TlsCredentials]:
         try:
             credentials = parse_object(text, objects)
         except ConfigError as error:
-            raise ConfigError(f"-object {text}: {error}") from None
+            raise ConfigError(f"-object {text}: {error}", error.hint) from None
         objects[credentials.id] = credentials
     return objects
 
@@ -133,7 +139,7 @@ def build(options: Options, objects: dict[str, TlsCredentials]) -> tuple[Machine
         for text in options.devices:
             plug(machine, parse_device(text), chardevs, run_directory())
     except ConfigError as error:
-        raise ConfigError(f"{option} {text}: {error}") from None
+        raise ConfigError(f"{option} {text}: {error}", error.hint) from None
     return machine, chardevs
 
 
@@ -170,5 +176,5 @@ def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chard
                 raise ConfigError(f"chardev '{monitor.chardev}' is already in use")
             monitors.append(monitor)
     except ConfigError as error:
-        raise ConfigError(f"{option} {text}: {error}") from None
+        raise ConfigError(f"{option} {text}: {error}", error.hint) from None
     return monitors

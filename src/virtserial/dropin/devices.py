@@ -76,7 +76,7 @@ class Device:
 
     def error(self, error: Exception | str) -> ConfigError:
         """An error about this option, in QEMU's form."""
-        return ConfigError(f"{self.option.text}: {error}")
+        return ConfigError(f"{self.option.text}: {error}", error.hint if isinstance(error, ConfigError) else "")
 
     def options(self, bus: str | None = None) -> DeviceOptions:
         """Return the checked options; `bus`: the name of a port's bus.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 
 from virtserial.errors import ConfigError
 
@@ -74,6 +73,8 @@ def _remove_if_unused(path: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _has_sockets(path):
+            import shutil
+
             shutil.rmtree(path, ignore_errors=True)
     except OSError:
         pass  # It is in use.

@@ -77,7 +77,7 @@ def parse_chardev(
     values: dict[str, object] = {}
     for name, value in options.items():
         if name not in PARAMETERS:
-            raise ConfigError(f"Invalid parameter '{name}'")
+            raise ConfigError(f"Invalid parameter '{name}'", keyval.did_you_mean(name, PARAMETERS))
         values[name] = PARAMETERS[name](name, value)
     if chardev_id is None:
         raise ConfigError("chardev: no id specified")
@@ -106,7 +106,7 @@ def make_chardev(
     if maker is None:
         if kind in QEMU_ONLY:
             raise ConfigError(f"'{kind}' is not supported by virtserial: it is a back end of QEMU's own")
-        raise ConfigError(f"'{kind}' is not a valid char driver name")
+        raise ConfigError(f"'{kind}' is not a valid char driver name", keyval.did_you_mean(kind, _MAKERS))
     words = ChardevValues(values, chardevs, objects)
     if words.flag("tn3270"):
         raise ConfigError("'tn3270' is not supported by virtserial")

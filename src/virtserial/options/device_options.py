@@ -153,7 +153,8 @@ def make_device(
     if known is None:
         if driver in NOT_YET:
             raise ConfigError(f"'{driver}' is not supported by virtserial yet")
-        raise ConfigError(f"'{driver}' is not a valid device model name")
+        hint = keyval.did_you_mean(driver, (*DRIVERS, *ALIASES))
+        raise ConfigError(f"'{driver}' is not a valid device model name", hint)
     remaining = dict(options)
     bus = remaining.pop("bus", None)
     bus = keyval.to_string("bus", bus) if bus is not None else None
@@ -161,7 +162,7 @@ def make_device(
     for name, value in remaining.items():
         spec = known.get(name)
         if spec is None:
-            raise ConfigError(f"Property '{driver}.{name}' not found")
+            raise ConfigError(f"Property '{driver}.{name}' not found", keyval.did_you_mean(name, known))
         checked = _checked(name, spec, value, typed=typed)
         _check_choice(driver, name, checked)
         if spec.role == USED:

@@ -99,6 +99,14 @@ def _split_at_commas(text: str) -> list[str]:
     return words
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint at the name that was probably meant; empty if none is like it."""
+    import difflib
+
+    found = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean '{found[0]}'?" if found else ""
+
+
 def check_identifier(value: object) -> str:
     """Return an id: letters, digits, '-', '.', '_', beginning with a letter.
 
