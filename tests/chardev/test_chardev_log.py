@@ -67,7 +67,7 @@ def test_log_stands_in_while_nobody_is_connected(house, tmp_path, log_path):
     port = house.port()
     assert port.events == []
     assert not port.end.connected
-    port.end.unheard([memoryview(b"before ")])
+    port.end.log_unconnected([memoryview(b"before ")])
     with connect(tmp_path):
         port = house.port()
         port.write(b"during ")
@@ -76,7 +76,7 @@ def test_log_stands_in_while_nobody_is_connected(house, tmp_path, log_path):
     port.end.close()
     chardev.connection_ended()
     port = house.port()
-    port.end.unheard([memoryview(b"after")])
+    port.end.log_unconnected([memoryview(b"after")])
     assert log_path.read_bytes() == b"before during after"
     with connect(tmp_path):
         assert house.port().end.connected

@@ -249,7 +249,7 @@ class Port:
             done = ends[-1]
             self.record.discarded += done - offset
             if host is not None and self.is_console:
-                host.unheard(batch.views)
+                host.log_unconnected(batch.views)
             count, partial_bytes = len(heads), 0
             ring.give_back(heads)
         else:

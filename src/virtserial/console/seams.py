@@ -111,7 +111,7 @@ class HostEnd(Protocol):
         """The last write was short: whether `listener.host_writable` will come.  False: another try will tell."""
         ...
 
-    def unheard(self, buffers: Sequence[memoryview]) -> None:
+    def log_unconnected(self, buffers: Sequence[memoryview]) -> None:
         """The guest has written this to a console, and nobody is connected; `buffers` are discarded after it."""
         ...
 

@@ -103,7 +103,7 @@ class HostEnd:
         """The last write was short: return whether `listener.host_writable` will come.  False: try again."""
         return False
 
-    def unheard(self, buffers: Sequence[memoryview]) -> None:
+    def log_unconnected(self, buffers: Sequence[memoryview]) -> None:
         """The guest has written this to a console, and nobody is connected; `buffers` are discarded after it."""
 
     def guest_opened(self) -> None:

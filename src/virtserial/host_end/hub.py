@@ -123,9 +123,9 @@ class HubHostEnd(HostEnd):
         self.readable = False
         return 0
 
-    def unheard(self, buffers: Sequence[memoryview]) -> None:
+    def log_unconnected(self, buffers: Sequence[memoryview]) -> None:
         for part in self._parts.values():
-            part.end.unheard(buffers)
+            part.end.log_unconnected(buffers)
 
     def guest_opened(self) -> None:
         for part in self._parts.values():

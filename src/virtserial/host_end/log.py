@@ -66,7 +66,7 @@ class LoggedHostEnd(HostEnd):
         self._log.writev(buffers, taken)
         return taken
 
-    def unheard(self, buffers: Sequence[memoryview]) -> None:
+    def log_unconnected(self, buffers: Sequence[memoryview]) -> None:
         self._log.writev(buffers, sum(buffer.nbytes for buffer in buffers))
 
     def close(self) -> None:

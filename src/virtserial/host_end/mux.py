@@ -392,8 +392,8 @@ class MuxHostEnd(HostEnd):
     def wait_readable(self) -> bool:
         return not self.input
 
-    def unheard(self, buffers: Sequence[memoryview]) -> None:
-        self._mux.end.unheard(buffers)
+    def log_unconnected(self, buffers: Sequence[memoryview]) -> None:
+        self._mux.end.log_unconnected(buffers)
 
     def guest_opened(self) -> None:
         self._mux.end.guest_opened()

@@ -64,7 +64,7 @@ class KeepingHost:
     def wait_writable(self) -> bool:
         return False
 
-    def unheard(self, buffers: Sequence[memoryview]) -> None: ...
+    def log_unconnected(self, buffers: Sequence[memoryview]) -> None: ...
 
     def guest_opened(self) -> None:
         self.guest_is_there = True
