@@ -95,7 +95,7 @@ def test_keeper_and_worker_run_the_code_that_is_installed_now(start, folder):
         worker = device.worker
         done = restart(folder)
         assert done.stdout == (
-            f"keeper {device.pid} goes on with the code that is installed now\n"
+            f"keeper {device.pid} runs the code that is installed now\n"
             f"worker {worker} is replaced by {device.worker}\n"
         )
         assert "1000." in before.execute("query-version")["package"]

@@ -1,4 +1,4 @@
-"""`virtserial restart`: have a running device process go on with the code that is installed now."""
+"""`virtserial restart`: upgrade a running device process in place."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ USAGE = """usage: virtserial restart --monitor SOCKET [--worker]
   --monitor SOCKET      the QMP socket of the process (its -qmp unix:SOCKET,server=on,wait=off)
   --worker              only the process that moves the bytes; the one that holds the connections keeps its code
 
-Both processes of the device go on with the code that is installed now.  Guests, VMMs, host programs and clients of the
+Upgrades both processes of the device to the code that is installed now.  Guests, VMMs, host programs and clients of the
 monitor stay connected, and no byte is lost or doubled; TLS, websocket and telnet connections have to be made again.  If
-the new code cannot go on, the old one does.  Under virtserial-qemu it is always --worker.
+the new code cannot take over, the old one stays.  Under virtserial-qemu it is always --worker.
 """
 
 HELP = "`virtserial restart --help` lists the options"
@@ -26,7 +26,7 @@ def run(words: list[str]) -> int:
     """Restart, and wait until the new code serves.
 
     Raises:
-        ConfigError: it cannot be done; the old code goes on.
+        ConfigError: that failed; the old code stays.
     """
     if not words or words[0] in ("-h", "--help", "-help"):
         print(USAGE, end="")
@@ -40,7 +40,7 @@ def run(words: list[str]) -> int:
     if now["refusal"]:
         raise ConfigError(str(now["refusal"]))
     if whole:
-        print(f"keeper {now['keeper-pid']} goes on with the code that is installed now")
+        print(f"keeper {now['keeper-pid']} runs the code that is installed now")
     print(f"worker {before['worker-pid']} is replaced by {now['worker-pid']}")
     return 0
 

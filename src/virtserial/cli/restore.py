@@ -1,4 +1,4 @@
-"""`virtserial restore`: have a controller of a running process go on with a state from a file."""
+"""`virtserial restore`: load the state of a controller of a running process from a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USAGE = """usage: virtserial restore --monitor SOCKET [--id ID] FILE
   --monitor SOCKET      the QMP socket of the process (its -qmp unix:SOCKET,server=on,wait=off)
   --id ID               the controller; not needed if there is only one
 
-The controller must have the ports and vectors of the one that was saved, and no driver yet.  It goes on as soon as its
+The controller must have the ports and vectors of the one that was saved, and no driver yet.  It resumes as soon as its
 VMM has connected and mapped guest memory.  QEMU resets a device when it connects, and so cannot use this.
 """
 

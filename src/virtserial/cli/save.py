@@ -1,4 +1,4 @@
-"""`virtserial save`: have a controller of a running process stand still, and keep its state in a file."""
+"""`virtserial save`: pause a controller of a running process, and save its state to a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USAGE = """usage: virtserial save --monitor SOCKET [--id ID] [--continue] FILE
   --id ID               the controller; not needed if there is only one
   --continue            let the controller run again when it is saved
 
-Halt the virtual machine first: guest memory is not in FILE.  The controller stands still from then on, unless
+Halt the virtual machine first: guest memory is not in FILE.  The controller stays paused, unless
 --continue is given: what it did later would not be in FILE.
 """
 

@@ -81,7 +81,7 @@ class Service:
             ready_fd: is closed when all is open.
 
         Raises:
-            ConfigError: something cannot be had; nothing is left behind.
+            ConfigError: something cannot be opened; nothing is left behind.
         """
         keeper = self._keeper
         controllers = keeper.machine.controllers
@@ -112,7 +112,7 @@ class Service:
 
     @classmethod
     def take_over(cls, options: Options, handover: Handover) -> Self:
-        """Go on where another process has left off, in the place of `start`, with its machine.
+        """Take over what another process has left, in the place of `start`, with its machine.
 
         Raises:
             ConfigError: it cannot be done; every VMM's connection is closed in order.
@@ -215,7 +215,7 @@ class Service:
 
 
 def predecessor() -> tuple[Handover | None, list[tuple[str, int]]]:
-    """Return what this process is to go on with, if there is anything, and what else systemd has passed to it.
+    """Return what this process is to take over, if there is anything, and what else systemd has passed to it.
 
     Raises:
         ConfigError: what systemd says of what it has passed makes no sense.

@@ -85,7 +85,7 @@ class BackEnds:
         """Open those to begin with, and say what there is to be said of them.
 
         Raises:
-            ConfigError: one cannot be had; `close` removes what was.
+            ConfigError: one cannot be opened; `close` closes the others.
         """
         for chardev in self.chardevs.values():
             chardev.report = log.warning

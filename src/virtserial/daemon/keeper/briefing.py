@@ -1,9 +1,9 @@
-"""What a new worker is told, so that it goes on where its predecessors stopped or were killed.
+"""What a new worker is told, so that it takes over where its predecessors stopped or were killed.
 
 | step | messages | why here |
 |---|---|---|
 | 1 | Prepare | what it has to read; it can read nothing later |
-| 2 | Begin | the sandbox, before it hears of any guest |
+| 2 | Begin | the sandbox, before it is told of any guest |
 | 3 | Controller, then its Ports | devices are made over their state memory, ports in the order they were plugged |
 | 4 | Interrupted, Backlog | what predecessors left is finished before anything new moves |
 | 5 | AddFront, Connect | host ends; fronts first: a multiplexer gives its users shares when its connection comes |

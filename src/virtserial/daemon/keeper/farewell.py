@@ -32,27 +32,27 @@ class Farewell:
 
     def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
-        self._parting: set[int] = set()
+        self._closing: set[int] = set()
 
     def close(self, fd: int) -> None:
         """Close a socket; returns at once, the loop does the waiting."""
         _shut_down(fd)
-        self._parting.add(fd)
+        self._closing.add(fd)
         self._close_when_drained(fd, self._loop.now() + DRAIN_TIME)
 
     def _close_when_drained(self, fd: int, deadline: float) -> None:
-        if fd not in self._parting:
+        if fd not in self._closing:
             return
         if _drain(fd) or self._loop.now() >= deadline:
-            self._parting.remove(fd)
+            self._closing.remove(fd)
             _close(fd)
         else:
             self._loop.call_later(_LOOK_AGAIN, lambda: self._close_when_drained(fd, deadline))
 
     def finish(self, fds: Iterable[int] = ()) -> None:
         """Close these and all others that are not yet closed, and wait for that."""
-        parting, self._parting = self._parting.union(fds), set()
-        _close_now(parting)
+        closing, self._closing = self._closing.union(fds), set()
+        _close_now(closing)
 
 
 def _close_now(fds: Collection[int]) -> None:

@@ -47,7 +47,7 @@ class Fronts:
         Args:
             name: of this user, among those of the chardev.
             stream: what is for the user goes out here, and what it says comes in; owned from here on.
-            user: hears of the host end.
+            user: is told of the host end.
 
         Raises:
             ConfigError: it has all the users it can have.

@@ -56,7 +56,7 @@ class Keeper:
         path_policy: what monitors may name; None trusts them.
 
     Attributes:
-        guest_open_listener: hears of a port whose `guest_open` has changed.
+        guest_open_listener: is told of a port whose `guest_open` has changed.
         quit: does what Ctrl-a x asks for.
         renewal: None: it lives as long as its VMM, with the code that it has.
     """

@@ -42,7 +42,7 @@ log = logging.getLogger("virtserial.keeper")
 ENVIRONMENT = "VIRTSERIAL_HANDOVER"
 """The variable that says which descriptor holds a Handover."""
 CHECK_TIMEOUT = 20.0
-"""Seconds for the new code to be read, and to read what it would go on with."""
+"""Seconds for the new code to be read, and to read what it would take over."""
 MAX_COMPLAINT = 64 << 10
 """Bytes of what the new code says for itself: as many as a pipe takes."""
 

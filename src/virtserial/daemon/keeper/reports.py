@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class Reports:
     """
     Args:
-        guest_open_changed: hears of a port whose `guest_open` has changed.
+        guest_open_changed: is told of a port whose `guest_open` has changed.
         quit: does what Ctrl-a x asks for.
     """
 

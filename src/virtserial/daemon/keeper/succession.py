@@ -10,7 +10,7 @@
 | monitors | clients' connections, what they have not been sent | monitor.server.Monitors |
 
 Not taken over: timers (an attempt to connect is made again), and telnet, websocket and TLS connections, which end with
-every worker.  A document of another version is refused (handover.py): the old program then goes on.
+every worker.  A document of another version is refused (handover.py): the old program then keeps serving.
 """
 
 from __future__ import annotations

@@ -239,11 +239,11 @@ class Supervisor:
         return self._successor is not None or self._state is not State.SERVING
 
     def hand_over(self) -> WorkersLeft:
-        """Return what another process has to know to go on (`take_over`); there is no worker now."""
+        """Return what another process needs to take over (`take_over`); there is no worker now."""
         return WorkersLeft(tuple(self.left), self.restarts, self.upgrades, self.doubtful)
 
     def take_over(self, left: WorkersLeft) -> None:
-        """Go on where another process has left off; `start` then starts a worker."""
+        """Take over what another process has left; `start` then starts a worker."""
         self.left = list(left.left)
         self.restarts, self.upgrades, self.doubtful = left.restarts, left.upgrades, left.doubtful
 

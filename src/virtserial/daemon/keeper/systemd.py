@@ -100,7 +100,7 @@ def _systemctl(*words: str) -> str:
     """What systemctl prints.
 
     Raises:
-        OSError: it cannot be had, or does not come to an end.
+        OSError: it cannot be started, or does not end.
     """
     import subprocess
 
@@ -185,7 +185,7 @@ class ActivatedListener:
             raise ConfigError(f"passed descriptor {fd} ('{name}'): not a UNIX stream socket that listens at a path")
 
     def close(self) -> None:
-        """Let go of the socket; the manager goes on listening."""
+        """Close the socket; the manager keeps listening."""
         self.socket.close()
 
 

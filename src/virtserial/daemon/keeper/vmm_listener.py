@@ -76,7 +76,7 @@ class VmmListener:
         self._watch()
 
     def hand_over(self, put: Put) -> ListenerLeft:
-        """Return what another process has to know to go on with it (`take_over`)."""
+        """Return what another process needs to take it over (`take_over`)."""
         listener = self._listener
         return ListenerLeft(
             path=self.path,
@@ -97,7 +97,7 @@ class VmmListener:
         left: ListenerLeft,
         take: Take,
     ) -> VmmListener:
-        """Go on where another process has left off.
+        """Take over what another process has left.
 
         Raises:
             ConfigError: its descriptor is no socket that listens.

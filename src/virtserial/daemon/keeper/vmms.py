@@ -75,7 +75,7 @@ class Vmms:
         """Make a controller's state memory and listen for its VMM; `reach` uses the socket's path.
 
         Raises:
-            ConfigError: its socket cannot be had.
+            ConfigError: its socket cannot be bound, or no descriptor is left.
         """
         index = controller.index
         memory = _make_state_memory(controller)
@@ -98,7 +98,7 @@ class Vmms:
         self._controllers[index] = controller
 
     def take_over(self, left: ControllerLeft, controller: Controller, take: Take) -> None:
-        """Go on with a controller where another process has left off; what it held of the VMM is held already.
+        """Take over a controller that another process has left; what that held of the VMM is held already.
 
         Raises:
             StateError: a descriptor is missing.
@@ -174,7 +174,7 @@ def _make_state_memory(controller: Controller) -> int:
         # The name is for people who look into /proc, and at most 249 bytes long.
         memory = os.memfd_create(f"virtserial {controller.name[:200]}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
-        raise ConfigError(f"{controller.name}: no state memory can be had: {error.strerror}") from error
+        raise ConfigError(f"{controller.name}: cannot allocate state memory: {error.strerror}") from error
     os.ftruncate(memory, state_room(controller.max_ports))
     # A worker that somebody has taken over must not take it away from its successors.
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
