@@ -25,6 +25,7 @@ def parent(tmp_path):
     return tmp_path
 
 
+@pytest.mark.process
 def test_folder_that_a_killed_process_left_is_removed_at_the_next_start(parent):
     program = (
         "import sys, time; from virtserial.dropin.run_folder import make_run_folder; "

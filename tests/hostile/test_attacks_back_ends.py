@@ -13,7 +13,7 @@ import pytest
 from support.certificates import Authority
 from support.device_process import DeviceProcess, connect, controller_options, port_options
 
-SECONDS = 5
+SECONDS = 3
 SERVER = "server=on,wait=off"
 
 

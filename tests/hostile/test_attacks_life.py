@@ -30,7 +30,6 @@ def start(folder):
             device.kill()
 
 
-@pytest.mark.xfail(strict=False, reason="issue 12, B10: not landed yet")
 def test_sigchld_that_was_ignored_before_the_start_changes_nothing(start, folder):
     """As a shell or a supervisor may leave it to the programs that it starts."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)

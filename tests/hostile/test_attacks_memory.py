@@ -36,7 +36,6 @@ def restart(device):
     device.wait_for_new_worker(device.kill_worker())
 
 
-@pytest.mark.xfail(strict=False, reason="issue 12, B1: not landed yet")
 def test_a_file_that_is_cut_off_before_a_restart_costs_its_vmm_alone(device, folder, attack):
     """The trap: a map that cannot be made again by the worker's successor."""
     fd = memory_file(MIB)
@@ -87,7 +86,6 @@ def map_without_a_file(path, count):
     return vmm, taken
 
 
-@pytest.mark.xfail(strict=False, reason="issue 12, B3, B11: not landed yet")
 @pytest.mark.timeout(300)
 def test_maps_without_a_file_are_counted_for_each_vmm_and_a_restart_with_them_holds_nobody_up(device, folder, attack):
     with attack(deaths=1):

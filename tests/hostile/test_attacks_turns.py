@@ -17,7 +17,7 @@ from virtserial.testing.hostile.over_vfio_user import Vmm
 from virtserial.testing.hostile.steps import BUFFER, NOTIFY, STATUS, TX
 from virtserial.vfio_user import wire
 
-SECONDS = 6
+SECONDS = 4
 CROWD = 511
 
 
