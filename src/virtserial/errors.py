@@ -11,6 +11,7 @@ VirtserialError
 +- BackendError           a host end failed (disk full, broken pipe).  Its port closes towards the guest.
 +- StateError             a call out of order: a mistake in this program or in the use of its interfaces.
 +- AccessInterrupted      the device was reset during a memory access by message; the turn is dropped.
+|   +- AccessPending      the VMM's answer is still to come: the turn is dropped and repeated then.
 +- QmpError               a QMP command is refused.
 |   +- MonitorGoneError   the monitor closed the connection before it answered.
 +- HmpError               an HMP line cannot run.
@@ -81,3 +82,7 @@ class StateError(VirtserialError):
 
 class AccessInterrupted(VirtserialError):
     """The device was reset, or lost its VMM, during a memory access by message: drop the turn."""
+
+
+class AccessPending(AccessInterrupted):
+    """The answer to a memory access by message is still to come: drop the turn, and repeat it when it is there."""

@@ -7,7 +7,7 @@ import pytest
 from support.console_guest import CONTROL_RX, LIVE, MESSAGE, OPEN, PORT_READY, FakeHost, queues_of
 from support.ring_builder import unsignalled
 
-from virtserial.console.port import CONSOLE_BUFFER, TURN_CHAINS
+from virtserial.console.port import CONSOLE_BUFFER, MESSAGE_BYTES, TURN_CHAINS
 
 LOTS = Random(3).randbytes(3000)
 
@@ -388,6 +388,21 @@ def test_row_38_a_turn_has_a_budget_of_chains(make_guest):
     assert len(host.taken) == TURN_CHAINS
     guest.run()
     assert len(host.taken) == 1024
+
+
+def test_memory_by_messages_has_a_budget_of_its_own(make_guest):
+    guest = make_guest("message", size=1 << 21)
+    host = FakeHost()
+    guest.plug(1, host)
+    guest.start()
+    guest.open(1)
+    guest.device.slots[1].port._window = TURN_CHAINS
+    guest.post(4, *[32 << 10] * 8)
+    host.feed(bytes(256 << 10))
+    guest.device.turns.turn()
+    assert len(host.input) == (256 << 10) - MESSAGE_BYTES
+    guest.run()
+    assert not host.input
 
 
 def test_row_39_doorbells_without_data_cost_one_turn_and_no_call(open_port):

@@ -29,6 +29,7 @@ from virtserial.vfio_user.stream import TURN_SECONDS, MessageStream
 from virtserial.virtio.status import DEVICE_NEEDS_RESET
 
 BASE = 0x4000_0000
+SLOW_ANSWER = 2.0
 REGISTERS = 4
 POSTED_RESET = wire.request(
     wire.VFIO_USER_REGION_WRITE, 1, wire.RegionAccess(0x14, REGISTERS, 1).pack() + b"\0", wire.VFIO_USER_NO_REPLY
@@ -61,35 +62,64 @@ def test_memory_that_is_unmapped_under_a_half_sent_chain_is_not_touched_and_the_
     assert guest.rings[queues_of(1)[1]].used_idx == guest.rings[queues_of(1)[1]].idx
 
 
+def use_a_queue_without_shared_memory(vmm):
+    """Set the control transmitq up; the device asks for its available index next."""
+    vmm.send(VERSION)
+    vmm.reply()
+    number = 10
+
+    def ask(command, body):
+        nonlocal number
+        number += 1
+        vmm.send(wire.request(command, number, body))
+        header, _ = vmm.reply()
+        assert (header.id, header.error) == (number, 0)
+
+    def store(offset, data):
+        ask(wire.VFIO_USER_REGION_WRITE, wire.RegionAccess(offset, REGISTERS, len(data)).pack() + data)
+
+    ask(wire.VFIO_USER_DMA_MAP, wire.DmaMap(32, 3, 0, 0, 1 << 20).pack())
+    store(0x14, b"\x03")
+    for half, features in ((0, 2), (1, 1)):
+        store(0x08, half.to_bytes(4, "little"))
+        store(0x0C, features.to_bytes(4, "little"))
+    store(0x14, b"\x0b")
+    store(0x16, b"\x03\0")
+    for offset, address in ((0x20, 0x10000), (0x28, 0x14000), (0x30, 0x18000)):
+        store(offset, address.to_bytes(8, "little"))
+    store(0x1C, b"\x01\0")
+    store(0x14, b"\x0f")
+
+
+def test_vmm_that_answers_slowly_does_not_hold_its_neighbour(device, folder):
+    """Each answer comes just before the connection would be lost; others are served until it is there."""
+    worker, waits, answered = device.worker, [], 0
+    with EmbeddedGuest(folder / "ser1.sock", "c") as other, RawVmm(folder / "ser0.sock") as vmm:
+        other.check_port("c", folder / "c", 100)
+        use_a_queue_without_shared_memory(vmm)
+        end = time.monotonic() + 3 * SLOW_ANSWER
+        while time.monotonic() < end:
+            header, body = vmm.reply()
+            due = time.monotonic() + SLOW_ANSWER
+            while time.monotonic() < due:
+                started = time.monotonic()
+                other.check_port("c", folder / "c", 100)
+                waits.append(time.monotonic() - started)
+            if header.command == wire.VFIO_USER_DMA_READ and struct.unpack_from("<Q", body, 8)[0] < 1 << 32:
+                vmm.send(wire.reply(header, body + bytes(struct.unpack_from("<Q", body, 8)[0])))
+            else:
+                vmm.send(wire.error_reply(header, 22))
+            answered += 1
+    assert answered >= 3
+    assert sorted(waits)[-2] < SLOW_ANSWER / 2, "one may be the machine's"
+    assert device.worker == worker, device.log
+
+
 def test_vmm_that_does_not_answer_loses_its_connection_and_nobody_else(device, folder):
     """A DMA_READ without a reply: not so long that the keeper takes the worker for one that hangs."""
     worker = device.worker
     with RawVmm(folder / "ser0.sock") as vmm:
-        vmm.send(VERSION)
-        vmm.reply()
-        number = 10
-
-        def ask(command, body):
-            nonlocal number
-            number += 1
-            vmm.send(wire.request(command, number, body))
-            header, _ = vmm.reply()
-            assert (header.id, header.error) == (number, 0)
-
-        def store(offset, data):
-            ask(wire.VFIO_USER_REGION_WRITE, wire.RegionAccess(offset, REGISTERS, len(data)).pack() + data)
-
-        ask(wire.VFIO_USER_DMA_MAP, wire.DmaMap(32, 3, 0, 0, 1 << 20).pack())
-        store(0x14, b"\x03")
-        for half, features in ((0, 2), (1, 1)):
-            store(0x08, half.to_bytes(4, "little"))
-            store(0x0C, features.to_bytes(4, "little"))
-        store(0x14, b"\x0b")
-        store(0x16, b"\x03\0")
-        for offset, address in ((0x20, 0x10000), (0x28, 0x14000), (0x30, 0x18000)):
-            store(offset, address.to_bytes(8, "little"))
-        store(0x1C, b"\x01\0")
-        store(0x14, b"\x0f")
+        use_a_queue_without_shared_memory(vmm)
         header, _ = vmm.reply()
         assert header.command == wire.VFIO_USER_DMA_READ
         assert vmm.closed_by_server()

@@ -139,6 +139,8 @@ class TestWithTheServer:
         def use():
             results.append(running.device.memory.read(0, 5))
             running.device.memory.write(0x100, bytes(range(256)) * 400)
+            # A write does not wait for its answer; the read behind it does.
+            running.device.memory.read(0, 1)
             results.append("done")
 
         running.do(use)

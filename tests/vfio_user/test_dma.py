@@ -10,7 +10,7 @@ import threading
 import pytest
 from support.served_device import build_server, handle, version
 
-from virtserial.errors import AddressError, PeerError
+from virtserial.errors import AccessPending, AddressError, PeerError
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.dma import MessageMemory
 from virtserial.vfio_user.stream import MessageStream
@@ -26,6 +26,8 @@ class MemoryClient(threading.Thread):
         self.sock = sock
         self.memory = bytearray(index * 7 % 251 for index in range(SIZE))
         self.requests = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
 
     def run(self):
         stream = self.sock.makefile("rb")
@@ -33,6 +35,7 @@ class MemoryClient(threading.Thread):
             header = wire.Header.unpack_from(head)
             body = stream.read(header.size - 16)
             self.requests.append(header)
+            self.may_answer.wait(5)
             self.sock.sendall(self.answer(header, body))
         stream.close()
 
@@ -85,7 +88,13 @@ class Connection:
         handle(server, version())
         self.stream = MessageStream(ours, server)
         self.session = server.session
-        self.memory = MessageMemory(self.stream, self.session)
+        self.refused = []
+        self.memory = MessageMemory(self.stream, self.session, on_refused=self.refused.append)
+
+    def write(self, address, data):
+        """Write, and have everything answered."""
+        self.memory.dma_write(address, data)
+        self.memory.dma_read(0, 1)
 
     def close(self):
         self.stream.abandon()
@@ -116,7 +125,7 @@ def test_zeros_are_read_as_zeros(connection):
 @pytest.mark.parametrize("length", [1, 2, 8, 4096, 65536, 150000])
 def test_write(connection, length):
     data = bytes(index % 255 for index in range(length))
-    connection.memory.dma_write(11, memoryview(data))
+    connection.write(11, memoryview(data))
     assert connection.client.memory[11 : 11 + length] == data
     assert connection.client.memory[10] == 70
     assert connection.client.memory[11 + length] == (11 + length) * 7 % 251
@@ -137,16 +146,18 @@ def test_an_address_that_the_client_does_not_have(connection):
     connection.memory.dma_read(0, 4)
     with pytest.raises(AddressError, match="Bad address"):
         connection.memory.dma_read(SIZE - 2, 4)
-    with pytest.raises(AddressError, match="Bad address"):
-        connection.memory.dma_write(SIZE, b"1234")
+    connection.write(SIZE, b"1234")
+    (error,) = connection.refused
+    assert isinstance(error, AddressError)
+    assert "Bad address" in str(error)
 
 
 def test_large_accesses_keep_the_clients_limit():
     made = Connection(MemoryClient)
     made.session.max_data_xfer_size = 4096
-    MessageMemory(made.stream, made.session).dma_write(0, bytes(10000))
+    made.write(0, bytes(10000))
     made.close()
-    assert [header.size - 32 for header in made.client.requests[1:]] == [4096, 4096, 1808]
+    assert [header.size - 32 for header in made.client.requests[1:-1]] == [4096, 4096, 1808]
 
 
 class LyingClient(MemoryClient):
@@ -179,8 +190,10 @@ def test_a_reply_that_is_not_about_the_read(lie):
 @pytest.mark.parametrize("lie", [lambda body: body[:11], lambda body: struct.pack("<QQ", 0, 7)])
 def test_a_reply_that_is_not_about_the_write(lie):
     made = Connection(LyingClient, lie=lie)
+    made.memory.dma_write(0, bytes(8))
     with pytest.raises(PeerError, match="another access"):
-        made.memory.dma_write(0, bytes(8))
+        while True:
+            made.stream.serve()
     made.close()
 
 
@@ -193,3 +206,48 @@ def test_posts_have_the_clients_form(connection):
     assert connection.memory.dma_read(0x100, 4) == b"\x78\x56\x34\x12"
     assert connection.memory.dma_read(0x104, 1) == bytes([0x104 * 7 % 251])
     assert [header.flags for header in connection.client.requests] == [0, wire.VFIO_USER_NO_REPLY, 0, 0]
+
+
+def wait_until_answered(stream, memory):
+    while not memory.answered:
+        stream.serve()
+
+
+def test_a_repeated_turn_reads_what_it_read_and_writes_nothing_twice(connection):
+    patience = [5.0]
+    memory = MessageMemory(connection.stream, connection.session, lambda: patience[0])
+    first = memory.dma_read(0, 4)
+    memory.dma_write(100, b"once")
+    patience[0] = 0.0
+    connection.client.may_answer.clear()
+    with pytest.raises(AccessPending):
+        memory.dma_read(200, 4)
+    connection.client.may_answer.set()
+    wait_until_answered(connection.stream, memory)
+    asked = len(connection.client.requests)
+    connection.client.memory[:4] = b"new!"
+    memory.repeat()
+    assert memory.dma_read(0, 4) == first
+    memory.dma_write(100, b"once")
+    assert memory.dma_read(200, 4) == bytes(connection.client.memory[200:204])
+    assert len(connection.client.requests) == asked
+    memory.begin()
+    patience[0] = 5.0
+    assert memory.dma_read(0, 4) == b"new!"
+
+
+def test_a_turn_that_goes_another_way_reads_anew(connection):
+    patience = [5.0]
+    memory = MessageMemory(connection.stream, connection.session, lambda: patience[0])
+    memory.dma_read(0, 4)
+    patience[0] = 0.0
+    connection.client.may_answer.clear()
+    with pytest.raises(AccessPending):
+        memory.dma_read(200, 4)
+    connection.client.may_answer.set()
+    wait_until_answered(connection.stream, memory)
+    connection.client.memory[:4] = b"new!"
+    memory.repeat()
+    patience[0] = 5.0
+    assert memory.dma_read(8, 4) == bytes(connection.client.memory[8:12])
+    assert memory.dma_read(0, 4) == b"new!"

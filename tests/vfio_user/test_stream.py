@@ -486,6 +486,12 @@ class TestRequests:
             stream.request(wire.VFIO_USER_DMA_READ, b"")
         join()
 
+    def test_a_client_that_does_not_read_our_requests(self, vmm, stream, monkeypatch):
+        monkeypatch.setattr("virtserial.vfio_user.stream.SEND_TIMEOUT", 0.05)
+        with pytest.raises(PeerError, match="the client does not read"):
+            while True:
+                stream.ask(wire.VFIO_USER_DMA_WRITE, bytes(60000), lambda header, body: None)
+
     def test_not_while_a_request_of_the_vmm_is_handled(self, vmm, stream, server):
         def reset():
             stream.request(wire.VFIO_USER_DMA_READ, b"")

@@ -235,26 +235,27 @@ class ControlChannel:
         Raises:
             DriverError: the driver broke a rule of the virtqueue.
         """
-        queue, ring = self.transmitq, self.transmitq.ring
-        batch = ring.readable_chains(1, CONTROL.size)
+        queue = self.transmitq
+        batch = queue.ring.readable_chains(1, CONTROL.size)
         budget = MESSAGES_PER_TURN
         while budget > 0:
             # A long chain counts for several messages: its descriptors take their time.
             budget -= 1 + batch.walked // 16
             if not batch.heads:
                 self._owner.signal(queue)
-                if not ring.arm():
+                # A reset in the middle of `signal` gives the queue another ring.
+                if not queue.ring.arm():
                     return False
             else:
                 message = _gather(batch.views)
-                ring.give_back(batch.heads)
+                queue.ring.give_back(batch.heads)
                 if message is None:
                     self.ignored += 1
                 else:
                     self._handle(message)
                     if not self._owner.live:
                         return False
-            batch = ring.readable_chains(1, CONTROL.size)
+            batch = queue.ring.readable_chains(1, CONTROL.size)
         self._owner.signal(queue)
         return True
 

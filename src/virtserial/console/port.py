@@ -31,6 +31,8 @@ TURN_CHAINS = 256
 """Chains a port may use in one turn and direction."""
 TURN_BYTES = 1 << 20
 """Bytes a port may move in one turn and direction: larger batches are no faster and keep others waiting."""
+MESSAGE_BYTES = 64 << 10
+"""Bytes a port may give the guest in one turn by messages: as much as the VMM's socket has room for."""
 CONSOLE_BUFFER = 64 << 10
 """Bytes of console output kept while its host end cannot take them; then they are dropped and counted."""
 
@@ -270,14 +272,14 @@ class Port:
         if self.throttled or done >= TURN_BYTES or partial_bytes or (waiting := ring.waiting()) >= size >> 2:
             moderation.chains_returned(queue)
             if self.throttled:
-                ring.disarm()
+                queue.ring.disarm()
             return not self.throttled
         if not self._transmit_pace.is_stream(count, done, self.record.received):
             moderation.chains_returned(queue, lone=not waiting)
-            return ring.arm()
+            return queue.ring.arm()
         pause = self._transmit_pace.looked(count, done, size)
         moderation.chains_returned(queue, quiet=pause + SIGNAL_QUIET)
-        ring.disarm()
+        queue.ring.disarm()
         moderation.look_again(self._look, pause)
         return False
 
@@ -351,7 +353,7 @@ class Port:
         queue, owner = self.receiveq, self._owner
         ring = queue.ring
         # Looking at a buffer costs time even if nothing is read into it: look at as many as were last needed.
-        batch = ring.writable_chains(self._window, TURN_BYTES)
+        batch = ring.writable_chains(self._window, TURN_BYTES if ring.mapped else MESSAGE_BYTES)
         heads, ends = batch.heads, batch.ends
         if not heads:
             return self._wait_for_buffers(ring)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from virtserial.errors import AccessInterrupted, AddressError, DriverError
+from virtserial.errors import AccessInterrupted, AccessPending, AddressError, DriverError
 
 if TYPE_CHECKING:
     from virtserial.console.seams import Scheduler, Subject, TurnOwner
@@ -18,19 +18,30 @@ class Turns:
 
     A subject asks once: it is not in the queue twice.
 
+    A turn that needs memory which its VMM has not given yet (AccessPending) is dropped; nobody else has a turn until
+    `repeat`, then that turn comes first, and finds what it had read.
+
     Args:
         scheduler: calls `turn`.
         owner: the device.
+
+    Attributes:
+        started: counts the turns.
+        attempt: changes when what a turn has read is of no use any more: it is done, or will not be repeated.
     """
 
     def __init__(self, scheduler: Scheduler, owner: TurnOwner) -> None:
         self._scheduler = scheduler
         self._owner = owner
-        self._first: list[Subject] = []
+        self._first: deque[Subject] = deque()
         self._ready: deque[Subject] = deque()
         self._asked = False
         self._faulted: set[Subject] = set()
         self._retried: set[Subject] = set()
+        self._dropped: Subject | None = None
+        self._answered = False
+        self.started = 0
+        self.attempt = 0
 
     def schedule(self, subject: Subject) -> None:
         """Give a subject a turn behind those that have asked already."""
@@ -49,6 +60,24 @@ class Turns:
             self._ready.remove(subject)
         self._faulted.discard(subject)
         self._retried.discard(subject)
+        if subject is self._dropped:
+            self._forget_dropped()
+
+    def _forget_dropped(self) -> None:
+        self._dropped = None
+        self.attempt += 1
+        self._ask()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a dropped turn waits for memory."""
+        return self._dropped is not None
+
+    def repeat(self) -> None:
+        """What a dropped turn has waited for is there."""
+        if self._dropped is not None:
+            self._answered = True
+            self._ask()
 
     def clear(self) -> None:
         """Forget all: the device was reset."""
@@ -61,6 +90,8 @@ class Turns:
             subject.forget_work()
         self._first.clear()
         self._ready.clear()
+        self._dropped = None
+        self.attempt += 1
 
     def _ask(self) -> None:
         if not self._asked:
@@ -77,16 +108,24 @@ class Turns:
         if owner.paused or not owner.live:
             self._drop_all()
             return
-        if self._first:
-            first, self._first = self._first, []
-            for subject in first:
-                self._turn_of(subject)
-        ready = self._ready
-        for _ in range(min(len(ready), PORTS_PER_TURN)):
-            self._turn_of(ready.popleft())
-            if not ready or not owner.live:
+        if self._dropped is not None:
+            if not self._answered:
+                return
+            subject, self._dropped = self._dropped, None
+            subject.schedule_all()
+            self._turn_of(subject)
+            if self._dropped is not None:
+                return
+        first, ready = self._first, self._ready
+        for _ in range(len(first)):
+            if not first or self._dropped is not None or not owner.live:
                 break
-        if ready or self._first:
+            self._turn_of(first.popleft())
+        for _ in range(min(len(ready), PORTS_PER_TURN)):
+            if not ready or self._dropped is not None or not owner.live:
+                break
+            self._turn_of(ready.popleft())
+        if (ready or first) and self._dropped is None:
             self._ask()
 
     def _turn_of(self, subject: Subject) -> None:
@@ -94,9 +133,18 @@ class Turns:
             # It waits for its second try, which looks at everything again.
             subject.forget_work()
             return
+        self.started += 1
         try:
             subject.turn()
+            self.attempt += 1
+        except AccessPending:
+            self._dropped, self._answered = subject, False
+            for queue in subject.queues:
+                # Repeated, it will not know what it had returned.
+                if queue.record.signalled != queue.record.position:
+                    self._owner.interrupt(queue)
         except AccessInterrupted:
+            self.attempt += 1
             if self._owner.live:
                 # It may have been on the way to interrupt for what it had returned.
                 for queue in subject.queues:

@@ -83,7 +83,7 @@ class UnownedQueues:
             ring.give_back(batch.heads)
             budget -= 1 + batch.walked // 16
         self._signal(queue)
-        if ring.arm():
+        if queue.ring.arm():
             self.notify(slot)
             budget = 0
         return budget

@@ -29,6 +29,7 @@ class MemoryTable:
     Attributes:
         recent: a recently used mapped region; None after every change.
         generation: counts the changes.
+        commits: counts how often chains were returned: what was read of the rings before is of the past.
         log: notes the device's writes; None while nobody asks for them.  Rings read it when they open.
     """
 
@@ -36,6 +37,7 @@ class MemoryTable:
         self.log: DirtyLog | None = None
         self.recent: Region | None = None
         self.generation = 0
+        self.commits = 0
         self._starts: list[int] = []
         self._regions: list[Region] = []
 

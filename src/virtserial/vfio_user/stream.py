@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from virtserial.accounting import CONSUME, REPLY
 from virtserial.errors import PeerError, StateError
+from virtserial.vfio_user.asked import REQUEST_TIMEOUT, AskedRequests
 from virtserial.vfio_user.wire import (
     COMMAND_NAMES,
     HEADER_SIZE,
@@ -35,12 +36,10 @@ from virtserial.vfio_user.wire import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from virtserial.accounting import Note
     from virtserial.vfio_user.server import Server
-
-REQUEST_TIMEOUT: Final = 2.5
-"""Seconds to wait for the reply to a request of ours: half of what QEMU waits for ours (x-msg-timeout), and less than
-it takes the keeper to believe that we hang."""
 
 TURN_SECONDS: Final = 0.002
 """Other devices wait no longer than that for one VMM's messages, and for the last of them."""
@@ -48,8 +47,8 @@ TURN_SECONDS: Final = 0.002
 POST_ID: Final = 0
 """The id of a message that wants no reply; requests that want one are counted from 1 on."""
 
-MAX_PREDECESSORS: Final = 16
-"""As many workers, killed one after the other, may each have left a request whose reply is still to come."""
+SEND_TIMEOUT: Final = 0.5
+"""Seconds to wait until the client's socket has room for a request of ours."""
 
 _SO_PEEK_OFF: Final = 42  # <asm-generic/socket.h>; the socket module does not have it
 _CONTROL_SIZE: Final = socket.CMSG_SPACE(4 * MAX_MESSAGE_FDS)
@@ -82,6 +81,7 @@ class MessageStream:
         server: handles the requests.
 
     Attributes:
+        asked: requests of ours.
         at_end: nothing more will come from the client, close the stream.
     """
 
@@ -99,10 +99,7 @@ class MessageStream:
         self._unsent = b""
         self._wants_room = False
         self._answered_size = 0
-        # Requests of a predecessor that was killed before it had the reply, which comes to us.
-        self._inherited_id = server.session.last_request_id
-        self._awaited: tuple[int, int] | None = None
-        self._awaited_reply: tuple[Header, bytes] | None = None
+        self.asked = AskedRequests(server.session)
 
     def fileno(self) -> int:
         """The socket's descriptor, to be watched."""
@@ -238,16 +235,16 @@ class MessageStream:
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
         return True
 
-    def _handle(self, header: Header, body: memoryview, fds: list[int]) -> bool:
+    def _handle(self, header: Header, body: memoryview | bytes, fds: list[int]) -> bool:
         """Handle the message at the head of the socket and take it off; False if its reply could not be sent."""
-        if header.flags & VFIO_USER_TYPE == VFIO_USER_REPLY and self._awaited == (header.id, header.command):
+        if (on_reply := self.asked.take(header)) is not None:
             for fd in fds:
                 os.close(fd)
-            self._awaited = None
-            self._awaited_reply = header, bytes(body)
+            body = bytes(body)
             self._consume(header.size)
+            on_reply(header, body)
             return True
-        if self._answers_a_predecessor(header) or self._answers_a_post(header):
+        if self.asked.answers_a_predecessor(header) or self._answers_a_post(header):
             for fd in fds:
                 os.close(fd)
             self._consume(header.size)
@@ -267,11 +264,6 @@ class MessageStream:
         self._unsent = answer
         self._answered_size = header.size
         return self._flush()
-
-    def _answers_a_predecessor(self, header: Header) -> bool:
-        if header.flags & VFIO_USER_TYPE != VFIO_USER_REPLY or not self._inherited_id:
-            return False
-        return (self._inherited_id - header.id) & 0xFFFF < MAX_PREDECESSORS
 
     def _answers_a_post(self, header: Header) -> bool:
         """Whether a client answers what wants no answer, as it may to report an error; it is ignored."""
@@ -331,45 +323,72 @@ class MessageStream:
             self._consume(note.progress - note.moved)
             journal.record_consumed()
 
-    def request(self, command: int, payload: bytes, timeout: float = REQUEST_TIMEOUT) -> bytes:
-        """Send a request of ours and return the payload of the reply.
+    def ask(self, command: int, payload: bytes, on_reply: Callable[[Header, bytes], None]) -> int:
+        """Send a request of ours; `on_reply` gets the header and the payload of its reply during some `serve`.
 
-        Requests of the client that stand before the reply are handled meanwhile: the client may not answer ours
-        before it has the answers to its own.
+        Returns what `wait_for` takes.
 
         Raises:
-            RequestRefused: the reply is an error.
-            PeerError: no reply came in time, or the client is gone; close the stream.
+            PeerError: the socket has no room for SEND_TIMEOUT, the client leaves too many requests unanswered, or it is
+                gone; close the stream.
             StateError: a request of the client is being handled; it waits for that answer and would not give ours.
         """
         if self._handling:
             raise StateError(f"{COMMAND_NAMES[command]} while a request of the client is being handled")
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + SEND_TIMEOUT
         while self._unsent and not self._flush():
-            self._wait(select.POLLOUT, deadline, command)
-        session = self._server.session
-        # Recorded first, so that no successor uses the id again while the reply is under way.
-        request_id = session.last_request_id = session.last_request_id % 0xFFFF + 1
+            self._wait_for_room(deadline, command)
+        request_id = self.asked.add(command, on_reply)
         message = request(command, request_id, payload)
-        self._awaited = request_id, command
-        self._awaited_reply = None
         while message:
             try:
                 message = message[self._sock.send(message, socket.MSG_NOSIGNAL) :]
             except BlockingIOError:
-                self._wait(select.POLLOUT, deadline, command)
+                self._wait_for_room(deadline, command)
             except ConnectionError as error:
                 raise PeerError(f"{COMMAND_NAMES[command]}: {error.strerror}", error.errno or errno.EPIPE) from error
-        while True:
+        return request_id
+
+    def wait_for(self, request_id: int, seconds: float) -> bool:
+        """Wait for the reply to a request of ours, at most so long; return whether it came.
+
+        Requests of the client that stand before the reply are handled meanwhile: the client may not answer ours before
+        it has the answers to its own.  What stands behind it may be left: call `serve` soon.
+
+        Raises:
+            PeerError: the client is gone; close the stream.
+        """
+        deadline = time.monotonic() + seconds
+        while request_id in self.asked:
             more = self.serve()
-            reply = self._awaited_reply
-            if reply is not None and not more and not self._unsent:
+            if request_id not in self.asked:
                 break
+            if self.at_end:
+                name = COMMAND_NAMES[self.asked.command(request_id)]
+                raise PeerError(f"{name}: the client has closed the connection", errno.ECONNRESET)
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
             if not more:
-                self._wait(select.POLLOUT if self._unsent else select.POLLIN, deadline, command)
-            elif time.monotonic() > deadline:
+                self._poll(select.POLLOUT if self._unsent else select.POLLIN, remaining)
+        return True
+
+    def request(self, command: int, payload: bytes, timeout: float = REQUEST_TIMEOUT) -> bytes:
+        """Send a request of ours, wait for the reply and return its payload.
+
+        Raises:
+            RequestRefused: the reply is an error.
+            PeerError: no reply came in time, or as `ask` and `wait_for`.
+        """
+        replies: list[tuple[Header, bytes]] = []
+        deadline = time.monotonic() + timeout
+        asked = self.ask(command, payload, lambda header, body: replies.append((header, body)))
+        if not self.wait_for(asked, timeout):
+            raise PeerError(f"{COMMAND_NAMES[command]}: no reply in time", errno.ETIMEDOUT)
+        while self.serve():
+            if time.monotonic() > deadline:
                 raise PeerError("the client does not stop sending requests", errno.ETIMEDOUT)
-        header, body = reply
+        header, body = replies[0]
         if header.flags & VFIO_USER_ERROR:
             raise RequestRefused(f"{header.name} was refused: {os.strerror(header.error)}", header.error)
         return body
@@ -392,19 +411,20 @@ class MessageStream:
             pass  # `serve` is told of the end
         return True
 
-    def _wait(self, event: int, deadline: float, command: int) -> None:
-        if self.at_end:
-            raise PeerError(f"{COMMAND_NAMES[command]}: the client has closed the connection", errno.ECONNRESET)
+    def _wait_for_room(self, deadline: float, command: int) -> None:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise PeerError(f"{COMMAND_NAMES[command]}: no reply in time", errno.ETIMEDOUT)
+            raise PeerError(f"{COMMAND_NAMES[command]}: the client does not read", errno.ETIMEDOUT)
+        self._poll(select.POLLOUT, remaining)
+
+    def _poll(self, event: int, seconds: float) -> None:
         poll = select.poll()
         poll.register(self._sock, event)
         started = time.monotonic()
-        poll.poll(remaining * 1000)
+        poll.poll(seconds * 1000)
         if time.monotonic() - started < 0.0001:
             # Ready at once though nothing could be done a moment ago: a part of a message.  Do not spin on it.
-            time.sleep(0.0005)
+            time.sleep(min(0.0005, seconds))
 
     def abandon(self) -> None:
         """Close this process's descriptor of a socket that another process has too, and will close as it should be."""

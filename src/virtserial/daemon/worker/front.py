@@ -58,6 +58,10 @@ class FrontOwner(Protocol):
         """Call back soon; an exception stops this device and nothing else."""
         ...
 
+    def now(self) -> float:
+        """The loop's clock, in seconds."""
+        ...
+
     def broken(self) -> None:
         """Inside an except block: a mistake of ours stops this device until it is reset."""
         ...

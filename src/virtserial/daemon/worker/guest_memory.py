@@ -9,7 +9,7 @@ import resource
 from typing import TYPE_CHECKING, Final
 
 from virtserial.channel.messages import DmaMap, DropDma
-from virtserial.errors import AccessInterrupted, PeerError
+from virtserial.errors import AccessInterrupted, AccessPending, PeerError
 from virtserial.memory.region import RegionMaker
 from virtserial.vfio_user.wire import VFIO_DMA_MAP_FLAG_WRITE
 
@@ -26,6 +26,10 @@ DESCRIPTOR_SHARE: Final = 16
 """A VMM's maps may hold one in so many of the descriptors that a process may have; the keeper holds one for each."""
 
 
+TURN_PATIENCE: Final = 0.005
+"""Seconds that a VMM without shared memory may make others wait for its answers, in each turn of the loop."""
+
+
 class GuestMemory:
     """The maps of one device, in its memory table.
 
@@ -33,6 +37,7 @@ class GuestMemory:
         owner: the device.
         trust_vmm: map files that may shrink.
         access: how memory without a file is reached; raises AccessInterrupted if that cannot be.
+        after_accesses: called in the next turn of the loop.
         lost: told why, when that way has failed.
     """
 
@@ -41,12 +46,17 @@ class GuestMemory:
         owner: FrontOwner,
         trust_vmm: bool,
         access: Callable[[], MessageMemory],
+        after_accesses: Callable[[], None],
         lost: Callable[[str], None],
     ) -> None:
         self._owner = owner
         self._table = owner.console.memory
         self._regions = RegionMaker(self, trust_vmm, self._tell_slow_path, owner.ledger.account)
         self._access = access
+        self._after_accesses = after_accesses
+        self._patience = TURN_PATIENCE
+        self._attempt = 0, 0
+        self._started = 0
         self._lost = lost
         self._slow_path_told = False
         self._restored: set[tuple[int, int, int, int]] = set()
@@ -126,13 +136,25 @@ class GuestMemory:
 
     # memory.region.MessageAccess: by messages, during which the VMM may reset the device or leave
 
+    def patience(self) -> float:
+        """Seconds that this device may still make everybody wait in this turn of the loop."""
+        return max(0.0, self._patience)
+
+    def _renew_patience(self) -> None:
+        self._patience = TURN_PATIENCE
+        self._after_accesses()
+
     def dma_read(self, address: int, length: int) -> bytes:
         """Read guest memory by messages."""
         access, epoch = self._message_memory(), self._owner.console.epoch
+        started = self._owner.now()
         try:
             data = access.dma_read(address, length)
         except PeerError as error:
             raise self._interrupted(error) from error
+        finally:
+            self._patience -= self._owner.now() - started
+            self._owner.loop.add_turn(self._renew_patience)
         self._check_epoch(epoch)
         return data
 
@@ -143,11 +165,24 @@ class GuestMemory:
             access.dma_write(address, memoryview(data))
         except PeerError as error:
             raise self._interrupted(error) from error
+        finally:
+            self._owner.loop.add_turn(self._renew_patience)
         self._check_epoch(epoch)
 
     def _message_memory(self) -> MessageMemory:
         self._tell_slow_path("the VMM does not share its memory (share=on): every access is a message")
-        return self._access()
+        access, turns = self._access(), self._owner.console.turns
+        if turns.waits:
+            # Somebody outside of the turns; the dropped one keeps what it has read.
+            raise AccessPending(f"{self._owner.name}: a turn waits for the VMM's answer")
+        attempt = turns.attempt, self._table.commits
+        if self._attempt != attempt:
+            self._attempt = attempt
+            access.begin()
+        elif self._started != turns.started:
+            access.repeat()
+        self._started = turns.started
+        return access
 
     def _interrupted(self, error: PeerError) -> AccessInterrupted:
         self._lost(str(error))

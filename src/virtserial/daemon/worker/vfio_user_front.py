@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("virtserial.device")
 
 VMM_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
+CHECK_INTERVAL = 0.25
+"""Seconds between two looks for requests of ours that are not answered."""
 
 
 def state_size(max_ports: int, vectors: int = 0) -> int:
@@ -63,8 +65,8 @@ class VfioUserFront(VirtioPciFunction):
         self._half_done: Note | None = None
         self._post: Callable[[int, int], bool] | None = None
         self._retry_asked = self._waits_for_room = False
-        self._turn_asked = False
-        self.memory = GuestMemory(owner, config.trust_vmm, self._message_access, self._lose)
+        self._checking = False
+        self.memory = GuestMemory(owner, config.trust_vmm, self._message_access, self._after_accesses, self._lose)
         super().__init__(
             owner.console,
             state,
@@ -97,6 +99,8 @@ class VfioUserFront(VirtioPciFunction):
         try:
             if stream.serve(events):
                 loop.add_turn(self._serve)
+            if self._access is not None and self._access.answered:
+                self._owner.console.turns.repeat()
             if stream.wants_to_send != self._waits_for_room:
                 self._watch_for_room(stream)
         except PeerError as error:
@@ -113,6 +117,24 @@ class VfioUserFront(VirtioPciFunction):
         self._owner.loop.rewatch(stream.fileno(), VMM_EVENTS | (EPOLLOUT if self._waits_for_room else 0))
         if not self._waits_for_room and self.messages is not None and self.messages.has_pending:
             self.ask_for_retry()
+
+    def _after_accesses(self) -> None:
+        """Memory was accessed by messages: the socket may hold some of the VMM's that no edge tells of any more."""
+        self._serve()
+        if self._stream is not None and self._stream.asked and not self._checking:
+            self._checking = True
+            self._owner.loop.call_later(CHECK_INTERVAL, self._check_replies)
+
+    def _check_replies(self) -> None:
+        """A VMM that leaves a request of ours unanswered loses its connection."""
+        self._checking = False
+        if self._stream is not None:
+            try:
+                self._stream.asked.check()
+            except PeerError as error:
+                self._disconnect(str(error))
+            else:
+                self._after_accesses()
 
     def _lose(self, reason: str) -> None:
         """The connection cannot be used any more: let go of it in a turn, outside of what is going on."""
@@ -180,7 +202,9 @@ class VfioUserFront(VirtioPciFunction):
         if self._stream is None:
             raise AccessInterrupted(f"{self._owner.name}: the VMM has left")
         if self._access is None:
-            self._access = MessageMemory(self._stream, self._server.session)
+            self._access = MessageMemory(
+                self._stream, self._server.session, self.memory.patience, self._owner.console.fail
+            )
         return self._access
 
     # VfioDevice: interrupts

@@ -176,6 +176,7 @@ class SplitRing:
         # Commit point: after a crash here, attaching republishes used.idx.
         self.position = self._record.progress = offset << 16 | position
         access.publish_used_idx(position)
+        self._memory.commits += 1
 
     # Notifications
 
