@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from support.places import ENVIRONMENT
 
-TIMEOUT = 10
+TIMEOUT = 30
 
 
 @contextmanager
