@@ -13,7 +13,6 @@ used (chardev/reach.py):
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import struct
@@ -103,6 +102,8 @@ def _folder_of(real: str) -> Iterator[tuple[int, str]]:
 
 def _open_without_links(folder: str) -> int:
     """Open a folder for use as `dir_fd`; no part of its path may be a symbolic link."""
+    import ctypes  # 9 ms that a start does not need
+
     libc = ctypes.CDLL(None, use_errno=True)
     flags, resolve = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
     how = struct.pack("=QQQ", flags, 0, resolve)  # struct open_how: flags, mode, resolve
