@@ -50,7 +50,6 @@ def test_a_file_that_is_cut_off_before_a_restart_costs_its_vmm_alone(device, fol
     Client(folder / "ser0.sock").close()
 
 
-@pytest.mark.xfail(strict=False, reason="issue 12, B12: not landed yet")
 def test_a_vmm_that_answers_late_again_and_again_loses_its_connection_alone(device, folder, attack, monkeypatch):
     """A connection has a budget of waiting, not each of its requests: these are answered just before they are late."""
 
@@ -58,8 +57,11 @@ def test_a_vmm_that_answers_late_again_and_again_loses_its_connection_alone(devi
         time.sleep(2.3)
         return bytes(length)
 
-    with attack(), contextlib.suppress(PeerError, OSError):
-        vmm = Vmm(folder / "ser0.sock", shared=False)
+    with (
+        attack(),
+        contextlib.closing(Vmm(folder / "ser0.sock", shared=False)) as vmm,
+        contextlib.suppress(PeerError, OSError),
+    ):
         driver = HostileDriver(vmm)
         driver.start()
         monkeypatch.setattr(vmm._by_messages, "read", read_late)

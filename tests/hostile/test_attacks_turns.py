@@ -61,7 +61,6 @@ def test_doorbells_of_many_ports_that_are_posted(folder, attack):
                 vmm.store(NOTIFY + 4 * queue, queue, 2)
 
 
-@pytest.mark.xfail(strict=False, reason="issue 12, B6: not landed yet")
 def test_resets_in_one_message(folder, attack):
     on, off = (wire.ONE_WRITE.pack(STATUS, REGISTER_BAR, 1, bytes([value, *bytes(7)])) for value in (1, 0))
     message = wire.request(wire.VFIO_USER_REGION_WRITE_MULTI, 7, wire.WRITE_COUNT.pack(200) + 100 * (on + off))
