@@ -134,7 +134,7 @@ class Virtqueue:
             AddressError: an area is not mapped for DMA.
         """
         self.ring = DETACHED
-        self.ring = SplitRing(f"queue {self.index}", self.record, memory)
+        self.ring = SplitRing(self.index, self.record, memory)
 
     def detach(self) -> None:
         """Let go of the ring and of every view of guest memory."""

@@ -73,7 +73,7 @@ class SplitRing:
     """An attached split ring (a `DeviceRing`).
 
     Args:
-        name: the queue, for messages.
+        index: of the queue, for messages.
         record: its registers, which do not change while the ring is attached, and its position.
         memory: the driver's.
 
@@ -86,13 +86,12 @@ class SplitRing:
 
     __slots__ = (
         "_access",
-        "_areas",
         "_awaited",
         "_end",
         "_event_idx",
+        "_index",
         "_lowest",
         "_memory",
-        "_name",
         "_next",
         "_record",
         "_size",
@@ -102,21 +101,17 @@ class SplitRing:
         "position",
     )
 
-    def __init__(self, name: str, record: QueueRecord, memory: MemoryTable) -> None:
+    def __init__(self, index: int, record: QueueRecord, memory: MemoryTable) -> None:
         size = record.size
-        self._name = name
+        self._index = index
         self._record = record
         self._memory = memory
         self.reopen()
         self._size = size
         self._event_idx = bool(record.event_idx)
-        self._table = DescriptorTable(name, size, memory, bool(record.indirect))
-        self._areas = (
-            (record.desc_address, record.desc_address + descriptor_table_size(size)),
-            (record.avail_address, record.avail_address + avail_ring_size(size)),
-            (record.used_address, record.used_address + used_ring_size(size)),
-        )
-        self._lowest, self._end = min(self._areas)[0], max(end for _, end in self._areas)
+        self._table = DescriptorTable(index, size, memory, bool(record.indirect))
+        areas = self._areas()
+        self._lowest, self._end = min(areas)[0], max(end for _, end in areas)
         self._awaited = False
         self.position = record.progress
         self.offset = record.offset
@@ -137,7 +132,7 @@ class SplitRing:
         waiting = (idx - self._next) & 0xFFFF
         if waiting > self._size:
             raise DriverError(
-                f"{self._name}: available index {idx} is {waiting} ahead of {self._next}, "
+                f"queue {self._index}: available index {idx} is {waiting} ahead of {self._next}, "
                 f"the queue has {self._size} entries"
             )
         return waiting
@@ -225,13 +220,22 @@ class SplitRing:
                 self._memory, record.size, record.desc_address, record.avail_address, record.used_address
             )
         except DriverError as error:
-            raise type(error)(f"{self._name}: {error}") from None
+            raise type(error)(f"queue {self._index}: {error}") from None
         self.mapped = self._access.mapped
 
     def lies_in(self, start: int, end: int) -> bool:
         if self._lowest >= end or start >= self._end:
             return False
-        return any(first < end and start < last for first, last in self._areas)
+        return any(first < end and start < last for first, last in self._areas())
+
+    def _areas(self) -> tuple[tuple[int, int], ...]:
+        """[start, end) of each area in guest addresses.  Not kept: a device has up to 1,024 rings."""
+        record, size = self._record, self._size
+        return (
+            (record.desc_address, record.desc_address + descriptor_table_size(size)),
+            (record.avail_address, record.avail_address + avail_ring_size(size)),
+            (record.used_address, record.used_address + used_ring_size(size)),
+        )
 
     def forget_buffers(self) -> None:
         self._table.forget_buffers()

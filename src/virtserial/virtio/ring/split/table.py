@@ -31,16 +31,16 @@ class DescriptorTable:
     """Walks the chains of one attached queue.
 
     Args:
-        name: the queue, for messages.
+        index: of the queue, for messages.
         size: descriptors in the table.
         memory: where the chains' buffers are.
         indirect: VIRTIO_F_INDIRECT_DESC was negotiated.
     """
 
-    __slots__ = ("_indirect", "_known", "_memory", "_name", "_size")
+    __slots__ = ("_index", "_indirect", "_known", "_memory", "_size")
 
-    def __init__(self, name: str, size: int, memory: MemoryTable, indirect: bool) -> None:
-        self._name = name
+    def __init__(self, index: int, size: int, memory: MemoryTable, indirect: bool) -> None:
+        self._index = index
         self._size = size
         self._memory = memory
         self._indirect = indirect
@@ -85,7 +85,7 @@ class DescriptorTable:
         total = 0
         for head in heads:
             if head >= size:
-                raise DriverError(f"{self._name}: head {head} is outside the descriptor table of {size}")
+                raise DriverError(f"queue {self._index}: head {head} is outside the descriptor table of {size}")
             address, length, flags, _ = _unpack(table, head * DESCRIPTOR_SIZE)
             if flags == direction and total >= skip:
                 at = address - region_iova
@@ -105,7 +105,7 @@ class DescriptorTable:
                     max_bytes = 0
             ends.append(total)
             if skip and skip >= ends[0]:
-                raise DriverError(f"{self._name}: chain {head} was changed while it was in use")
+                raise DriverError(f"queue {self._index}: chain {head} was changed while it was in use")
             if total - skip >= max_bytes or len(views) >= MAX_CHAIN_LENGTH:
                 break
         batch.heads = heads[: len(ends)]
@@ -116,11 +116,11 @@ class DescriptorTable:
 
     def _check_unique(self, heads: Sequence[int]) -> None:
         if len(set(heads)) != len(heads):
-            raise DriverError(f"{self._name}: a head was made available again before it was used")
+            raise DriverError(f"queue {self._index}: a head was made available again before it was used")
 
     def _buffer(self, batch: ChainBatch, address: int, length: int, direction: int, limit: int, skip: int) -> int:
         if not length:
-            raise DriverError(f"{self._name}: zero-length buffer at {address:#x}")
+            raise DriverError(f"queue {self._index}: zero-length buffer at {address:#x}")
         return batch.add_buffer(self._memory, address, length, bool(direction), limit, skip)
 
     def _walk(self, batch: ChainBatch, head: int, table: Buffer, direction: int, limit: int, skip: int) -> int:
@@ -142,7 +142,7 @@ class DescriptorTable:
     def _descriptors(self, head: int, table: Buffer) -> list[tuple[int, int, int]]:
         """Return (address, length, flags) of every buffer of a chain, checked against 2.7.5 and its subsections."""
         buffers: list[tuple[int, int, int]] = []
-        name = f"{self._name}: chain {head}"
+        name = f"queue {self._index}: chain {head}"
         size = limit = self._size
         index, indirect, writable_seen = head, False, False
         total = 0
