@@ -39,14 +39,16 @@ class Linger:
         listeners: the listening sockets, owned; without one, another host counts as waiting.
     """
 
+    __slots__ = ("_begun", "_count", "_give_up", "_listeners", "_loop", "_timer", "_unread")
+
     def __init__(self, loop: EventLoop, listeners: Sequence[int] = ()) -> None:
         self._loop = loop
         self._listeners = listeners
         self._begun = False
         self._timer: Timer | None = None
         self._unread = 0
-        self._count: Callable[[], int] = lambda: 0
-        self._give_up: Callable[[], None] = lambda: None
+        self._count: Callable[[], int] | None = None
+        self._give_up: Callable[[], None] | None = None
 
     def begin(self, count: Callable[[], int], give_up: Callable[[], None]) -> None:
         """The host has left.  Only the first call counts.
@@ -70,10 +72,13 @@ class Linger:
             self._start_timer()
 
     def _start_timer(self) -> None:
+        assert self._count is not None
         self._unread = self._count()
         self._timer = self._loop.call_later(LINGER_SECONDS, self._look)
 
     def _look(self) -> None:
+        assert self._count is not None
+        assert self._give_up is not None
         if self._count() == self._unread:
             self._give_up()
         else:
