@@ -18,13 +18,19 @@ WITH_GUESTS = ("interop", "clients")
 """Rooms whose tests all need a real QEMU."""
 HERE = Path(__file__).parent
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("busy"), max_examples=20)
 settings.load_profile("busy")  # how long an example takes says how busy the machine is
 PROCESSES = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.exec")
 """Audit events of who starts a process."""
 
 
 def pytest_addoption(parser):
-    parser.addoption("--no-process", action="store_true", help="fail tests that start a process")
+    parser.addoption("--no-process", action="store_true", help="fail tests that start a process; try few examples")
+
+
+def pytest_configure(config):
+    if config.getoption("--no-process"):
+        settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)
