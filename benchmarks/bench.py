@@ -33,6 +33,8 @@ CONNECTED_PORTS = "connected_ports"
 CROWD = "crowd"
 DUPLEX = "duplex"
 EMBEDDED = "embedded"
+MIGRATION = "migration"
+"""Alone, and into no results: `--only migration` prints a table."""
 SCALE = "scale"
 EMBEDDED_CHUNK = 65536
 SCALE_SHAPE = 1000, 4, 2
@@ -49,6 +51,11 @@ MARKS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is asked for; exit status 1 when the rig cannot be had or a byte was wrong."""
     chosen = _parser().parse_args(arguments)
+    if chosen.only == [MIGRATION]:
+        from migration import table
+
+        print(table(chosen.rounds or (3 if chosen.quick else 10)))
+        return 0
     if chosen.write_docs and not can_draw():
         print(f"bench: {INSTALL}", file=sys.stderr)
         return 1
@@ -73,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = [*(measure.name for measure in MEASURES), DUPLEX, CROWD, EMBEDDED, SCALE, CONNECTED_PORTS]
+    names = [*(measure.name for measure in MEASURES), DUPLEX, CROWD, EMBEDDED, SCALE, CONNECTED_PORTS, MIGRATION]
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, help="alternating rounds (default: 7; 3 with --quick)")
     parser.add_argument("--seconds", type=float, help="about how long a run takes on QEMU's device (2; 0.5)")

@@ -24,7 +24,7 @@ FLOORS = [
     {"options"},
     {"machine"},
     {"daemon"},
-    {"monitor"},
+    {"monitor", "migration"},
     {"guest"},
     {"client"},
     {"dropin"},

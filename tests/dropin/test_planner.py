@@ -348,8 +348,6 @@ def test_serial_line_shared_with_a_monitor():
 
 
 REFUSED = {
-    "incoming migration": ("-device virtio-serial -incoming tcp:0:4444", "-incoming tcp:0:4444: "),
-    "a saved state": ("-device virtio-serial -loadvm x", "-loadvm x: "),
     "unknown bus": ("-device virtio-serial -device virtserialport,bus=b", "-device virtserialport,bus=b: Bus 'b' not"),
     "port before its controller": (
         "-device virtserialport -device virtio-serial",
@@ -484,3 +482,21 @@ def test_unplug_is_as_asked_for_whatever_the_accelerator(line, expected):
         plan, _ = plan_of([*shlex.split(f"{BARE} {line}"), "-device", device])
         assert plan.machine.controllers[0].unplug == expected
         assert "unplug" not in " ".join(plan.words)
+
+
+@pytest.mark.parametrize("arrival", ["-incoming tcp:0:4444", "-incoming defer", "-loadvm x"])
+def test_a_guest_that_arrives_is_held_and_our_state_is_taken_out_of_the_stream(arrival):
+    plan, _ = plan_of(shlex.split(f"-device virtio-serial {arrival}"))
+    assert (plan.start.is_incoming, plan.start.autostart) == (True, True)
+    assert "-S" in plan.words
+    where = plan.words[plan.words.index("-incoming" if "incoming" in arrival else "-loadvm") + 1]
+    assert where == arrival.split()[1]
+    state = plan.words[plan.words.index("-S") - 1]
+    assert state.startswith("dbus-vmstate,id=virtserial-state,addr=unix:path=")
+    assert state.endswith("/state.sock,id-list=virtserial")
+
+
+def test_who_asks_for_a_held_guest_gets_one():
+    plan, _ = plan_of(shlex.split("-device virtio-serial -incoming defer -S"))
+    assert not plan.start.autostart
+    assert plan.words.count("-S") == 1

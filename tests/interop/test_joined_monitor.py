@@ -185,26 +185,28 @@ def test_objects_of_both_are_in_one_tree(qmp):
     assert qmp("qom-list", path="/")
 
 
-REFUSED = [
-    ("migrate", {"uri": "exec:cat >/dev/null"}),
-    ("migrate-incoming", {"uri": "tcp:127.0.0.1:1"}),
-    ("snapshot-save", {"job-id": "j", "tag": "t", "vmstate": "v", "devices": []}),
-    ("snapshot-load", {"job-id": "j", "tag": "t", "vmstate": "v", "devices": []}),
-]
+def test_what_would_lose_the_devices_state_is_refused(qmp):
+    for command in ("xen-save-devices-state", "xen-load-devices-state"):
+        answer = qmp.ask({"execute": command, "arguments": {"filename": "/dev/null"}})
+        assert answer["error"]["desc"].startswith(f"{command} is not supported by virtserial: the state of the")
 
 
-@pytest.mark.parametrize(("command", "arguments"), REFUSED, ids=[command for command, _ in REFUSED])
-def test_what_would_lose_the_devices_state_is_refused(qmp, command, arguments):
-    answer = qmp.ask({"execute": command, "arguments": arguments})
-    assert answer["error"]["desc"] == (
-        f"{command} is not supported by virtserial: the state of the virtio-serial controllers (ser0) cannot be saved"
-    )
+REFUSED_CAPABILITIES = ["postcopy-ram", "x-ignore-shared"]
+
+
+@pytest.mark.parametrize("capability", REFUSED_CAPABILITIES)
+def test_ways_to_migrate_that_cannot_be_right_are_refused_before_anything_stops(qmp, hmp, capability):
+    before = qmp("query-status")
+    qmp("migrate-set-capabilities", capabilities=[{"capability": capability, "state": True}])
+    try:
+        answer = qmp.ask({"execute": "migrate", "arguments": {"uri": "exec:cat >/dev/null"}})
+        text = f"migrate with capability {capability} is not supported by virtserial: "
+        assert answer["error"]["desc"].startswith(text)
+        assert text in typed(hmp, "migrate exec:cat")
+    finally:
+        qmp("migrate-set-capabilities", capabilities=[{"capability": capability, "state": False}])
     assert qmp("query-migrate") == {}
-
-
-@pytest.mark.parametrize("line", ["migrate exec:cat", "savevm x", "loadvm x", "migrate_incoming tcp:127.0.0.1:1"])
-def test_the_same_from_hmp(hmp, line):
-    assert "is not supported by virtserial: the state of the virtio-serial controllers" in typed(hmp, line)
+    assert qmp("query-status") == before
 
 
 # Errors: the table of QEMU's texts

@@ -29,6 +29,7 @@ def test_what_was_written_is_told_once_and_nothing_else_is(writes, start, count,
     for address, length in writes:
         log.mark(address, length)
         model |= {page * PAGE for page in range(address // PAGE, -(-(address + length) // PAGE)) if length}
+    assert [page * PAGE for page in log.written()] == sorted(model)
     address, length, unit = start * PAGE, count * PAGE, scale * PAGE
     inside = {page for page in model if address <= page < address + length}
     told = log.take(address, length, unit)
@@ -43,6 +44,7 @@ def test_a_log_that_would_grow_without_end_counts_everything_as_written(monkeypa
     log = DirtyLog()
     for chunk in range(4):
         log.mark(chunk * CHUNK, 1)
+    assert log.written() is None
     assert log.take(1 << 40, 3 * PAGE, PAGE) == (7).to_bytes(8, "little")
     assert log.take(1 << 40, 3 * PAGE, PAGE) == (7).to_bytes(8, "little")
     log.mark(0, 1 << 62)

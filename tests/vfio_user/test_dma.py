@@ -251,3 +251,23 @@ def test_a_turn_that_goes_another_way_reads_anew(connection):
     patience[0] = 5.0
     assert memory.dma_read(8, 4) == bytes(connection.client.memory[8:12])
     assert memory.dma_read(0, 4) == b"new!"
+
+
+class QuietClient(MemoryClient):
+    """It answers no message that asks for no reply."""
+
+    def answer(self, header, body):
+        answer = super().answer(header, body)
+        return b"" if header.flags & wire.VFIO_USER_NO_REPLY else answer
+
+
+def test_many_stores_are_posted_and_waited_for_once():
+    connection = Connection(QuietClient)
+    stores = [(page * 4096 + page % 100, bytes([page % 255])) for page in range(SIZE // 4096)] * 100
+    connection.memory.store_posted(stores)
+    assert all(connection.client.memory[address] == data[0] for address, data in stores)
+    asked = [header for header in connection.client.requests if not header.flags & wire.VFIO_USER_NO_REPLY]
+    assert [header.command for header in asked] == [wire.VFIO_USER_DMA_READ] * 2  # the form, and the wait
+    assert len(connection.client.requests) == len(stores) + 2
+    connection.memory.store_posted([])
+    connection.close()

@@ -21,7 +21,8 @@ and later, as things change:
 | Controller, Port, ConnectVmm, AddFront, Connect | as above | adds it; Connect replaces a chardev's last connection |
 | RemoveController, RemovePort, Disconnect | - | unplugs; takes a chardev's connection away |
 | Listen, StopListening | listening sockets; - | takes clients; closes the sockets |
-| Save, Restore, Resume | a file; a file; - | does it and sends Answer |
+| Save, Restore, Load | a file each | does it and sends Answer |
+| Resume, Pause, LogWrites, TouchWritten, Store | - | the same |
 | Ping | - | sends Pong |
 | Stop | - | sends Backlog for what no ring and no socket holds, and ends |
 
@@ -48,14 +49,11 @@ from typing import Annotated, Literal, get_args
 from virtserial.channel.codec import U16, U32, U64, OneOf, Range
 from virtserial.channel.connections import Connection, Readable
 from virtserial.channel.record import record
+from virtserial.channel.requests import Index, Load, Request, Restore, Save, Serial
 
-Index = Annotated[int, Range(0, (1 << 32) - 1)]
-"""Of a controller: counts those that were ever plugged in."""
 PortNumber = Annotated[int, Range(0, 511)]
 FrontState = Literal["opened", "closed", "in", "out"]
 """The host end under a front has opened or closed; the front's focus has come or gone."""
-Serial = Annotated[int, Range(0, (1 << 53) - 1)]
-"""Counts ports, connections, requests."""
 
 
 @record
@@ -258,30 +256,6 @@ class RemoveController:
 
 
 @record
-class Save:
-    """Pause a controller and write its state into a file."""
-
-    request: Serial
-    controller: Index
-
-
-@record
-class Restore:
-    """Load a controller's state from a file, and resume it."""
-
-    request: Serial
-    controller: Index
-
-
-@record
-class Resume:
-    """Let a controller run again that Save has paused."""
-
-    request: Serial
-    controller: Index
-
-
-@record
 class Ready:
     """A worker that was started anew has read its code.
 
@@ -327,10 +301,12 @@ class Answer:
 
     Attributes:
         error: why it could not be done.
+        data: what was asked for.
     """
 
     request: Serial
     error: str | None
+    data: bytes
 
 
 @record
@@ -400,8 +376,6 @@ class Quit:
     chardev: str
 
 
-Request = Save | Restore | Resume
-"""What the worker answers."""
 FromKeeper = (
     Prepare | Begin | Controller | Port | Interrupted | Backlog | DmaMap | Irq | AddFront | Connect | Listen
     | ConnectVmm | Start | StopListening | Disconnect | RemovePort | RemoveController | Request | Ping | Stop
@@ -435,5 +409,6 @@ DESCRIPTORS: Mapping[type, range] = {
     Accepted: range(1, 2),
     Save: range(1, 2),
     Restore: range(1, 2),
+    Load: range(1, 2),
 }
 """How many descriptors come with a message; where it is not here, none."""

@@ -12,6 +12,7 @@ from virtserial.daemon.worker_code import InstalledWorker
 from virtserial.dropin.memory import share_object
 from virtserial.dropin.run_folder import hold
 from virtserial.loop import EventLoop
+from virtserial.migration.start import peer_of
 from virtserial.monitor.joined import JoinedMonitors
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class DeviceProcess:
             share_object=share_object,
             run_directory=run_directory,
             newest_is_qemus=plan.newest_is_qemus,
+            # The streams were made by the process that becomes QEMU, unless QEMU leaves that.
+            start=plan.start._replace(qemu_pid=None if plan.daemonize else peer_of(streams["control"])[0]),
         )
         for member in plan.descriptor_sets:
             self._monitors.operations.descriptor_sets.add(member.fd, member.set, member.opaque)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from virtserial.machine.model import Machine
+from virtserial.migration.start import StartOfMachine
 
 if TYPE_CHECKING:
     from virtserial.chardev.base import Chardev
@@ -31,6 +32,7 @@ class Plan:
         newest_is_qemus: the last controller is QEMU's: ports without `bus=` go there.
         remarks: lines for the operator.
         decisions: what is whose, one line each.
+        start: whether the guest boots or arrives.
     """
 
     words: list[str]
@@ -46,3 +48,4 @@ class Plan:
     daemonize: bool = False
     remarks: list[str] = field(default_factory=list)
     decisions: list[str] = field(default_factory=list)
+    start: StartOfMachine = field(default_factory=StartOfMachine)

@@ -17,6 +17,7 @@ from virtserial.dropin.references import chardevs_used, redirect
 from virtserial.errors import ConfigError
 from virtserial.machine.build import plug
 from virtserial.machine.model import Controller
+from virtserial.migration.start import StartOfMachine, object_properties
 from virtserial.options import keyval
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 INTERNAL = "virtserial-"
 """Prefix of the ids of chardevs between QEMU and us."""
 CONTROL = "control"
+ARRIVALS = ("incoming", "loadvm")
+"""Options by which a guest does not boot, but goes on."""
 ANSWER_AND_EXIT = ("h", "help", "version", "dump-vmstate")
 ASK_FOR_HELP = (
     *("device", "machine", "M", "cpu", "accel", "chardev", "object", "netdev", "nic", "net", "audio", "audiodev"),
@@ -130,13 +133,12 @@ class _Planner:
         self._remark_what_stays(asked)
         if not ours and not self._monitors:
             return "no virtio-serial controller and no monitor for virtserial"
-        for option, value in arguments_of(self._options, "incoming", "loadvm"):
-            if not ours:
-                return f"-{option.name} without a virtio-serial controller for virtserial"
-            raise ConfigError(
-                f"-{option.name} {value}: the state of virtserial's virtio-serial controllers can be neither "
-                f"migrated nor loaded"
-            )
+        for option in self._options:
+            if option.name in ARRIVALS:
+                if not ours:
+                    return f"-{option.name} without a virtio-serial controller for virtserial"
+                autostart = all(other.name != "S" for other in self._options)
+                self.plan.start = StartOfMachine(is_incoming=True, autostart=autostart)
         self._note_users(ours)
         self._ours = {name for name, words in self._chardevs.items() if chardevs.is_ours(words)}
         return None
@@ -211,7 +213,13 @@ class _Planner:
             self._take_device(device)
         has_controller = bool(plan.machine.controllers)
         extra = memory.make_shareable(self._options, self._architecture, plan.remarks, has_controller=has_controller)
-        plan.words = [*words_of(self._options), *extra, *self._monitor_words(CONTROL)]
+        arrival = self._arrival_words() if plan.start.is_incoming else []
+        plan.words = [*words_of(self._options), *extra, *arrival, *self._monitor_words(CONTROL)]
+
+    def _arrival_words(self) -> list[str]:
+        """QEMU holds a guest that arrives, and hands us our state out of the stream (migration/destination.py)."""
+        state = keyval.to_text(list(object_properties(self._run_directory).items())[1:])
+        return ["-object", f"dbus-vmstate,{state}", *(["-S"] if self.plan.start.autostart else [])]
 
     def _take_chardev(self, words: ChardevWords) -> None:
         plan = self.plan

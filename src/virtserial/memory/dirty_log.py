@@ -71,6 +71,19 @@ class DirtyLog:
                 page = digits.find("1", page + 1)
         return bytes(bitmap)
 
+    def written(self) -> list[int] | None:
+        """The numbers of all pages written, ascending; they stay noted.  None: everything counts as written."""
+        if self._everything:
+            return None
+        pages: list[int] = []
+        for chunk in sorted(self._chunks):
+            digits = f"{self._chunks[chunk]:b}"[::-1]
+            page = digits.find("1")
+            while page >= 0:
+                pages.append(chunk * _CHUNK_PAGES + page)
+                page = digits.find("1", page + 1)
+        return pages
+
 
 def _bits(first: int, end: int) -> int:
     """Return ones at [first, end), cut to one chunk."""

@@ -37,6 +37,8 @@ class Region(Protocol):
     writable: bool
     view: memoryview | None
     """The region's bytes; None if they are not mapped."""
+    is_shared: bool
+    """Whether it is reached past the VMM, which then does not see what is stored there."""
 
     def read(self, offset: int, length: int) -> bytes:
         """Return a copy of `length` bytes."""
@@ -67,6 +69,8 @@ class MappedRegion:
         AddressSpaceFull, PeerError: see mapping.view_of_file.
     """
 
+    is_shared = True
+
     def __init__(
         self, iova: int, size: int, fd: int, offset: int, writable: bool = True, budget: MappingBudget | None = None
     ) -> None:
@@ -95,6 +99,7 @@ class FileRegion:
     """Guest memory in a file that may shrink: reached by pread and pwrite.  Owns `fd`."""
 
     view: memoryview | None = None
+    is_shared = True
 
     def __init__(
         self, iova: int, size: int, fd: int, offset: int, writable: bool = True, account: Account | None = None
@@ -144,6 +149,7 @@ class MessageRegion:
     """Guest memory that only the VMM can reach: DMA_READ and DMA_WRITE messages."""
 
     view: memoryview | None = None
+    is_shared = False
 
     def __init__(self, iova: int, size: int, access: MessageAccess, writable: bool = True) -> None:
         self.iova = iova

@@ -17,7 +17,9 @@ Who answers what (joined_commands.py decides, once for both; joined_qmp.py and j
 | `query-chardev`, `qom-list`, `qom-get`, `info qtree` | our part | its part, without what is between it and us |
 | `getfd`, `closefd` | keeps them | gets those that a command for it names |
 | `add-fd`, `remove-fd` | keeps a copy | numbers them |
-| `migrate`, `savevm` and their kin | refuses while a controller is ours | else |
+| `migrate`, `savevm` and their kin | the controllers' state (migration/) | runs it, what is around it, and events |
+| `cont`, `stop`, `query-status` | while a machine arrives | else |
+| `migrate-recover`, `xen-*-devices-state` | refuses while a controller is ours | else |
 | `x-virtserial-*` | runs it | |
 | all others, `quit` too | | runs it |
 """
@@ -27,6 +29,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from virtserial.migration.start import StartOfMachine
 from virtserial.monitor import joined_hmp
 from virtserial.monitor.events import Events
 from virtserial.monitor.joined_machine import JoinedMachine
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 
     from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Port
+    from virtserial.migration.migration import Migration
     from virtserial.monitor.descriptors import Client
     from virtserial.monitor.qmp import Request
     from virtserial.options.monitor_options import MonitorOptions
@@ -62,6 +66,7 @@ class JoinedMonitors:
         share_object: changes the properties of a memory back end so that we can map it.
         run_directory: folder for the sockets of controllers that are added at run time.
         newest_is_qemus: the last virtio-serial controller so far is QEMU's.
+        start: what QEMU's command line says of a guest that arrives; None: nothing.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class JoinedMonitors:
         share_object: Callable[[Mapping[str, object]], Mapping[str, object]],
         run_directory: str,
         newest_is_qemus: bool = False,
+        start: StartOfMachine | None = None,
     ) -> None:
         self._keeper = keeper
         self.events = Events(keeper.loop, self._send_event)
@@ -98,11 +104,30 @@ class JoinedMonitors:
         for chardev_of in keeper.chardevs.values():
             self.machine.chardevs.was_added(chardev_of)
         self._control = QemuConnection(
-            keeper.loop, streams["control"], self.machine.qemu_event, lambda: None, self._qemu_ended
+            keeper.loop, streams["control"], self.machine.control_event, self._control_ready, self._qemu_ended
         )
+        self._start = start or StartOfMachine()
+        self._run_directory = run_directory
+        self.machine.make_migration = self._make_migration
+        if self._start.is_incoming:
+            self.machine.migration.open()
         keeper.guest_open_listener = self._guest_open_changed
         keeper.back_ends.program = "QEMU"
         keeper.quit = self._quit_qemu
+
+    def _make_migration(self) -> Migration:
+        from virtserial.migration.devices import Devices
+        from virtserial.migration.machine import MovingMachine
+        from virtserial.migration.migration import Migration
+
+        devices = Devices(self._keeper)
+        pid = self._start.qemu_pid
+        moving = MovingMachine(self._keeper.loop, devices, self._control.ask, self._run_directory, pid)
+        return Migration(moving, self._start)
+
+    def _control_ready(self) -> None:
+        if self._start.is_incoming:
+            self.machine.migration.begin()
 
     def _quit_qemu(self) -> None:
         """Somebody typed Ctrl-a x."""
@@ -128,6 +153,7 @@ class JoinedMonitors:
         for backend in self._backends:
             backend.connection.close()
         self._control.close()
+        self.machine.close()
         self.operations.descriptor_sets.close()
 
 
@@ -147,7 +173,7 @@ class QemuBackend:
     def _event(self, event: dict[str, object]) -> None:
         # The first connection to get it acts, so that a client that gets the event finds it done.
         self._machine.qemu_event(event)
-        if self.line is not None:
+        if self.line is not None and self._machine.shows(event):
             self.line.pass_event(event)
 
     def _qemu_ready(self) -> None:

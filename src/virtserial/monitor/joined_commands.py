@@ -66,6 +66,7 @@ def give_descriptors(client: Client, words: set[str]) -> Steps[None]:
 def add_device(machine: JoinedMachine, asked: Asked, given: Mapping[str, object]) -> Steps[object]:
     devices = machine.devices
     if devices.is_controller(given):
+        machine.migration.departures.refuse_change("device_add")
         yield from devices.add_controller(given, typed=asked.typed)
         return None
     if devices.is_port_of_ours(given):
@@ -83,6 +84,7 @@ def add_device(machine: JoinedMachine, asked: Asked, given: Mapping[str, object]
 
 
 def _add_port(machine: JoinedMachine, asked: Asked, given: Mapping[str, object]) -> Steps[object]:
+    machine.migration.departures.refuse_change("device_add")
     yield from machine.devices.refuse_id_of_qemus(given)
     if isinstance(chardev := given.get("chardev"), str):
         yield from machine.chardevs.take_back(chardev, str(given["driver"]))
@@ -91,6 +93,7 @@ def _add_port(machine: JoinedMachine, asked: Asked, given: Mapping[str, object])
 
 def delete_device(machine: JoinedMachine, asked: Asked, name: str) -> Steps[object]:
     if machine.devices.is_port(name):
+        machine.migration.departures.refuse_change("device_del")
         return asked.here()
     yield from machine.devices.check_deletion(name)
     return (yield from asked.forward())
@@ -181,3 +184,28 @@ def close_descriptor(_: JoinedMachine, asked: Asked, name: object) -> Steps[obje
 def leave(machine: JoinedMachine, asked: Asked, command: str) -> Steps[object]:
     machine.refuse_to_leave(command)
     return (yield from asked.forward())
+
+
+def migrate(machine: JoinedMachine, asked: Asked, command: str) -> Steps[object]:
+    return (yield from machine.migration.departures.migrate(command, asked.forward()))
+
+
+def continue_migration(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    return (yield from machine.migration.departures.continue_(asked.forward()))
+
+
+def set_capabilities(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    yield from machine.migration.departures.settled()
+    return (yield from asked.forward())
+
+
+def migrate_incoming(machine: JoinedMachine, asked: Asked, command: str) -> Steps[object]:
+    return (yield from machine.migration.incoming(command, asked.forward()))
+
+
+def continue_guest(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    return (yield from machine.migration.cont(asked.forward()))
+
+
+def stop_guest(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    return (yield from machine.migration.stop(asked.forward()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import VirtserialError
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     Run = Callable[["JoinedMachine", "Asked"], Steps[object]]
 
 HELP: Final = ("help", "?")
-SILENT: Final = ("device_add", "device_del", "chardev-remove", "object_add", "object_del", "netdev_add", "cpu")
+SILENT: Final = (
+    *("device_add", "device_del", "chardev-remove", "object_add", "object_del", "netdev_add", "cpu"),
+    *("migrate", "migrate_incoming", "savevm", "loadvm"),
+)
 """Commands that print nothing when they succeed."""
 
 
@@ -191,7 +194,18 @@ def _info_qtree(machine: JoinedMachine, asked: Asked) -> Steps[str]:
     return "".join(f"{entry}\n" for entry in shown)
 
 
-LEAVING: Final = ("migrate", "migrate_incoming", "migrate_recover", "savevm", "loadvm")
+def _migrate(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    """Without -d it is over when the next line may be typed."""
+    is_detached = any("d" in word for word in asked.text.split() if word.startswith("-"))
+    if not is_detached:
+        asked = replace(asked, line=f"migrate -d {asked.text}")
+    printed = yield from commands.migrate(machine, asked, asked.name)
+    if not is_detached:
+        yield from machine.migration.departures.over()
+    return printed
+
+
+LEAVING: Final = ("migrate_recover",)
 
 COMMANDS: Final[Mapping[str, Run]] = {
     "device_add": _add_device,
@@ -210,6 +224,14 @@ COMMANDS: Final[Mapping[str, Run]] = {
     "cpu": _cpu,
     "qom-list": _list_properties,
     "qom-get": _get_property,
+    "migrate": _migrate,
+    "migrate_continue": commands.continue_migration,
+    "migrate_incoming": lambda machine, asked: commands.migrate_incoming(machine, asked, asked.name),
+    "migrate_set_capability": commands.set_capabilities,
+    "savevm": lambda machine, asked: machine.migration.snapshots.save(asked.name, asked.forward()),
+    "loadvm": lambda machine, asked: machine.migration.snapshots.load(asked.name, asked.forward()),
+    **dict.fromkeys(("cont", "c"), commands.continue_guest),
+    **dict.fromkeys(("stop", "s"), commands.stop_guest),
     **{name: lambda machine, asked: commands.leave(machine, asked, asked.name) for name in LEAVING},
 }
 """What is not QEMU's alone."""

@@ -13,6 +13,7 @@ from virtserial.monitor.qmp import QmpError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from virtserial.migration.migration import Migration
     from virtserial.monitor.operations import Operations
 
 log = logging.getLogger("virtserial.monitor")
@@ -23,7 +24,12 @@ class JoinedMachine:
 
     Args:
         operations: our half.
+
+    Attributes:
+        make_migration: makes `migration`; set before anybody asks.
     """
+
+    make_migration: Callable[[], Migration]
 
     def __init__(
         self,
@@ -34,10 +40,28 @@ class JoinedMachine:
         *,
         newest_is_qemus: bool,
     ) -> None:
+        self._migration: Migration | None = None
         self.operations = operations
         self.share_object = share_object
         self.chardevs = JoinedChardevs(operations, chardev_texts)
         self.devices = JoinedDevices(operations, run_directory, newest_is_qemus=newest_is_qemus)
+
+    @property
+    def migration(self) -> Migration:
+        """How the machine moves.  Most machines never do, so it is made when somebody asks."""
+        if self._migration is None:
+            self._migration = self.make_migration()
+        return self._migration
+
+    def control_event(self, event: Mapping[str, object]) -> None:
+        """QEMU tells of something, on the connection that no client uses."""
+        self.qemu_event(event)
+        if self._migration is not None:
+            self._migration.event(event)
+
+    def shows(self, event: Mapping[str, object]) -> bool:
+        """Whether clients get an event of QEMU's."""
+        return self._migration is None or self._migration.departures.shows(event)
 
     def refuse_to_leave(self, command: str) -> None:
         """Check that the machine may be saved or migrated.
@@ -52,6 +76,11 @@ class JoinedMachine:
                 f"{command} is not supported by virtserial: the state of the virtio-serial controllers ({names}) "
                 "cannot be saved"
             )
+
+    def close(self) -> None:
+        """Close what a migration has opened."""
+        if self._migration is not None:
+            self._migration.close()
 
     def qemu_event(self, event: Mapping[str, object]) -> None:
         """Act on an event of QEMU's; each of its connections brings the same one."""

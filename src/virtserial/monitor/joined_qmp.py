@@ -166,10 +166,26 @@ def _get_property(machine: JoinedMachine, asked: Asked) -> Steps[object]:
     return (yield from joined_qom.get_property(machine, asked.word("path"), asked.word("property")))
 
 
-LEAVING: Final = (
-    *("migrate", "migrate-incoming", "migrate-recover", "snapshot-save", "snapshot-load"),
-    *("xen-save-devices-state", "xen-load-devices-state"),
-)
+def _query_status(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    return machine.migration.users_run_state((yield from asked.forward()))
+
+
+def _query_migrate(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    return machine.migration.departures.users_status((yield from asked.forward()))
+
+
+def _query_migrate_capabilities(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    return machine.migration.departures.users_view((yield from asked.forward()))
+
+
+def _snapshot_job(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    command = asked.request.command
+    job = machine.migration.snapshots.job(command, asked.word("job-id"), asked.forward(), loads=command in LOADING)
+    return (yield from job)
+
+
+LEAVING: Final = ("migrate-recover", "xen-save-devices-state", "xen-load-devices-state")
+LOADING: Final = ("snapshot-load",)
 
 JOINED: Final[Mapping[str, Callable[[JoinedMachine, Asked], Steps[object]]]] = {
     "device_add": lambda machine, asked: commands.add_device(machine, asked, asked.arguments),
@@ -194,6 +210,17 @@ JOINED: Final[Mapping[str, Callable[[JoinedMachine, Asked], Steps[object]]]] = {
     "remove-fd": _remove_fd,
     "human-monitor-command": _human_monitor_command,
     **{name: _here for name in COMMANDS if name.startswith("x-virtserial-")},
+    "migrate": lambda machine, asked: commands.migrate(machine, asked, asked.request.command),
+    "migrate-continue": commands.continue_migration,
+    "migrate-incoming": lambda machine, asked: commands.migrate_incoming(machine, asked, asked.request.command),
+    "migrate-set-capabilities": commands.set_capabilities,
+    "query-migrate-capabilities": _query_migrate_capabilities,
+    "query-migrate": _query_migrate,
+    "query-status": _query_status,
+    "cont": commands.continue_guest,
+    "stop": commands.stop_guest,
+    "snapshot-save": _snapshot_job,
+    "snapshot-load": _snapshot_job,
     **{name: lambda machine, asked: commands.leave(machine, asked, asked.request.command) for name in LEAVING},
 }
 """What is not QEMU's alone."""

@@ -10,20 +10,27 @@ QEMU's refusal is raised at the `yield`, as a QmpError.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, TypeVar
 
 from virtserial.errors import VirtserialError
 from virtserial.monitor.qmp import QmpError
 from virtserial.monitor.qmp_client import Ask, MonitorGoneError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 log = logging.getLogger("virtserial.monitor")
 
+class Until(NamedTuple):
+    """A step that is no request to QEMU.
+
+    Attributes:
+        subscribe: is given what to call, once, with the result.
+    """
+
+    subscribe: Callable[[Callable[[object], None]], None]
+
+
 T = TypeVar("T")
-Steps = Generator[Ask, Any, T]
+Steps = Generator[Ask | Until, Any, T]
 
 
 def run_steps(
@@ -51,6 +58,10 @@ def run_steps(
             log.exception("internal error in a monitor command")
             done(QmpError("internal error of virtserial; see its log"))
         else:
-            ask(asked, resume)
+            match asked:
+                case Until(subscribe):
+                    subscribe(resume)
+                case _:
+                    ask(asked, resume)
 
     resume(None)

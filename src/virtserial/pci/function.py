@@ -131,7 +131,7 @@ class VirtioPciFunction:
             VFIO_PCI_CONFIG_REGION_INDEX: layout.PCI_CONFIG_SPACE_SIZE,
         }
         self._irq_counts = {VFIO_PCI_INTX_IRQ_INDEX: 1, VFIO_PCI_MSIX_IRQ_INDEX: vectors}
-        self._by_vectors = False
+        self._by_vectors = self._intx_held = False
         self._used_messages: MsixMessages | None = None
         self._interrupt_mode_changed()
         device.transport = self
@@ -186,7 +186,13 @@ class VirtioPciFunction:
 
     def _drive_intx(self) -> None:
         disabled = self.configuration.word(layout.PCI_COMMAND) & layout.PCI_COMMAND_INTX_DISABLE
-        self.interrupts.set_intx(self.record.isr != 0 and not disabled and not self._by_vectors)
+        wanted = self.record.isr != 0 and not disabled and not self._by_vectors
+        self.interrupts.set_intx(wanted and not self._intx_held)
+
+    def hold_intx(self, held: bool) -> None:
+        """Let the interrupt line be low, whatever the ISR says, until it is no longer held."""
+        self._intx_held = held
+        self._drive_intx()
 
     def _interrupt_mode_changed(self) -> None:
         """Vectors are used once the driver has enabled MSI-X, or the VMM has given some vector an eventfd."""

@@ -32,10 +32,11 @@ from virtserial.vfio_user.wire import (
     VFIO_USER_ERROR,
     VFIO_USER_NO_REPLY,
     DmaAccess,
+    request,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from virtserial.errors import DriverError
     from virtserial.memory.region import Buffer
@@ -144,13 +145,34 @@ class MessageMemory:
         for start in range(0, len(view), limit):
             self._write(address + start, bytes(view[start : start + limit]))
 
+    def store_posted(self, stores: Sequence[tuple[int, bytes]]) -> None:
+        """Store bytes at many addresses, and wait once, until all of it is done.
+
+        What cannot be stored is not: the client answers none of these messages.
+
+        Args:
+            stores: addresses, and at most `max_data_xfer_size` bytes for each.
+
+        Raises:
+            PeerError: the connection is gone, or the client does not answer.
+            StateError: as `dma_read`.
+        """
+        if not stores:
+            return
+        last, data = stores[-1]
+        as_specified = self._form_for_a_write(last) == DmaAccess.FORMAT.size
+        messages = bytearray()
+        for address, part in stores:
+            payload = _write_payload(address, part, as_specified)
+            messages += request(VFIO_USER_DMA_WRITE, POST_ID, payload, flags=VFIO_USER_NO_REPLY)
+        self._stream.send_posted(VFIO_USER_DMA_WRITE, bytes(messages))
+        # Messages are handled in order, so what answers this has done all before it.
+        self._stream.request(VFIO_USER_DMA_READ, DmaAccess(last, len(data)).pack())
+
     def _write(self, address: int, data: bytes) -> None:
         if self._repeats((address, data)):
             return
-        if self._form_for_a_write(address) == DmaAccess.FORMAT.size:
-            payload = DmaAccess(address, len(data)).pack() + data
-        else:
-            payload = _QEMU_FORM.pack(address, len(data)) + data + _PADDING
+        payload = _write_payload(address, data, self._form_for_a_write(address) == DmaAccess.FORMAT.size)
         count = len(data)
 
         def check(header: Header, body: bytes) -> None:
@@ -243,6 +265,12 @@ class MessageMemory:
         return self._stream.post(
             form.pack(POST_ID, VFIO_USER_DMA_WRITE, _POST.size, VFIO_USER_NO_REPLY, 0, address, 4, data)
         )
+
+
+def _write_payload(address: int, data: bytes, as_specified: bool) -> bytes:
+    if as_specified:
+        return DmaAccess(address, len(data)).pack() + data
+    return _QEMU_FORM.pack(address, len(data)) + data + _PADDING
 
 
 def _refusal(header: Header, address: int, count: int) -> AddressError:

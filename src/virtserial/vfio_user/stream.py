@@ -340,13 +340,7 @@ class MessageStream:
             self._wait_for_room(deadline, command)
         request_id = self.asked.add(command, on_reply)
         message = request(command, request_id, payload)
-        while message:
-            try:
-                message = message[self._sock.send(message, socket.MSG_NOSIGNAL) :]
-            except BlockingIOError:
-                self._wait_for_room(deadline, command)
-            except ConnectionError as error:
-                raise PeerError(f"{COMMAND_NAMES[command]}: {error.strerror}", error.errno or errno.EPIPE) from error
+        self._send(message, deadline, command)
         return request_id
 
     def wait_for(self, request_id: int, seconds: float) -> bool:
@@ -410,6 +404,26 @@ class MessageStream:
         except ConnectionError:
             pass  # `serve` is told of the end
         return True
+
+    def send_posted(self, command: int, messages: bytes) -> None:
+        """Send messages of one command that want no reply, one behind the other; raises as `ask` does."""
+        if self._handling:
+            raise StateError(f"{COMMAND_NAMES[command]} while a request of the client is being handled")
+        deadline = time.monotonic() + SEND_TIMEOUT
+        while self._unsent and not self._flush():
+            self._wait_for_room(deadline, command)
+        self._send(messages, deadline, command)
+
+    def _send(self, data: bytes, deadline: float, command: int) -> None:
+        """Send all of it.  Requests of the client wait meanwhile: QEMU reads in a thread of its own."""
+        unsent = memoryview(data)
+        while unsent:
+            try:
+                unsent = unsent[self._sock.send(unsent, socket.MSG_NOSIGNAL) :]
+            except BlockingIOError:
+                self._wait_for_room(deadline, command)
+            except ConnectionError as error:
+                raise PeerError(f"{COMMAND_NAMES[command]}: {error.strerror}", error.errno or errno.EPIPE) from error
 
     def _wait_for_room(self, deadline: float, command: int) -> None:
         remaining = deadline - time.monotonic()

@@ -12,12 +12,11 @@ from virtserial.channel.messages import (
     Connect,
     ConnectVmm,
     DmaMap,
-    Index,
     Interrupted,
     Irq,
-    Serial,
 )
 from virtserial.channel.record import record
+from virtserial.channel.requests import Index, Serial
 
 
 @record

@@ -10,11 +10,11 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from virtserial.channel.messages import Restore, Resume, Save
+from virtserial.channel.requests import Restore, Resume, Save
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
-    from virtserial.channel.messages import Request
+    from virtserial.channel.requests import Request
     from virtserial.daemon.keeper.supervisor import Supervisor
     from virtserial.machine.model import Controller
 
@@ -49,7 +49,7 @@ def resume_controller(workers: Supervisor, controller: Controller) -> None:
     Raises:
         ConfigError: no worker can do it.
     """
-    _ask(workers, Resume(workers.next_request(), controller.index))
+    _ask(workers, Resume(workers.next_request(), controller.index, signal=False))
 
 
 def _check_file(fd: int) -> None:

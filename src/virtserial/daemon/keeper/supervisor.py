@@ -43,7 +43,8 @@ from virtserial.loop import EPOLLIN
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from virtserial.channel.messages import FromKeeper, FromWorker, Left, Report, Request
+    from virtserial.channel.messages import FromKeeper, FromWorker, Left, Report
+    from virtserial.channel.requests import Request
     from virtserial.daemon.keeper.worker_process import WorkerCode
     from virtserial.loop import EventLoop, Timer
 

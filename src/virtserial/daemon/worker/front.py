@@ -104,6 +104,22 @@ class Front(Transport, Protocol):
         """Its part of the saved state."""
         ...
 
+    def configuration_space(self) -> bytes:
+        """The PCI configuration space as it is now, 256 bytes."""
+        ...
+
+    def hold_intx(self, held: bool) -> None:
+        """Let the interrupt line be low until it is no longer held; a reset ends that too."""
+        ...
+
+    def store_posted(self, stores: Sequence[tuple[int, bytes]]) -> None:
+        """Have the VMM store bytes at many guest addresses, by which it learns of them.
+
+        Raises:
+            VirtserialError: it does not.
+        """
+        ...
+
     def connect(self, fd: int) -> None:
         """Serve whoever has connected, in place of the one before; `fd` is the front's."""
         ...

@@ -14,7 +14,7 @@ from virtserial.memory.region import RegionMaker
 from virtserial.vfio_user.wire import VFIO_DMA_MAP_FLAG_WRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from virtserial.daemon.worker.front import FrontOwner
     from virtserial.memory.region import Buffer
@@ -168,6 +168,13 @@ class GuestMemory:
         finally:
             self._owner.loop.add_turn(self._renew_patience)
         self._check_epoch(epoch)
+
+    def store_posted(self, stores: Sequence[tuple[int, bytes]]) -> None:
+        """Store bytes by the VMM, at many addresses at once (MessageMemory.store_posted)."""
+        try:
+            self._access().store_posted(stores)
+        except PeerError as error:
+            raise self._interrupted(error) from error
 
     def _message_memory(self) -> MessageMemory:
         self._tell_slow_path("the VMM does not share its memory (share=on): every access is a message")

@@ -5,33 +5,54 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.channel.messages import Answer, Restore, Save
-from virtserial.errors import ConfigError
+from virtserial.channel.messages import Answer
+from virtserial.channel.requests import (
+    Load,
+    LogWrites,
+    Pause,
+    Restore,
+    Resume,
+    Save,
+    Store,
+    TouchWritten,
+)
+from virtserial.daemon.worker import relocation
+from virtserial.errors import ConfigError, VirtserialError
 
 if TYPE_CHECKING:
-    from virtserial.channel.messages import Request
+    from virtserial.channel.requests import Request
     from virtserial.daemon.worker.guest_device import GuestDevice
 
 
 def answer_request(device: GuestDevice, request: Request, fds: list[int]) -> Answer:
     """Do what the keeper asks and return what to say about it; `fds` are closed."""
-    error = None
+    error, data = None, b""
     try:
         match request:
+            case LogWrites():
+                relocation.log_writes(device, request.on)
+            case Pause():
+                data = relocation.pause(device)
+            case TouchWritten():
+                relocation.touch_written(device)
+            case Load():
+                relocation.load(device, fds[0])
+            case Store():
+                relocation.store(device, request.address, request.data)
             case Save():
                 _save(device, fds[0])
             case Restore():
                 _restore(device, fds[0])
-            case _:
-                device.resume()
-    except ConfigError as refused:
+            case Resume():
+                relocation.resume(device, request.signal)
+    except VirtserialError as refused:
         error = str(refused)
     except OSError as failed:
         error = f"the file of the saved state: {failed.strerror}"
     finally:
         for fd in fds:
             os.close(fd)
-    return Answer(request.request, error)
+    return Answer(request.request, error, data)
 
 
 def _save(device: GuestDevice, fd: int) -> None:
@@ -51,12 +72,7 @@ def _save(device: GuestDevice, fd: int) -> None:
 def _restore(device: GuestDevice, fd: int) -> None:
     if device.console.status:
         raise ConfigError(f"{device.name} is used by a guest's driver: a state is restored before that comes")
-    limit = device.max_state_size
-    state = bytearray()
-    while len(state) <= limit and (part := os.pread(fd, limit + 1 - len(state), len(state))):
-        state += part
-    device.pause()
     try:
-        device.load_state(bytes(state))
+        relocation.load(device, fd)
     finally:
-        device.resume()
+        relocation.resume(device, signal=False)

@@ -16,7 +16,7 @@ from virtserial.daemon.worker.guest_memory import GuestMemory
 from virtserial.errors import AccessInterrupted, PeerError
 from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from virtserial.pci.function import VirtioPciFunction
-from virtserial.pci.layout import MsixLayout
+from virtserial.pci.layout import PCI_CONFIG_SPACE_SIZE, MsixLayout
 from virtserial.pci.msix import INTERRUPTS, MsixMessages
 from virtserial.state.pci_state import PciState
 from virtserial.vfio_user.dma import MessageMemory
@@ -164,6 +164,7 @@ class VfioUserFront(VirtioPciFunction):
     def reset(self) -> None:
         """The VMM resets the function; it runs after that, whatever it did before."""
         super().reset()
+        self.hold_intx(False)
         if self._owner.console.paused:
             self._owner.resume()
 
@@ -206,6 +207,14 @@ class VfioUserFront(VirtioPciFunction):
                 self._stream, self._server.session, self.memory.patience, self._owner.console.fail
             )
         return self._access
+
+    # A machine that moves (relocation.py)
+
+    def configuration_space(self) -> bytes:
+        return self.configuration.read(0, PCI_CONFIG_SPACE_SIZE)
+
+    def store_posted(self, stores: Sequence[tuple[int, bytes]]) -> None:
+        self.memory.store_posted(stores)
 
     # VfioDevice: interrupts
 

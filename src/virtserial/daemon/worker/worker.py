@@ -36,9 +36,6 @@ from virtserial.channel.messages import (
     Ready,
     RemoveController,
     RemovePort,
-    Restore,
-    Resume,
-    Save,
     Start,
     Started,
     Stop,
@@ -59,6 +56,7 @@ if TYPE_CHECKING:
 
     from virtserial.channel.channel import WorkerEnd
     from virtserial.channel.messages import FromKeeper, FromWorker
+    from virtserial.channel.requests import Request
 
 log = logging.getLogger("virtserial.worker")
 
@@ -161,7 +159,7 @@ class Worker:
         self,
         device: GuestDevice,
         message: NewPort | Interrupted | Backlog | DmaMap | Irq | ConnectVmm | RemovePort | RemoveController
-        | Save | Restore | Resume,
+        | Request,
         fds: list[int],
     ) -> None:  # fmt: skip
         match message:
@@ -180,7 +178,7 @@ class Worker:
                 self._inherit_backlog(device, message)
             case DmaMap() | Irq():
                 self._restoration.give(device, message, fds)
-            case Save() | Restore() | Resume():
+            case _:
                 self._send(answer_request(device, message, fds))
 
     # Start and end

@@ -1,0 +1,344 @@
+"""A guest with checked streams moves from one virtserial-qemu to another, is saved and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from support.guests.dropin_guest import PROGRAM, device_processes
+from support.guests.host_end import HostEnd
+from support.guests.moved_guest import MACHINE, MovedGuest, Traffic, make_qcow2
+from support.waiting import wait_until
+
+from virtserial.migration.bus import parent_of
+from virtserial.monitor.qmp import QmpError
+
+ROUNDS = int(os.environ.get("VIRTSERIAL_MIGRATIONS", "5"))
+"""Live migrations in a row."""
+UNTOUCHED = [sys.executable, str(Path(__file__).parents[1] / "support/guests/untouched_qemu.py")]
+PORTS = {f"org.test.{number}": f"/dev/virtio-ports/org.test.{number}" for number in (1, 2, 3, 4)}
+
+
+def devices(controller="", ports=PORTS, extra=""):
+    """A controller and its ports, each with a socket of its name."""
+    words = ["-device", f"virtio-serial-pci,id=ser0,max_ports=8{controller}"]
+    for number, name in enumerate(ports, 1):
+        words += ["-chardev", f"socket,id=chr{number},path=FOLDER/{name},server=on,wait=off"]
+        words += ["-device", f"virtserialport,nr={number},chardev=chr{number},name={name},id=port{number},bus=ser0.0"]
+    return [*words, *extra]
+
+
+@contextmanager
+def moving(words, machine=MACHINE, ports=PORTS):
+    with MovedGuest(words, machine=machine) as guest:
+        traffic = Traffic(guest, ports)
+        traffic.check()
+        yield guest, traffic
+        traffic.close()
+
+
+KINDS = {
+    "MSI-X on q35": (devices(), MACHINE),
+    "INTx on pc, four processors": (devices(",vectors=0"), ("-machine", "pc", "-smp", "4", *MACHINE[2:])),
+    "behind a root port": (
+        ["-device", "pcie-root-port,id=rp1,slot=1,chassis=1", *devices(",bus=rp1,addr=0x0")],
+        MACHINE,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_live_migration_loses_nothing(kind):
+    words, machine = KINDS[kind]
+    with moving(words, machine) as (guest, traffic):
+        for _ in range(ROUNDS):
+            guest.migrate(traffic)
+            print(kind, round(guest.blackout * 1000), "ms")
+            traffic.follow()
+            traffic.check()
+        assert "needs reset" not in guest.vm.said()
+
+
+UNREAD = """
+import hashlib, os, select, threading, time
+fd = os.open('/dev/virtio-ports/org.test.2', os.O_RDWR)
+going_on = True
+def keep_copying():
+    memory = bytearray(40 << 20)
+    while going_on:
+        for place in range(0, len(memory), 4096):
+            memory[place] ^= 1
+
+def received(count):
+    data = b''
+    while len(data) < count and select.select([fd], [], [], 5)[0]:
+        data += os.read(fd, count - len(data))
+    return hashlib.sha1(data).hexdigest()
+threading.Thread(target=keep_copying, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize(("program", "arrives"), [(PROGRAM, True), (UNTOUCHED, False)], ids=["touched", "untouched"])
+def test_what_came_during_the_copy_and_was_not_read_arrives(program, arrives):
+    """The second is the negative control: it is the marking of pages by which it arrives."""
+    late = os.urandom(60000)
+    with MovedGuest(devices(), program=program) as guest:
+        session = guest.session()
+        session(UNREAD)
+        qmp = guest.vm.qmp
+        target = guest.new_vm("-incoming", f"unix:{guest.folder}/m")
+        qmp("migrate-set-parameters", **{"max-bandwidth": 20 << 20})
+        end, new_end = HostEnd(f"{guest.vm.folder}/org.test.2"), HostEnd(f"{target.folder}/org.test.2")
+        qmp("migrate", uri=f"unix:{guest.folder}/m")
+        wait_until(lambda: qmp("query-migrate").get("ram", {}).get("dirty-sync-count", 0) >= 3, 60)
+        end.send(late)
+        end.wait_sent()
+        session("going_on = False")
+        qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+        assert guest.vm.migration()["status"] == "completed"
+        target.wait_status("running")
+        guest.moved_to(target)
+        assert (session("received(60000)") == hashlib.sha1(late).hexdigest()) == arrives
+        end.close()
+        new_end.close()
+
+
+def test_a_stream_in_a_file_and_exec_and_a_descriptor_with_defer():
+    with moving(devices()) as (guest, traffic):
+        path = guest.folder / "stream"
+        ours, theirs = socket.socketpair()
+        guest.vm.qmp.execute("getfd", {"fdname": "out"}, fd=ours.fileno())
+        for out, back in (
+            ("fd:out", "fd:back"),
+            (f"file:{path}", f"file:{path}"),
+            (f"exec:cat >{path}", f"exec:cat {path}"),
+        ):
+            source = guest.vm
+            target = guest.new_vm("-incoming", "defer", "-S")
+            assert target.status() == "inmigrate"
+            traffic.meet(target)
+            if out.startswith("fd:"):
+                target.qmp.execute("getfd", {"fdname": "back"}, fd=theirs.fileno())
+                target.qmp("migrate-incoming", uri=back)
+                ours.close()
+                theirs.close()
+            source.qmp("migrate", uri=out)
+            assert source.migration()["status"] == "completed", source.said()
+            if not out.startswith("fd:"):
+                target.qmp("migrate-incoming", uri=back)
+            target.wait_status("paused")
+            target.qmp("cont")
+            assert target.status() == "running"
+            guest.moved_to(target)
+            traffic.follow()
+            traffic.check()
+
+
+@pytest.mark.parametrize("capability", ["multifd", "mapped-ram", "xbzrle", "return-path", "validate-uuid"])
+def test_other_ways_to_copy_memory(capability):
+    on = {"capabilities": [{"capability": capability, "state": True}]}
+    with moving(devices(), ports=dict([*PORTS.items()][:2])) as (guest, traffic):
+        target = guest.new_vm("-incoming", "defer")
+        traffic.meet(target)
+        for vm in (guest.vm, target):
+            vm.qmp("migrate-set-capabilities", **on)
+        uri = f"file:{guest.folder}/m" if capability == "mapped-ram" else f"unix:{guest.folder}/m"
+        if capability != "mapped-ram":
+            target.qmp("migrate-incoming", uri=uri)
+        guest.vm.qmp("migrate", uri=uri)
+        assert guest.vm.migration()["status"] == "completed"
+        if capability == "mapped-ram":
+            target.qmp("migrate-incoming", uri=uri)
+        target.wait_status("running")
+        guest.moved_to(target)
+        traffic.follow()
+        traffic.check()
+
+
+def test_a_cancelled_and_a_failed_migration_leave_the_guest_as_it_was():
+    with moving(devices()) as (guest, traffic):
+        qmp = guest.vm.qmp
+        before = qmp("query-migrate-capabilities")
+        qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
+        qmp("migrate", uri="exec:cat >/dev/null")
+        assert qmp("query-migrate-capabilities") == before
+        qmp("migrate_cancel")
+        assert guest.vm.migration()["status"] == "cancelled"
+        traffic.check()
+        qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+        for _ in range(2):
+            qmp("migrate", uri="exec:head -c 1000000 >/dev/null")
+            assert guest.vm.migration()["status"] == "failed"
+            wait_until(lambda: guest.vm.status() == "running")
+            traffic.check()
+        assert qmp("query-migrate-capabilities") == before
+        guest.migrate(traffic)
+        traffic.follow()
+        traffic.check()
+
+
+def test_a_killed_worker_fails_the_migration_and_not_the_guest():
+    with moving(devices()) as (guest, traffic):
+        qmp = guest.vm.qmp
+        qmp("migrate-set-parameters", **{"max-bandwidth": 30 << 20})
+        qmp("migrate", uri="exec:cat >/dev/null")
+        os.kill(worker_of(guest.vm), signal.SIGKILL)
+        assert guest.vm.migration()["status"] == "failed"
+        guest.vm.wait_status("running")
+        traffic.check()
+        assert "it is not known which pages of guest memory were written" in guest.vm.said()
+        qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 30})
+        guest.migrate(traffic)
+        traffic.follow()
+        traffic.check()
+
+
+def worker_of(vm):
+    """The process that moves the bytes: the one whose parent is the other."""
+    keeper, worker = sorted(device_processes(vm.folder))
+    return worker if parent_of(worker) == keeper else keeper
+
+
+def test_two_controllers_a_console_and_a_port_that_was_added():
+    words = [
+        *devices(),
+        *("-device", "virtio-serial-pci,id=ser1,vectors=0"),
+        *("-chardev", "socket,id=con,path=FOLDER/console,server=on,wait=off"),
+        *("-device", "virtconsole,bus=ser1.0,chardev=con,nr=0"),
+        *("-chardev", "socket,id=late,path=FOLDER/late,server=on,wait=off"),
+    ]
+    added = {"driver": "virtserialport", "bus": "ser1.0", "nr": 3, "name": "late", "chardev": "late", "id": "late"}
+    with MovedGuest(words) as guest:
+        guest.vm.qmp("device_add", **added)
+        guest.check("stty raw -echo </dev/hvc0")
+        ports = {**PORTS, "console": "/dev/hvc0", "late": "/dev/virtio-ports/late"}
+        # A console takes few bytes at a time.
+        traffic = Traffic(guest, ports, size=100, pause=0.05)
+        traffic.check(at_least=300)
+        target = guest.new_vm("-incoming", "defer")
+        target.qmp("device_add", **added)
+        traffic.meet(target)
+        uri = f"unix:{guest.folder}/m"
+        target.qmp("migrate-incoming", uri=uri)
+        guest.vm.qmp("migrate", uri=uri)
+        refused = guest.vm.qmp
+        with pytest.raises(QmpError, match="device_del not allowed while migrating"):
+            refused("device_del", id="late")
+        assert guest.vm.migration()["status"] == "completed"
+        target.wait_status("running")
+        guest.moved_to(target)
+        traffic.follow()
+        traffic.check(at_least=300)
+        traffic.close()
+
+
+def test_a_destination_with_other_ports_ends_with_a_line_and_the_source_goes_on():
+    with moving(devices()) as (guest, traffic):
+        guest.words = [*MACHINE, *devices(ports=[*PORTS, "one.more"])]
+        target = guest.new_vm("-incoming", f"unix:{guest.folder}/m")
+        guest.vm.qmp("migrate", uri=f"unix:{guest.folder}/m")
+        assert target.process.wait(30) == 1
+        assert "port 5 is not plugged in there and a serial port named 'one.more' here" in target.said()
+        guest.vm.migration()
+        if guest.vm.status() != "running":
+            guest.vm.qmp("cont")  # What whoever moves machines does when the destination is gone.
+        traffic.check()
+
+
+ECHO = """
+import os, threading
+def echo(fd):
+    while True:
+        data = os.read(fd, 100)
+        if data:
+            os.write(fd, data)
+threading.Thread(target=echo, args=(os.open('/dev/virtio-ports/org.test.1', os.O_RDWR),), daemon=True).start()
+"""
+
+
+def test_ten_forks_of_one_stream_each_answer_on_their_own_port():
+    with MovedGuest(devices()) as guest, ExitStack() as stack:
+        guest.session()(ECHO)
+        guest.vm.qmp("stop")
+        guest.vm.qmp("migrate", uri=f"file:{guest.folder}/warm")
+        assert guest.vm.migration()["status"] == "completed"
+        forks = []
+        for _ in range(10):
+            forks.append(fork := guest.fork("-incoming", f"file:{guest.folder}/warm"))
+            stack.callback(fork.close)
+        for number, fork in enumerate(forks):
+            fork.wait_status("paused")
+            fork.qmp("cont")
+            began = time.monotonic()
+            end = HostEnd(f"{fork.folder}/org.test.1")
+            end.send(b"fork %d" % number)
+            assert end.receive_until(b"fork %d" % number, 5)
+            print("fork", number, "answered after", round(time.monotonic() - began, 3))
+            end.close()
+
+
+def test_what_a_user_sees_of_a_migration():
+    with moving(devices()) as (guest, traffic):
+        qmp = guest.vm.qmp
+        caps = [{"capability": name, "state": True} for name in ("events", "pause-before-switchover")]
+        qmp("migrate-set-capabilities", capabilities=caps)
+        target = guest.new_vm("-incoming", f"unix:{guest.folder}/m")
+        qmp("migrate", uri=f"unix:{guest.folder}/m")
+        wait_until(lambda: qmp("query-migrate")["status"] == "pre-switchover")
+        qmp("migrate_cancel")
+        assert guest.vm.migration()["status"] == "cancelled"
+        wait_until(lambda: guest.vm.status() == "running")
+        traffic.check()
+        target.process.wait(20)
+
+
+@pytest.mark.parametrize("vectors", ["", ",vectors=0"])
+def test_snapshots_on_a_disk(vectors, folder):
+    image = folder / "disk.qcow2"
+    make_qcow2(image, 64 << 20)
+    disk = ["-drive", f"file={image},if=none,id=disk,format=qcow2"]
+    with MovedGuest([*devices(vectors), *disk]) as guest:
+        traffic = Traffic(guest, PORTS)
+        traffic.check()
+        assert guest.vm.hmp("savevm one") == ""
+        traffic.check()
+        assert "does not exist" in guest.vm.hmp("loadvm nosuch")
+        print("after a failed loadvm:", guest.vm.status())
+        guest.vm.qmp("cont")
+        traffic.check()
+        for _ in range(3):
+            traffic.part()
+            assert guest.vm.hmp("loadvm one") == ""
+            assert guest.vm.status() == "running"
+            traffic.follow_to_another_time()
+            traffic.check()
+        nodes = guest.vm.qmp("query-named-block-nodes")
+        node = next(entry["node-name"] for entry in nodes if entry["drv"] == "qcow2")
+        job = {"tag": "two", "vmstate": node, "devices": [node]}
+        guest.vm.qmp("snapshot-save", **{"job-id": "save", **job})
+        wait_until(lambda: guest.vm.qmp("query-jobs")[0]["status"] == "concluded")
+        assert "error" not in guest.vm.qmp("query-jobs")[0]
+        guest.vm.qmp("job-dismiss", id="save")
+        traffic.check()
+        traffic.part()
+        guest.vm.qmp("snapshot-load", **{"job-id": "load", **job})
+        wait_until(lambda: guest.vm.qmp("query-jobs")[0]["status"] == "concluded")
+        assert "error" not in guest.vm.qmp("query-jobs")[0]
+        guest.vm.wait_status("running")
+        traffic.follow_to_another_time()
+        traffic.check()
+        traffic.part()
+        guest.vm.kill()
+        guest.moved_to(guest.new_vm("-loadvm", "two"))
+        guest.vm.wait_status("running")
+        traffic.follow_to_another_time()
+        traffic.check()
+        assert guest.vm.hmp("delvm two") == ""
+        traffic.close()
