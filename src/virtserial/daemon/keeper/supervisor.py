@@ -16,7 +16,7 @@ In every state with a process, its unasked end leads to NONE.  What makes the ke
 
 | fault | noticed by |
 |---|---|
-| does not read its channel for SEND_TIMEOUT | `send`: the channel is full; Ping: no Pong, and nothing was read since |
+| does not read its channel for SEND_TIMEOUT | `send`: the channel is full; hang_watch.py |
 | says what cannot be true (reports.py) | `_receive`: one line is logged, nothing more is read from it |
 | has closed its end | end of file; mostly it has just died |
 
@@ -33,9 +33,10 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from virtserial.channel.messages import Answer, Backlog, Confined, Interrupted, Ping, Pong, Ready, Started, Stop
+from virtserial.channel.messages import Answer, Backlog, Confined, Interrupted, Pong, Ready, Started, Stop
 from virtserial.daemon.keeper.document import WorkersLeft
-from virtserial.daemon.keeper.successor import START_TIMEOUT, Successor
+from virtserial.daemon.keeper.hang_watch import HangWatch
+from virtserial.daemon.keeper.successor import Successor
 from virtserial.daemon.keeper.worker_process import SEND_TIMEOUT, WorkerProcess
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EPOLLIN
@@ -62,15 +63,8 @@ MAX_BACKLOG = 64 << 20
 """Bytes of console output that a worker may leave: far more than 511 consoles' buffers."""
 
 
-class State(enum.Enum):
-    """Of the worker; see the table above."""
-
-    NONE = enum.auto()
-    STARTING = enum.auto()
-    SERVING = enum.auto()
-    STOPPING = enum.auto()
-    RETIRED = enum.auto()
-    CLOSED = enum.auto()
+State = enum.Enum("State", "NONE STARTING SERVING STOPPING RETIRED CLOSED")
+"""Of the worker; see the table above."""
 
 
 class Supervisor:
@@ -89,6 +83,7 @@ class Supervisor:
         refusal: why the last request for new code came to nothing, or None.
         doubtful: bytes that were moved twice, or not at all, because a worker was killed over them.
         left: what workers have left to the next.
+        ping: finds out whether the worker hangs.
     """
 
     def __init__(
@@ -119,10 +114,9 @@ class Supervisor:
         self._retired: Callable[[], None] | None = None
         self._started = 0.0
         self._young_deaths = 0
-        self._pings = self._pongs = 0
-        self._unread = 0
+        self._hang_watch = HangWatch(loop, self.send, self._end_hung_worker)
+        self.ping = self._hang_watch.ping
         self._restart_timer: Timer | None = None
-        self._hang_timer: Timer | None = None
         self._stop_timer: Timer | None = None
         self._requests = 0
         self._answer: Answer | None = None
@@ -145,8 +139,8 @@ class Supervisor:
         self._started = time.monotonic()
         self._loop.watch(worker.channel.fileno(), EPOLLIN, self._worker_spoke)
         self._loop.watch(worker.pidfd, EPOLLIN, self._worker_exited)
-        self._pings = self._pongs = self._backlog = 0
-        self._ping(START_TIMEOUT)
+        self._backlog = 0
+        self._hang_watch.begin(worker)
         self._brief(worker)
 
     def start_or_try_again(self) -> None:
@@ -179,14 +173,16 @@ class Supervisor:
         self._loop.unwatch(worker.pidfd)
 
     def _cancel_timers(self) -> None:
-        for timer in (self._restart_timer, self._hang_timer, self._stop_timer):
+        self._hang_watch.end()
+        for timer in (self._restart_timer, self._stop_timer):
             if timer is not None:
                 timer.cancel()
-        self._restart_timer = self._hang_timer = self._stop_timer = None
+        self._restart_timer = self._stop_timer = None
 
     def _worker_exited(self, _: int) -> None:
         worker, self.worker = self.worker, None
         assert worker is not None
+        self._hang_watch.end()
         self._unwatch(worker)
         while self._receive(worker):
             pass
@@ -260,14 +256,14 @@ class Supervisor:
             raise ConfigError("the worker is being replaced already")
         self.refusal = None
         try:
-            self._successor = Successor(self._loop, self._code, self._successor_ready, self._refuse)
+            self._successor = Successor(self._loop, self._code, self._stop_worker, self._refuse)
         except OSError as error:
             raise ConfigError(f"no worker can be started: {error.strerror}") from error
 
     def replace(self) -> None:
         """Put another worker of the same code in the place of the one that runs: there is more to be told ahead."""
         self._outdated = True
-        if self.worker is not None and not self.changing:
+        if not self.changing:
             self._stop_worker()
 
     def retire(self, then: Callable[[], None]) -> None:
@@ -285,11 +281,9 @@ class Supervisor:
         self._retired = then
         self._stop_worker()
 
-    def _successor_ready(self) -> None:
-        if self.worker is not None:
-            self._stop_worker()
-
     def _stop_worker(self) -> None:
+        if self.worker is None:
+            return
         self._state = State.STOPPING
         if self._stop_timer is not None:
             self._stop_timer.cancel()
@@ -323,28 +317,6 @@ class Supervisor:
         except OSError:
             return  # its end is on its way to us
         self.ping()
-
-    def ping(self) -> None:
-        """Find out whether the worker hangs."""
-        if self._hang_timer is None:
-            self._ping(SEND_TIMEOUT)
-
-    def _ping(self, timeout: float) -> None:
-        self._pings += 1
-        self._hang_timer = self._loop.call_later(timeout, self._look_whether_it_hangs)
-        self.send(Ping(self._pings))
-        self._unread = self.worker.channel.unread() if self.worker is not None else 0
-
-    def _look_whether_it_hangs(self) -> None:
-        self._hang_timer = None
-        if self.worker is None or self._pongs == self._pings:
-            return
-        before, self._unread = self._unread, self.worker.channel.unread()
-        if self._unread < before:
-            # It reads: there is much to read where there are many devices.
-            self._hang_timer = self._loop.call_later(SEND_TIMEOUT, self._look_whether_it_hangs)
-        else:
-            self._end_hung_worker()
 
     def _end_hung_worker(self) -> None:
         if self.worker is not None:
@@ -426,7 +398,7 @@ class Supervisor:
     def _act_on(self, worker: WorkerProcess, message: FromWorker, fds: list[int]) -> None:
         match message:
             case Pong(number):
-                self._pong(number)
+                self._hang_watch.pong(number)
             case Started(doubtful):
                 self._serves(worker, doubtful)
             case Backlog():
@@ -439,14 +411,6 @@ class Supervisor:
                 pass  # A successor was ready before it got its turn.
             case _:
                 self._handle(message, fds)
-
-    def _pong(self, number: int) -> None:
-        if not self._pongs <= number <= self._pings:
-            raise StateError(f"Pong {number} to Ping {self._pings}")
-        self._pongs = number
-        if number == self._pings and self._hang_timer is not None:
-            self._hang_timer.cancel()
-            self._hang_timer = None
 
     def _serves(self, worker: WorkerProcess, doubtful: int) -> None:
         """What its predecessors left is done."""
