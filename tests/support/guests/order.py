@@ -25,8 +25,10 @@ while left:
         time.sleep(0.001)
         continue
     b = os.open('/dev/virtio-ports/b', os.O_RDWR)
-    os.write(a, b'G' if os.read(b, 1) else b'E')
+    answer = b'G' if os.read(b, 1) else b'E'
+    # Before the answer: what the next host sends must find the port closed, since closing it discards what waits.
     os.close(b)
+    os.write(a, answer)
     left -= 1
 os.close(a)
 """
