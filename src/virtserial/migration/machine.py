@@ -137,10 +137,10 @@ class MovingMachine:
 
     # Leaving
 
-    def pause(self) -> None:
-        """Let the controllers stand still."""
+    def pause(self) -> dict[int, bytes]:
+        """Pause the controllers; return each one's PCI configuration space by its index.  Again is harmless."""
         self._paused = True
-        self.devices.pause()
+        return self.devices.pause()
 
     def resume(self, *, signal: bool = False) -> None:
         """Let the controllers run again, if they are paused; a worker that just ended has a successor soon."""
@@ -169,8 +169,8 @@ class MovingMachine:
             self.outgoing = str(error)
 
     def _collect(self, touch: bool) -> Steps[Payload]:
-        functions = yield from pci_access.locate(self.devices.pause)
-        spaces = {index: registers.Space(data) for index, data in self.devices.pause().items()}
+        functions = yield from pci_access.locate(self.pause)
+        spaces = {index: registers.Space(data) for index, data in self.pause().items()}
         moved: list[MovedController] = []
         for controller in self.devices.controllers:
             function, space = functions[controller.index], spaces[controller.index]
@@ -198,7 +198,7 @@ class MovingMachine:
         return arrived
 
     def _set_up_functions(self, arrived: Payload) -> Steps[None]:
-        functions = yield from pci_access.locate(self.devices.pause)
+        functions = yield from pci_access.locate(self.pause)
         controllers = {controller.bus: controller for controller in self.devices.controllers}
         for moved in arrived.controllers:
             controller = controllers[moved.bus]

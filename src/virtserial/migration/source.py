@@ -46,7 +46,7 @@ class Departures:
     def __init__(self, machine: MovingMachine) -> None:
         self._machine = machine
         self._users: dict[str, bool] | None = None
-        self._prepared = self._ending = False
+        self._prepared = self._ending = self._switching = False
         self._waiting: list[Callable[[object], None]] = []
 
     # Commands
@@ -81,6 +81,12 @@ class Departures:
     def continue_(self, forwarded: Steps[T]) -> Steps[T]:
         """`migrate-continue`: not before we are ready."""
         while self._users is not None and self._users[PAUSE] and not self._prepared:
+            yield Until(self._waiting.append)
+        return (yield from forwarded)
+
+    def cancel(self, forwarded: Steps[T]) -> Steps[T]:
+        """`migrate_cancel`: not while we work on PCI registers, which is for a stopped guest; QEMU would start it."""
+        while self._switching:
             yield Until(self._waiting.append)
         return (yield from forwarded)
 
@@ -148,9 +154,15 @@ class Departures:
         self._machine.running &= status["status"] == "finish-migrate"
 
     def _switch_over(self) -> Steps[None]:
-        yield from self._machine.prepare(touch=True)
-        self._prepared = True
-        self._wake()
+        self._switching = True
+        try:
+            status = cast("dict[str, Any]", (yield Ask("query-status", {})))
+            if status["running"]:
+                return  # It was cancelled the moment before.
+            yield from self._machine.prepare(touch=True)
+        finally:
+            self._switching, self._prepared = False, True
+            self._wake()
         if self._hides_pause:
             yield Ask("migrate-continue", {"state": PRE_SWITCHOVER})
 

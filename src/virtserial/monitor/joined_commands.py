@@ -194,6 +194,10 @@ def continue_migration(machine: JoinedMachine, asked: Asked) -> Steps[object]:
     return (yield from machine.migration.departures.continue_(asked.forward()))
 
 
+def cancel_migration(machine: JoinedMachine, asked: Asked) -> Steps[object]:
+    return (yield from machine.migration.departures.cancel(asked.forward()))
+
+
 def set_capabilities(machine: JoinedMachine, asked: Asked) -> Steps[object]:
     yield from machine.migration.departures.settled()
     return (yield from asked.forward())

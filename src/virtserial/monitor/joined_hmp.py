@@ -225,6 +225,7 @@ COMMANDS: Final[Mapping[str, Run]] = {
     "qom-list": _list_properties,
     "qom-get": _get_property,
     "migrate": _migrate,
+    "migrate_cancel": commands.cancel_migration,
     "migrate_continue": commands.continue_migration,
     "migrate_incoming": lambda machine, asked: commands.migrate_incoming(machine, asked, asked.name),
     "migrate_set_capability": commands.set_capabilities,

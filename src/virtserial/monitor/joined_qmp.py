@@ -211,6 +211,7 @@ JOINED: Final[Mapping[str, Callable[[JoinedMachine, Asked], Steps[object]]]] = {
     "human-monitor-command": _human_monitor_command,
     **{name: _here for name in COMMANDS if name.startswith("x-virtserial-")},
     "migrate": lambda machine, asked: commands.migrate(machine, asked, asked.request.command),
+    "migrate_cancel": commands.cancel_migration,
     "migrate-continue": commands.continue_migration,
     "migrate-incoming": lambda machine, asked: commands.migrate_incoming(machine, asked, asked.request.command),
     "migrate-set-capabilities": commands.set_capabilities,
