@@ -188,7 +188,7 @@ def fake_qemu(folder, text):
     ("text", "expected"),
     [
         ("QEMU emulator version 10.0.7 (Debian)", "is QEMU 10.0: virtserial needs vfio-user-pci, which came with 10.1"),
-        ("hello", "does not say which QEMU it is"),
+        ("hello", "does not print a QEMU version"),
     ],
 )
 def test_qemu_that_is_too_old_or_none_gives_one_line(folder, text, expected):

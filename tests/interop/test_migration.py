@@ -217,7 +217,6 @@ def test_two_controllers_a_console_and_a_port_that_was_added():
     added = {"driver": "virtserialport", "bus": "ser1.0", "nr": 3, "name": "late", "chardev": "late", "id": "late"}
     with MovedGuest(words) as guest:
         guest.vm.qmp("device_add", **added)
-        guest.check("stty raw -echo </dev/hvc0")
         ports = {**PORTS, "console": "/dev/hvc0", "late": "/dev/virtio-ports/late"}
         # A console takes few bytes at a time.
         traffic = Traffic(guest, ports, size=100, pause=0.05)

@@ -274,7 +274,10 @@ def writer(name, fd, size, pause):
 def stream(name, path, size, pause):
     while not os.path.exists(path):
         time.sleep(0.01)
-    fd = os.open(path, os.O_RDWR)
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    if os.isatty(fd):
+        # While it is open: a console that nobody has open forgets its modes.
+        os.system('stty raw -echo < ' + path)
     counts[name] = 0
     threading.Thread(target=reader, args=(name, fd), daemon=True).start()
     threading.Thread(target=writer, args=(name, fd, size, pause), daemon=True).start()
@@ -364,6 +367,10 @@ class Traffic:
         for name, path in ports.items():
             self.session(f"stream({name!r}, {path!r}, {size}, {pause})")
         self.streams = [CheckedStream(name) for name in ports]
+        for stream in self.streams:
+            if ports[stream.name].startswith("/dev/hvc"):
+                # A console does not wait for its host.
+                stream.start_again()
         self.meet(guest.vm)
         self.go_on()
 
