@@ -130,7 +130,7 @@ def test_restart_with_other_options_keeps_the_machine_and_says_so(systemd, serve
         write_unit(systemd, folder, served, *others)
         pump(guest, systemd.start("restart", UNIT))
         guest.check_port("a", folder / "a", 10_000)
-    assert "other options" in log(folder)
+    assert "the options have changed" in log(folder)
     systemd("stop", UNIT)
     systemd("start", UNIT)
     with EmbeddedGuest(folder / "other.sock", "c") as guest:
@@ -154,7 +154,7 @@ def test_without_a_store_a_restart_is_a_stop_and_a_start(systemd, served, folder
 def test_new_code_that_cannot_read_what_was_left_parts_from_the_vmm_and_serves_anew(systemd, served, folder):
     handover = served / "virtserial" / "daemon" / "keeper" / "handover.py"
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
-        handover.write_text(handover.read_text().replace("VERSION = 1", "VERSION = 1001"))
+        handover.write_text(handover.read_text().replace("VERSION = 2", "VERSION = 1001"))
         systemd("restart", UNIT)
         with pytest.raises(VirtserialError):
             guest.run_until(lambda: False, 10)

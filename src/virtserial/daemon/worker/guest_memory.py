@@ -28,6 +28,8 @@ DESCRIPTOR_SHARE: Final = 16
 
 TURN_PATIENCE: Final = 0.005
 """Seconds that a VMM without shared memory may make others wait for its answers, in each turn of the loop."""
+SLOW_ANSWERS: Final = 0.5
+"""Seconds beyond that which a VMM on a busy machine may take now and then; a tenth of the time that passes is added."""
 
 
 class GuestMemory:
@@ -55,6 +57,8 @@ class GuestMemory:
         self._access = access
         self._after_accesses = after_accesses
         self._patience = TURN_PATIENCE
+        self._allowance = SLOW_ANSWERS
+        self._allowed_since = 0.0
         self._attempt = 0, 0
         self._started = 0
         self._lost = lost
@@ -138,7 +142,15 @@ class GuestMemory:
 
     def patience(self) -> float:
         """Seconds that this device may still make everybody wait in this turn of the loop."""
-        return max(0.0, self._patience)
+        return max(0.0, self._patience, self._allowance)
+
+    def _spend(self, started: float) -> None:
+        now = self._owner.now()
+        waited = now - started
+        self._patience -= waited
+        earned = (now - self._allowed_since) / 10
+        self._allowed_since = now
+        self._allowance = min(SLOW_ANSWERS, self._allowance + earned) - max(0.0, waited - TURN_PATIENCE)
 
     def _renew_patience(self) -> None:
         self._patience = TURN_PATIENCE
@@ -153,7 +165,7 @@ class GuestMemory:
         except PeerError as error:
             raise self._interrupted(error) from error
         finally:
-            self._patience -= self._owner.now() - started
+            self._spend(started)
             self._owner.loop.add_turn(self._renew_patience)
         self._check_epoch(epoch)
         return data
