@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.device")
 
-DESCRIPTOR_SHARE: Final = 16
+DESCRIPTOR_SHARE: Final = 4
 """A VMM's maps may hold one in so many of the descriptors that a process may have; the keeper holds one for each."""
 
 
