@@ -149,7 +149,7 @@ def test_a_device_whose_dma_bypasses_the_iommu_is_refused(guest, functions):
 def test_functions_that_are_none_are_refused_in_one_line(guest, functions):
     for words, text in (
         ("attach 0000:00:1e.7", "0000:00:1e.7: there is no such PCI function"),
-        ("bind nonsense", "guest bind: 'nonsense' is no PCI address, as 0000:00:05.0 is one"),
+        ("bind nonsense", "guest bind: 'nonsense' is not a PCI address such as 0000:00:05.0"),
         ("attach 00:00.0", "0000:00:00.0: no driver has it, not vfio-pci: "
                            "`virtserial guest bind 0000:00:00.0` changes that"),
     ):

@@ -30,8 +30,8 @@ def guest(starter, starter_folder, tcp_port):
     ends |= {
         "tcp": f"socket,host=127.0.0.1,port={tcp_port},server=on,wait=off",
         "pty": f"pty,path={starter_folder}/pty",
-        "tight": f"socket,path={starter_folder[1:]}/tight,abstract=on,tight=on,server=on,wait=off",
-        "loose": f"socket,path={starter_folder[1:]}/loose,abstract=on,tight=off,server=on,wait=off",
+        "tight": f"socket,path={str(starter_folder)[1:]}/tight,abstract=on,tight=on,server=on,wait=off",
+        "loose": f"socket,path={str(starter_folder)[1:]}/loose,abstract=on,tight=off,server=on,wait=off",
     }
     options = ["-device", "virtio-serial-pci,id=ser0", "-device", "virtio-serial-pci,id=ser1"]
     for place, (name, end) in enumerate(ends.items()):
@@ -60,7 +60,7 @@ def connect(kind, starter_folder, tcp_port):
         return socket.create_connection(("127.0.0.1", tcp_port), timeout=60)
     end = socket.socket(socket.AF_UNIX)
     end.settimeout(60)
-    name = f"{starter_folder[1:]}/{kind}"
+    name = f"{str(starter_folder)[1:]}/{kind}"
     addresses = {"tight": f"\0{name}", "loose": f"\0{name}".ljust(108, "\0")}
     end.connect(addresses.get(kind, f"{starter_folder}/{kind}"))
     return end

@@ -246,9 +246,8 @@ class BackEnds:
             chardev.open(self._loop, self)
             self.let_accept(chardev)
         except BaseException:
-            self._stop_listening(chardev.id)
+            self._forget(chardev.id)
             del self.chardevs[chardev.id]
-            self._held.drop(Connect, chardev.id)
             chardev.close()
             raise
 
@@ -308,9 +307,14 @@ class BackEnds:
         if chardev.is_hub:
             for part in chardev.with_connections():
                 self._set_hub(part, None)
+        self._forget(chardev_id)
+        chardev.close()
+
+    def _forget(self, chardev_id: str) -> None:
+        """Have nothing of a chardev left, neither here nor in the worker: the next one of its name starts afresh."""
         self._stop_listening(chardev_id)
         self._held.drop(Connect, chardev_id)
-        chardev.close()
+        self._workers.send(Disconnect(chardev_id))
 
 
 class _EarlyConnection:
