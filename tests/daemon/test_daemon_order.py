@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from support.device_process import connect
+import os
+import signal
+
+import pytest
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.waiting import wait_until
+
+from virtserial.client.qmp import QmpClient
 
 TRIES = 150
 
@@ -56,3 +62,62 @@ def test_many_clients_leave_no_descriptor_behind(device, folder):
                 guest.run_until(lambda: guest.port("b").host_connected)
             guest.run_until(lambda: not guest.port("b").host_connected)
     wait_until(lambda: device.descriptors() == before, complaint=f"{device.descriptors()} stay, not {before}")
+
+
+@pytest.fixture
+def monitored(start, folder):
+    """A device whose ports change, with a chardev "shared" that several ports can use at once."""
+    shared = f"socket,id=shared,path={folder}/shared,server=on,wait=off,mux=on"
+    return start(
+        *controller_options(folder), *port_options(folder, "a"), "-chardev", shared,
+        "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
+    )  # fmt: skip
+
+
+def add_chardev(monitor, folder, name):
+    """A listening socket by that name."""
+    address = {"type": "unix", "data": {"path": f"{folder}/{name}"}}
+    backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+    monitor.execute("chardev-add", {"id": name, "backend": backend})
+
+
+def plug(monitor, name, chardev):
+    monitor.execute("device_add", {"driver": "virtserialport", "id": name, "name": name, "chardev": chardev})
+
+
+def test_client_that_comes_before_the_worker_knows_of_the_port_reaches_it(monitored, folder):
+    """The worker finds a new chardev, its client and its port all at once."""
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        os.kill(monitored.worker, signal.SIGSTOP)
+        add_chardev(monitor, folder, "late")
+        plug(monitor, "late", "late")
+        with connect(folder / "late") as host:
+            os.kill(monitored.worker, signal.SIGCONT)
+            guest.run_until(lambda: any(port.name == "late" for port in guest.driver.ports.values()))
+            guest.run_until(lambda: guest.port("late").host_connected)
+            received = guest.open("late")
+            host.sendall(b"here")
+            guest.run_until(lambda: received.data == b"here")
+
+
+def test_client_that_comes_with_the_second_port_of_a_multiplexer_reaches_both(monitored, folder):
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        plug(monitor, "one", "shared")
+        guest.run_until(lambda: any(port.name == "one" for port in guest.driver.ports.values()))
+        os.kill(monitored.worker, signal.SIGSTOP)
+        plug(monitor, "two", "shared")
+        with connect(folder / "shared"):
+            os.kill(monitored.worker, signal.SIGCONT)
+            guest.run_until(lambda: any(port.name == "two" for port in guest.driver.ports.values()))
+            guest.run_until(lambda: guest.port("one").host_connected and guest.port("two").host_connected)
+
+
+def test_chardev_of_a_removed_ones_name_takes_clients(monitored, folder):
+    with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        monitor.execute("chardev-add", {"id": "again", "backend": {"type": "null", "data": {}}})
+        monitor.execute("chardev-remove", {"id": "again"})
+        add_chardev(monitor, folder, "again")
+        plug(monitor, "again", "again")
+        guest.run_until(lambda: any(port.name == "again" for port in guest.driver.ports.values()))
+        with connect(folder / "again"):
+            guest.run_until(lambda: guest.port("again").host_connected)

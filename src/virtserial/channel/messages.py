@@ -343,10 +343,14 @@ class ConnectionEnded:
 
 @record
 class Accepted:
-    """A client has come, and is being served already."""
+    """A client has come.  It is served already if a port is known here that uses the chardev.
+
+    The message about that port may still be on its way: then the keeper sends the connection once more.
+    """
 
     chardev: str
     serial: Serial
+    is_served: bool
 
 
 @record

@@ -193,6 +193,9 @@ class BackEnds:
         self._held.hold(listen.connect, [fds.pop(), *listeners])
         self._held.change(Listen(replace(listen.connect, serial=message.serial + 1)))
         self.connections = max(self.connections, message.serial)
+        if (listen.connect.mux or not message.is_served) and self._is_used(listen.connect.hub or message.chardev):
+            # A port that was plugged in meanwhile found no connection to be sent with it.
+            self.send_again(message.chardev)
 
     def connection_ended(self, message: ConnectionEnded) -> None:
         """The worker has closed a connection.

@@ -109,8 +109,11 @@ class HostEnds:
             listener.close()
 
     def _accepted(self, connect: Connect, fds: Sequence[int]) -> None:
-        self._send(Accepted(connect.chardev, connect.serial), fds[:1])
+        self._send(Accepted(connect.chardev, connect.serial, self._is_used(connect)), fds[:1])
         self.connect(connect, fds)
+
+    def _is_used(self, connect: Connect) -> bool:
+        return (connect.hub or connect.chardev) in self._ports or connect.chardev in self._fronts
 
     def ended(self, chardev: str) -> None:
         """The keeper was told that a chardev's connection is over: the next client may come.
@@ -140,10 +143,10 @@ class HostEnds:
         """Join a connection to what uses its chardev, in place of the one that is there; `fds` are owned."""
         chardev, serial, hub = message.chardev, message.serial, message.hub
         self._connected.add(chardev)
-        users = self._ports.get(hub or chardev)
-        if not users and chardev not in self._fronts:
+        if not self._is_used(message):
             _close(fds)
             return
+        users = self._ports.get(hub or chardev)
         known_serial, mux = self._muxes.get(chardev, (0, None))
         if mux is not None and known_serial == serial and mux.fronts:
             # It was sent again, for a port that has just been plugged in.
