@@ -35,11 +35,11 @@ class NoPortEvents:
     def host_end_failed(self, number, error): ...
 
 
-def build_function(vectors=3, max_ports=4, block=None, message_writer=None):
+def build_function(vectors=3, max_ports=4, block=None, message_writer=None, **interfaces):
     """A function and the state memory it lives in, which a second call may take over."""
     size = ConsoleDevice.state_size(max_ports) + VirtioPciFunction.state_size
     size += MsixMessages.state_size(MsixLayout.of(vectors)) if message_writer is not None else 0
     block = bytearray(size + -size % 8) if block is None else block
     state = StateMemory(block)
     device = ConsoleDevice(state, max_ports, TRANSPORT_FEATURES, Turns(), NoPortEvents())
-    return VirtioPciFunction(device, state, vectors=vectors, message_writer=message_writer), block
+    return VirtioPciFunction(device, state, vectors=vectors, message_writer=message_writer, **interfaces), block

@@ -64,11 +64,11 @@ class CommonConfiguration:
             (0x00, 4): self._write_device_feature_select,
             (0x08, 4): self._write_driver_feature_select,
             (0x0C, 4): self._write_driver_feature,
-            (0x10, 2): self._write_config_vector,
-            (0x14, 1): self._write_status,
-            (0x16, 2): self._write_queue_select,
+            (0x10, 2): self.write_config_vector,
+            (0x14, 1): self.write_status,
+            (0x16, 2): self.write_queue_select,
             (0x18, 2): self._write_queue_size,
-            (0x1A, 2): self._write_queue_vector,
+            (0x1A, 2): self.write_queue_vector,
             (0x1C, 2): self._write_queue_enable,
             (0x3A, 2): self._write_queue_reset,
         }
@@ -89,7 +89,7 @@ class CommonConfiguration:
     def read(self, offset: int, length: int) -> bytes:
         """Return registers; bytes past the structure are 0."""
         device, record = self._device, self.record
-        queue = self._selected()
+        queue = self.selected()
         if queue is None:
             # "0 means the queue is unavailable" (queue_size)
             of_queue = (0, VIRTIO_MSI_NO_VECTOR, 0, 0, 0, 0, 0)
@@ -129,7 +129,8 @@ class CommonConfiguration:
         else:
             register(int.from_bytes(data, "little"))
 
-    def _selected(self) -> Virtqueue | None:
+    def selected(self) -> Virtqueue | None:
+        """The queue that queue_select names, None if there is none."""
         index = self.record.queue_select
         return self._device.queues[index] if index < self._device.num_queues else None
 
@@ -151,35 +152,39 @@ class CommonConfiguration:
         shift = 32 * select
         self._device.driver_features = self._device.driver_features & ~(0xFFFFFFFF << shift) | value << shift
 
-    def _write_config_vector(self, value: int) -> None:
+    def write_config_vector(self, value: int) -> None:
+        """Take a write to config_msix_vector."""
         self.record.config_vector = self._vector(value)
 
-    def _write_status(self, value: int) -> None:
+    def write_status(self, value: int) -> None:
+        """Take the driver's write to the status; 0 resets the device and these registers."""
         self._device.set_status(value)
         if value == 0:
             self.reset()
             self._on_reset()
 
-    def _write_queue_select(self, value: int) -> None:
+    def write_queue_select(self, value: int) -> None:
+        """Take a write to queue_select."""
         self.record.queue_select = value
 
     def _write_queue_size(self, value: int) -> None:
-        if (queue := self._selected()) is not None:
+        if (queue := self.selected()) is not None:
             queue.size = value
 
-    def _write_queue_vector(self, value: int) -> None:
-        if (queue := self._selected()) is not None:
+    def write_queue_vector(self, value: int) -> None:
+        """Take a write to queue_msix_vector."""
+        if (queue := self.selected()) is not None:
             queue.vector = self._vector(value)
 
     def _write_queue_enable(self, value: int) -> None:
         # 4.1.4.3.2: "The driver MUST NOT write a 0 to queue_enable."
-        if value == 1 and (queue := self._selected()) is not None:
+        if value == 1 and (queue := self.selected()) is not None:
             self._device.enable_queue(queue.index)
         else:
             self.ignored_writes += 1
 
     def _write_queue_reset(self, value: int) -> None:
-        queue = self._selected()
+        queue = self.selected()
         if value == 1 and queue is not None and self._device.has_feature(VIRTIO_F_RING_RESET):
             self._device.reset_queue(queue.index)
         else:
@@ -189,7 +194,7 @@ class CommonConfiguration:
         mask = ((1 << 8 * width) - 1) << shift
 
         def write(value: int) -> None:
-            if (queue := self._selected()) is not None:
+            if (queue := self.selected()) is not None:
                 setattr(queue, name, getattr(queue, name) & ~mask | value << shift)
 
         return write

@@ -18,12 +18,13 @@ _COMMAND_WRITABLE: Final = 0x0547
 
 
 class Bar(NamedTuple):
-    """A base address register of memory type.  `size` is a power of 2; a 64-bit one takes the next register too."""
+    """A base address register.  `size` is a power of 2; a 64-bit one takes the next register too."""
 
     number: int
     size: int
     is_64_bit: bool
     prefetchable: bool
+    is_io: bool = False
 
 
 class Identity(NamedTuple):
@@ -79,7 +80,7 @@ class ConfigurationSpace:
     def _add_bar(self, bar: Bar) -> None:
         offset = layout.PCI_BASE_ADDRESS_0 + 4 * bar.number
         width = 8 if bar.is_64_bit else 4
-        _store(self._initial, offset, width, bar.is_64_bit << 2 | bar.prefetchable << 3)
+        _store(self._initial, offset, width, bar.is_io | bar.is_64_bit << 2 | bar.prefetchable << 3)
         _store(self._writable, offset, width, (1 << 8 * width) - bar.size)
 
     def _add_capabilities(self, capabilities: Sequence[Capability]) -> list[int]:

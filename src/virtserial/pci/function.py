@@ -21,6 +21,7 @@ from virtserial.pci.capabilities import (
 from virtserial.pci.common import CommonConfiguration, CommonRecord
 from virtserial.pci.configuration import Bar, ConfigurationSpace, Identity
 from virtserial.pci.interrupts import Interrupts
+from virtserial.pci.legacy import LegacyRegisters, bar_size
 from virtserial.pci.msix import MsixMessages
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from virtserial.accounting import Account
     from virtserial.memory.state import StateMemory
+    from virtserial.pci.capabilities import Capability
     from virtserial.pci.msix import MessageWriter
     from virtserial.virtio.device import VirtioDevice
 
@@ -65,6 +67,8 @@ class VirtioPciFunction:
             takes `MsixMessages.state_size` more of the state; None: every client gives eventfds.
         account: gets what interrupts write; None: nobody counts.
         class_code: base class and subclass.
+        has_legacy: there is a legacy interface, by which drivers from before virtio 1.0 use the device (pci/legacy.py).
+        has_modern: there is a modern interface.  A driver may change to the other one after a reset.
 
     Attributes:
         msix_table: the MSI-X table as it was written.
@@ -89,6 +93,8 @@ class VirtioPciFunction:
         message_writer: MessageWriter | None = None,
         account: Account | None = None,
         class_code: int = layout.PCI_CLASS_COMMUNICATION_OTHER,
+        has_legacy: bool = False,
+        has_modern: bool = True,
     ) -> None:
         if not 0 <= vectors <= layout.MAX_VECTORS:
             raise ConfigError(f"vectors={vectors}: MSI-X has 0 to {layout.MAX_VECTORS} vectors")
@@ -98,25 +104,28 @@ class VirtioPciFunction:
         self.interrupts = Interrupts(vectors, account)
         self.ring_doorbell = device.notify
         self.doorbell_offsets = {
-            layout.NOTIFY_AREA + layout.NOTIFY_OFF_MULTIPLIER * index: index for index in range(device.num_queues)
+            layout.NOTIFY_AREA + layout.NOTIFY_OFF_MULTIPLIER * index: index
+            for index in range(device.num_queues if has_modern else 0)
         }
         self._other_ignored = 0
         self._msix = layout.MsixLayout.of(vectors)
-        capabilities = virtio_capabilities()
-        bars = [Bar(layout.REGISTER_BAR, layout.REGISTER_BAR_SIZE, is_64_bit=True, prefetchable=True)]
+        capabilities: list[Capability] = []
+        bars: list[Bar] = []
+        if has_legacy:
+            io_size = bar_size(device, vectors)
+            bars.append(Bar(layout.LEGACY_BAR, io_size, is_64_bit=False, prefetchable=False, is_io=True))
+        if has_modern:
+            capabilities += virtio_capabilities()
+            bars.append(Bar(layout.REGISTER_BAR, layout.REGISTER_BAR_SIZE, is_64_bit=True, prefetchable=True))
         if vectors:
             capabilities.append(msix_capability(self._msix))
             bars.append(Bar(layout.MSIX_BAR, self._msix.bar_size, is_64_bit=False, prefetchable=False))
-        identity = Identity(
-            layout.VIRTIO_PCI_DEVICE_ID_BASE + device.device_id,
-            layout.VIRTIO_PCI_REVISION,
-            class_code,
-            layout.PCI_VENDOR_ID_REDHAT_QUMRANET,
-            layout.PCI_SUBDEVICE_ID_QEMU,
-        )
+        identity = _identity(device.device_id, class_code, has_legacy=has_legacy)
         self.configuration = ConfigurationSpace(state, identity, bars, capabilities)
-        self._window = self.configuration.capability_offsets[4]
-        self._msix_flags = self.configuration.capability_offsets[5] + layout.PCI_MSIX_FLAGS if vectors else None
+        offsets = self.configuration.capability_offsets
+        self._window = offsets[4] if has_modern else 0
+        self._window_data = self._window + PCI_CFG_CAP_DATA
+        self._msix_flags = offsets[-1] + layout.PCI_MSIX_FLAGS if vectors else None
         self.common = CommonConfiguration(state, device, vectors, self._driver_reset)
         self.record = FunctionRecord(state)
         self.messages: MsixMessages | None = None
@@ -125,11 +134,11 @@ class VirtioPciFunction:
         if message_writer is not None and vectors:
             self.messages = MsixMessages(state, self._msix, message_writer)
             self.msix_table = self.messages.table
-        self._region_sizes = {
-            layout.MSIX_BAR: self._msix.bar_size,
-            layout.REGISTER_BAR: layout.REGISTER_BAR_SIZE,
-            VFIO_PCI_CONFIG_REGION_INDEX: layout.PCI_CONFIG_SPACE_SIZE,
-        }
+        self._legacy: LegacyRegisters | None = None
+        if has_legacy:
+            self._legacy = LegacyRegisters(device, self.common, lambda: self._by_vectors, self._take_isr)
+        self._region_sizes = {bar.number: bar.size for bar in bars}
+        self._region_sizes[VFIO_PCI_CONFIG_REGION_INDEX] = layout.PCI_CONFIG_SPACE_SIZE
         self._irq_counts = {VFIO_PCI_INTX_IRQ_INDEX: 1, VFIO_PCI_MSIX_IRQ_INDEX: vectors}
         self._by_vectors = self._intx_held = False
         self._used_messages: MsixMessages | None = None
@@ -140,7 +149,8 @@ class VirtioPciFunction:
     def ignored_accesses(self) -> int:
         """How many accesses named no register."""
         refused = self.messages.refused if self.messages is not None else 0
-        return self._other_ignored + self.common.ignored_writes + refused
+        legacy = self._legacy.ignored_writes if self._legacy is not None else 0
+        return self._other_ignored + self.common.ignored_writes + legacy + refused
 
     # Whose the MSI-X table is
 
@@ -225,12 +235,16 @@ class VirtioPciFunction:
             return self._read_configuration(offset, length)
         if index == layout.MSIX_BAR:
             return self._read_msix(offset, length)
+        if index == layout.LEGACY_BAR and self._legacy is not None:
+            return self._legacy.read(offset, length)
         return bytes(length)
 
     def region_write(self, index: int, offset: int, data: bytes | memoryview) -> None:
         """Write to a region; what is no register is ignored and counted."""
         if index == layout.REGISTER_BAR:
             self._write_registers(offset, data)
+        elif index == layout.LEGACY_BAR and self._legacy is not None:
+            self._legacy.write(offset, data)
         elif index == VFIO_PCI_CONFIG_REGION_INDEX:
             self._write_configuration(offset, data)
         elif index == layout.MSIX_BAR:
@@ -247,13 +261,16 @@ class VirtioPciFunction:
         if area == layout.DEVICE_AREA and at < self.device.config_size:
             return self.device.read_config(at, length)
         if area == layout.ISR_AREA and at == 0 and length:
-            # 4.1.4.5.1: reading it resets it and lets go of the interrupt line.
-            isr = self.record.isr
-            self.record.isr = 0
-            self._drive_intx()
-            return isr.to_bytes(1, "little").ljust(length, b"\0")
+            return self._take_isr().to_bytes(1, "little").ljust(length, b"\0")
         self._other_ignored += 1
         return bytes(length)
+
+    def _take_isr(self) -> int:
+        """4.1.4.5.1: reading it resets it and lets go of the interrupt line."""
+        isr: int = self.record.isr
+        self.record.isr = 0
+        self._drive_intx()
+        return isr
 
     def _write_registers(self, offset: int, data: bytes | memoryview) -> None:
         area, at = offset & ~(layout.AREA_SIZE - 1), offset & (layout.AREA_SIZE - 1)
@@ -274,9 +291,8 @@ class VirtioPciFunction:
         return bytes(bar[offset : offset + length])
 
     def _read_configuration(self, offset: int, length: int) -> bytes:
-        data_offset = self._window + PCI_CFG_CAP_DATA
-        if offset < data_offset + 4 and offset + length > data_offset and (access := self._window_access()):
-            self.configuration.write(data_offset, self.region_read(*access))
+        if access := self._window_access(offset, length):
+            self.configuration.write(self._window_data, self.region_read(*access))
         data = bytearray(self.configuration.read(offset, length))
         if self.record.msix_hidden and self._msix_flags is not None:
             whole = bytearray(self.configuration.read(0, layout.PCI_CONFIG_SPACE_SIZE))
@@ -290,17 +306,19 @@ class VirtioPciFunction:
 
     def _write_configuration(self, offset: int, data: bytes | memoryview) -> None:
         self.configuration.write(offset, data)
-        data_offset = self._window + PCI_CFG_CAP_DATA
-        if offset < data_offset + 4 and offset + len(data) > data_offset and (access := self._window_access()):
+        if access := self._window_access(offset, len(data)):
             index, at, length = access
-            self.region_write(index, at, self.configuration.read(data_offset, length))
+            self.region_write(index, at, self.configuration.read(self._window_data, length))
         self._interrupt_mode_changed()
 
-    def _window_access(self) -> tuple[int, int, int] | None:
-        """The region, offset and length that VIRTIO_PCI_CAP_PCI_CFG is set to, None if it is set to nothing sound.
+    def _window_access(self, offset: int, length: int) -> tuple[int, int, int] | None:
+        """The region, offset and length that VIRTIO_PCI_CAP_PCI_CFG is set to; None: it is set to nothing sound, or
+        this access to the configuration space does not reach its data.
 
         4.1.4.9.2: the driver writes a length of 1, 2 or 4, and an offset that is a multiple of it.
         """
+        if not self._window or offset >= self._window_data + 4 or offset + length <= self._window_data:
+            return None
         index = self.configuration.word(self._window + PCI_CFG_CAP_BAR) & 0xFF
         at = self.configuration.dword(self._window + PCI_CFG_CAP_OFFSET)
         length = self.configuration.dword(self._window + PCI_CFG_CAP_LENGTH)
@@ -378,3 +396,13 @@ class VirtioPciFunction:
         self._interrupt_mode_changed()
         for vector in pending:
             self._signal_vector(vector)
+
+
+def _identity(device_id: int, class_code: int, *, has_legacy: bool) -> Identity:
+    """The numbers of a virtio device type (4.1.2); the subsystem's are those of QEMU's device."""
+    vendor = layout.PCI_VENDOR_ID_REDHAT_QUMRANET
+    if has_legacy:
+        transitional = layout.TRANSITIONAL_DEVICE_IDS[device_id]
+        return Identity(transitional, layout.TRANSITIONAL_REVISION, class_code, vendor, device_id)
+    modern = layout.VIRTIO_PCI_DEVICE_ID_BASE + device_id
+    return Identity(modern, layout.VIRTIO_PCI_REVISION, class_code, vendor, layout.PCI_SUBDEVICE_ID_QEMU)

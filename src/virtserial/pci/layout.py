@@ -1,7 +1,8 @@
 """Where things are in the function: numbers of PCI, of virtio over PCI, and of QEMU's virtio-pci, whose layout this is.
 
-QEMU: BAR 1 has the MSI-X table and pending bits, BAR 4 (64 bits, prefetchable) the registers of the modern interface in
-four areas of 4096 bytes.  Offsets of the common configuration are those of struct virtio_pci_common_cfg (4.1.4.3).
+QEMU: BAR 0 has the legacy registers (I/O space), BAR 1 the MSI-X table and pending bits, BAR 4 (64 bits, prefetchable)
+the registers of the modern interface in four areas of 4096 bytes.  Offsets of the common configuration are those of
+struct virtio_pci_common_cfg (4.1.4.3).
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ VIRTIO_PCI_DEVICE_ID_BASE: Final = 0x1040
 PCI_SUBDEVICE_ID_QEMU: Final = 0x1100
 PCI_CLASS_COMMUNICATION_OTHER: Final = 0x0780
 VIRTIO_PCI_REVISION: Final = 1
+TRANSITIONAL_DEVICE_IDS: Final = {3: 0x1003}
+"""By device type (4.1.2.1): a function with a legacy interface has this id, and 0 as its revision."""
+TRANSITIONAL_REVISION: Final = 0
 
 PCI_VENDOR_ID: Final = 0x00
 PCI_DEVICE_ID: Final = 0x02
 PCI_COMMAND: Final = 0x04
+PCI_COMMAND_IO: Final = 0x1
 PCI_COMMAND_MASTER: Final = 0x4
 PCI_COMMAND_INTX_DISABLE: Final = 0x400
 PCI_STATUS: Final = 0x06
@@ -51,6 +56,7 @@ VIRTIO_PCI_CAP_PCI_CFG: Final = 5
 VIRTIO_PCI_ISR_QUEUE: Final = 1
 VIRTIO_PCI_ISR_CONFIG: Final = 2
 
+LEGACY_BAR: Final = 0
 MSIX_BAR: Final = 1
 REGISTER_BAR: Final = 4
 AREA_SIZE: Final = 0x1000

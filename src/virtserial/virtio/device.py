@@ -12,9 +12,22 @@ from typing import TYPE_CHECKING, Final, Protocol
 from virtserial.errors import AccessInterrupted, AddressError, DriverError
 from virtserial.memory.state import U8, U32, U64, Record
 from virtserial.memory.table import MemoryTable
-from virtserial.virtio.features import VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1
+from virtserial.virtio.features import (
+    LEGACY_FEATURES,
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_VERSION_1,
+)
 from virtserial.virtio.queue import Virtqueue
-from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK, next_status
+from virtserial.virtio.ring.split.layout import LEGACY_RING_ALIGNMENT, descriptor_table_size, used_ring_start
+from virtserial.virtio.status import (
+    DEVICE_NEEDS_RESET,
+    DRIVER,
+    DRIVER_OK,
+    FEATURES_OK,
+    LEGACY_DRIVER_BITS,
+    next_status,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,8 +150,18 @@ class VirtioDevice:
 
     @property
     def live(self) -> bool:
-        """Whether the device may use the queues: DRIVER_OK, with features agreed, and nothing broken."""
-        return self.record.status & (LIVE | DEVICE_NEEDS_RESET) == LIVE
+        """Whether the device may use the queues: DRIVER_OK, with features agreed, and nothing broken.
+
+        A legacy driver may use the device before it sets DRIVER_OK (3.1.2); see `begin_legacy`.
+        """
+        status = self.record.status & (LIVE | DEVICE_NEEDS_RESET)
+        return status == LIVE or (status == FEATURES_OK and self.driver_is_legacy)
+
+    @property
+    def driver_is_legacy(self) -> bool:
+        """Whether the driver uses the legacy interface: features are fixed without VIRTIO_F_VERSION_1 (2.2.3)."""
+        record = self.record
+        return record.status & FEATURES_OK != 0 and not record.driver_features & VIRTIO_F_VERSION_1
 
     @property
     def driver_features(self) -> int:
@@ -166,10 +189,54 @@ class VirtioDevice:
             return
         self.record.status = new
         if self.live and not was_live:
-            self.driver_ready()
-            for queue in list(self._touched):
-                if queue.enabled:
-                    self.notify(queue.index)
+            self._begin()
+
+    def _begin(self) -> None:
+        self.driver_ready()
+        for queue in list(self._touched):
+            if queue.enabled:
+                self.notify(queue.index)
+
+    # The legacy interface (2.2.3, 2.7.2, 3.1.2)
+
+    def set_legacy_status(self, value: int) -> None:
+        """Take a write to the status that came by the legacy interface: no FEATURES_OK, and bits may be cleared."""
+        record = self.record
+        if value == 0 or record.driver_features & VIRTIO_F_VERSION_1:
+            self.set_status(value)
+            return
+        record.status = record.status & ~LEGACY_DRIVER_BITS | value & LEGACY_DRIVER_BITS
+        if value & DRIVER_OK:
+            self.begin_legacy()
+
+    def set_legacy_features(self, value: int) -> None:
+        """Take the features of a legacy driver; what was not offered is not accepted, for it cannot be refused."""
+        self.driver_features = value & self.device_features & LEGACY_FEATURES
+
+    def begin_legacy(self) -> None:
+        """A legacy driver sets DRIVER_OK, or uses the device before that: its features and rings are fixed now.
+
+        Internally that is FEATURES_OK without VIRTIO_F_VERSION_1, a state that no modern driver can reach.
+        """
+        record = self.record
+        if record.status & (FEATURES_OK | DEVICE_NEEDS_RESET | DRIVER) != DRIVER:
+            return
+        record.driver_features &= self.device_features & LEGACY_FEATURES
+        record.status |= FEATURES_OK
+        self._begin()
+        for queue in list(self._touched):
+            if queue.desc_address:
+                self.enable_queue(queue.index)
+
+    def place_legacy_queue(self, index: int, address: int) -> None:
+        """Put the rings of a queue at a page, in the one layout and of the one size that a legacy driver knows."""
+        queue = self.queues[index]
+        size = queue.size = queue.max_size
+        queue.desc_address = address
+        queue.avail_address = address + descriptor_table_size(size)
+        queue.used_address = address + used_ring_start(size, LEGACY_RING_ALIGNMENT)
+        if self.driver_is_legacy:
+            self.enable_queue(index)
 
     def reset(self) -> None:
         """Return to the state after power-on (2.4); guest memory stays mapped.

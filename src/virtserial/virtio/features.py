@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+VIRTIO_F_ANY_LAYOUT: Final = 1 << 27
+"""A legacy driver may lay out messages as it likes (6.3); a modern one always may."""
 VIRTIO_F_INDIRECT_DESC: Final = 1 << 28
 VIRTIO_F_EVENT_IDX: Final = 1 << 29
 VIRTIO_F_VERSION_1: Final = 1 << 32
@@ -14,3 +16,5 @@ TRANSPORT_FEATURES: Final = (
     VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_VERSION_1 | VIRTIO_F_ACCESS_PLATFORM | VIRTIO_F_RING_RESET
 )
 """What this package can offer beside a device type's own bits."""
+LEGACY_FEATURES: Final = 0xFFFFFFFF
+"""The bits that the legacy interface has registers for (4.1.4.8)."""

@@ -1,7 +1,8 @@
 """The memory layout of a split virtqueue (virtio 1.3, section 2.7), shared by device and driver side.
 
 A queue of size n has three areas: the descriptor table (16 n bytes, aligned to 16), the available ring (6 + 2 n bytes,
-aligned to 2) and the used ring (6 + 8 n bytes, aligned to 4).
+aligned to 2) and the used ring (6 + 8 n bytes, aligned to 4).  A legacy driver gives one address for all three: they
+follow each other, the used ring on the next page (2.7.2).
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ DESCRIPTOR: Final = Struct("<QIHH")
 """struct virtq_desc: address, length, flags, next."""
 DESCRIPTOR_SIZE: Final = 16
 USED_ELEMENT_SIZE: Final = 8
+USED_RING_ALIGNMENT: Final = 4
+LEGACY_RING_ALIGNMENT: Final = 4096
+"""Of a legacy ring's start and of its used ring, for PCI (2.7.2)."""
 
 # The available ring in 16-bit words: flags, idx, ring[n], used_event.
 AVAIL_FLAGS: Final = 0
@@ -45,6 +49,11 @@ def avail_ring_size(size: int) -> int:
 def used_ring_size(size: int) -> int:
     """Bytes of the used ring, avail_event included."""
     return 6 + USED_ELEMENT_SIZE * size
+
+
+def used_ring_start(size: int, alignment: int) -> int:
+    """Where the used ring begins behind descriptor table and available ring, in bytes from the start of the table."""
+    return (descriptor_table_size(size) + avail_ring_size(size) + alignment - 1) & -alignment
 
 
 def event_needed(event: int, new: int, old: int) -> bool:
