@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from virtserial.virtio.device import VirtioDevice
     from virtserial.virtio.queue import Virtqueue
 
-_COMMON: Final = struct.Struct("<IIIIHHBBHHHHHQQQHHHH")
+_COMMON: Final = struct.Struct("<IIIIHHBBHHHHHQQQ8x")
 """struct virtio_pci_common_cfg: device_feature_select, device_feature, driver_feature_select, driver_feature,
 config_msix_vector, num_queues, device_status, config_generation, queue_select, queue_size, queue_msix_vector,
-queue_enable, queue_notify_off, queue_desc, queue_driver, queue_device, queue_notif_config_data, queue_reset,
-admin_queue_index, admin_queue_num."""
+queue_enable, queue_notify_off, queue_desc, queue_driver, queue_device; the rest is always 0: queue_notif_config_data,
+queue_reset, admin_queue_index, admin_queue_num."""
 
 
 class CommonRecord(Record):
@@ -114,10 +114,6 @@ class CommonConfiguration:
             device.config_generation,
             record.queue_select,
             *of_queue,
-            0,
-            0,
-            0,
-            0,
         )
         return registers[offset : offset + length].ljust(length, b"\0")
 

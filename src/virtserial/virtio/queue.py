@@ -30,7 +30,7 @@ class Virtqueue:
         ring: `DETACHED` unless `attach` has found one.
     """
 
-    __slots__ = ("_touched", "_untouched", "index", "max_size", "record", "ring")
+    __slots__ = ("_touched", "index", "max_size", "record", "ring")
 
     def __init__(
         self, index: int, max_size: int, state: StateMemory, touched: dict[Virtqueue, None] | None = None
@@ -39,11 +39,10 @@ class Virtqueue:
         self.max_size = max_size
         self.record = QueueRecord(state)
         self.ring: DeviceRing = DETACHED
-        self._untouched = max_size.to_bytes(2, "little") + b"\0\0\xff\xff" + bytes(QueueRecord.SIZE - 6)
         self._touched = {} if touched is None else touched
         if not self.record.size:
             self.reset()
-        elif not self.record.holds(self._untouched):
+        elif not self.record.holds(max_size.to_bytes(2, "little") + b"\0\0\xff\xff" + bytes(QueueRecord.SIZE - 6)):
             self._touched[self] = None
 
     def reset(self) -> None:
