@@ -62,11 +62,11 @@ class Reporter:
         if self._show and now - self._shown_at >= PROGRESS_INTERVAL:
             self._shown_at = now
             rate = progress.size / max(now - self._begun, 0.001)
-            size = _amount(progress.size)
+            size = amount(progress.size)
             if self.total is not None:
-                size += f" of {_amount(self.total.size)} ({progress.files} of {self.total.files} files)"
+                size += f" of {amount(self.total.size)} ({progress.files} of {self.total.files} files)"
             path = wire.printable(progress.path[-60:].decode("utf-8", "replace"))
-            sys.stderr.write(f"\r\x1b[K{size}, {_amount(rate)}/s  {path}"[:200])
+            sys.stderr.write(f"\r\x1b[K{size}, {amount(rate)}/s  {path}"[:200])
             sys.stderr.flush()
             self._line = True
 
@@ -74,7 +74,7 @@ class Reporter:
         """The summary."""
         if not self._quiet:
             seconds = time.monotonic() - self._begun
-            text = f"{self._verb} {progress.files} files, {_amount(progress.size)} in {seconds:.1f} s"
+            text = f"{self._verb} {progress.files} files, {amount(progress.size)} in {seconds:.1f} s"
             self._say(text + (f", {self.failures} failed" if self.failures else ""))
 
     def _say(self, text: str) -> None:
@@ -262,7 +262,8 @@ def _size(text: str) -> int:
     return int(digits) * (1 << factors[suffix] if suffix else 1)
 
 
-def _amount(size: float) -> str:
+def amount(size: float) -> str:
+    """Bytes as people read them."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

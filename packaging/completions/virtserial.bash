@@ -11,12 +11,15 @@ _virtserial() {
                 ;;
             *)
                 mapfile -t COMPREPLY < <(compgen -W "-device -chardev -object -qmp -monitor -mon --ready-fd --trust-vmm
-                    --allow-path --sandbox=off
+                    --allow-path --sandbox=off --name
                     --verbose --help" -- "$word")
                 ;;
         esac
-    elif [ "${COMP_WORDS[1]}" = restart ] && [ "$before" != --monitor ]; then
-        mapfile -t COMPREPLY < <(compgen -W "--monitor --worker --help" -- "$word")
+    elif [[ ${COMP_WORDS[1]} =~ ^(restart|ports)$ && $before != --monitor ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(virtserial ls 2> /dev/null | awk 'NR > 1 {print $1}')
+            --monitor --worker --json --watch --help" -- "$word")
+    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} =~ ^(console|pipe|send|receive|log)$ ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(virtserial ports 2> /dev/null | awk 'NR > 1 {print $1}')" -- "$word")
     else
         mapfile -t COMPREPLY < <(compgen -f -- "$word")
     fi

@@ -14,7 +14,7 @@ from support.places import ROOT
 
 from virtserial.guest import __version__
 from virtserial.guest.__main__ import COMMANDS
-from virtserial.guest.programs import _amount, _size
+from virtserial.guest.programs import _size, amount
 from virtserial.guest.terminal import EscapeKeys, parse_escape
 from virtserial.rig import RigUnavailable
 
@@ -191,4 +191,4 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 40, "3.0 TiB")])
 def test_amounts(size, text):
-    assert _amount(size) == text
+    assert amount(size) == text

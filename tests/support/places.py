@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
+REGISTRY = f"{tempfile.gettempdir()}/virtserial-tests-{os.getuid()}"
+"""Where processes of tests are listed: not among the machine's own."""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "VIRTSERIAL_REGISTRY": REGISTRY}

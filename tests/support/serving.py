@@ -12,20 +12,20 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-from support.places import ENVIRONMENT
+from support.places import ENVIRONMENT, REGISTRY
 
 TIMEOUT = 30
 
 
 @contextmanager
-def serve(*options, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=()):
+def serve(*options, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=(), registry=REGISTRY):
     """A `virtserial serve` that is ready; ended afterwards if it has not ended itself."""
     ready, ready_at_child = os.pipe()
     try:
         process = subprocess.Popen(
             [sys.executable, "-m", "virtserial", "serve", "--allow-path", "/", *options,
              "--ready-fd", str(ready_at_child)],
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, "VIRTSERIAL_REGISTRY": str(registry)},
             stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, pass_fds=[ready_at_child, *pass_fds],
         )  # fmt: skip
     finally:

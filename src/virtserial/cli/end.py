@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from virtserial.client.address import parse_address
 from virtserial.client.host_stream import HostStream
 from virtserial.client.monitor import Monitor
+from virtserial.client.names import find_vm_port
 from virtserial.errors import ConfigError
 from virtserial.guest.guest_port import GuestPort
 from virtserial.guest.ports import find_port, list_ports
@@ -15,17 +16,19 @@ from virtserial.guest.ports import find_port, list_ports
 if TYPE_CHECKING:
     import argparse
 
+    from virtserial.client.names import VmPort
     from virtserial.guest.stream import EpollStream
 
-EPILOG_OF_ADDRESS = (
-    "the host's end: unix:PATH, tcp:HOST:PORT, pty:PATH, the path of a socket or terminal, or with --monitor the "
-    "port's name or id; in a guest: the port's name or its device's path"
+HELP_OF_PORT = (
+    "the host's end: VM/PORT as `virtserial ports` lists it, or VM for its console; unix:PATH, tcp:HOST:PORT, pty:PATH "
+    "or a path; with --monitor the port's name or id. In a guest: the port's name or its device's path"
 )
+KINDS = ("unix:", "tcp:", "pty:")
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     """Add the PORT argument and the --monitor option."""
-    parser.add_argument("port", metavar="PORT", help=EPILOG_OF_ADDRESS)
+    parser.add_argument("port", metavar="PORT", help=HELP_OF_PORT)
     parser.add_argument("--monitor", metavar="QMP", help="a QMP socket that knows the address of PORT, a name or id")
 
 
@@ -34,18 +37,47 @@ def open_end(options: argparse.Namespace) -> EpollStream:
 
     Raises:
         ConfigError: there is no such port, or its host end takes no connections.
+        PeerError: who knows of it does not answer.
     """
+    port = named_port(options)
+    if port is not None:
+        return HostStream(port.address)
     text: str = options.port
     if options.monitor:
-        with Monitor(options.monitor) as monitor:
-            port = monitor.find_port(text)
-        if not port.host_end:
-            raise ConfigError(f"port {text!r} has no host end")
-        if not port.host_end.startswith(("unix:", "tcp:", "pty:")):
-            raise ConfigError(f"the host end of port {text!r} is {port.host_end}: it takes no connections")
-        return HostStream(port.host_end)
-    if text.startswith(("unix:", "tcp:", "pty:")):
-        return HostStream(text)
-    if any(text in (port.name, port.path, os.path.basename(port.path)) for port in list_ports() if text):
+        return HostStream(_address_by(options.monitor, text))
+    if not text.startswith(KINDS) and _guest_has(text):
         return GuestPort(find_port(text).path)
-    return HostStream(parse_address(text))
+    return HostStream(text)
+
+
+def named_port(options: argparse.Namespace) -> VmPort | None:
+    """Return the port of a VM that runs here, if the options name it so, and not as an address or a guest's own port.
+
+    Raises:
+        ConfigError: no such VM, or none of its ports.
+        PeerError: the VM does not answer.
+    """
+    text: str = options.port
+    if options.monitor or text.startswith((*KINDS, "/", "./", "../")) or _guest_has(text):
+        return None
+    try:
+        return find_vm_port(text)
+    except ConfigError:
+        if not os.path.exists(text):
+            raise
+    parse_address(text)  # A relative path: a socket or a terminal, or it says what is wrong.
+    return None
+
+
+def _guest_has(text: str) -> bool:
+    return any(text in (port.name, port.path, os.path.basename(port.path)) for port in list_ports() if text)
+
+
+def _address_by(monitor: str, name: str) -> str:
+    with Monitor(monitor) as connected:
+        port = connected.find_port(name)
+    if not port.host_end:
+        raise ConfigError(f"port {name!r} has no host end")
+    if not port.host_end.startswith(KINDS):
+        raise ConfigError(f"the host end of port {name!r} is {port.host_end}: it takes no connections")
+    return port.host_end

@@ -22,7 +22,9 @@ COMMANDS = {
     "send": "send files and folders over a port",
     "receive": "receive files and folders over a port, into one folder",
     "console": "use a port from this terminal",
+    "pipe": "join standard input and output to a port",
     "log": "carry log lines over a port, and keep them while the other end is away",
+    "ls": "list the virtual machines that run here",
     "ports": "list ports, their state and counters",
     "demo": "move files over ports and use consoles, on an embedded guest",
 }

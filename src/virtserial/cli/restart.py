@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 from virtserial.client.qmp import QmpClient
-from virtserial.errors import ConfigError, UsageError
+from virtserial.errors import ConfigError, PeerError, UsageError, VirtserialError
 
-USAGE = """usage: virtserial restart --monitor SOCKET [--worker]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+USAGE = """usage: virtserial restart VM [--worker]
+       virtserial restart --monitor SOCKET [--worker]
+
+  VM                    a virtual machine as `virtserial ls` lists it
   --monitor SOCKET      the QMP socket of the process (its -qmp unix:SOCKET,server=on,wait=off)
   --worker              only the process that moves the bytes; the one that holds the connections keeps its code
 
@@ -31,12 +38,16 @@ def run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "-help"):
         print(USAGE, end="")
         return 0 if words else 2
-    path, worker_only = _options(words)
-    with QmpClient(path) as monitor:
+    connect, worker_only = _options(words)
+    with connect() as monitor:
         before = _when_settled(monitor)
         whole = bool(before.get("keeper-can-restart")) and not worker_only
         monitor.execute("x-virtserial-restart", {"keeper": True} if whole else {})
-        now = _when_settled(monitor)
+        try:
+            now = _when_settled(monitor)
+        except PeerError:
+            # A keeper keeps its monitors' connections, but not those by which it is found by name.
+            now = _when_back(connect)
     if now["refusal"]:
         raise ConfigError(str(now["refusal"]))
     if whole:
@@ -45,19 +56,41 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _options(words: list[str]) -> tuple[str, bool]:
-    path, worker_only = None, False
+def _options(words: list[str]) -> tuple[Callable[[], QmpClient], bool]:
+    path, name, worker_only = None, None, False
     remaining = iter(words)
     for word in remaining:
         if word == "--monitor":
             path = next(remaining, None)
         elif word == "--worker":
             worker_only = True
+        elif name is None and not word.startswith("-"):
+            name = word
         else:
             raise UsageError(f"{word}: invalid option", HELP)
-    if path is None:
-        raise UsageError("--monitor SOCKET is missing", HELP)
-    return path, worker_only
+    if (path is None) == (name is None):
+        raise UsageError("say VM, or --monitor SOCKET", HELP)
+    return partial(_connect, path, name), worker_only
+
+
+def _connect(path: str | None, name: str | None) -> QmpClient:
+    if path is not None:
+        return QmpClient(path)
+    from virtserial.client.registry import find_vm
+
+    return find_vm(name or "").connect()
+
+
+def _when_back(connect: Callable[[], QmpClient]) -> dict[str, object]:
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            with connect() as monitor:
+                return _when_settled(monitor)
+        except VirtserialError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOOK_AGAIN)
 
 
 def _when_settled(monitor: QmpClient) -> dict[str, object]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError, UsageError
 from virtserial.options.keyval import did_you_mean
+from virtserial.options.machine_name import machine_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +33,7 @@ USAGE = """usage: virtserial serve OPTION...
   -mon chardev=ID[,mode=readline|control][,pretty=on|off]
                         a monitor on a -chardev
   -device DRIVER,help   list a driver's properties; -chardev help lists the kinds
+  --name NAME           what `virtserial ls` and names like NAME/PORT call this virtual machine
   --ready-fd N          close descriptor N once every socket is ready
   --trust-vmm           map guest memory even if the VMM can take its pages away
   --allow-path PATH     let monitors use PATH and everything below it, beside the paths of these options
@@ -46,7 +48,7 @@ for QEMU (10.1 or newer).  SIGTERM ends it; SIGUSR2 upgrades it in place to the 
 MONITOR_OPTIONS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
 KNOWN = (
     *("-device", "-chardev", "-object", *MONITOR_OPTIONS, "-ready-fd", "-trust-vmm", "-allow-path", "-sandbox=off"),
-    *("-verbose", "-help"),
+    *("-name", "-verbose", "-help"),
 )
 HELP = "`virtserial serve --help` lists the options"
 
@@ -60,6 +62,7 @@ class Options:
         self.objects: list[str] = []
         self.chardevs: list[str] = []
         self.monitors: list[tuple[str, str]] = []
+        self.name = ""
         self.ready_fd: str | None = None
         self.trust_vmm = False
         self.sandbox = True
@@ -69,7 +72,7 @@ class Options:
         remaining = iter(words)
         for word in remaining:
             option = "-" + word.lstrip("-")
-            if option in ("-device", "-chardev", "-object", "-ready-fd", "-allow-path", *MONITOR_OPTIONS):
+            if option in ("-device", "-chardev", "-object", "-name", "-ready-fd", "-allow-path", *MONITOR_OPTIONS):
                 value = next(remaining, None)
                 if value is None:
                     raise UsageError(f"{word}: requires an argument")
@@ -79,6 +82,8 @@ class Options:
                     self.chardevs.append(value)
                 elif option == "-object":
                     self.objects.append(value)
+                elif option == "-name":
+                    self.name = machine_name(value)
                 elif option == "-allow-path":
                     self.allowed_paths.append(value)
                 elif option in MONITOR_OPTIONS:

@@ -22,6 +22,7 @@ from virtserial.daemon.keeper.signals import Signals
 from virtserial.daemon.worker_code import InstalledWorker
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EventLoop
+from virtserial.monitor.registry import Registration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,7 @@ class Service:
         )
         self._monitors: Monitors | None = None
         self._signals = Signals(self._loop, self._renew)
+        self._registration = Registration(self._keeper, options.name or _name_of(machine))
 
     def start(
         self, monitors: Sequence[MonitorOptions], passed: Sequence[tuple[str, int]], ready_fd: int | None
@@ -97,6 +99,7 @@ class Service:
                 self._monitors = Monitors(keeper, monitors)
             keeper.start()
             self._allow_renewal(0)
+            self._registration.begin()
         except BaseException:
             self._close()
             raise
@@ -135,6 +138,7 @@ class Service:
                 service._monitors = Monitors.take_over(service._keeper, document.monitors, handover.take)
             service._allow_renewal(document.renewals)
             service._keeper.workers.start_or_try_again()
+            service._registration.begin()
         except Exception as error:
             log.exception("cannot resume from the previous process's state")
             if service is not None:
@@ -199,9 +203,12 @@ class Service:
             return False
         stored = systemd.store(STORED, packed)
         os.close(packed)
+        if stored:
+            self._registration.end()
         return stored
 
     def _close(self) -> None:
+        self._registration.end()
         try:
             if self._monitors is not None:
                 self._monitors.close()
@@ -253,6 +260,11 @@ def _prepare_descriptors() -> None:
     if most == resource.RLIM_INFINITY or most > MAX_DESCRIPTORS:
         most = MAX_DESCRIPTORS
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def _name_of(machine: Machine) -> str:
+    """What a VM is called that got no name: after its first controller."""
+    return next((controller.id for controller in machine.controllers if controller.id is not None), "")
 
 
 def qemu_argument(controller: Controller) -> str:

@@ -31,12 +31,13 @@ class QmpClient:
         events: those that came and were not taken, oldest first, as the monitor sent them.
     """
 
-    def __init__(self, where: str | socket.socket, answer_time: float = ANSWER_TIME) -> None:
+    def __init__(self, where: str | socket.socket, answer_time: float = ANSWER_TIME, name: str = "monitor") -> None:
         """Connect and negotiate.
 
         Args:
             where: a socket's path, unix:PATH or tcp:HOST:PORT; or a connected socket, owned from here on.
             answer_time: seconds that the greeting, and later each answer, may take.
+            name: for messages, of a connected socket.
 
         Raises:
             ConfigError: it cannot be reached.
@@ -50,7 +51,7 @@ class QmpClient:
             self._name = f"monitor {where}"
             self._socket = _connect(where, answer_time)
         else:
-            self._name = "monitor"
+            self._name = name
             self._socket = where
         try:
             self._run_until(lambda: self._is_ready, answer_time, "no QMP greeting", "; does it serve another client?")

@@ -14,6 +14,7 @@ from virtserial.dropin.run_folder import hold
 from virtserial.loop import EventLoop
 from virtserial.migration.start import peer_of
 from virtserial.monitor.joined import JoinedMonitors
+from virtserial.monitor.registry import Registration
 
 if TYPE_CHECKING:
     import socket
@@ -53,6 +54,7 @@ class DeviceProcess:
             # The streams were made by the process that becomes QEMU, unless QEMU leaves that.
             start=plan.start._replace(qemu_pid=None if plan.daemonize else peer_of(streams["control"])[0]),
         )
+        self._registration = Registration(self._keeper, plan.name)
         for member in plan.descriptor_sets:
             self._monitors.operations.descriptor_sets.add(member.fd, member.set, member.opaque)
 
@@ -62,6 +64,7 @@ class DeviceProcess:
     def __exit__(self, *_: object) -> None:
         import shutil
 
+        self._registration.end()
         try:
             self._monitors.close()
             self._keeper.close()
@@ -75,6 +78,7 @@ class DeviceProcess:
             ConfigError: something cannot be opened.
         """
         self._keeper.start()
+        self._registration.begin()
 
     def run(self) -> None:
         """Serve until QEMU has ended."""

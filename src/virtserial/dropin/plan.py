@@ -33,6 +33,7 @@ class Plan:
         remarks: lines for the operator.
         decisions: what is whose, one line each.
         start: whether the guest boots or arrives.
+        name: QEMU's -name, "" for none.
     """
 
     words: list[str]
@@ -49,3 +50,4 @@ class Plan:
     remarks: list[str] = field(default_factory=list)
     decisions: list[str] = field(default_factory=list)
     start: StartOfMachine = field(default_factory=StartOfMachine)
+    name: str = ""

@@ -19,6 +19,7 @@ from virtserial.machine.build import plug
 from virtserial.machine.model import Controller
 from virtserial.migration.start import StartOfMachine, object_properties
 from virtserial.options import keyval
+from virtserial.options.machine_name import machine_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -200,6 +201,8 @@ class _Planner:
         """Fill the plan, and change QEMU's options."""
         plan = self.plan
         plan.newest_is_qemus = bool(self._controllers) and self._controllers[-1].kept is not None
+        for _, text in arguments_of(self._options, "name"):
+            plan.name = machine_name(text) or plan.name
         plan.daemonize = any(option.name == "daemonize" for option in self._options)
         plan.descriptor_sets = self._maker.descriptor_sets
         plan.objects = self._maker.objects

@@ -194,6 +194,16 @@ class Operations:
         """
         self._find_chardev(chardev_id)
 
+    def disconnect(self, chardev_id: str) -> None:
+        """Shut a socket's connection down, as if its peer had: what it has sent is still read.
+
+        Raises:
+            QmpError: there is no such chardev, or nobody whom it could send away.
+        """
+        self._find_chardev(chardev_id)
+        if not self.keeper.back_ends.shut_down(chardev_id):
+            raise QmpError(f"Chardev '{chardev_id}' has no client that can be sent away")
+
     def read_ringbuf(self, chardev_id: str, size: int) -> bytes:
         """Take up to `size` bytes out of a ringbuf, at most MAX_READ.
 

@@ -9,11 +9,13 @@ so what a host does first - connect here, send there - the guest learns first.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 from typing import TYPE_CHECKING
 
-from virtserial.channel.connections import is_peer_there
+from virtserial.channel.connections import LayeredConnection, SocketConnection, is_peer_there, unlogged
 from virtserial.channel.messages import Connect, Disconnect, Listen, StopListening
 from virtserial.channel.record import replace
 from virtserial.errors import ConfigError, StateError
@@ -214,6 +216,20 @@ class BackEnds:
         """Whether a chardev, or a part of a hub, has a connection that was handed over."""
         connections = (self._held.find(Connect, each.id) for each in self.chardevs[chardev_id].with_connections())
         return any(each is not None and is_peer_there(each.connection) for each in connections)
+
+    def shut_down(self, chardev_id: str) -> bool:
+        """Shut down the socket of a chardev's connection: the worker finds that its peer is gone.
+
+        Returns:
+            Whether there was one.
+        """
+        for message, fds in self._held.all(Connect, chardev_id):
+            kind = type(unlogged(message.connection)) if isinstance(message, Connect) else None
+            if kind in (SocketConnection, LayeredConnection):
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as client:
+                    client.shutdown(socket.SHUT_RDWR)
+                    return True
+        return False
 
     def send_again(self, chardev_id: str) -> None:
         """Send the connections of a chardev to the worker for a port that is new."""

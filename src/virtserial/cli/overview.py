@@ -1,0 +1,114 @@
+"""What `ls` and `ports` share: asking every VM at once, tables, --json, --watch."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virtserial.client.registry import Vm, running_vms
+from virtserial.errors import ConfigError, VirtserialError
+from virtserial.guest.files.messages import printable
+from virtserial.guest.programs import amount
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+CLEAR = "\x1b[H\x1b[2J"
+GIVE_UP = 5.0
+"""Seconds for all answers: each keeper has its 3."""
+
+
+class Seen(NamedTuple):
+    """A VM, with what it serves; or why that is not known."""
+
+    vm: Vm
+    inventory: dict[str, Any]
+    error: str = ""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add --json and --watch."""
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON value, with --watch one a line")
+    parser.add_argument(
+        "--watch", nargs="?", type=float, const=1.0, metavar="SECONDS",
+        help="show it again every second, or every SECONDS, until Ctrl-C",
+    )  # fmt: skip
+
+
+def look(vms: Sequence[Vm]) -> list[Seen]:
+    """Ask every VM, all at the same time: one that hangs holds up no other."""
+    seen = {vm: Seen(vm, {}, "no answer") for vm in vms}
+
+    def ask(vm: Vm) -> None:
+        try:
+            seen[vm] = Seen(vm, vm.inventory())
+        except VirtserialError as error:
+            seen[vm] = Seen(vm, {}, str(error))
+
+    threads = [threading.Thread(target=ask, args=(vm,), daemon=True) for vm in vms]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + GIVE_UP
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
+    return [seen[vm] for vm in vms]
+
+
+def show(
+    options: argparse.Namespace,
+    program: str,
+    table: Callable[[list[Seen]], list[tuple[str, ...]]],
+    document: Callable[[list[Seen]], object],
+    choose: Callable[[], Sequence[Vm]] = running_vms,
+) -> int:
+    """Show it once, or again and again; return the exit status: 1 if a VM did not answer.
+
+    Args:
+        table: rows, the first one the heading.
+        document: what --json prints.
+        choose: whom to ask.
+    """
+    if options.watch is not None and options.watch < 0.1:
+        raise ConfigError(f"--watch {options.watch:g}: at least 0.1 seconds")
+    while True:
+        begun = time.monotonic()
+        seen = look(choose())
+        if options.json:
+            print(json.dumps(document(seen)), flush=True)
+        else:
+            rows = text_of(table(seen)) if seen else "no VM runs here\n"
+            clear = CLEAR if options.watch is not None and sys.stdout.isatty() else ""
+            sys.stdout.write(clear + rows)
+            sys.stdout.flush()
+        silent = [one for one in seen if one.error]
+        for one in silent:
+            print(f"{program}: {printable(one.error)}", file=sys.stderr)
+        if options.watch is None:
+            return 1 if silent else 0
+        try:
+            time.sleep(max(options.watch - (time.monotonic() - begun), 0))
+        except KeyboardInterrupt:
+            return 0
+
+
+def text_of(rows: Sequence[tuple[str, ...]]) -> str:
+    """Align the columns; those whose heading ends in a space, figures, to the right."""
+    safe = [tuple(printable(cell).rstrip() for cell in row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*safe, strict=True)]
+    return "".join(
+        "  ".join(
+            cell.rjust(width) if heading.endswith(" ") else cell.ljust(width)
+            for cell, width, heading in zip(row, widths, rows[0], strict=True)
+        ).rstrip()
+        + "\n"
+        for row in safe
+    )
+
+
+def size(value: int) -> str:
+    """A number of bytes for a cell."""
+    return amount(value) if value else "0"

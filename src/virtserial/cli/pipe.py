@@ -1,0 +1,102 @@
+"""`virtserial pipe`: standard input and output joined to a port, for scripts and for ssh's ProxyCommand."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import select
+import sys
+import time
+
+from virtserial.cli.end import add_address, open_end
+from virtserial.errors import PeerError
+from virtserial.guest import programs
+from virtserial.guest.stream import Buffer, EpollStream, advance
+
+PROGRAM = "virtserial pipe"
+READ_SIZE = 1 << 16
+LINGER = 0.5
+"""Seconds of silence after the end of our input, after which nothing more is expected."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, allow_abbrev=False,
+        description="Join standard input and output to a port, until the port's other side closes.",
+    )  # fmt: skip
+    add_address(parser)
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, metavar="SECONDS", help="for a connection to be made (default: 10)"
+    )
+    options = parser.parse_args(words)
+    return programs.run(PROGRAM, lambda: _pipe(options))
+
+
+def _pipe(options: argparse.Namespace) -> int:
+    with open_end(options) as stream:
+        if not stream.wait_connected(options.timeout):
+            raise PeerError(f"{options.port}: nobody answered in {options.timeout:g} s")
+        Pipe(stream, sys.stdin.fileno(), sys.stdout.fileno()).run()
+    return 0
+
+
+class Pipe:
+    """Moves bytes both ways.
+
+    Args:
+        stream: a port that is connected.
+        source: is sent.
+        target: gets what comes.
+    """
+
+    def __init__(self, stream: EpollStream, source: int, target: int) -> None:
+        self._stream = stream
+        self._source, self._target = source, target
+        self._to_port: list[Buffer] = []
+        self._waiting = 0
+        self._source_open = True
+
+    def run(self) -> None:
+        """Serve until the port's other side closes, or says nothing more after our input has ended.
+
+        Raises:
+            OSError: the target takes nothing more.
+        """
+        poll = select.poll()
+        poll.register(self._stream.fileno(), select.POLLIN)
+        quiet_since = time.monotonic()
+        while True:
+            data = self._stream.take(1 << 18)
+            if data == b"":
+                return
+            if data:
+                _write_all(self._target, data)
+                quiet_since = time.monotonic()
+                continue
+            if self._to_port:
+                taken = self._stream.send(self._to_port)
+                self._to_port, self._waiting = advance(self._to_port, taken)
+                if taken:
+                    continue
+            if self._source_open and not self._to_port:
+                poll.register(self._source, select.POLLIN)
+            else:
+                with contextlib.suppress(KeyError):
+                    poll.unregister(self._source)
+            if not self._source_open and not self._to_port and time.monotonic() - quiet_since > LINGER:
+                return
+            ready = dict(poll.poll(None if self._source_open else LINGER * 1000))
+            if self._source in ready:
+                typed = os.read(self._source, READ_SIZE)
+                self._source_open = bool(typed)
+                quiet_since = time.monotonic()
+                if typed:
+                    self._to_port, self._waiting = [typed], len(typed)
+            self._stream.wait(0)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]

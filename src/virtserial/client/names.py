@@ -1,0 +1,146 @@
+"""Ports by name: VM/PORT is a port of a virtual machine that runs here, VM alone its console or its only port."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from virtserial.client.registry import Vm, find_vm, running_vms, suggestion
+from virtserial.errors import ConfigError, PeerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+REACHABLE = ("unix:", "tcp:", "pty:")
+"""Host ends that a program can connect to."""
+
+
+TEXTS = frozenset(("controller", "id", "name", "console", "chardev", "kind", "host_end", "folder"))
+
+
+class VmPort(NamedTuple):
+    """A port of a VM, as its keeper tells of it (monitor/inventory.py).
+
+    Attributes:
+        controller: the name of its controller.
+        number: its number there.
+        id, name: "" for none.
+        console: hvcN for a console, as the guest most probably calls it, else "".
+        chardev, kind, host_end: its back end; "" for none.
+        clients: how many are connected; None if only they know.
+        client_pid: the process of one of them, 0 if there is no telling.
+        guest_open: whether the guest has it open.
+        to_host, to_guest, discarded, dropped, doubtful: bytes since it was plugged in.
+        folder: where the keeper's relative paths begin.
+    """
+
+    vm: Vm
+    controller: str
+    number: int
+    id: str
+    name: str
+    console: str
+    chardev: str
+    kind: str
+    host_end: str
+    clients: int | None
+    client_pid: int
+    guest_open: bool
+    to_host: int
+    to_guest: int
+    discarded: int
+    dropped: int
+    doubtful: int
+    folder: str
+
+    @property
+    def full_name(self) -> str:
+        """VM/PORT."""
+        return f"{self.vm.name}/{self.own_name}"
+
+    @property
+    def own_name(self) -> str:
+        """The name in the VM: the first of name, id, console and number that it has."""
+        return self.name or self.id or self.console or str(self.number)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it can be called."""
+        given = (self.name, self.id, self.console, self.chardev, str(self.number), f"{self.controller}.{self.number}")
+        return tuple(name for name in given if name)
+
+    @property
+    def address(self) -> str:
+        """Where to connect to it, for virtserial.client.HostStream.
+
+        Raises:
+            ConfigError: nobody can, or another user's programs listen there.
+        """
+        if not self.host_end:
+            raise ConfigError(f"port '{self.full_name}' has no host end: its guest talks to nobody")
+        if not self.host_end.startswith(REACHABLE):
+            raise ConfigError(f"the host end of port '{self.full_name}' is {self.host_end}: it takes no connections")
+        if self.vm.owner != os.geteuid():
+            raise ConfigError(
+                f"VM '{self.vm.name}' belongs to {self.vm.user}, who says where its ports are",
+                f"be {self.vm.user} for this: runuser -u {self.vm.user} -- virtserial ...",
+            )
+        kind, _, path = self.host_end.partition(":")
+        return f"{kind}:{os.path.join(self.folder, path)}" if kind == "unix" and path[:1] not in "/@" else self.host_end
+
+
+def ports_of(vm: Vm, inventory: Mapping[str, Any]) -> list[VmPort]:
+    """Return the ports in an inventory.
+
+    Raises:
+        PeerError: it is none.
+    """
+    told = [{**port, "folder": inventory.get("folder")} for port in inventory["ports"]]
+    return [VmPort(vm, *(_checked(vm, port, field) for field in VmPort._fields[1:])) for port in told]
+
+
+def _checked(vm: Vm, port: Mapping[str, Any], field: str) -> Any:  # noqa: ANN401  # a JSON value
+    value = port.get(field.replace("_", "-"))
+    kind = str if field in TEXTS else int | None if field == "clients" else int
+    if not isinstance(value, kind):
+        raise PeerError(f"VM '{vm.name}': a port has {value!r} for its {field}")
+    return value
+
+
+def find_vm_port(text: str) -> VmPort:
+    """Return the port that VM/PORT, or VM, names.
+
+    Raises:
+        ConfigError: there is no such VM or port, or more than one; near names are in the hint.
+        PeerError: its keeper does not answer.
+    """
+    names = [vm.name for vm in running_vms()]
+    # A VM's name may have a slash, as a port's may.
+    whole = max((name for name in names if text == name or text.startswith(f"{name}/")), key=len, default=None)
+    if whole is None:
+        whole = text.partition("/")[0]
+    vm, wanted = find_vm(whole), text[len(whole) + 1 :]
+    ports = ports_of(vm, vm.inventory())
+    if not wanted:
+        return _only_one(vm, ports)
+    # A number may be another port's name: names come first.
+    named = [port for port in ports if wanted in (port.name, port.id)]
+    best = named or [port for port in ports if wanted in port.names]
+    if not best:
+        raise ConfigError(
+            f"VM '{vm.name}' has no port '{wanted}'", suggestion(wanted, [port.own_name for port in ports])
+        )
+    if len(best) > 1:
+        exact = ", ".join(f"'{vm.name}/{port.controller}.{port.number}'" for port in best)
+        raise ConfigError(f"{len(best)} ports of VM '{vm.name}' are called '{wanted}': {exact}")
+    return best[0]
+
+
+def _only_one(vm: Vm, ports: list[VmPort]) -> VmPort:
+    consoles = [port for port in ports if port.console]
+    if consoles or len(ports) == 1:
+        return (consoles or ports)[0]
+    raise ConfigError(
+        f"VM '{vm.name}' has no console: say which of its {len(ports)} ports",
+        suggestion("", [port.full_name for port in ports]) if ports else "",
+    )

@@ -1,0 +1,79 @@
+"""What a process serves, for people: controllers, and ports with their state and counters (x-virtserial-inventory)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from virtserial.channel.messages import Connect
+from virtserial.daemon.keeper.counters import read_counters
+
+if TYPE_CHECKING:
+    from virtserial.machine.model import Controller, Port
+    from virtserial.monitor.operations import Operations
+
+_CREDENTIALS = struct.Struct("3i")
+
+
+def inventory(operations: Operations) -> dict[str, object]:
+    """Return what x-virtserial-inventory answers."""
+    machine = operations.keeper.machine
+    consoles = [port for port in machine.ports() if port.is_console]
+    return {
+        "controllers": [_controller(operations, controller) for controller in machine.controllers],
+        "ports": [_port(operations, port, consoles) for port in machine.ports()],
+        "folder": os.getcwd(),
+        **operations.query_processes(),
+    }
+
+
+def _controller(operations: Operations, controller: Controller) -> dict[str, object]:
+    return {
+        "name": controller.name,
+        "bus": controller.bus,
+        "socket": controller.socket,
+        "max-ports": controller.max_ports,
+        "vmm": operations.keeper.vmms.is_there(controller.index),
+    }
+
+
+def _port(operations: Operations, port: Port, consoles: list[Port]) -> dict[str, object]:
+    keeper = operations.keeper
+    controller = port.controller
+    counters = read_counters(keeper.vmms.states[controller.index], controller.max_ports, port.number)
+    chardev = keeper.chardevs[port.chardev] if port.chardev is not None else None
+    clients: int | None = 0 if chardev is None else int(keeper.back_ends.is_connected(chardev.id))
+    if chardev is not None and chardev.kind == "pty":
+        clients = None  # It is there all the time; only the worker sees who opens it.
+    return {
+        "controller": controller.name,
+        "number": port.number,
+        "id": port.id or "",
+        "name": port.name or "",
+        # As Linux counts the consoles of a guest that boots.
+        "console": f"hvc{consoles.index(port)}" if port.is_console else "",
+        "chardev": port.chardev or "",
+        "kind": chardev.kind if chardev is not None else "",
+        "host-end": chardev.filename.removeprefix("disconnected:") if chardev is not None else "",
+        "clients": clients,
+        "client-pid": client_pid(operations, chardev.id) if chardev is not None and clients else 0,
+        "guest-open": port.guest_open,
+        "to-host": counters.transmitted,
+        "to-guest": counters.received,
+        "discarded": counters.discarded,
+        "dropped": counters.dropped,
+        "doubtful": counters.doubtful,
+    }
+
+
+def client_pid(operations: Operations, chardev_id: str) -> int:
+    """Return the process at the other end of a chardev's UNIX socket, 0 if there is no telling."""
+    for _, fds in operations.keeper.held.all(Connect, chardev_id):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as client:
+            if client.family == socket.AF_UNIX:
+                credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+                return int(_CREDENTIALS.unpack(credentials)[0])
+    return 0
