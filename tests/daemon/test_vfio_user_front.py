@@ -30,8 +30,9 @@ def device(loop):
     fd = os.memfd_create("state", os.MFD_CLOEXEC)
     os.ftruncate(fd, state_size(PORTS))
     config = Controller(
-        controller=0, name="ser0", max_ports=PORTS, vectors=2, unplug=False, iommu_platform=True, event_idx=True,
-        indirect_desc=True, queue_reset=True, emergency_write=True, resize_rows_first=False, trust_vmm=False,
+        controller=0, name="ser0", max_ports=PORTS, vectors=2, unplug=False, legacy=False, modern=True,
+        page_per_vq=False, iommu_platform=True, event_idx=True, indirect_desc=True, queue_reset=True,
+        emergency_write=True, resize_rows_first=False, trust_vmm=False,
     )  # fmt: skip
     device = GuestDevice(config, fd, loop, lambda message, fds=(): None, nowhere(), VfioUserFront)
     yield device

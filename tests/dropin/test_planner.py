@@ -207,7 +207,7 @@ def test_controller_with_a_port_that_needs_qemu_stays_qemu_s_with_all_its_ports(
 
 
 @pytest.mark.parametrize(
-    "properties", ["packed=on", "ats=on", "page-per-vq=on", "disable-modern=on", "disable-legacy=off"]
+    "properties", ["packed=on", "in_order=on"]
 )
 def test_controller_with_a_property_of_qemu_s_device_stays_qemu_s(properties):
     line = f"{BARE} -device virtio-serial,id=a,{properties} -device virtio-serial,id=b"
@@ -215,6 +215,46 @@ def test_controller_with_a_property_of_qemu_s_device_stays_qemu_s(properties):
     assert [controller.bus for controller in plan.machine.controllers] == ["b.0"]
     assert plan.words[len(shlex.split(BARE)) + 1] == f"virtio-serial,id=a,{properties}"
     assert len(plan.remarks) == 1
+
+
+PORT = "-device pcie-root-port,id=rp,slot=1 -device pcie-pci-bridge,id=bridge,bus=rp"
+
+
+@pytest.mark.parametrize(
+    ("device", "legacy", "modern"),
+    [
+        ("virtio-serial", True, True),
+        ("virtio-serial,bus=pcie.0", True, True),
+        ("virtio-serial,bus=rp", False, True),
+        ("virtio-serial,bus=bridge,addr=1", True, True),
+        ("virtio-serial,bus=rp,disable-legacy=off", True, True),
+        ("virtio-serial,disable-legacy=on", False, True),
+        ("virtio-serial,disable-modern=on", True, False),
+        ("virtio-serial,iommu_platform=on", False, True),
+        ("virtio-serial-pci-transitional,bus=rp", True, True),
+        ("virtio-serial-pci-non-transitional", False, True),
+    ],
+)
+def test_the_bus_decides_on_the_legacy_interface_as_in_qemu(device, legacy, modern):
+    plan, _ = plan_of(f"{BARE} {PORT} -device {device},ats=on,page-per-vq=on")
+    (controller,) = plan.machine.controllers
+    assert (controller.legacy, controller.modern, controller.page_per_vq) == (legacy, modern, True)
+    assert "disable" not in " ".join(plan.words)
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ("virtio-serial,bus=rp,disable-modern=on", "device cannot work as neither modern nor legacy mode is enabled"),
+        (
+            "virtio-serial-pci-transitional,iommu_platform=on",
+            "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
+        ),
+    ],
+)
+def test_interfaces_that_no_device_has_are_refused(device, text):
+    with pytest.raises(ConfigError, match=text):
+        plan_of(f"{BARE} {PORT} -device {device}")
 
 
 def test_newest_controller_s_owner_is_known():

@@ -192,6 +192,18 @@ def test_a_controllers_properties():
     assert [each.unplug for each in Machine.from_description(machine.describe()).controllers] == [True, False]
 
 
+def test_where_nobody_knows_the_bus_a_controller_has_the_legacy_interface_only_if_it_is_asked_for():
+    machine = machine_of(
+        "virtio-serial,page-per-vq=on", "virtio-serial,disable-legacy=off", "virtio-serial,disable-modern=on",
+    )  # fmt: skip
+    words = [(each.legacy, each.modern, each.iommu_platform, each.page_per_vq) for each in machine.controllers]
+    assert words == [(False, True, True, True), (True, True, True, False), (True, False, False, False)]
+    copies = Machine.from_description(machine.describe()).controllers
+    assert [(each.legacy, each.modern, each.page_per_vq) for each in copies] == [
+        (False, True, True), (True, True, False), (True, False, False),
+    ]  # fmt: skip
+
+
 def test_ports_and_chardevs_are_found():
     machine = machine_of("virtio-serial,id=vs", "virtserialport,id=p,chardev=c0,name=n", "virtconsole,chardev=c1")
     port = machine.find("p")

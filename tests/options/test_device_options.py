@@ -67,12 +67,15 @@ def test_controller_defaults():
         "max_ports": 31,
         "vectors": None,
         "unplug": "auto",
-        "iommu_platform": True,
+        "iommu_platform": None,
         "event_idx": True,
         "indirect_desc": True,
         "queue_reset": True,
         "emergency-write": True,
         "socket": None,
+        "page-per-vq": False,
+        "disable-legacy": "auto",
+        "disable-modern": False,
         "resize-order": "cols-rows",
     }
 
@@ -109,7 +112,7 @@ def test_json_as_libvirt_writes_it():
 
 @pytest.mark.parametrize(
     "option",
-    ["multifunction=on", "ioeventfd=off", "disable-legacy=on", "rombar=-1", "rombar=0", "packed=off", "romfile="],
+    ["multifunction=on", "ioeventfd=off", "ats=on", "rombar=-1", "rombar=0", "packed=off", "romfile="],
 )
 def test_options_of_the_vmm_side_pass_by(option):
     assert parse_device(f"virtio-serial-pci,{option}") == parse_device("virtio-serial-pci")

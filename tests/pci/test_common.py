@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from support.console_function import build_function
 
@@ -39,6 +41,20 @@ def test_device_features_are_shown_by_halves(function):
         offered |= read(function, 0x04, 4) << 32 * select
     assert offered == function.device.device_features
     assert offered & TRANSPORT_FEATURES == TRANSPORT_FEATURES
+
+
+def test_each_queue_has_a_page_for_its_doorbell_if_asked_for():
+    function, _ = build_function(max_ports=31, page_per_vq=True)
+    rung = []
+    function.ring_doorbell = rung.append
+    assert function.region_size(BAR) == 1 << 19
+    space = function.configuration.read(0, layout.PCI_CONFIG_SPACE_SIZE)
+    at = next(at for at in function.configuration.capability_offsets if space[at + 3] == 2)
+    assert struct.unpack_from("<III", space, at + 8) == (0x3000, 64 * 4096, 4096)
+    write(function, 0x3000 + 4096 * 63, 2, 63)
+    write(function, 0x3000 + 4 * 5, 2, 5)
+    assert rung == [63]
+    assert function.ignored_accesses == 1
 
 
 def test_features_past_64_bits_are_none(function):

@@ -88,6 +88,9 @@ class Controller:
     max_ports: Annotated[int, Range(1, 511)]
     vectors: Annotated[int, Range(0, 2048)]
     unplug: bool
+    legacy: bool
+    modern: bool
+    page_per_vq: bool
     iommu_platform: bool
     event_idx: bool
     indirect_desc: bool

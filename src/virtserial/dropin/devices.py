@@ -18,7 +18,6 @@ from virtserial.options.device_options import (
     DRIVERS,
     FIXED,
     NOT_YET,
-    PASSED_BY,
     DeviceOptions,
     make_device,
 )
@@ -97,15 +96,15 @@ class Device:
         return json.dumps(device, separators=(",", ":"))
 
 
-def collect(options: Sequence[Option], architecture: str) -> tuple[list[Device], list[str]]:
-    """Return the virtio-serial devices in the order QEMU plugs them in, and the ids of all other devices.
+def collect(options: Sequence[Option], architecture: str) -> tuple[list[Device], dict[str, str]]:
+    """Return the virtio-serial devices in the order QEMU plugs them in, and all other devices' ids and drivers.
 
     Raises:
         ConfigError: an id is used twice, or JSON is invalid.
     """
     by_text: list[Device] = []
     by_json: list[Device] = []
-    others: list[str] = []
+    others: dict[str, str] = {}
     for option, value in arguments_of(options, "device"):
         try:
             given = keyval.parse_options(value, "driver")
@@ -116,7 +115,7 @@ def collect(options: Sequence[Option], architecture: str) -> tuple[list[Device],
             driver = "virtio-serial-ccw"
         if not is_virtio_serial(driver):
             if "id" in given:
-                others.append(str(given["id"]))
+                others[str(given["id"])] = driver
             continue
         typed = value.startswith("{")
         (by_json if typed else by_text).append(Device(option, driver, given, typed=typed))
@@ -198,6 +197,4 @@ def why_qemu_s(device: Device) -> str | None:
         value = device.properties[name]
         if spec.role == FIXED and value != spec.default and value not in keyval.OFF:
             return f"{name}={value} is a property of QEMU's own device only"
-        if spec.role == PASSED_BY and name == "disable-legacy" and value == "off":
-            return "disable-legacy=off asks for the legacy interface, which virtserial does not have"
     return None

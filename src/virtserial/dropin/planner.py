@@ -19,6 +19,7 @@ from virtserial.machine.build import plug
 from virtserial.machine.model import Controller
 from virtserial.migration.start import StartOfMachine, object_properties
 from virtserial.options import keyval
+from virtserial.options.interfaces import EXPRESS_PORTS, choose_legacy
 from virtserial.options.machine_name import machine_name
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class _Planner:
         self._connect = connect
         self._architecture = architecture
         self._devices: list[Device] = []
+        self._others: dict[str, str] = {}
         self._controllers: list[Device] = []
         self._monitors: list[MonitorWords] = []
         self._chardevs: dict[str, ChardevWords] = {}
@@ -117,10 +119,10 @@ class _Planner:
     def decide(self) -> str | None:
         """Decide who owns what; return why QEMU gets everything unchanged, or None."""
         self._options += monitors.default_options(self._options)
-        self._devices, others = devices.collect(self._options, self._architecture)
+        self._devices, self._others = devices.collect(self._options, self._architecture)
         devices.apply_set(self._options, self._devices)
         devices.apply_global(self._options, self._devices)
-        self._refuse_ids_given_twice(others)
+        self._refuse_ids_given_twice()
         if any(not device.is_port for device in self._devices):
             self._controllers = devices.place_ports(self._devices)
         asked = monitors.collect(self._options)
@@ -144,8 +146,8 @@ class _Planner:
         self._ours = {name for name, words in self._chardevs.items() if chardevs.is_ours(words)}
         return None
 
-    def _refuse_ids_given_twice(self, others: list[str]) -> None:
-        seen = set(others)
+    def _refuse_ids_given_twice(self) -> None:
+        seen = set(self._others)
         for device in self._devices:
             if device.id is not None and device.id in seen:
                 raise device.error(f"Duplicate device ID '{device.id}'")
@@ -299,6 +301,8 @@ class _Planner:
             options = device.options(bus)
             if options.is_controller:
                 accelerator.choose_unplug(options, self._options, self._architecture)
+                on_express_port = self._others.get(options.bus or "") in EXPRESS_PORTS
+                choose_legacy(options, on_express_port=on_express_port, architecture=self._architecture)
             plugged = plug(self.plan.machine, options, self.plan.chardevs, self._run_directory)
         except ConfigError as error:
             raise device.error(error) from None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
 from virtserial.machine.model import DEFAULT_MAX_PORTS, Controller, Port
+from virtserial.options.interfaces import interfaces_of
 from virtserial.options.values import Values
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _users(chardev: Chardev) -> int:
 
 def _controller(machine: Machine, options: DeviceOptions, run_directory: str) -> Controller:
     properties = Values(options.properties)
+    interfaces = interfaces_of(options)
     name = options.id or machine.name_controller()
     max_ports, vectors = properties.number("max_ports"), properties.number("vectors")
     max_ports = DEFAULT_MAX_PORTS if max_ports is None else max_ports
@@ -77,7 +79,7 @@ def _controller(machine: Machine, options: DeviceOptions, run_directory: str) ->
         max_ports=max_ports,
         # The Fedora page's default: a vector for each port and one more.  QEMU now has 2.
         vectors=max_ports + 1 if vectors is None else vectors,
-        iommu_platform=properties.flag("iommu_platform"),
+        iommu_platform=interfaces.iommu_platform,
         event_idx=properties.flag("event_idx"),
         indirect_desc=properties.flag("indirect_desc"),
         queue_reset=properties.flag("queue_reset"),
@@ -85,4 +87,7 @@ def _controller(machine: Machine, options: DeviceOptions, run_directory: str) ->
         resize_rows_first=properties.text("resize-order") == "rows-cols",
         # "auto" is decided by who knows the VMM; nobody does here.
         unplug=properties.text("unplug") == "on",
+        legacy=interfaces.legacy,
+        modern=interfaces.modern,
+        page_per_vq=properties.flag("page-per-vq"),
     )

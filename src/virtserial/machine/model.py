@@ -30,6 +30,8 @@ class Controller:
         socket: the path of its vfio-user socket.
         vectors: MSI-X vectors, 0 for INTx.
         unplug: QEMU can delete it though it has MSI-X: the device sends the messages itself (pci/msix.py).
+        legacy, modern: which PCI interfaces it has (options/interfaces.py).
+        page_per_vq: every queue has a page for its doorbell.
         index: number of controllers plugged in before it; its name between keeper and worker.
     """
 
@@ -48,6 +50,9 @@ class Controller:
         emergency_write: bool = True,
         resize_rows_first: bool = False,
         unplug: bool = False,
+        legacy: bool = False,
+        modern: bool = True,
+        page_per_vq: bool = False,
     ) -> None:
         self.id = id
         self.bus = bus
@@ -62,6 +67,9 @@ class Controller:
         self.emergency_write = emergency_write
         self.resize_rows_first = resize_rows_first
         self.unplug = unplug
+        self.legacy = legacy
+        self.modern = modern
+        self.page_per_vq = page_per_vq
         self.index = -1
         self.ports: dict[int, Port] = {}
 

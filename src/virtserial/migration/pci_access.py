@@ -23,7 +23,9 @@ CONFIG_DATA: Final = 0xCFC
 ENABLE: Final = 1 << 31
 SIZES: Final = {1: "b", 2: "h", 4: "w"}
 PCI_INTERRUPT_LINE: Final = 0x3C
-VENDOR_AND_DEVICE: Final = (0x1AF4, 0x1043)
+VENDOR: Final = 0x1AF4
+DEVICES: Final = (0x1043, 0x1003)
+"""A modern and a transitional virtio-serial function."""
 MAX_FUNCTIONS: Final = 255
 NO_MACHINE: Final = 0xFFFFFFFF
 WORDS_AT_ONCE: Final = 1024
@@ -158,6 +160,6 @@ def locate(configurations: Callable[[], Mapping[int, bytes]]) -> Steps[dict[int,
 
 def _candidates(devices: Sequence[Mapping[str, Any]]) -> Iterator[Function]:
     for device in devices:
-        if (device["id"]["vendor"], device["id"]["device"]) == VENDOR_AND_DEVICE:
+        if device["id"]["vendor"] == VENDOR and device["id"]["device"] in DEVICES:
             yield Function(device["bus"], device["slot"], device["function"])
         yield from _candidates(device.get("pci_bridge", {}).get("devices", ()))

@@ -30,6 +30,7 @@ MAX_CAPABILITIES: Final = 48
 MEMORY: Final = 1 << 1
 BUS_MASTER: Final = 1 << 2
 BAR_MASK: Final = 0xF
+IO_BAR_MASK: Final = 0x3
 BAR_64_BIT: Final = 4
 BARS: Final = 6
 
@@ -103,9 +104,15 @@ def lower_intx(function: Function, space: Space) -> Steps[None]:
     QEMU keeps it up until the guest reads or writes a register of the function.  The bus migrates with its count of
     raised lines, and on the destination nobody would take this one from it.
     """
+    if not space.uses_intx:
+        return
     address = space.bar_address(layout.REGISTER_BAR)
-    if space.uses_intx and address is not None:
+    if address is not None:
         yield from with_memory(function, space, pci_access.read_memory(address, 1))
+    elif space.number(layout.PCI_COMMAND, 2) & layout.PCI_COMMAND_IO:
+        # A function with the legacy interface alone; its features are read.
+        port = space.number(layout.PCI_BASE_ADDRESS_0 + 4 * layout.LEGACY_BAR, 4) & ~IO_BAR_MASK
+        yield from pci_access.read_port(port, 4)
 
 
 def with_memory(function: Function, space: Space, steps: Steps[T]) -> Steps[T]:

@@ -20,6 +20,7 @@ from virtserial.options.device_options import (
     NOT_YET,
     make_device,
 )
+from virtserial.options.interfaces import EXPRESS_PORTS, choose_legacy
 from virtserial.options.keyval import OFF
 from virtserial.options.values import Values
 from virtserial.options.vfio_user_device import vfio_user_device
@@ -57,7 +58,7 @@ class JoinedDevices:
     def is_controller(arguments: Mapping[str, object]) -> bool:
         """Whether a new device is a controller for us; not if it has properties that only QEMU has."""
         driver = _driver(arguments)
-        if driver not in CONTROLLERS or arguments.get("disable-legacy") == "off":
+        if driver not in CONTROLLERS:
             return False
         fixed = {name: spec.default for name, spec in DRIVERS[driver].items() if spec.role == FIXED}
         return all(arguments[name] in (default, *OFF) for name, default in fixed.items() if name in arguments)
@@ -120,12 +121,14 @@ class JoinedDevices:
         self._sockets += 1
         socket = os.path.join(self._run_directory, f"added{self._sockets}.sock")
         words = {**given, "socket": socket}
+        architecture = str((yield Ask("query-target", {}))["arch"])
         if given.get("unplug", "auto") == "auto":
-            target = yield Ask("query-target", {})
-            works = target["arch"] in INTERRUPTS_BY_MESSAGES
+            works = architecture in INTERRUPTS_BY_MESSAGES
             words |= {"unplug": "on"} if works else {"unplug": "off", "vectors": given.get("vectors", 0)}
         qemu_device = vfio_user_device(driver, device_id, given, socket, typed=typed)
         options = make_device(driver, device_id, words, typed=typed)
+        on_express_port = yield from _is_express_port(options.bus)
+        choose_legacy(options, on_express_port=on_express_port, architecture=architecture)
         controller = self._operations.keeper.hotplug.plug(options)
         try:
             yield Ask("device_add", qemu_device)
@@ -180,6 +183,17 @@ class JoinedDevices:
         operations.keeper.hotplug.unplug(controller)
         for names in ports:
             operations.events.emit("DEVICE_DELETED", names)
+
+
+def _is_express_port(bus: str | None) -> Steps[bool]:
+    """Whether a bus is that of a PCI Express port; the port has its name."""
+    if bus is None:
+        return False
+    try:
+        kind = yield Ask("qom-get", {"path": f"{PERIPHERAL}/{bus}", "property": "type"})
+    except QmpError:
+        return False  # A bus that the machine or another device brings along.
+    return kind in EXPRESS_PORTS
 
 
 def _driver(arguments: Mapping[str, object]) -> str:

@@ -54,12 +54,12 @@ class DeviceOptions(NamedTuple):
         return self.driver == "virtconsole"
 
 
-CONTROLLERS = ("virtio-serial-pci", "virtio-serial-pci-non-transitional")
+CONTROLLERS = ("virtio-serial-pci", "virtio-serial-pci-transitional", "virtio-serial-pci-non-transitional")
 
 ALIASES = {"virtio-serial": "virtio-serial-pci", "virtioconsole": "virtconsole"}
 """`virtio-serial` is QEMU's alias; Fedora's page writes `virtioconsole`, which QEMU refuses."""
 
-NOT_YET = ("virtio-serial-device", "virtio-serial-ccw", "virtio-serial-pci-transitional")
+NOT_YET = ("virtio-serial-device", "virtio-serial-ccw")
 
 INTERRUPTS_BY_MESSAGES = ("x86_64", "i386")
 """Guests' architectures, in QEMU's words, on which unplug=on works: whose interrupts' addresses pci/msix.py knows."""
@@ -77,7 +77,7 @@ CONSOLE_PROPERTIES: Mapping[str, Property] = {
 
 _QEMU_HOST_SIDE = (
     *(("addr", "str", None), ("acpi-index", "uint32", 0), ("aer", "bool", False), ("any_layout", "bool", True)),
-    *(("busnr", "str", None), ("class", "uint32", 0), ("disable-legacy", "str", "auto")),
+    *(("busnr", "str", None), ("class", "uint32", 0), ("ats", "bool", False)),
     *(("failover_pair_id", "str", None), ("ioeventfd", "bool", True), ("modern-pio-notify", "bool", False)),
     *(("multifunction", "bool", False), ("notify_on_empty", "bool", True), ("rombar", "int32", -1)),
     *(("romfile", "str", None), ("romsize", "uint32", None), ("sriov-pf", "str", None)),
@@ -93,23 +93,33 @@ CONTROLLER_PROPERTIES: Mapping[str, Property] = {
     "max_ports": Property("uint32", 31, USED, "ports the guest can see, 1 to 511"),
     "vectors": Property("uint32", None, USED, "MSI-X vectors; 0: INTx; max_ports + 1 if not given"),
     "unplug": Property("str", "auto", USED, "on: device_del works, MSI-X by messages; off: by eventfds; on, off, auto"),
-    "iommu_platform": Property("bool", True, USED, "offer VIRTIO_F_ACCESS_PLATFORM"),
+    "iommu_platform": Property("bool", None, USED, "offer VIRTIO_F_ACCESS_PLATFORM; on if not given"),
     "event_idx": Property("bool", True, USED, "offer VIRTIO_F_EVENT_IDX"),
     "indirect_desc": Property("bool", True, USED, "offer VIRTIO_F_INDIRECT_DESC"),
     "queue_reset": Property("bool", True, USED, "offer VIRTIO_F_RING_RESET"),
     "emergency-write": Property("bool", True, USED, "offer VIRTIO_CONSOLE_F_EMERG_WRITE"),
     "socket": Property("str", None, USED, "path of the vfio-user socket to listen on"),
     "resize-order": Property("str", "cols-rows", USED, "fields of RESIZE: cols-rows or rows-cols"),
-    "ats": Property("bool", False, FIXED),
-    "disable-modern": Property("bool", False, FIXED),
+    "page-per-vq": Property("bool", False, USED, "a page of 4096 bytes for each queue's doorbell"),
     "in_order": Property("bool", False, FIXED),
     "packed": Property("bool", False, FIXED),
-    "page-per-vq": Property("bool", False, FIXED),
     **{name: Property(kind, default, PASSED_BY) for name, kind, default in _QEMU_HOST_SIDE},
 }
 
+INTERFACE_PROPERTIES: Mapping[str, Property] = {
+    "disable-legacy": Property("str", "auto", USED, "no legacy interface; on, off, auto (interfaces.py)"),
+    "disable-modern": Property("bool", False, USED, "the legacy interface alone"),
+}
+
+INTERFACES_OF_DRIVER: Mapping[str, Mapping[str, object]] = {
+    "virtio-serial-pci-transitional": {"disable-legacy": "off", "disable-modern": False},
+    "virtio-serial-pci-non-transitional": {"disable-legacy": "on", "disable-modern": False},
+}
+"""Controllers whose names say which interfaces they have: they have no such properties."""
+
 DRIVERS: Mapping[str, Mapping[str, Property]] = {
     **dict.fromkeys(CONTROLLERS, CONTROLLER_PROPERTIES),
+    "virtio-serial-pci": {**CONTROLLER_PROPERTIES, **INTERFACE_PROPERTIES},
     "virtserialport": PORT_PROPERTIES,
     "virtconsole": {**PORT_PROPERTIES, **CONSOLE_PROPERTIES},
 }
@@ -159,6 +169,7 @@ def make_device(
     bus = remaining.pop("bus", None)
     bus = keyval.to_string("bus", bus) if bus is not None else None
     properties = {name: spec.default for name, spec in known.items() if spec.role == USED}
+    properties |= INTERFACES_OF_DRIVER.get(driver, {})
     for name, value in remaining.items():
         spec = known.get(name)
         if spec is None:

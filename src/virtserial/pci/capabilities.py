@@ -23,16 +23,16 @@ class Capability(NamedTuple):
     writable: bytes
 
 
-def _area(cfg_type: int, offset: int, more: bytes = b"") -> Capability:
+def _area(cfg_type: int, offset: int, area_size: int = layout.AREA_SIZE, more: bytes = b"") -> Capability:
     """A struct virtio_pci_cap that shows one area of the register BAR."""
     size = _VIRTIO_PCI_CAP.size + len(more)
     head = _VIRTIO_PCI_CAP.pack(
-        layout.PCI_CAP_ID_VNDR, 0, size, cfg_type, layout.REGISTER_BAR, 0, offset, layout.AREA_SIZE
+        layout.PCI_CAP_ID_VNDR, 0, size, cfg_type, layout.REGISTER_BAR, 0, offset, area_size
     )
     return Capability(head + more, bytes(size))
 
 
-def virtio_capabilities() -> list[Capability]:
+def virtio_capabilities(doorbells: layout.DoorbellLayout) -> list[Capability]:
     """The five capabilities of a virtio device, VIRTIO_PCI_CAP_PCI_CFG last."""
     window = _VIRTIO_PCI_CAP.pack(
         layout.PCI_CAP_ID_VNDR, 0, _VIRTIO_PCI_CAP.size + 4, layout.VIRTIO_PCI_CAP_PCI_CFG, 0, 0, 0, 0
@@ -46,7 +46,8 @@ def virtio_capabilities() -> list[Capability]:
         _area(
             layout.VIRTIO_PCI_CAP_NOTIFY_CFG,
             layout.NOTIFY_AREA,
-            struct.pack("<I", layout.NOTIFY_OFF_MULTIPLIER),
+            doorbells.size,
+            struct.pack("<I", doorbells.stride),
         ),
         Capability(window + bytes(4), window_writable),
     ]

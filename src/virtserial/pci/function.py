@@ -69,6 +69,7 @@ class VirtioPciFunction:
         class_code: base class and subclass.
         has_legacy: there is a legacy interface, by which drivers from before virtio 1.0 use the device (pci/legacy.py).
         has_modern: there is a modern interface.  A driver may change to the other one after a reset.
+        page_per_vq: every queue has a page for its doorbell.
 
     Attributes:
         msix_table: the MSI-X table as it was written.
@@ -95,6 +96,7 @@ class VirtioPciFunction:
         class_code: int = layout.PCI_CLASS_COMMUNICATION_OTHER,
         has_legacy: bool = False,
         has_modern: bool = True,
+        page_per_vq: bool = False,
     ) -> None:
         if not 0 <= vectors <= layout.MAX_VECTORS:
             raise ConfigError(f"vectors={vectors}: MSI-X has 0 to {layout.MAX_VECTORS} vectors")
@@ -103,8 +105,9 @@ class VirtioPciFunction:
         self.device = device
         self.interrupts = Interrupts(vectors, account)
         self.ring_doorbell = device.notify
+        doorbells = layout.DoorbellLayout.of(device.num_queues, page_per_vq=page_per_vq)
         self.doorbell_offsets = {
-            layout.NOTIFY_AREA + layout.NOTIFY_OFF_MULTIPLIER * index: index
+            layout.NOTIFY_AREA + doorbells.stride * index: index
             for index in range(device.num_queues if has_modern else 0)
         }
         self._other_ignored = 0
@@ -115,8 +118,8 @@ class VirtioPciFunction:
             io_size = bar_size(device, vectors)
             bars.append(Bar(layout.LEGACY_BAR, io_size, is_64_bit=False, prefetchable=False, is_io=True))
         if has_modern:
-            capabilities += virtio_capabilities()
-            bars.append(Bar(layout.REGISTER_BAR, layout.REGISTER_BAR_SIZE, is_64_bit=True, prefetchable=True))
+            capabilities += virtio_capabilities(doorbells)
+            bars.append(Bar(layout.REGISTER_BAR, doorbells.bar_size, is_64_bit=True, prefetchable=True))
         if vectors:
             capabilities.append(msix_capability(self._msix))
             bars.append(Bar(layout.MSIX_BAR, self._msix.bar_size, is_64_bit=False, prefetchable=False))
@@ -278,7 +281,7 @@ class VirtioPciFunction:
             self.common.write(at, data)
         elif area == layout.DEVICE_AREA and at < self.device.config_size:
             self.device.write_config(at, bytes(data))
-        elif area == layout.NOTIFY_AREA and len(data) == 2 and offset in self.doorbell_offsets:
+        elif len(data) == 2 and offset in self.doorbell_offsets:
             self.ring_doorbell(self.doorbell_offsets[offset])
         else:
             self._other_ignored += 1

@@ -64,9 +64,25 @@ COMMON_AREA: Final = 0x0000
 ISR_AREA: Final = 0x1000
 DEVICE_AREA: Final = 0x2000
 NOTIFY_AREA: Final = 0x3000
-REGISTER_BAR_SIZE: Final = 0x4000
-NOTIFY_OFF_MULTIPLIER: Final = 4
-MAX_QUEUES: Final = AREA_SIZE // NOTIFY_OFF_MULTIPLIER
+DOORBELL_SIZE: Final = 4
+MAX_QUEUES: Final = AREA_SIZE // DOORBELL_SIZE
+
+
+class DoorbellLayout(NamedTuple):
+    """The doorbells in the register BAR: `stride` bytes from one to the next, in an area of `size` bytes."""
+
+    stride: int
+    size: int
+
+    @classmethod
+    def of(cls, queues: int, *, page_per_vq: bool) -> DoorbellLayout:
+        """The layout for so many queues.  `page_per_vq`: a page for each, so that a VMM can map one without another."""
+        return cls(AREA_SIZE, queues * AREA_SIZE) if page_per_vq else cls(DOORBELL_SIZE, AREA_SIZE)
+
+    @property
+    def bar_size(self) -> int:
+        """Bytes of the register BAR."""
+        return 1 << (NOTIFY_AREA + self.size - 1).bit_length()
 
 
 class MsixLayout(NamedTuple):

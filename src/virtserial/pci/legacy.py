@@ -14,7 +14,7 @@
 | 20 or 24 | | device-specific configuration | it moves when MSI-X is enabled or disabled |
 
 Fields are in the guest's byte order, and here little-endian: machines whose guests may use another get no legacy
-interface (options/interface.py).  A write of another width than its register's is ignored and counted.
+interface (options/interfaces.py).  A write of another width than its register's is ignored and counted.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ from virtserial.memory.file_status import status_of
 from virtserial.memory.state import StateMemory
 from virtserial.state.device_state import load, save, size_limit
 from virtserial.virtio.features import (
+    LEGACY_FEATURES,
     TRANSPORT_FEATURES,
     VIRTIO_F_ACCESS_PLATFORM,
+    VIRTIO_F_ANY_LAYOUT,
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
     VIRTIO_F_RING_RESET,
@@ -48,7 +50,7 @@ FAULT_GRACE: Final = 0.02
 
 
 def _features(config: Controller) -> int:
-    features = TRANSPORT_FEATURES
+    features = TRANSPORT_FEATURES | (VIRTIO_F_ANY_LAYOUT if config.legacy else 0)
     for offered, bit in (
         (config.iommu_platform, VIRTIO_F_ACCESS_PLATFORM),
         (config.event_idx, VIRTIO_F_EVENT_IDX),
@@ -57,7 +59,7 @@ def _features(config: Controller) -> int:
     ):
         if not offered:
             features &= ~bit
-    return features
+    return features if config.modern else features & LEGACY_FEATURES
 
 
 class GuestDevice:

@@ -73,6 +73,9 @@ class VfioUserFront(VirtioPciFunction):
             vectors=config.vectors,
             account=owner.ledger.account,
             message_writer=self if config.unplug else None,
+            has_legacy=config.legacy,
+            has_modern=config.modern,
+            page_per_vq=config.page_per_vq,
         )
         self._server = Server(self, state, migratable=owner, controller=owner.index, ledger=owner.ledger)
         self.saved = PciState(self)
