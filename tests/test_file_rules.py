@@ -7,7 +7,7 @@ import re
 import pytest
 from support.places import ROOT
 
-ROOMS = ("memory", "virtio", "console", "pci", "vfio_user", "state", "options", "machine", "dropin")
+ROOMS = ("memory", "virtio", "console", "pci", "vfio_user", "vhost_user", "state", "options", "machine", "dropin")
 PACKAGE = ROOT / "src" / "virtserial"
 DECLARES = "declares constants, records or Protocols; whoever uses them is tested"
 ELSEWHERE = {
@@ -35,6 +35,9 @@ ELSEWHERE = {
     "vfio_user/journal.py": ("tests/vfio_user/test_server.py", "what a server's successor reads"),
     "vfio_user/migration_client.py": ("tests/vfio_user/test_migration.py", "the client's half of the same protocol"),
     "vfio_user/wire.py": ("tests/vfio_user/test_negotiation.py", DECLARES),
+    "vhost_user/backend.py": ("tests/vhost_user/test_server.py", DECLARES),
+    "vhost_user/records.py": ("tests/vhost_user/test_server.py", DECLARES),
+    "vhost_user/wire.py": ("tests/vhost_user/test_server.py", DECLARES),
     "state/fields.py": ("tests/state/test_envelope.py", "refuses what somebody has changed in a state"),
     "state/pci_state.py": ("tests/state/test_device_state.py", "a part of the same state"),
     "options/monitor_options.py": ("tests/monitor/test_monitor_qmp.py", "needs a running monitor"),

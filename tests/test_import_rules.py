@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "loop", "accounting", "closing", "handler"},
     {"memory", "virtio", "console", "pci"},
     {"state"},
-    {"vfio_user"},
+    {"vfio_user", "vhost_user"},
     {"channel"},
     {"host_end", "chardev"},
     {"options"},
@@ -39,6 +39,8 @@ WITHIN = {
     "virtio": {"memory"},
     "console": {"memory", "virtio"},
     "pci": {"memory", "virtio"},
+    "vfio_user": set(),
+    "vhost_user": set(),
     "host_end": set(),
     "chardev": set(),
 }

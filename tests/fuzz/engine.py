@@ -31,6 +31,8 @@ TARGETS = {
     "vfio_requests": "fuzz.peer_targets",
     "vfio_version": "fuzz.peer_targets",
     "vfio_client": "fuzz.peer_targets",
+    "vhost_requests": "fuzz.vhost_targets",
+    "vhost_client": "fuzz.vhost_targets",
     "json_stream": "fuzz.text_targets",
     "qmp": "fuzz.text_targets",
     "readline": "fuzz.text_targets",

@@ -58,6 +58,10 @@ BOUNDS = {
         ("memory/table.py", "before.iova + before.size > iova"),
         ("vfio_user/server.py", "len(data) != access.count"),
     ],
+    "vhost_requests": [
+        ("vhost_user/server.py", "index >= len(self.vrings)"),
+        ("vhost_user/server.py", "size <= self.device.max_queue_size"),
+    ],
 }
 WITHOUT_A_CHECK = """
 from fuzz import engine
