@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src"
-ROOMS = ("memory", "virtio", "console", "vfio_user")
-DRIVER_SIDE = ("virtio/ring/split/driver.py", "vfio_user/client.py")
+ROOMS = ("memory", "virtio", "console", "vfio_user", "vhost_user")
+DRIVER_SIDE = ("virtio/ring/split/driver.py", "vfio_user/client.py", "vhost_user/client.py")
 """What a guest's driver cannot reach; the tests of these alone are tried."""
 LIMIT = 240
 """Seconds; half of it as CPU time."""
@@ -46,6 +46,7 @@ TESTS = {
     "vfio_user/client.py": ("tests/vfio_user/test_checks.py", "tests/vfio_user/test_client.py",),
     "vfio_user/stream.py": ("tests/vfio_user/test_stream.py",),
     "vfio_user/dma.py": ("tests/vfio_user/test_dma.py",),
+    "vhost_user": ("tests/vhost_user",),
 }
 """By room or file: where a check's tests are."""
 EXPLAINED = {
