@@ -75,13 +75,12 @@ def vhost_client(data):
     source = AnyBytes(data)
     ours, theirs = socket.socketpair()
     try:
-        answers = []
         for request in (wire.VHOST_USER_GET_FEATURES, wire.VHOST_USER_GET_PROTOCOL_FEATURES):
             number = (1 << 64) - 1 if source.u8() & 3 else source.u64()
-            answers.append(wire.message(request, wire.U64.pack(number), wire.REPLY))
+            theirs.sendall(wire.message(request, wire.U64.pack(number), wire.REPLY))
         for request in (wire.VHOST_USER_GET_CONFIG, wire.VHOST_USER_GET_VRING_BASE, wire.VHOST_USER_SET_CONFIG):
-            answers.append(wire.message(request, source.take(source.u8() % 64), wire.REPLY))
-        theirs.sendall(b"".join(answers) + source.rest())
+            theirs.sendall(wire.message(request, source.take(source.u8() % 64), wire.REPLY))
+        theirs.sendall(source.rest())
         theirs.shutdown(socket.SHUT_WR)
         with_front_end = FrontEnd(ours, timeout=0.5)
         assert len(with_front_end.get_config(0, 12)) == 12
