@@ -68,24 +68,50 @@ def test_a_refusal_is_an_error_and_the_connection_stays(front_end):
     assert front_end.get(wire.VHOST_USER_GET_QUEUE_NUM) == 10
 
 
+GOOD = [
+    wire.message(wire.VHOST_USER_GET_FEATURES, wire.U64.pack(wire.VHOST_USER_F_PROTOCOL_FEATURES), wire.REPLY),
+    wire.message(wire.VHOST_USER_GET_PROTOCOL_FEATURES, bytes(8), wire.REPLY),
+    wire.message(wire.VHOST_USER_GET_VRING_BASE, wire.pack(wire.VringState(1, 7)), wire.REPLY),
+    wire.message(wire.VHOST_USER_GET_CONFIG, wire.CONFIG.pack(0, 4, 0) + b"abcd", wire.REPLY),
+]
+
+
+def converse(answers):
+    """What our front end makes of a back end's answers."""
+    theirs, ours = socket.socketpair()
+    ours.sendall(b"".join(answers))
+    ours.shutdown(socket.SHUT_WR)
+    try:
+        front_end = FrontEnd(theirs, timeout=5)
+        return front_end.stop_vring(1), front_end.get_config(0, 4)
+    finally:
+        theirs.close()
+        ours.close()
+
+
+def test_good_answers_are_taken():
+    assert converse(GOOD) == (7, b"abcd")
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("place", "answer"),
     [
-        b"",
-        wire.message(2, bytes(8), wire.REPLY),
-        wire.message(1, bytes(8)),
-        wire.message(1, bytes(4), wire.REPLY),
-        wire.message(1, bytes(8), wire.REPLY),
-        wire.Header(1, 5, 1 << 30).pack(),
+        (0, b""),
+        (0, GOOD[1]),
+        (0, wire.message(1, wire.U64.pack(1 << 30))),
+        (0, wire.message(1, bytes(4), wire.REPLY)),
+        (0, wire.message(1, bytes(8), wire.REPLY)),
+        (0, wire.Header(1, 5, wire.MAX_PAYLOAD + 1).pack() + wire.U64.pack(1 << 30) + bytes(wire.MAX_PAYLOAD - 7)),
+        (2, wire.message(11, wire.pack(wire.VringState(2, 7)), wire.REPLY)),
+        (2, wire.message(11, bytes(4), wire.REPLY)),
+        (3, wire.message(24, b"", wire.REPLY)),
+        (3, wire.message(24, wire.CONFIG.pack(4, 4, 0) + b"abcd", wire.REPLY)),
+        (3, wire.message(24, wire.CONFIG.pack(0, 4, 0) + b"abcde", wire.REPLY)),
     ],
 )
-def test_a_back_end_that_lies_is_an_error(answer):
-    theirs, ours = socket.socketpair()
-    ours.sendall(answer)
-    ours.shutdown(socket.SHUT_WR)
+def test_a_back_end_that_lies_is_an_error(place, answer):
     with pytest.raises(PeerError):
-        FrontEnd(theirs, timeout=5)
-    ours.close()
+        converse([*GOOD[:place], answer, *GOOD[place + 1 :]])
 
 
 def test_descriptors_in_an_answer_are_closed():
