@@ -15,6 +15,9 @@ class HoldingHost(FakeHost):
 
     held = False
 
+    def report_end(self):
+        pass
+
     def hold_input(self):
         self.held = True
         return True

@@ -42,6 +42,26 @@ def test_connection_in_the_place_of_the_one_before_is_told_before_bytes_that_wer
         assert early_ends(guest, folder, TRIES) == 0
 
 
+@pytest.mark.parametrize(("is_open", "data"), [(False, b""), (True, b""), (True, b"last words")])
+def test_hang_up_is_told_before_bytes_that_were_sent_later(device, folder, is_open, data):
+    """Port b's host sends something, or nothing, and leaves; then port a's host sends."""
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "a") as host:
+        a, b = guest.open("a"), guest.port("b")
+        received = guest.open("b") if is_open else None
+        guest.run_until(lambda: a.port.host_connected)
+        late = 0
+        for number in range(TRIES):
+            with connect(folder / "b") as leaving:
+                guest.run_until(lambda: b.host_connected)
+                leaving.sendall(data)
+            host.sendall(b"r")
+            guest.run_until(lambda wanted=number + 1: len(a.data) >= wanted)
+            late += b.host_connected
+            guest.run_until(lambda: not b.host_connected)
+        assert late == 0
+        assert received is None or received.data == data * TRIES
+
+
 def test_accepted_client_outlives_its_worker(device, folder):
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest, connect(folder / "b") as host:
         received = guest.open("b")

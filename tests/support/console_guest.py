@@ -56,6 +56,9 @@ class FakeHost:
     def wait_readable(self):
         return False
 
+    def report_end(self):
+        pass
+
     def hold_input(self):
         return False
 

@@ -34,7 +34,11 @@ def connect(path):
     """A host's connection to a socket chardev."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(10)
-    connection.connect(str(path))
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
     return connection
 
 

@@ -377,6 +377,7 @@ class Port:
                 self.misdirected += 1
                 owner.signal(queue)
                 return True
+            host.report_end()
             return False
         self._receive_pace.filled(used)
         self.misdirected += batch.odd
@@ -389,7 +390,10 @@ class Port:
         if moment and host.hold_input():
             self._moderation.look_again(self._look_for_input, moment)
             return False
-        return not host.wait_readable()
+        if host.wait_readable():
+            return False
+        host.report_end()
+        return True
 
     def _wait_for_buffers(self, ring: DeviceRing) -> bool:
         """The receiveq is empty: look again soon, or ask for a doorbell."""

@@ -98,6 +98,10 @@ class HostEnd(Protocol):
         """
         ...
 
+    def report_end(self) -> None:
+        """The last read was short: if that was the end of the stream, `listener.host_closed` comes now."""
+        ...
+
     def wait_readable(self) -> bool:
         """The last read was short: whether `listener.host_readable` will tell of more.  False: another try will."""
         ...

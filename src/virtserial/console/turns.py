@@ -125,6 +125,9 @@ class Turns:
             if not ready or self._dropped is not None or not owner.live:
                 break
             self._turn_of(ready.popleft())
+            if first:
+                # What this port has to tell by a control message the guest learns before what others receive.
+                break
         if (ready or first) and self._dropped is None:
             self._ask()
 

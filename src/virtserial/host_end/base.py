@@ -90,6 +90,12 @@ class HostEnd:
         """
         raise NotImplementedError
 
+    def report_end(self) -> None:
+        """The last read was short: call `listener.host_closed` now if that was the end of the stream.
+
+        Otherwise it comes in a turn of the loop, when others may have moved what their hosts did later.
+        """
+
     def wait_readable(self) -> bool:
         """The last read was short: return whether `listener.host_readable` reports more.  False: try again."""
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import socket
 import struct
 import termios
 from typing import TYPE_CHECKING
@@ -36,8 +37,12 @@ class EndingStream(HostEnd):
         self.readable = False
         self._loop.add_turn(self._deliver_closed)
 
+    def report_end(self) -> None:
+        if self._finishing:
+            self._deliver_closed()
+
     def _deliver_closed(self) -> None:
-        if self._closed:
+        if self._closed or self.ended:
             return
         self.input_discarded += self._unread_bytes()
         self.connected = False
@@ -67,3 +72,16 @@ def unread_bytes(fd: int) -> int:
         return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
     except OSError:
         return 0
+
+
+def has_ended(fd: int) -> bool:
+    """Whether a socket's stream has ended and nothing of it is unread; FIONREAD is also 0 before urgent data."""
+    peer = socket.socket(fileno=fd)
+    try:
+        return not peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        peer.detach()

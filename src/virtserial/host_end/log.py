@@ -83,6 +83,9 @@ class LoggedHostEnd(HostEnd):
     def readv(self, buffers: Sequence[memoryview]) -> int:
         return self._end.readv(buffers)
 
+    def report_end(self) -> None:
+        self._end.report_end()
+
     def wait_readable(self) -> bool:
         return self._end.wait_readable()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from virtserial.accounting import Account
 from virtserial.errors import BackendError
 from virtserial.host_end.buffers import IOV_MAX
-from virtserial.host_end.ending import EndingStream, unread_bytes
+from virtserial.host_end.ending import EndingStream, has_ended, unread_bytes
 from virtserial.loop import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 
 if TYPE_CHECKING:
@@ -152,10 +152,13 @@ class DescriptorStream(EndingStream):
         if events & (EPOLLIN | EPOLLRDHUP | HANG_UP) and not self._finishing and not self._closed:
             self.readable = True
             self.listener.host_readable()
+        elif self._finishing:
+            self._deliver_closed()
 
     def _output_event(self, events: int) -> None:
         if events & HANG_UP:
             self._finish()
+            self._deliver_closed()
         elif events & EPOLLOUT:
             self._unblock()
 
@@ -191,11 +194,16 @@ class DescriptorStream(EndingStream):
 
     def wait_readable(self) -> bool:
         """Arm epoll again: bytes that are there already raise an event, too."""
-        if self._read_fd not in self._watched or self._finishing:
+        if self._read_fd not in self._watched or self._finishing or self._input_ended:
             return False
         self.readable = self._held = False
         self._rewatch_input()
         return True
+
+    def report_end(self) -> None:
+        if self._input_ended and self._read_fd is not None and not self._closed and has_ended(self._read_fd):
+            self._finish()
+        super().report_end()
 
     def hold_input(self) -> bool:
         """Suppress events until the port reads: each would wake this process for a piece of what comes."""

@@ -55,6 +55,9 @@ class KeepingHost:
     def readv(self, buffers: Sequence[memoryview]) -> int:
         return 0
 
+    def report_end(self) -> None:
+        pass
+
     def wait_readable(self) -> bool:
         return False
 
