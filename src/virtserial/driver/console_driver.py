@@ -44,6 +44,7 @@ from virtserial.virtio.features import (
     VIRTIO_F_VERSION_1,
 )
 from virtserial.virtio.ring.split.driver import DriverQueue, QueueLayout
+from virtserial.virtio.ring.split.layout import LEGACY_RING_ALIGNMENT, USED_RING_ALIGNMENT
 from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class ConsoleDriver:
         plan: buffers of each port.
         features: accepted if the device offers them.
         required: the driver refuses a device without these features.
+        legacy: `transport` is a legacy interface.
 
     Attributes:
         ports: by number, those that are plugged in.
@@ -112,6 +114,7 @@ class ConsoleDriver:
         plan: BufferPlan | None = None,
         features: int = DRIVER_FEATURES,
         required: int = VIRTIO_F_VERSION_1,
+        legacy: bool = False,
     ) -> None:
         self.ports: dict[int, Port] = {}
         self.features = 0
@@ -122,7 +125,8 @@ class ConsoleDriver:
         self._memory = memory or DmaMemory(transport)
         self._plan = plan or BufferPlan()
         self._wanted = features
-        self._required = required | VIRTIO_F_VERSION_1
+        self._legacy = legacy
+        self._required = required & ~VIRTIO_F_VERSION_1 if legacy else required | VIRTIO_F_VERSION_1
         self._live = False
         self._control: ControlQueues | None = None
         self._queues: dict[int, DriverQueue[DmaBuffer]] = {}
@@ -186,6 +190,8 @@ class ConsoleDriver:
             names = [name for bit, name in _NEEDED.items() if bit & missing] or [f"feature bits {missing:#x}"]
             raise PeerError(f"device: it does not offer {', '.join(names)}")
         transport.write_features(self.features)
+        if self._legacy:
+            return  # It knows no FEATURES_OK.
         transport.write_status(status | FEATURES_OK)
         if not transport.read_status() & FEATURES_OK:
             raise PeerError(f"device: it refuses the features {self.features:#x}, a subset of its own")
@@ -194,17 +200,23 @@ class ConsoleDriver:
         transport = self._transport
         self.max_ports = self._count_ports() if self.features & VIRTIO_CONSOLE_F_MULTIPORT else 1
         count = queue_count(self.max_ports) if self.features & VIRTIO_CONSOLE_F_MULTIPORT else 2
-        sizes = [min(transport.queue_max_size(index), MAX_QUEUE_SIZE) for index in range(count)]
+        sizes = [transport.queue_max_size(index) for index in range(count)]
+        if not self._legacy:
+            sizes = [min(size, MAX_QUEUE_SIZE) for size in sizes]
         for index, size in enumerate(sizes):
             if not size:
                 raise PeerError(f"device: queue {index} does not exist, {self.max_ports} ports take {count} queues")
         transport.connect_interrupts(self, range(count))
-        address, view = self._memory.allocate(sum(QueueLayout.of(size).length for size in sizes))
+        alignment = LEGACY_RING_ALIGNMENT if self._legacy else USED_RING_ALIGNMENT
+        lengths = [QueueLayout.of(size, alignment).length for size in sizes]
+        address, view = self._memory.allocate(sum(lengths))
         event_idx = bool(self.features & VIRTIO_F_EVENT_IDX)
         start = 0
-        for index, size in enumerate(sizes):
-            queue: DriverQueue[DmaBuffer] = DriverQueue(view[start:], address + start, size, event_idx=event_idx)
-            start += QueueLayout.of(size).length
+        for index, (size, length) in enumerate(zip(sizes, lengths, strict=True)):
+            queue: DriverQueue[DmaBuffer] = DriverQueue(
+                view[start:], address + start, size, event_idx=event_idx, alignment=alignment
+            )
+            start += length
             self._queues[index] = queue
             transport.enable_queue(index, queue)
         if self.features & VIRTIO_CONSOLE_F_MULTIPORT:

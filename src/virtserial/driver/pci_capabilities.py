@@ -8,7 +8,6 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from virtserial.console.wire import VIRTIO_ID_CONSOLE
 from virtserial.errors import PeerError
 from virtserial.pci.layout import (
     PCI_CAP_ID_MSIX,
@@ -22,6 +21,7 @@ from virtserial.pci.layout import (
     PCI_STATUS_CAP_LIST,
     PCI_VENDOR_ID,
     PCI_VENDOR_ID_REDHAT_QUMRANET,
+    TRANSITIONAL_DEVICE_IDS,
     VIRTIO_PCI_CAP_COMMON_CFG,
     VIRTIO_PCI_CAP_DEVICE_CFG,
     VIRTIO_PCI_CAP_ISR_CFG,
@@ -31,10 +31,9 @@ from virtserial.pci.layout import (
 from virtserial.vfio_user.wire import VFIO_PCI_CONFIG_REGION_INDEX
 
 if TYPE_CHECKING:
-    from virtserial.driver.access import DeviceAccess
+    from collections.abc import Iterator
 
-VIRTIO_PCI_TRANSITIONAL_DEVICE_IDS: Final = {VIRTIO_ID_CONSOLE: 0x1003}
-"""Transitional functions have another id and the same capabilities (4.1.2.1)."""
+    from virtserial.driver.access import DeviceAccess
 
 MSIX_TABLE_SIZE: Final = 0x07FF
 
@@ -56,13 +55,18 @@ class Structure(NamedTuple):
     length: int
 
 
+class Msix(NamedTuple):
+    """The MSI-X capability: its offset, 0 for none, and the entries of the table."""
+
+    offset: int = 0
+    vectors: int = 0
+
+
 class Capabilities(NamedTuple):
     """A driver's view of a function's capability list.
 
     Attributes:
         notify_multiplier: bytes between the doorbells of queues with consecutive queue_notify_off.
-        msix: offset of the MSI-X capability, 0 for none.
-        msix_vectors: entries of the MSI-X table.
     """
 
     common: Structure
@@ -70,8 +74,7 @@ class Capabilities(NamedTuple):
     isr: Structure
     device: Structure
     notify_multiplier: int
-    msix: int
-    msix_vectors: int
+    msix: Msix
 
 
 def find_capabilities(access: DeviceAccess, device_id: int) -> Capabilities:
@@ -81,24 +84,12 @@ def find_capabilities(access: DeviceAccess, device_id: int) -> Capabilities:
         PeerError: the device has another type, or breaks a rule of 4.1.4.
     """
 
-    def config(offset: int, length: int) -> int:
-        return int.from_bytes(access.region_read(VFIO_PCI_CONFIG_REGION_INDEX, offset, length), "little")
-
-    vendor, device = config(PCI_VENDOR_ID, 2), config(PCI_DEVICE_ID, 2)
-    known = (VIRTIO_PCI_DEVICE_ID_BASE + device_id, VIRTIO_PCI_TRANSITIONAL_DEVICE_IDS.get(device_id))
-    if vendor != PCI_VENDOR_ID_REDHAT_QUMRANET or device not in known:
-        raise PeerError(f"device: PCI id {vendor:04x}:{device:04x} is not virtio device type {device_id}")
+    check_identity(access, device_id)
     structures: dict[int, Structure] = {}
-    multiplier = msix = msix_vectors = 0
-    seen: set[int] = set()
-    pointer = config(PCI_CAPABILITY_LIST, 1) & 0xFC if config(PCI_STATUS, 2) & PCI_STATUS_CAP_LIST else 0
-    while pointer:
-        if pointer < PCI_FIRST_CAPABILITY or pointer in seen:
-            raise PeerError(f"device: capability list comes to {pointer:#x}, inside the header or seen before")
-        seen.add(pointer)
-        kind, following = config(pointer, 1), config(pointer + 1, 1)
-        if kind == PCI_CAP_ID_MSIX and not msix:
-            msix, msix_vectors = pointer, (config(pointer + PCI_MSIX_FLAGS, 2) & MSIX_TABLE_SIZE) + 1
+    multiplier, msix = 0, Msix()
+    for pointer, kind in _capability_list(access):
+        if kind == PCI_CAP_ID_MSIX and not msix.offset:
+            msix = _msix_at(access, pointer)
         elif kind == PCI_CAP_ID_VNDR and pointer + _PCI_CAP.size <= PCI_CONFIG_SPACE_SIZE:
             data = access.region_read(VFIO_PCI_CONFIG_REGION_INDEX, pointer, _PCI_CAP.size)
             _, _, cap_length, cfg_type, bar, _, offset, length = _PCI_CAP.unpack(data)
@@ -108,8 +99,7 @@ def find_capabilities(access: DeviceAccess, device_id: int) -> Capabilities:
                 if cfg_type == VIRTIO_PCI_CAP_NOTIFY_CFG:
                     if cap_length < _PCI_CAP.size + 4:
                         raise PeerError(f"device: notify capability of {cap_length} bytes, it takes 20")
-                    multiplier = config(pointer + _PCI_CAP.size, 4)
-        pointer = following & 0xFC
+                    multiplier = _config(access, pointer + _PCI_CAP.size, 4)
     if multiplier & (multiplier - 1) or multiplier == 1:
         raise PeerError(f"device: notify_off_multiplier {multiplier} is neither 0 nor an even power of 2 (4.1.4.4.1)")
     missing = sorted(set(_LEAST_LENGTH) - set(structures))
@@ -122,8 +112,56 @@ def find_capabilities(access: DeviceAccess, device_id: int) -> Capabilities:
         structures[VIRTIO_PCI_CAP_DEVICE_CFG],
         multiplier,
         msix,
-        msix_vectors,
     )
+
+
+def find_msix(access: DeviceAccess) -> Msix:
+    """Return the MSI-X capability of a function, whatever else is in its list.
+
+    Raises:
+        PeerError: the list is none.
+    """
+    return next((_msix_at(access, at) for at, kind in _capability_list(access) if kind == PCI_CAP_ID_MSIX), Msix())
+
+
+def check_identity(access: DeviceAccess, device_id: int) -> bool:
+    """Whether a function of virtio device type `device_id` is transitional: it may have a legacy interface.
+
+    Raises:
+        PeerError: it is another device.
+    """
+    vendor, device = _config(access, PCI_VENDOR_ID, 2), _config(access, PCI_DEVICE_ID, 2)
+    transitional = TRANSITIONAL_DEVICE_IDS.get(device_id)
+    if vendor != PCI_VENDOR_ID_REDHAT_QUMRANET or device not in (VIRTIO_PCI_DEVICE_ID_BASE + device_id, transitional):
+        raise PeerError(f"device: PCI id {vendor:04x}:{device:04x} is not virtio device type {device_id}")
+    return device == transitional
+
+
+def has_modern_interface(access: DeviceAccess) -> bool:
+    """Whether there is some virtio structure; without one there is the legacy interface alone."""
+    return any(kind == PCI_CAP_ID_VNDR for _, kind in _capability_list(access))
+
+
+def _config(access: DeviceAccess, offset: int, length: int) -> int:
+    return int.from_bytes(access.region_read(VFIO_PCI_CONFIG_REGION_INDEX, offset, length), "little")
+
+
+def _capability_list(access: DeviceAccess) -> Iterator[tuple[int, int]]:
+    """(offset, id) of each capability."""
+    seen: set[int] = set()
+    has_list = _config(access, PCI_STATUS, 2) & PCI_STATUS_CAP_LIST
+    pointer = _config(access, PCI_CAPABILITY_LIST, 1) & 0xFC if has_list else 0
+    while pointer:
+        if pointer < PCI_FIRST_CAPABILITY or pointer in seen:
+            raise PeerError(f"device: capability list comes to {pointer:#x}, inside the header or seen before")
+        seen.add(pointer)
+        kind, following = _config(access, pointer, 1), _config(access, pointer + 1, 1)
+        yield pointer, kind
+        pointer = following & 0xFC
+
+
+def _msix_at(access: DeviceAccess, offset: int) -> Msix:
+    return Msix(offset, (_config(access, offset + PCI_MSIX_FLAGS, 2) & MSIX_TABLE_SIZE) + 1)
 
 
 def _checked(access: DeviceAccess, cfg_type: int, structure: Structure) -> Structure:

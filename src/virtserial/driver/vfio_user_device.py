@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from virtserial.console.wire import VIRTIO_ID_CONSOLE
 from virtserial.driver.console_driver import DRIVER_FEATURES, ConsoleDriver
 from virtserial.driver.dma import DmaMemory
+from virtserial.driver.legacy_function import LegacyFunction
+from virtserial.driver.pci_capabilities import check_identity, has_modern_interface
 from virtserial.driver.pci_function import PciFunction
 from virtserial.errors import PeerError
 from virtserial.vfio_user.client import Client
@@ -48,6 +50,7 @@ def open_vfio_user_device(
     features: int = DRIVER_FEATURES,
     sealed: bool = True,
     shared: bool = True,
+    legacy: bool | None = None,
     timeout: float = 5.0,
 ) -> ConsoleDriver:
     """Connect to a vfio-user server and return a driver for its console device; `start` it.
@@ -55,6 +58,7 @@ def open_vfio_user_device(
     Args:
         sealed: seal the DMA memory against shrinking, so that the device may map it.
         shared: hand the DMA memory's file to the device; else the device accesses it by messages.
+        legacy: use the legacy interface; None: only if there is no other.
         timeout: seconds to wait for any answer.
 
     Raises:
@@ -66,10 +70,15 @@ def open_vfio_user_device(
     except OSError as error:
         raise PeerError(f"{path_or_socket}: {error.strerror or error}", error.errno or errno.EIO) from error
     try:
-        function = PciFunction(client, loop, VIRTIO_ID_CONSOLE)
+        if legacy is None:
+            legacy = check_identity(client, VIRTIO_ID_CONSOLE) and not has_modern_interface(client)
+        interface = LegacyFunction if legacy else PciFunction
+        function = interface(client, loop, VIRTIO_ID_CONSOLE)
     except BaseException:
         loop.unwatch(client.fileno())
         client.close()
         raise
     messages.memory = DmaMemory(function, sealed=sealed, shared=shared)
-    return ConsoleDriver(function, listener, memory=messages.memory, plan=plan, features=features)
+    return ConsoleDriver(
+        function, listener, memory=messages.memory, plan=plan, features=features, legacy=legacy
+    )

@@ -22,6 +22,7 @@ from virtserial.virtio.ring.split.layout import (
     MAX_QUEUE_SIZE,
     USED_FLAGS,
     USED_IDX,
+    USED_RING_ALIGNMENT,
     USED_RING_OFFSET,
     VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_INDIRECT,
@@ -32,6 +33,7 @@ from virtserial.virtio.ring.split.layout import (
     descriptor_table_size,
     event_needed,
     used_ring_size,
+    used_ring_start,
 )
 
 if TYPE_CHECKING:
@@ -62,11 +64,14 @@ class QueueLayout(NamedTuple):
     length: int
 
     @classmethod
-    def of(cls, size: int) -> QueueLayout:
-        """The layout for `size` descriptors, in bytes from the start of the block, and the block's length."""
-        avail = descriptor_table_size(size)
-        used = (avail + avail_ring_size(size) + 3) & ~3
-        return cls(avail, used, (used + used_ring_size(size) + 15) & ~15)
+    def of(cls, size: int, alignment: int = USED_RING_ALIGNMENT) -> QueueLayout:
+        """The layout for `size` descriptors, in bytes from the start of the block, and the block's length.
+
+        Args:
+            alignment: of the used ring; with LEGACY_RING_ALIGNMENT also of the block's length.
+        """
+        used, step = used_ring_start(size, alignment), max(alignment, 16)
+        return cls(descriptor_table_size(size), used, (used + used_ring_size(size) + step - 1) & -step)
 
 
 class DriverQueue(Generic[Token]):
@@ -77,15 +82,24 @@ class DriverQueue(Generic[Token]):
         address: the device's address of `memory`.
         size: entries, a power of 2 up to 32768.
         event_idx: VIRTIO_F_EVENT_IDX was negotiated.
+        alignment: of the used ring, see QueueLayout.
 
     Attributes:
         in_flight: chains that are made available and not yet harvested.
     """
 
-    def __init__(self, memory: memoryview, address: int, size: int, *, event_idx: bool = False) -> None:
+    def __init__(
+        self,
+        memory: memoryview,
+        address: int,
+        size: int,
+        *,
+        event_idx: bool = False,
+        alignment: int = USED_RING_ALIGNMENT,
+    ) -> None:
         if not 0 < size <= MAX_QUEUE_SIZE or size & (size - 1):
             raise StateError(f"split virtqueue of {size} entries: not a power of 2 up to {MAX_QUEUE_SIZE}")
-        layout = QueueLayout.of(size)
+        layout = QueueLayout.of(size, alignment)
         if len(memory) < layout.length or address & 15:
             raise StateError(
                 f"split virtqueue at {address:#x} in {len(memory)} bytes: it takes {layout.length} aligned ones"
