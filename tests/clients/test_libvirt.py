@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.fetched import fetch_or_skip
 from support.guests.host_end import HostEnd
+from support.guests.moved_guest import make_qcow2
 from support.places import SOURCE
 from support.waiting import wait_until
 
@@ -68,6 +69,8 @@ DOMAIN = """
   <devices><emulator>{emulator}</emulator>
     <channel type='unix'><target type='virtio' name='{agent}'/></channel>
     <console type='pty'><target type='virtio'/></console>
+    <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{disk}'/>
+      <target dev='vda' bus='virtio'/></disk>
     <memballoon model='none'/>
   </devices>
 </domain>
@@ -169,19 +172,25 @@ DOMAINS = [
 ]
 
 
+def wait_for_agent(libvirt, domain, seconds=90):
+    ping = ("qemu-agent-command", domain, '{"execute":"guest-ping"}', "--timeout", "5")
+    wait_until(lambda: libvirt.try_virsh(*ping).returncode == 0, seconds, "the agent does not answer")
+
+
 @pytest.fixture(scope="module", params=DOMAINS)
 def domain(request, libvirt, emulators, initramfs):
     """A running domain, whose agent answers; destroyed afterwards."""
     emulator, machine = request.param
     name = f"{emulator}-{machine}"
     xml = libvirt.folder / f"{name}.xml"
+    disk = libvirt.folder / f"{name}.qcow2"
+    make_qcow2(disk, 64 << 20)
     xml.write_text(
         DOMAIN.format(name=name, machine=machine, kernel=guest_image().kernel, initramfs=initramfs, agent=AGENT,
-                      emulator=emulators / emulator)
+                      emulator=emulators / emulator, disk=disk)
     )  # fmt: skip
     libvirt.virsh("create", str(xml))
-    ping = ("qemu-agent-command", name, '{"execute":"guest-ping"}', "--timeout", "5")
-    wait_until(lambda: libvirt.try_virsh(*ping).returncode == 0, 90, "the agent does not answer")
+    wait_for_agent(libvirt, name)
     yield name
     libvirt.virsh("destroy", name)
     assert libvirt.virsh("list", "--name", "--all") == ""
@@ -253,6 +262,58 @@ def test_suspend_resume_and_the_human_monitor(libvirt, domain):
 
 def test_libvirtd_knows_the_agent_s_state_after_a_reset(libvirt, domain):
     libvirt.virsh("reset", domain)
-    ping = ("qemu-agent-command", domain, '{"execute":"guest-ping"}', "--timeout", "5")
-    wait_until(lambda: libvirt.try_virsh(*ping).returncode == 0, 90, "the agent does not answer")
+    wait_for_agent(libvirt, domain)
     assert run_in_guest(libvirt, domain, "echo again") == "again\n"
+
+
+def remember(libvirt, domain):
+    """Write into the guest's memory what a new boot would not have."""
+    run_in_guest(libvirt, domain, "echo the same guest >/run/remembered")
+
+
+def assert_remembered(libvirt, domain):
+    wait_for_agent(libvirt, domain)
+    assert run_in_guest(libvirt, domain, "cat /run/remembered") == "the same guest\n"
+
+
+def test_save_and_restore(libvirt, domain):
+    path = libvirt.folder / f"{domain}.saved"
+    remember(libvirt, domain)
+    libvirt.virsh("save", domain, str(path))
+    assert domain not in libvirt.virsh("list", "--name")
+    libvirt.virsh("restore", str(path))
+    assert_remembered(libvirt, domain)
+    path.unlink()
+
+
+def test_managed_save(libvirt, domain):
+    path = libvirt.folder / f"{domain}.defined"
+    path.write_text(libvirt.virsh("dumpxml", "--inactive", domain))
+    libvirt.virsh("define", str(path))
+    try:
+        remember(libvirt, domain)
+        libvirt.virsh("managedsave", domain)
+        assert libvirt.virsh("domstate", domain) == "shut off"
+        libvirt.virsh("start", domain)
+        assert_remembered(libvirt, domain)
+    finally:
+        libvirt.virsh("undefine", domain)
+
+
+def test_a_snapshot_with_memory(libvirt, domain):
+    remember(libvirt, domain)
+    libvirt.virsh("snapshot-create-as", domain, "one")
+    run_in_guest(libvirt, domain, "rm /run/remembered")
+    libvirt.virsh("snapshot-revert", domain, "one")
+    assert_remembered(libvirt, domain)
+    libvirt.virsh("snapshot-delete", domain, "one")
+
+
+@pytest.mark.parametrize("form", [["--memory-only"], []], ids=["memory-only", "by migration"])
+def test_dump_of_a_domain_that_goes_on(libvirt, domain, form):
+    path = libvirt.folder / f"{domain}.dump"
+    remember(libvirt, domain)
+    libvirt.virsh("dump", domain, str(path), *form)
+    assert path.stat().st_size > 1 << 20
+    assert_remembered(libvirt, domain)
+    path.unlink()

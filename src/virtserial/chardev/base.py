@@ -160,6 +160,10 @@ class Chardev:
     def guest_opened(self) -> None:
         """The guest has opened the port that uses this chardev (a handler process that has ended starts again)."""
 
+    def release(self) -> None:
+        """Close what another process has taken over; names in the file system are its own now."""
+        self.close()
+
     def close(self) -> None:
         """Release everything: descriptors, timers, names in the file system.  Closing twice is harmless."""
 

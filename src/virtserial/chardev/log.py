@@ -95,6 +95,10 @@ class LoggedChardev(Chardev):
     def guest_opened(self) -> None:
         self._backend.guest_opened()
 
+    def release(self) -> None:
+        self._backend.release()
+        self._close_file()
+
     def close(self) -> None:
         self._backend.close()
         self._close_file()

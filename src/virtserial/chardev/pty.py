@@ -78,6 +78,10 @@ class PtyChardev(Chardev):
     def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
         self.terminal = saved["terminal"]
 
+    def release(self) -> None:
+        self.terminal = ""
+        self.close()
+
     def close(self) -> None:
         if self.path is not None and self.terminal:
             with contextlib.suppress(OSError, ConfigError), self.reach.at(self.path) as place:

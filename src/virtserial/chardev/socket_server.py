@@ -179,6 +179,10 @@ class SocketServerChardev(Chardev):
             self.connected = False
             self._watch()
 
+    def release(self) -> None:
+        self._unix_listener = None
+        self.close()
+
     def close(self) -> None:
         self._unwatch()
         self.connected = False

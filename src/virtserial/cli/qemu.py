@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from virtserial.dropin.plan import Plan
 
 EXPLAIN = "--explain"
+TAKE_HOSTS = "--take-hosts-from"
 NAME = "virtserial-qemu"
 ABOUT = {
     "--version": f"{NAME}, virtserial {__version__}, starts:",
-    "--help": f"""usage: {NAME} [--explain] [OPTION OF QEMU...]
+    "--help": f"""usage: {NAME} [--explain | --take-hosts-from PID] [OPTION OF QEMU...]
 
   --explain             must come first: print the command line that QEMU would get, and what virtserial serves
+  --take-hosts-from PID must come first, with -incoming: take the hosts' connections over from the {NAME} on this
+                        machine that the guest leaves; PID is its QEMU's, or the path of its run directory
 
 virtserial serves the virtio-serial controllers, ports, consoles and monitors of QEMU's options; QEMU gets all others as
 they are.  VIRTSERIAL_QEMU names the QEMU.  Its own help:
@@ -60,14 +63,19 @@ def run(words: Sequence[str]) -> None:
     from virtserial.dropin.launch import Streams, exec_qemu, execute, start
     from virtserial.dropin.planner import make_plan
     from virtserial.dropin.program import VersionCheck, architecture_of, find_program
-    from virtserial.dropin.run_folder import choose_run_folder
+    from virtserial.dropin.run_folder import choose_run_folder, run_folder_of
 
     keep_children()
     architecture = architecture_of(sys.argv[0])
     program = find_program(architecture, sys.argv[0])
     streams = Streams()
     run_directory = choose_run_folder()
+    hosts_from = None
+    if words[:1] == [TAKE_HOSTS]:
+        hosts_from, words = run_folder_of("".join(words[1:2])), words[2:]
     plan = make_plan(words, run_directory=run_directory, connect=streams.connect, architecture=architecture)
+    if hosts_from is not None:
+        plan.take_hosts_from(hosts_from)
     for remark in plan.remarks:
         print(f"{NAME}: {remark}", file=sys.stderr)
     if plan.untouched is not None:

@@ -341,6 +341,7 @@ class ConsoleDevice(VirtioDevice):
         """Stand still: no queue is touched and no host end read or written until `resume`."""
         self.paused = True
         self.record.paused = 1
+        self.turns.drop_all()
         self.moderation.clear()
 
     def resume(self) -> None:

@@ -81,11 +81,12 @@ class Turns:
 
     def clear(self) -> None:
         """Forget all: the device was reset."""
-        self._drop_all()
+        self.drop_all()
         self._faulted.clear()
         self._retried.clear()
 
-    def _drop_all(self) -> None:
+    def drop_all(self) -> None:
+        """Drop every turn; one that waits for memory has moved nothing that is not committed."""
         for subject in (*self._first, *self._ready):
             subject.forget_work()
         self._first.clear()
@@ -106,7 +107,7 @@ class Turns:
         self._asked = False
         owner = self._owner
         if owner.paused or not owner.live:
-            self._drop_all()
+            self.drop_all()
             return
         if self._dropped is not None:
             if not self._answered:

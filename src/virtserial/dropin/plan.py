@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from virtserial.errors import ConfigError
 from virtserial.machine.model import Machine
 from virtserial.migration.start import StartOfMachine
 
@@ -51,3 +52,13 @@ class Plan:
     decisions: list[str] = field(default_factory=list)
     start: StartOfMachine = field(default_factory=StartOfMachine)
     name: str = ""
+
+    def take_hosts_from(self, run_directory: str) -> None:
+        """Take the host ends over from another virtserial-qemu.
+
+        Raises:
+            ConfigError: no guest arrives here.
+        """
+        if not self.start.by_stream:
+            raise ConfigError("--take-hosts-from is for a guest that arrives by -incoming")
+        self.start = self.start._replace(take_hosts_from=run_directory)

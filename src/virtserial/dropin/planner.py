@@ -141,7 +141,8 @@ class _Planner:
                 if not ours:
                     return f"-{option.name} without a virtio-serial controller for virtserial"
                 autostart = all(other.name != "S" for other in self._options)
-                self.plan.start = StartOfMachine(is_incoming=True, autostart=autostart)
+                by_stream = self.plan.start.by_stream or option.name == "incoming"
+                self.plan.start = StartOfMachine(is_incoming=True, by_stream=by_stream, autostart=autostart)
         self._note_users(ours)
         self._ours = {name for name, words in self._chardevs.items() if chardevs.is_ours(words)}
         return None

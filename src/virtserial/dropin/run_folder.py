@@ -27,6 +27,30 @@ def choose_run_folder() -> str:
     return os.path.join(parent, f"virtserial-{os.urandom(6).hex()}")
 
 
+def run_folder_of(place: str) -> str:
+    """Return the folder of a virtual machine that runs.
+
+    Args:
+        place: its path, or the process id of the machine's QEMU, whose command line names it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not place.isdecimal():
+        if not os.path.isdir(place):
+            raise ConfigError(f"{place}: no run directory of a virtserial-qemu")
+        return place
+    try:
+        with open(f"/proc/{place}/cmdline", "rb") as file:
+            words = os.fsdecode(file.read())
+    except OSError as error:
+        raise ConfigError(f"process {place}: {error.strerror}") from None
+    found = re.search(rf'"path":"(/[^"]*/{NAME.pattern})/', words)
+    if found is None:
+        raise ConfigError(f"process {place} is no QEMU with a virtio-serial controller of virtserial's")
+    return found[1]
+
+
 def make_run_folder(path: str) -> int:
     """Make the folder, after removing those beside it that nobody uses any more; return what holds it (`hold`).
 

@@ -16,9 +16,14 @@ MAX_CHUNKS: Final = 65536
 
 
 class DirtyLog:
-    """The pages written since the last `take`."""
+    """The pages written since the last `take`.
 
-    def __init__(self) -> None:
+    Args:
+        shared_only: what is stored by messages to the VMM is not logged: the VMM sees that itself.
+    """
+
+    def __init__(self, *, shared_only: bool = False) -> None:
+        self.shared_only = shared_only
         self._chunks: dict[int, int] = {}
         self._everything = False
 

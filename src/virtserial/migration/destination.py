@@ -5,6 +5,7 @@
 | start | QEMU holds the guest (-S), whatever the user wants; the bus listens | |
 | loading | QEMU reads the stream, and our state to us; the controllers take it, paused | QEMU's load fails, QEMU ends |
 | loaded | (QEMU is no longer `inmigrate`) PCI registers and MSI-X tables are set up | one line, and QEMU ends |
+| | host ends are taken from the other side, if that was asked for (hosts.py) | others are opened |
 | | every queue is looked at, and signalled once | |
 | | the guest runs, if it ran on the source and the user has not asked for -S | |
 
@@ -38,10 +39,12 @@ class Arrival:
 
     Args:
         autostart: whether the guest shall run when it is there.
+        take_hosts: called when it is there and does not run yet.
     """
 
-    def __init__(self, machine: MovingMachine, *, autostart: bool) -> None:
+    def __init__(self, machine: MovingMachine, take_hosts: Callable[[], None], *, autostart: bool) -> None:
         self._machine = machine
+        self._take_hosts = take_hosts
         self._autostart = autostart
         self._wake: Callable[[object], None] | None = None
         self._landing = False
@@ -59,7 +62,7 @@ class Arrival:
         while (yield from _status()) == INMIGRATE:
             yield Until(self._look_again_later)
         self._landing = True
-        arrived = yield from machine.set_up()
+        arrived = yield from machine.set_up(self._take_hosts)
         if self._autostart and (arrived is None or arrived.running):
             yield Ask("cont", {})
 

@@ -128,7 +128,10 @@ class MovingMachine:
             payload.check_buses(arrived, list(controllers))
             self._paused = True
             for moved in arrived.controllers:
-                self.devices.load(controllers[moved.bus], moved.state)
+                try:
+                    self.devices.load(controllers[moved.bus], moved.state)
+                except ConfigError as error:
+                    raise ConfigError(f"{controllers[moved.bus].name}: {error}") from None
         except VirtserialError as error:
             log.error("the state of the virtio-serial controllers cannot be loaded: %s", error)
             raise
@@ -185,8 +188,11 @@ class MovingMachine:
 
     # Arriving
 
-    def set_up(self) -> Steps[Payload | None]:
+    def set_up(self, before_run: Callable[[], None] = lambda: None) -> Steps[Payload | None]:
         """What a stream has brought becomes the machine's, and the controllers run; None: it has brought nothing.
+
+        Args:
+            before_run: called when all is done but that.
 
         Raises:
             ConfigError, QmpError: it cannot be; the machine must not run.
@@ -194,6 +200,8 @@ class MovingMachine:
         arrived, self.arrived = self.arrived, None
         if arrived is not None:
             yield from pci_access.borrowed(self._set_up_functions(arrived))
+        before_run()
+        if arrived is not None:
             self.resume(signal=True)
         return arrived
 

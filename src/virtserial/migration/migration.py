@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from virtserial.migration.destination import Arrival
+from virtserial.migration.hosts import HostsGiver, take_hosts
 from virtserial.migration.snapshot import Snapshots
 from virtserial.migration.source import Departures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from virtserial.daemon.keeper.host_hand_over import HostHandOver
     from virtserial.migration.machine import MovingMachine
     from virtserial.migration.start import StartOfMachine
     from virtserial.monitor.steps import Steps, T
@@ -20,17 +23,27 @@ class Migration:
     """
     Args:
         start: what QEMU's command line says.
+        hand_over: of the machine's host ends.
+        run_directory: where other processes ask for them.
 
     Attributes:
         departures, snapshots: see there.
         arrival: see there; None: QEMU has not been started for one.
     """
 
-    def __init__(self, machine: MovingMachine, start: StartOfMachine) -> None:
+    def __init__(
+        self, machine: MovingMachine, start: StartOfMachine, hand_over: HostHandOver, run_directory: str
+    ) -> None:
         self._machine = machine
         self.departures = Departures(machine)
+        self._giver = HostsGiver(machine, self.departures, hand_over, run_directory)
+        self.departures.on_begin = self._giver.listen
         self.snapshots = Snapshots(machine)
-        self.arrival = Arrival(machine, autostart=start.autostart) if start.is_incoming else None
+        self.arrival: Arrival | None = None
+        if start.is_incoming:
+            other = start.take_hosts_from
+            take = (lambda: None) if other is None else partial(take_hosts, hand_over, other)
+            self.arrival = Arrival(machine, take, autostart=start.autostart)
 
     def open(self) -> None:
         """QEMU is about to start, with our object.
@@ -70,5 +83,6 @@ class Migration:
         return status if self.arrival is None else self.arrival.users_status(status)
 
     def close(self) -> None:
-        """Close the bus."""
+        """Close the sockets."""
+        self._giver.close()
         self._machine.close()

@@ -41,10 +41,17 @@ MIGRATION_EVENTS: Final = ("MIGRATION", "MIGRATION_PASS")
 
 
 class Departures:
-    """Migrations from here, one after the other."""
+    """Migrations from here, one after the other.
+
+    Attributes:
+        has_left: the last one is completed, and the guest has not run here since.
+        on_begin: called when one begins.
+    """
 
     def __init__(self, machine: MovingMachine) -> None:
         self._machine = machine
+        self.has_left = False
+        self.on_begin: Callable[[], None] = lambda: None
         self._users: dict[str, bool] | None = None
         self._prepared = self._ending = self._switching = False
         self._waiting: list[Callable[[object], None]] = []
@@ -69,7 +76,8 @@ class Departures:
         machine.running = status["running"] or status["status"] == "suspended"
         machine.outgoing = "QEMU saves without having stopped the machine in between"
         self._users = {name: users[name] for name in OURS}
-        self._prepared = False
+        self._prepared = self.has_left = False
+        self.on_begin()
         try:
             machine.devices.log_writes(True)
             yield from capabilities.set_some(dict.fromkeys(OURS, True))
@@ -135,6 +143,8 @@ class Departures:
 
     def event(self, event: Mapping[str, object]) -> None:
         """QEMU tells of something, on the connection that no client uses."""
+        if event["event"] == "RESUME":
+            self.has_left = False
         if self._users is None:
             return
         if event["event"] == "STOP":
@@ -146,6 +156,7 @@ class Departures:
             elif status in ("completed", "failed", "cancelled"):
                 self._ending = True
                 stays = status != "completed"
+                self.has_left = not stays
                 self._machine.run(self._end(stays=stays), _tell)
 
     def _note_stop(self) -> Steps[None]:

@@ -19,13 +19,17 @@ class StartOfMachine(NamedTuple):
     """
     Attributes:
         is_incoming: QEMU waits for a stream (-incoming), or reads a snapshot first (-loadvm); it has -S and our object.
+        by_stream: it is a stream.
         autostart: whether the guest shall run then.
         qemu_pid: QEMU's process, None if it is not known.
+        take_hosts_from: the run directory of the virtserial-qemu whose host ends are taken.
     """
 
     is_incoming: bool = False
+    by_stream: bool = False
     autostart: bool = True
     qemu_pid: int | None = None
+    take_hosts_from: str | None = None
 
 
 def bus_path(run_directory: str) -> str:

@@ -111,11 +111,16 @@ class JoinedMonitors:
         self.machine.make_migration = self._make_migration
         if self._start.is_incoming:
             self.machine.migration.open()
+        if self._start.take_hosts_from is not None:
+            from virtserial.daemon.keeper.host_hand_over import HostHandOver
+
+            HostHandOver(keeper).expect()
         keeper.guest_open_listener = self._guest_open_changed
         keeper.back_ends.program = "QEMU"
         keeper.quit = self._quit_qemu
 
     def _make_migration(self) -> Migration:
+        from virtserial.daemon.keeper.host_hand_over import HostHandOver
         from virtserial.migration.devices import Devices
         from virtserial.migration.machine import MovingMachine
         from virtserial.migration.migration import Migration
@@ -123,7 +128,7 @@ class JoinedMonitors:
         devices = Devices(self._keeper)
         pid = self._start.qemu_pid
         moving = MovingMachine(self._keeper.loop, devices, self._control.ask, self._run_directory, pid)
-        return Migration(moving, self._start)
+        return Migration(moving, self._start, HostHandOver(self._keeper), self._run_directory)
 
     def _control_ready(self) -> None:
         if self._start.is_incoming:

@@ -48,6 +48,11 @@ class AskedRequests:
     def __contains__(self, request_id: int) -> bool:
         return request_id in self._asked
 
+    @property
+    def last_id(self) -> int:
+        """The id of the newest request without an answer; 0: all are answered."""
+        return next(reversed(self._asked), 0)
+
     def command(self, request_id: int) -> int:
         """What was asked."""
         return self._asked[request_id].command

@@ -367,6 +367,11 @@ class MessageStream:
                 self._poll(select.POLLOUT if self._unsent else select.POLLIN, remaining)
         return True
 
+    def settle(self, seconds: float = REQUEST_TIMEOUT) -> None:
+        """Wait until no request of ours is unanswered; raises as `wait_for`, and PeerError if that takes longer."""
+        if (last := self.asked.last_id) and not self.wait_for(last, seconds):
+            raise PeerError(f"{COMMAND_NAMES[self.asked.command(last)]}: no reply in time", errno.ETIMEDOUT)
+
     def request(self, command: int, payload: bytes, timeout: float = REQUEST_TIMEOUT) -> bytes:
         """Send a request of ours, wait for the reply and return its payload.
 

@@ -187,9 +187,10 @@ class MovedGuest(Guest):
         self._line.switch(self.vm.agent)
         self._channel.wait_for_boot(self._boot_timeout)
 
-    def new_vm(self, *words):
-        """Another virtserial-qemu for the same machine."""
-        vm = Vm([*self.words, *words], self._program)
+    def new_vm(self, *words, take_hosts_from=None):
+        """Another virtserial-qemu for the same machine; it may take the host ends of a Vm over."""
+        taking = () if take_hosts_from is None else ("--take-hosts-from", str(take_hosts_from.process.pid))
+        vm = Vm([*self.words, *words], [*self._program, *taking])
         self._vms.append(vm)
         self._line.add(vm.agent)
         return vm
@@ -206,14 +207,15 @@ class MovedGuest(Guest):
             self._vms.remove(before)
             before.close()
 
-    def migrate(self, traffic=None):
+    def migrate(self, traffic=None, *, take_hosts=False):
         """Move the guest to a new VM, live; return what QEMU says of it.
 
         Args:
             traffic: whose hosts are there before the guest.
+            take_hosts: the hosts' connections go along.
         """
         uri = f"unix:{self.folder}/migration"
-        target = self.new_vm("-incoming", uri)
+        target = self.new_vm("-incoming", uri, take_hosts_from=self.vm if take_hosts else None)
         if traffic is not None:
             traffic.meet(target)
         self.vm.qmp("migrate", uri=uri)
@@ -248,16 +250,23 @@ def _seconds(event):
 
 
 GUEST_STREAMS = """
-import hashlib, os, threading, time
+import hashlib, os, select, threading, time
 TABLE = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(65521 // 32 + 1))[:65521]
 TWICE = TABLE * 2
-counts, wrong = {}, []
+counts, wrong, ends = {}, [], {}
 
 def reader(name, fd):
     position = 0
+    ends[name] = 0
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
     while True:
+        if name.endswith('3'):
+            poller.poll()
         data = os.read(fd, 4096)
         if not data:
+            # The host's end is closed.
+            ends[name] += 1
             time.sleep(0.01)
         if data != TWICE[position % 65521 : position % 65521 + len(data)]:
             wrong.append((name, position, len(data)))
@@ -301,9 +310,10 @@ class CheckedStream:
         self._stopping = self._find_place = False
 
     def meet(self, path):
-        """Connect to where the guest will be."""
-        self._next = socket.socket(socket.AF_UNIX)
-        wait_until(lambda: self._next.connect_ex(str(path)) == 0, complaint=f"{path} takes no connection")
+        """Connect to where the guest will be: a path, or a TCP port of this host."""
+        address = ("127.0.0.1", path) if isinstance(path, int) else str(path)
+        self._next = socket.socket(socket.AF_INET if isinstance(path, int) else socket.AF_UNIX)
+        wait_until(lambda: self._next.connect_ex(address) == 0, complaint=f"{path} takes no connection")
 
     def go_on(self):
         """Go on there."""
@@ -358,10 +368,12 @@ class Traffic:
 
     Args:
         ports: by name, the path in the guest; the host's socket is in the VM's folder, and has the port's name.
+        places: where the hosts connect instead, by name.
     """
 
-    def __init__(self, guest, ports, size=1500, pause=0.006):
+    def __init__(self, guest, ports, size=1500, pause=0.006, places=None):
         self._guest = guest
+        self._places = places
         self.session = guest.session()
         self.session(GUEST_STREAMS)
         for name, path in ports.items():
@@ -377,7 +389,7 @@ class Traffic:
     def meet(self, vm):
         """The hosts connect to where the guest will be: what waits in its rings is for them, and lost without."""
         for stream in self.streams:
-            stream.meet(vm.folder / stream.name)
+            stream.meet(vm.folder / stream.name if self._places is None else self._places[stream.name])
 
     def go_on(self):
         """They go on there."""

@@ -56,6 +56,7 @@ class BackEnds:
         sinks: by id, who else but a port uses a chardev, and takes its connections.
         connections: counts those of chardevs, to tell one from the next.
         preparations: what workers have to read ahead.
+        later: ids of those that are not opened with the others: they may come from another keeper.
         program: what Ctrl-a x ends.
     """
 
@@ -73,6 +74,7 @@ class BackEnds:
         self.chardevs = chardevs
         self.sinks: dict[str, ConnectionSink] = {}
         self.connections = 0
+        self.later: set[str] = set()
         self.preparations: dict[Readable, Preparation] = {}
         self.program = "virtserial"
         self._loop = loop
@@ -90,14 +92,23 @@ class BackEnds:
             ConfigError: one cannot be opened; `close` closes the others.
         """
         for chardev in self.chardevs.values():
-            chardev.report = log.warning
-            chardev.open(self._loop, self)
-            self.prepare_for(chardev)
-            self.let_accept(chardev)
-            if self._path_policy is not None:
-                self._path_policy.allow(chardev.paths())
-            if chardev.announcement:
-                announce(chardev.announcement)
+            if chardev.id not in self.later:
+                self.open_one(chardev, announce)
+
+    def open_one(self, chardev: Chardev, announce: Callable[[str], None]) -> None:
+        """Open one of those to begin with.
+
+        Raises:
+            ConfigError: it cannot be opened.
+        """
+        chardev.report = log.warning
+        chardev.open(self._loop, self)
+        self.prepare_for(chardev)
+        self.let_accept(chardev)
+        if self._path_policy is not None:
+            self._path_policy.allow(chardev.paths())
+        if chardev.announcement:
+            announce(chardev.announcement)
 
     def wait(self) -> None:
         """Wait for the clients that are to be waited for (wait=on).
@@ -106,7 +117,7 @@ class BackEnds:
             ConfigError: the loop was stopped meanwhile.
         """
         for chardev in self.chardevs.values():
-            if chardev.wait:
+            if chardev.wait and chardev.id not in self.later:
                 chardev.wait_connected()
 
     def close(self) -> None:
@@ -162,7 +173,8 @@ class BackEnds:
             self._heartbeat.watch(fd)
         self._workers.send(message, fds)
 
-    def _stop_listening(self, chardev_id: str) -> None:
+    def stop_listening(self, chardev_id: str) -> None:
+        """Have workers take no more clients of a chardev."""
         for _, fds in self._held.all(Listen, chardev_id):
             for fd in fds:
                 self._heartbeat.unwatch(fd)
@@ -173,7 +185,7 @@ class BackEnds:
         """Give a chardev's connections to somebody else than the worker."""
         self.sinks[chardev_id] = sink
         if self._held.find(Listen, chardev_id) is not None:
-            self._stop_listening(chardev_id)
+            self.stop_listening(chardev_id)
             self.chardevs[chardev_id].accept_here()
 
     def accepted(self, message: Accepted, fds: list[int]) -> None:
@@ -313,7 +325,7 @@ class BackEnds:
         self.chardevs[chardev.id] = chardev
         if predecessor.hub is not None:
             predecessor.hub.replace_part(predecessor, chardev)
-        self._stop_listening(chardev.id)
+        self.stop_listening(chardev.id)
         predecessor.close()
         self._held.drop(Connect, chardev.id)
         if not early.pass_on():
@@ -331,7 +343,7 @@ class BackEnds:
 
     def _forget(self, chardev_id: str) -> None:
         """Have nothing of a chardev left, neither here nor in the worker: the next one of its name starts afresh."""
-        self._stop_listening(chardev_id)
+        self.stop_listening(chardev_id)
         self._held.drop(Connect, chardev_id)
         self._workers.send(Disconnect(chardev_id))
 

@@ -78,6 +78,37 @@ class HeldLeft:
 
 
 @record
+class HostsWanted:
+    """What a keeper wants of another one's (host_hand_over.py).
+
+    Attributes:
+        recipes: by chardev's id, its kind and values as text that is equal for equal ones.
+    """
+
+    recipes: Mapping[str, str]
+
+
+@record
+class HostLeft:
+    """A chardev of a port, and its connection if it has one.
+
+    Attributes:
+        descriptors: the connection's.
+    """
+
+    chardev: ChardevLeft
+    connect: Connect | None
+    descriptors: tuple[int, ...]
+
+
+@record
+class HostsLeft:
+    """Those that were wanted and can go."""
+
+    hosts: tuple[HostLeft, ...]
+
+
+@record
 class WorkersLeft:
     """Of the supervisor: what workers have left, and what is counted."""
 

@@ -120,6 +120,14 @@ class Front(Transport, Protocol):
         """
         ...
 
+    def settle(self) -> None:
+        """Wait until the VMM has answered everything that it was asked.
+
+        Raises:
+            PeerError: it does not.
+        """
+        ...
+
     def connect(self, fd: int) -> None:
         """Serve whoever has connected, in place of the one before; `fd` is the front's."""
         ...

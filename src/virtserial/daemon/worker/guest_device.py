@@ -222,16 +222,20 @@ class GuestDevice:
         return save(self.console, self.front.saved)
 
     def load_state(self, data: bytes) -> None:
-        """Load a state into the paused device.
+        """Load a state that a VMM brings into the paused device; what is wrong with it is logged.
 
         Raises:
             ConfigError: it is not valid, or not of a device like this one.
         """
         try:
-            load(self.console, self.front.saved, data)
+            self.take_state(data)
         except ConfigError as error:
             self.log.error("the state is refused: %s", error)
             raise
+
+    def take_state(self, data: bytes) -> None:
+        """Load a state that the keeper brings; raises as `load_state`."""
+        load(self.console, self.front.saved, data)
 
     def log_writes(self, dirty: DirtyLog | None) -> None:
         """Note in `dirty` what is written into guest memory."""

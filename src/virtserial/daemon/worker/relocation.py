@@ -7,7 +7,6 @@ each page that we may have written is stored once more, as it is, by a message t
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from virtserial.errors import AddressError, ConfigError
@@ -20,40 +19,19 @@ TOUCHED_AT_ONCE = 4096
 """Pages between two waits for QEMU, which queues what it has not stored."""
 
 
-def check_memory(device: GuestDevice) -> None:
-    """Whether guest memory is shared: where every access is a message, a turn may wait for an answer when it is to end.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    memory = device.console.memory
-    for queue in device.console.queues:
-        record = queue.record
-        for address in (record.desc_address, record.avail_address, record.used_address) if record.enabled else ():
-            with suppress(AddressError):
-                if not memory.find(address).is_shared:
-                    raise ConfigError(f"{device.name}: QEMU does not share the guest's memory (share=on)")
-
-
 def log_writes(device: GuestDevice, on: bool) -> None:
-    """Note from now on which pages are written, or no more.
-
-    Raises:
-        ConfigError: the device cannot be moved.
-    """
-    if on:
-        check_memory(device)
-    device.log_writes(DirtyLog() if on else None)
+    """Note from now on which pages are written past QEMU, or no more."""
+    device.log_writes(DirtyLog(shared_only=True) if on else None)
 
 
 def pause(device: GuestDevice) -> bytes:
     """Stand still, and let go of the interrupt line; return the PCI configuration space as it is now.
 
     Raises:
-        ConfigError: the device cannot be moved; it runs on.
+        PeerError: QEMU has not done what it was asked to store.
     """
-    check_memory(device)
     device.pause()
+    device.front.settle()
     device.front.hold_intx(True)
     return device.front.configuration_space()
 
@@ -93,7 +71,7 @@ def load(device: GuestDevice, fd: int) -> None:
     while len(state) <= limit and (part := os.pread(fd, limit + 1 - len(state), len(state))):
         state += part
     pause(device)
-    device.load_state(bytes(state))
+    device.take_state(bytes(state))
 
 
 def store(device: GuestDevice, address: int, data: bytes) -> None:

@@ -219,6 +219,11 @@ class VfioUserFront(VirtioPciFunction):
     def store_posted(self, stores: Sequence[tuple[int, bytes]]) -> None:
         self.memory.store_posted(stores)
 
+    def settle(self) -> None:
+        if self._stream is not None:
+            self._stream.settle()
+            self._owner.add_turn(self._after_accesses)
+
     # VfioDevice: interrupts
 
     def set_irq_eventfds(self, index: int, start: int, fds: Sequence[int]) -> None:

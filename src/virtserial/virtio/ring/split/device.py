@@ -66,7 +66,10 @@ def _open_ring(memory: MemoryTable, size: int, desc: int, avail: int, used: int)
         ring = RemoteRing(memory, size, desc, avail, used)
     else:
         ring = MappedRing(size, *(view for view in views if view is not None))
-    return ring if memory.log is None else LoggedRing(ring, memory, memory.log, size, used)
+    # What is stored by messages the VMM sees itself.
+    if memory.log is None or (memory.log.shared_only and not memory.find(used).is_shared):
+        return ring
+    return LoggedRing(ring, memory, memory.log, size, used)
 
 
 class SplitRing:
