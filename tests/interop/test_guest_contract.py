@@ -1,17 +1,19 @@
 """What an application in a Linux guest relies on: names, opening, reading, writing, polling, signals, plugging.
 
-Every test runs in four cells, {QEMU's device, ours} x {Linux's driver, ours by CUSE}, one boot each; every test takes a
-port of its own.  `PYTHONPATH=tests python3 -m support.guests.contract_table` prints the table of the README.
+Every test runs in six cells, one boot each: {QEMU's device, ours} x {Linux's driver, the same by the legacy interface,
+ours by CUSE}; every test takes a port of its own.  QEMU's device by the legacy interface: VIRTSERIAL_CONTRACT=all.
+`PYTHONPATH=tests python3 -m support.guests.contract_table` prints the table of the README.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import time
 
 import pytest
 from support.guests.exchange import exchange, socket_port
-from support.guests.guest_driver import CuseDriver, LinuxDriver
+from support.guests.guest_driver import CuseDriver, LegacyDriver, LinuxDriver
 from support.guests.guest_side import PORT_HELPERS
 from support.guests.host_end import HostEnd
 from support.guests.plugging import host_monitor, hot_plugged
@@ -23,8 +25,8 @@ pytestmark = pytest.mark.foreign_bug(
 )
 PORTS = [f"org.test.{n}" for n in range(1, 25)]
 EXTRA = "org.test.second-controller"
-DRIVERS = {"linux": LinuxDriver(), "cuse": CuseDriver()}
-linux_only = pytest.mark.parametrize("guest_driver", ["linux"], indirect=True, scope="module")
+DRIVERS = {"linux": LinuxDriver(), "legacy": LegacyDriver(), "cuse": CuseDriver()}
+linux_only = pytest.mark.parametrize("guest_driver", ["linux", "legacy"], indirect=True, scope="module")
 """For what CUSE cannot do (docs/deviations.md)."""
 
 
@@ -47,8 +49,10 @@ class Port:
 
 
 @pytest.fixture(scope="module", params=list(DRIVERS))
-def guest_driver(request):
+def guest_driver(request, host_device):
     """The guest's driver: Linux's, then ours."""
+    if (host_device.kind, request.param) == ("qemu", "legacy") and os.environ.get("VIRTSERIAL_CONTRACT") != "all":
+        pytest.skip("VIRTSERIAL_CONTRACT=all runs it")
     return DRIVERS[request.param]
 
 

@@ -27,6 +27,25 @@ class LinuxDriver:
         """Takes the devices into use; `ports` are the names to wait for."""
 
 
+class LegacyDriver(LinuxDriver):
+    """The same by the legacy interface, as kernels before 3.19 have it."""
+
+    machine = {"append": "virtio_pci.force_legacy=1"}  # noqa: RUF012
+
+    @staticmethod
+    def device_options(options):
+        """The same with a legacy interface, which `virtserial serve` has only where it is asked for."""
+        return [
+            f"{word},disable-legacy=off" if word.partition(",")[0] in ("virtio-serial", "virtio-serial-pci") else word
+            for word in options
+        ]
+
+    @staticmethod
+    def start(guest, ports):
+        """Holds that it is the legacy interface."""
+        assert "virtio-pci-legacy" in guest.check("cat /proc/ioports")
+
+
 class CuseDriver:
     """`virtserial guest attach` on every virtio console device, by VFIO, its ports as character devices."""
 
