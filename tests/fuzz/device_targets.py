@@ -15,6 +15,7 @@ from virtserial.memory.table import MemoryTable
 from virtserial.pci.function import VFIO_PCI_CONFIG_REGION_INDEX
 from virtserial.testing.hostile.driver import HostileDriver
 from virtserial.testing.hostile.in_memory import InMemoryMachine
+from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.steps import AVAIL_OFFSET, BUFFER, QUEUES, RING_STRIDE, RINGS, USED_OFFSET
 from virtserial.virtio.queue import Virtqueue
 from virtserial.virtio.ring.chains import MAX_CHAIN_LENGTH
@@ -116,21 +117,29 @@ def control(data):
 
 def registers(data):
     """Reads and writes of any size anywhere in the regions, doorbells, resets; rings may come to lie anywhere."""
+    _registers(data, InMemoryMachine(), (1, 4, 4, 4, 7), b"\xf4\x1a\x43\x10")
+
+
+def legacy_registers(data):
+    """The same where a legacy interface is beside the modern one, and both are used in any order."""
+    _registers(data, LegacyMachine(), (0, 0, 0, 4, 7), b"\xf4\x1a\x03\x10")
+
+
+def _registers(data, machine, regions, identity):
     source = AnyBytes(data)
-    machine = InMemoryMachine()
     try:
         function = machine.function
         sizes = {index: function.region_size(index) for index in range(function.num_regions)}
         while source.left():
-            what, index = source.u8(), (1, 4, 4, 4, 7)[source.u8() % 5]
+            what, index = source.u8(), regions[source.u8() % 5]
             length = (1, 2, 4, 8, 3, 16, 64)[source.u8() % 7]
-            offset = min(source.u16() % (0x60 if what & 4 else sizes[index]), sizes[index] - length)
+            offset = max(0, min(source.u16() % (0x60 if what & 4 else sizes[index]), sizes[index] - length))
             if what & 1:
                 function.region_write(index, offset, source.take(length).ljust(length, b"\0"))
             else:
                 assert len(function.region_read(index, offset, length)) == length
             machine.step()
-        assert function.region_read(VFIO_PCI_CONFIG_REGION_INDEX, 0, 4) == b"\xf4\x1a\x43\x10"
+        assert function.region_read(VFIO_PCI_CONFIG_REGION_INDEX, 0, 4) == identity
         function.reset()
         assert machine.device.status == 0
         driver = HostileDriver(machine)

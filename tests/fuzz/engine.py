@@ -25,6 +25,7 @@ TARGETS = {
     "chains": "fuzz.device_targets",
     "control": "fuzz.device_targets",
     "registers": "fuzz.device_targets",
+    "legacy_registers": "fuzz.device_targets",
     "rings": "fuzz.device_targets",
     "lying_device": "fuzz.device_targets",
     "vfio_stream": "fuzz.peer_targets",

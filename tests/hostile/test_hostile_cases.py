@@ -10,6 +10,8 @@ from virtserial.testing.hostile.__main__ import main
 from virtserial.testing.hostile.cases import CASES
 from virtserial.testing.hostile.driver import HostileDriver, HostileError
 from virtserial.testing.hostile.in_memory import InMemoryMachine
+from virtserial.testing.hostile.legacy_cases import LEGACY_CASES, LEGACY_OUTCOMES, legacy_outcome
+from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
 from virtserial.testing.hostile.steps import Case, Outcome, Start
 from virtserial.testing.hostile.table import differences
@@ -35,6 +37,25 @@ def over_vfio_user(request):
 @each_case
 def test_our_device_does_as_expected_and_heals(case, in_memory):
     assert str(in_memory.play(case)) == str(case.expected)
+
+
+@pytest.fixture(scope="module")
+def by_legacy():
+    machine = LegacyMachine()
+    yield HostileDriver(machine)
+    machine.close()
+
+
+@pytest.mark.parametrize("case", CASES + LEGACY_CASES, ids=[case.name.split()[0] for case in CASES + LEGACY_CASES])
+def test_our_device_does_as_expected_by_the_legacy_interface_and_heals(case, by_legacy):
+    assert str(by_legacy.play(case)) == str(legacy_outcome(case))
+
+
+def test_every_other_outcome_by_the_legacy_interface_is_one_and_has_its_reason():
+    by_number = {case.name.split()[0]: case for case in CASES}
+    for number, (outcome, reason) in LEGACY_OUTCOMES.items():
+        assert str(outcome) != str(by_number[number].expected)
+        assert reason
 
 
 @each_case

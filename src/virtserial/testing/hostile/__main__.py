@@ -15,6 +15,8 @@ from virtserial.rig.cache import RigUnavailable
 from virtserial.testing.hostile.cases import CASES
 from virtserial.testing.hostile.driver import HostileDriver, HostileError
 from virtserial.testing.hostile.in_memory import InMemoryMachine
+from virtserial.testing.hostile.legacy_cases import legacy_outcome
+from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
 from virtserial.testing.hostile.qemu_oracle import QemuMachine
 from virtserial.testing.hostile.table import differences
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 MACHINES: dict[str, Callable[[], Machine]] = {
     "memory": InMemoryMachine,
+    "legacy": LegacyMachine,
     "vfio-user": VfioUserMachine,
     "qemu": QemuMachine,
 }
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seen = column[number]
             if seen == str(case.expected):
                 continue
-            known = name == "qemu" and case.qemu is not None and seen == str(case.qemu)
+            known = seen == str(case.qemu if name == "qemu" else legacy_outcome(case) if name == "legacy" else None)
             wrong += not known
             print(f"{'':42} {'' if known else '!! '}{name}: {seen}")
     for name, column in columns.items():

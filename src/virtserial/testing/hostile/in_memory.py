@@ -92,9 +92,10 @@ class InMemoryMachine:
 
     Args:
         sealed: the memory's file cannot shrink, so the device maps it; else it reads and writes the file.
+        has_legacy: the function has a legacy interface too.
     """
 
-    def __init__(self, *, sealed: bool = True) -> None:
+    def __init__(self, *, sealed: bool = True, has_legacy: bool = False) -> None:
         self.name = "in memory" if sealed else "in memory, file"
         self._fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._fd, MEMORY_SIZE)
@@ -104,7 +105,7 @@ class InMemoryMachine:
         size = ConsoleDevice.state_size(MAX_PORTS) + VirtioPciFunction.state_size
         state = StateMemory(bytearray(size + -size % 8))
         self.device = ConsoleDevice(state, MAX_PORTS, TRANSPORT_FEATURES, self._scheduler, _NobodyListens())
-        self.function = VirtioPciFunction(self.device, state, vectors=2)
+        self.function = VirtioPciFunction(self.device, state, vectors=2, has_legacy=has_legacy)
         self._hosts = [KeepingHost(), KeepingHost()]
         for number, host in enumerate(self._hosts):
             port = self.device.add_port(number, f"org.test.{number}", is_console=number == 0, has_backend=True)

@@ -35,6 +35,8 @@ DRIVER_FEATURE_SELECT, DRIVER_FEATURE, STATUS, QUEUE_SELECT, QUEUE_SIZE = 0x08, 
 QUEUE_ENABLE, QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE = 0x1C, 0x20, 0x28, 0x30
 ISR, DEVICE_CONFIG, NOTIFY = 0x1000, 0x2000, 0x3000
 EMERG_WR: Final = DEVICE_CONFIG + 8
+LEGACY: Final = 0x100000
+"""From here on, the registers of the legacy interface (4.1.4.8), in cases that are for it alone."""
 
 
 class Describe(NamedTuple):
