@@ -16,12 +16,16 @@ TRIES = 120
 FEW = 7
 """Of these tries may fail: QEMU's device fails in 6 of 400; ours failed in 47 of 400."""
 GUEST_SIDE = """
-import os, time
+import os, select, time
 a = os.open('/dev/virtio-ports/a', os.O_RDWR)
 b = os.open('/dev/virtio-ports/b', os.O_RDWR | os.O_NONBLOCK)
+look = select.poll()
+look.register(b, 0)
 while True:
     what = os.read(a, 1)
-    if what == b'd':
+    if what == b'p':
+        os.write(a, b'yn'[bool(look.poll(0)):][:1])
+    elif what == b'd':
         try:
             seen = os.read(b, 100) == b'data'
         except BlockingIOError:
@@ -74,3 +78,13 @@ def test_data_is_there_for_a_read_that_does_not_wait(ask, module_folder):
         late += not ask(b"d")
     b.close()
     assert late <= FEW
+
+
+def test_poll_tells_of_a_host_that_came_and_of_one_that_left(ask, module_folder):
+    wrong = 0
+    for _ in range(TRIES // 2):
+        b = HostEnd(f"{module_folder}/b")
+        wrong += not ask(b"p")
+        b.close()
+        wrong += ask(b"p")
+    assert wrong <= FEW
