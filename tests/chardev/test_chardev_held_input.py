@@ -118,3 +118,23 @@ def test_a_file_cannot_be_held(house, recording_port, tmp_path):
     end.start()
     assert not end.hold_input()
     end.close()
+
+
+def test_a_short_read_needs_no_call_of_epoll_and_what_it_left_is_told_of(house, recording_port, monkeypatch):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    port = recording_port(DescriptorStream(house.loop, "stream", ours.fileno(), ours.detach()), reads=False)
+    port.end.start()
+    rewatched = []
+    monkeypatch.setattr(house.loop, "rewatch", lambda *arguments: rewatched.append(arguments))
+    with theirs:
+        for _ in range(3):
+            theirs.send(b"ab")
+            house.loop.run_once(1)
+            for left in (True, False):
+                assert port.end.readv([memoryview(bytearray(1))]) == 1
+                assert port.end.wait_readable()
+                house.loop.run_once(0.001)
+                assert port.end.readable is left
+    assert rewatched == []
+    port.end.close()

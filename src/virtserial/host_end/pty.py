@@ -30,6 +30,8 @@ class PtyHostEnd(DescriptorStream):
         self, loop: EventLoop, name: str, master_fd: int, open_watch_fd: int | None, account: Account | None = None
     ) -> None:
         super().__init__(loop, name, master_fd, master_fd, account)
+        # The master of a terminal that nobody has open has hung up.
+        self._by_edges = True
         self._master_fd = master_fd
         self._open_watch_fd = open_watch_fd
         self._poll_timer: Timer | None = None

@@ -1,9 +1,16 @@
 """Bytes through descriptors: sockets, FIFOs, files and standard input and output as a host end.
 
-Descriptors are watched edge-triggered, and their state is kept, so that no system call is repeated that has just
-returned EAGAIN.  A short read does not prove that a stream is drained: a terminal returns a piece at a time, and a
-socket ends a read where a client passed descriptors (SCM_RIGHTS) or urgent data.  After one, `wait_readable` arms epoll
-again, which costs less than a read that returns nothing; `wait_writable` does so after a short write.
+A short read does not prove that a stream is drained: a terminal returns a piece at a time, and a socket ends a read
+where a client passed descriptors (SCM_RIGHTS) or urgent data.  Another read to find out would be a system call that
+mostly returns EAGAIN.  So epoll is left to tell:
+
+| input is watched | while | after a short read |
+|---|---|---|
+| level-triggered | the host is there, and the port reads what it is told of | epoll tells of what is left: no call |
+| silently: EPOLLET, no EPOLLIN | the port did not read what it was told of; `hold_input` | watch again |
+| edge-triggered | the host has hung up, which epoll would tell at each look; a pty: always | arm epoll again |
+
+Output is watched after a write that was cut short (`wait_writable`).
 """
 
 from __future__ import annotations
@@ -25,7 +32,10 @@ if TYPE_CHECKING:
     from virtserial.loop import EventLoop
 
 INPUT_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
+_LEVEL_EVENTS = EPOLLIN | EPOLLRDHUP
+_SILENT_EVENTS = EPOLLRDHUP | EPOLLET
 HANG_UP = EPOLLHUP | EPOLLERR
+_HUNG_UP = EPOLLRDHUP | HANG_UP
 
 PEER_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EIO)
 """Errors of a socket, FIFO or pty whose other side has left.  EIO of a regular file is a failure instead."""
@@ -62,6 +72,7 @@ class DescriptorStream(EndingStream):
         self._watched: set[int] = set()
         self._blocked = False
         self._held = False
+        self._by_edges = False
         self._hung_up = False
         self._input_ended = False
 
@@ -113,7 +124,7 @@ class DescriptorStream(EndingStream):
     # Watching
 
     def _watch_descriptors(self) -> None:
-        if self._read_fd is not None and not self._watch(self._read_fd, INPUT_EVENTS, self._input_event):
+        if self._read_fd is not None and not self._watch(self._read_fd, self._input_events(), self._input_event):
             self.readable = True
             self._loop.add_turn(self._announce_readable)
         if self._write_fd is not None and not self._both_ways:
@@ -138,6 +149,17 @@ class DescriptorStream(EndingStream):
             self.listener.host_readable()
 
     def _input_event(self, events: int) -> None:
+        if events == EPOLLIN and not self._by_edges and not self._finishing:
+            if self.readable:
+                # The port was told and does not read now; when it does, it need not be told.
+                self.hold_input()
+            else:
+                self.readable = True
+                self.listener.host_readable()
+            return
+        if events & _HUNG_UP and not self._by_edges:
+            self._by_edges = True
+            self._rewatch_input()
         if self._both_ways:
             if events & HANG_UP:
                 self._hang_up()
@@ -193,11 +215,13 @@ class DescriptorStream(EndingStream):
             self.listener.host_writable()
 
     def wait_readable(self) -> bool:
-        """Arm epoll again: bytes that are there already raise an event, too."""
+        """Let epoll tell of what is left, too."""
         if self._read_fd not in self._watched or self._finishing or self._input_ended:
             return False
-        self.readable = self._held = False
-        self._rewatch_input()
+        self.readable = False
+        if self._held or self._by_edges:
+            self._held = False
+            self._rewatch_input()
         return True
 
     def report_end(self) -> None:
@@ -212,6 +236,11 @@ class DescriptorStream(EndingStream):
             self._rewatch_input()
         return self._held
 
+    def _all_is_read(self) -> None:
+        """A read has found nothing."""
+        self.readable = False
+        self._let_go()
+
     def _let_go(self) -> None:
         if self._held:
             self._held = False
@@ -224,8 +253,13 @@ class DescriptorStream(EndingStream):
             self._block()
         return self._blocked
 
+    def _input_events(self) -> int:
+        if self._held:
+            return _SILENT_EVENTS
+        return INPUT_EVENTS if self._by_edges else _LEVEL_EVENTS
+
     def _rewatch_input(self) -> None:
-        events = EPOLLET if self._held else INPUT_EVENTS
+        events = self._input_events()
         assert self._read_fd is not None
         self._loop.rewatch(self._read_fd, events | EPOLLOUT if self._both_ways and self._blocked else events)
 
@@ -246,8 +280,7 @@ class DescriptorStream(EndingStream):
         try:
             count = os.readv(self._read_fd, buffers)
         except BlockingIOError:
-            self.readable = False
-            self._let_go()
+            self._all_is_read()
             return 0
         except OSError as error:
             if error.errno not in PEER_GONE or self._read_fd not in self._watched:

@@ -46,7 +46,7 @@ class ClientSocket(DescriptorStream):
         try:
             count, ancillary, _, _ = self._socket.recvmsg_into(buffers, space, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
-            self.readable = False
+            self._all_is_read()
             return 0
         except OSError:
             count, ancillary = 0, []
