@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "src"))
 
 from virtserial.console.device import ConsoleDevice
-from virtserial.console.port import RECEIVE, TRANSMIT
+from virtserial.console.lane import RECEIVE, TRANSMIT
 from virtserial.console.wire import (
     CONTROL_RECEIVEQ,
     CONTROL_TRANSMITQ,

@@ -85,10 +85,11 @@ class EventLoop:
     """Single-threaded: watches descriptors, runs timers, and gives each task a turn between two looks.
 
     Attributes:
-        input_waits: see console.seams.Scheduler.
+        input_waits, at_leisure: see console.seams.Scheduler.
     """
 
     input_waits = False
+    at_leisure = False
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -164,10 +165,12 @@ class EventLoop:
             self._exact.wait(wait)
             wait = 0
         callbacks = self._callbacks
-        for fd, events in self._epoll.poll(wait, MAX_EVENTS):
-            callback = callbacks.get(fd)
-            if callback is not None:
-                callback(events)
+        ready = self._epoll.poll(wait, MAX_EVENTS)
+        self.at_leisure = not (self._turns or ready[1:] or self.input_waits)
+        for fd, events in ready:
+            if fd in callbacks:
+                callbacks[fd](events)
+        self.at_leisure = False
         if self._timers:
             self._run_timers()
         if self._turns:

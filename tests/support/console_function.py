@@ -23,7 +23,7 @@ class Turns:
     def add_turn(self, callback):
         self.waiting.append(callback)
 
-    input_waits = False
+    input_waits = at_leisure = False
 
     def call_at(self, due, callback):
         return None

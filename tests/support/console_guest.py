@@ -235,7 +235,7 @@ class Guest:
     def ring(self, index):
         """Ring, if the device asked for it, and let it run."""
         if self.rings[index].wants_bell():
-            self.device.notify(index)
+            self.device.notify_alone(index)
         self.run()
 
     def post(self, index, *lengths, pieces=1):

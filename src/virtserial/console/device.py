@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from virtserial.accounting import WRITE, nowhere
 from virtserial.console.control import ControlChannel
+from virtserial.console.lane import RECEIVE, TRANSMIT
 from virtserial.console.moderation import Moderation
-from virtserial.console.port import RECEIVE, TRANSMIT, TURN_BYTES, Port
+from virtserial.console.port import TURN_BYTES, Port
 from virtserial.console.records import ConsoleRecord, PortRecord
 from virtserial.console.slot import PortSlot
 from virtserial.console.turns import Turns
@@ -108,6 +109,7 @@ class ConsoleDevice(VirtioDevice):
         self.paused = bool(self.record.paused)
         self.turns = Turns(scheduler, self)
         self.schedule = self.turns.schedule
+        self.at_once = self.turns.at_once
         self.moderation = Moderation(scheduler, lambda queue: self._guarded(partial(self.signal, queue)))
         control_queues = self.queues[CONTROL_RECEIVEQ : CONTROL_TRANSMITQ + 1]
         self.control = ControlChannel(self, self.slots, (control_queues[0], control_queues[1]))
@@ -242,6 +244,14 @@ class ConsoleDevice(VirtioDevice):
             slot.port.schedule(TRANSMIT if index & 1 else RECEIVE)
         elif index & 1:
             self.unowned.notify(slot)
+
+    def notify_alone(self, index: int) -> None:
+        if index & 1 and index != CONTROL_TRANSMITQ:
+            slot = self.slot(index - 2 >> 1 if index > 1 else 0)
+            if slot is not None and slot.port is not None:
+                slot.port.message_sent()
+                return
+        self.notify(index)
 
     def driver_ready(self) -> None:
         if not self.multiport and (port := self.slots[0].port) is not None:

@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import Ledger
+from virtserial.console.lane import RECEIVE, STREAM_WINDOW, TRANSMIT, Lane
 from virtserial.console.moderation import SIGNAL_QUIET
 from virtserial.console.stream_pace import ReceivePace, TransmitPace
 from virtserial.errors import BackendError, StateError, VirtserialError
@@ -36,12 +37,9 @@ MESSAGE_BYTES = 64 << 10
 CONSOLE_BUFFER = 64 << 10
 """Bytes of console output kept while its host end cannot take them; then they are dropped and counted."""
 
-# Work a port is scheduled for.
-TRANSMIT = 1
-RECEIVE = 2
 
 
-class Port:
+class Port(Lane):
     """A port that is plugged in.
 
     Args:
@@ -91,7 +89,7 @@ class Port:
         self.throttled = False
         self.backlog = bytearray()
         self.misdirected = 0
-        self._window = 8
+        self._window = 1
         self._look = partial(self.schedule, TRANSMIT)
         self._look_for_input = partial(self.schedule, RECEIVE)
         self._transmit_pace = TransmitPace()
@@ -178,6 +176,10 @@ class Port:
         if host.ended:
             self._owner.port_events.host_end_closed(self.number)
 
+    def _host_failed(self, error: BackendError) -> None:
+        self._owner.port_events.host_end_failed(self.number, error)
+        self.host_closed()
+
     def _host_gone(self) -> None:
         self.throttled = False
         self.record.dropped += len(self.backlog)
@@ -189,7 +191,13 @@ class Port:
 
     def host_readable(self) -> None:
         """The host end has bytes."""
-        self.schedule(RECEIVE)
+        if self.work or not self._owner.at_once(self, self.receive_message):
+            self.schedule(RECEIVE)
+
+    def message_sent(self) -> None:
+        """The driver has made chains available, and rang for nothing else."""
+        if self.work or not self._owner.at_once(self, self.transmit_message):
+            self.schedule(TRANSMIT)
 
     def host_writable(self) -> None:
         """The host end takes bytes again."""
@@ -308,8 +316,7 @@ class Port:
                 return 0
             taken = host.writev(views)
         except BackendError as error:
-            self._owner.port_events.host_end_failed(self.number, error)
-            self.host_closed()
+            self._host_failed(error)
             return 0
         self.throttled = not taken and host.connected
         return taken
@@ -365,8 +372,7 @@ class Port:
             count = host.readv(batch.views) if size else 0
             used = self._return_filled(batch, count) if count else 0
         except BackendError as error:
-            owner.port_events.host_end_failed(self.number, error)
-            self.host_closed()
+            self._host_failed(error)
             return False
         finally:
             owner.ledger.end()
@@ -383,9 +389,9 @@ class Port:
         self.misdirected += batch.odd
         owner.signal(queue)
         if count == size:
-            self._window = min(self._window * 4, TURN_CHAINS)
+            self._window = min(max(self._window * 4, STREAM_WINDOW), TURN_CHAINS)
             return host.readable
-        self._window = max(used + (used >> 3) + 2, 8)
+        self._window = 1 if count < ends[0] else max(used + (used >> 3) + 2, 8)
         moment = self._receive_pace.moment(count, unseen, queue.size)
         if moment and host.hold_input():
             self._moderation.look_again(self._look_for_input, moment)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from virtserial.memory.state import U16, U32, U64, Record
+
+GUEST_OPEN: Final = 6
+TRANSMITTED: Final = 16
+RECEIVED: Final = 24
+"""Offsets of fields of a port that the hot path reaches in state memory without a call."""
 
 
 class ConsoleRecord(Record):
@@ -26,7 +33,7 @@ class PortRecord(Record):
     """The driver was told of a port of this number."""
     ready = U16(4)
     """The driver has said PORT_READY."""
-    guest_open = U16(6)
+    guest_open = U16(GUEST_OPEN)
     """The driver has said PORT_OPEN 1."""
     told_open = U16(8)
     """The last PORT_OPEN the driver was told."""
@@ -34,8 +41,8 @@ class PortRecord(Record):
     """Tells ports apart that had this number one after the other."""
     order = U32(12)
     """Grows with every plug: the order in which the driver hears of ports."""
-    transmitted = U64(16)
-    received = U64(24)
+    transmitted = U64(TRANSMITTED)
+    received = U64(RECEIVED)
     discarded = U64(32)
     dropped = U64(40)
     doubtful = U64(48)

@@ -33,6 +33,11 @@ class Scheduler(Protocol):
         """Whether ports leave what hosts sent for a moment: something that hosts did before is to be told first."""
         ...
 
+    @property
+    def at_leisure(self) -> bool:
+        """Whether the callback that runs is all that there is to do: it may serve what it tells of without a turn."""
+        ...
+
     def now(self) -> float:
         """The time, in seconds."""
         ...
@@ -240,6 +245,10 @@ class PortOwner(Protocol):
 
     def schedule(self, subject: Subject) -> None:
         """Give it a turn."""
+        ...
+
+    def at_once(self, subject: Subject, turn: Callable[[], None]) -> bool:
+        """Give it a short turn now, if nothing else is to be done: whether it had one."""
         ...
 
     def signal(self, queue: Virtqueue) -> None:

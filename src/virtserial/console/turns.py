@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import AccessInterrupted, AccessPending, AddressError, DriverError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from virtserial.console.seams import Scheduler, Subject, TurnOwner
 
 PORTS_PER_TURN: Final = 4
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 class Turns:
@@ -47,6 +54,28 @@ class Turns:
         """Give a subject a turn behind those that have asked already."""
         self._ready.append(subject)
         self._ask()
+
+    def at_once(self, subject: Subject, turn: Callable[[], None]) -> bool:
+        """Give a subject a short turn without a place in the queue, if nobody else has anything to do: whether it had.
+
+        Call it from where the loop tells of something, never from a turn.  It ends as any turn does.
+        """
+        owner = self._owner
+        if (
+            self._asked
+            or not self._scheduler.at_leisure
+            or owner.paused
+            or not owner.live
+            or self._faulted
+            or self._dropped is not None
+        ):
+            return False
+        try:
+            self._turn_of(subject, turn)
+        except Exception as error:
+            # The scheduler knows what a mistake of ours stops, and that it is this device alone.
+            self._scheduler.call_at(self._scheduler.now(), partial(_raise, error))
+        return True
 
     def schedule_first(self, subject: Subject) -> None:
         """Give a subject a turn before all ports."""
@@ -114,32 +143,34 @@ class Turns:
                 return
             subject, self._dropped = self._dropped, None
             subject.schedule_all()
-            self._turn_of(subject)
+            self._turn_of(subject, subject.turn)
             if self._dropped is not None:
                 return
         first, ready = self._first, self._ready
         for _ in range(len(first)):
             if not first or self._dropped is not None or not owner.live:
                 break
-            self._turn_of(first.popleft())
+            subject = first.popleft()
+            self._turn_of(subject, subject.turn)
         for _ in range(min(len(ready), PORTS_PER_TURN)):
             if not ready or self._dropped is not None or not owner.live:
                 break
-            self._turn_of(ready.popleft())
+            subject = ready.popleft()
+            self._turn_of(subject, subject.turn)
             if first:
                 # What this port has to tell by a control message the guest learns before what others receive.
                 break
         if (ready or first) and self._dropped is None:
             self._ask()
 
-    def _turn_of(self, subject: Subject) -> None:
+    def _turn_of(self, subject: Subject, turn: Callable[[], None]) -> None:
         if subject in self._faulted:
             # It waits for its second try, which looks at everything again.
             subject.forget_work()
             return
         self.started += 1
         try:
-            subject.turn()
+            turn()
             self.attempt += 1
         except AccessPending:
             self._dropped, self._answered = subject, False

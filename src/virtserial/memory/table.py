@@ -216,6 +216,20 @@ class MemoryTable:
             region.write(offset, data[start : start + count])
             start += count
 
+    def view_in_region(self, address: int, length: int, writable: bool) -> memoryview | None:
+        """Return one view of a range inside one mapped region; None if the range is anything else."""
+        region = self.recent
+        if region is None or not region.iova <= address < region.iova + region.size:
+            try:
+                region = self.find(address)
+            except AddressError:
+                return None
+        at = address - region.iova
+        if region.view is None or length > region.size - at or (writable and not region.writable):
+            return None
+        self.recent = region
+        return region.view[at : at + length]
+
     def mapped_view(self, address: int, length: int) -> memoryview | None:
         """Return one view of a whole range in mapped, writable memory, or None if the range is elsewhere.
 

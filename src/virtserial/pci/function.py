@@ -105,6 +105,7 @@ class VirtioPciFunction:
         self.device = device
         self.interrupts = Interrupts(vectors, account)
         self.ring_doorbell = device.notify
+        self.ring_lone_doorbell = device.notify_alone
         doorbells = layout.DoorbellLayout.of(device.num_queues, page_per_vq=page_per_vq)
         self.doorbell_offsets = {
             layout.NOTIFY_AREA + doorbells.stride * index: index

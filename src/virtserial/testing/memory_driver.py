@@ -43,6 +43,7 @@ class StepScheduler:
     def __init__(self) -> None:
         self.time = 0.0
         self._turns: list[Callable[[], None]] = []
+        self._in_turn = False
         self._timers: list[Timer] = []
 
     def now(self) -> float:
@@ -54,6 +55,11 @@ class StepScheduler:
         self._turns.append(callback)
 
     input_waits = False
+
+    @property
+    def at_leisure(self) -> bool:
+        """Whether no turn waits or runs."""
+        return not self._turns and not self._in_turn
 
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer:
         """Call back when the time has come to `due`."""
@@ -67,13 +73,17 @@ class StepScheduler:
         Raises:
             StateError: that took more than `limit` turns.
         """
-        while self._turns:
-            turns, self._turns = self._turns, []
-            for turn in turns:
-                limit -= 1
-                if limit < 0:
-                    raise StateError("turns are asked for without end")
-                turn()
+        self._in_turn = True
+        try:
+            while self._turns:
+                turns, self._turns = self._turns, []
+                for turn in turns:
+                    limit -= 1
+                    if limit < 0:
+                        raise StateError("turns are asked for without end")
+                    turn()
+        finally:
+            self._in_turn = False
 
     def advance(self, seconds: float) -> None:
         """Move the time, running timers in their order, and turns after each."""
@@ -187,7 +197,7 @@ class MemoryTransport:
 
     def notify(self, index: int) -> None:
         """Ring."""
-        self.device.notify(index)
+        self.device.notify_alone(index)
 
     def read_config(self, offset: int, length: int) -> bytes:
         """Device-specific configuration."""

@@ -35,6 +35,10 @@ class VfioDevice(Protocol):
         """Note that there is work; called for every doorbell, so it must be short and must not raise."""
         ...
 
+    def ring_lone_doorbell(self, number: int) -> None:
+        """The same, of a doorbell with which nothing else came: the work may be done now if it is short."""
+        ...
+
     def region_size(self, index: int) -> int:
         """Bytes of region `index`, 0 where the device has no such region."""
         ...

@@ -56,15 +56,16 @@ _CONTROL_SIZE: Final = socket.CMSG_SPACE(4 * MAX_MESSAGE_FDS)
 _PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _PEEK_WITH_FDS: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _MSG_CTRUNC: Final = int(socket.MSG_CTRUNC)
+_HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
-_BUFFER: Final = bytearray(2 * MAX_MESSAGE_SIZE)
+_BUFFER_SIZE: Final = 2 * MAX_MESSAGE_SIZE
+_BUFFER: Final = bytearray(_BUFFER_SIZE)
 """Room for the largest message behind others, so that a peek is always worth it.
 
 All streams of a process share it: each peeks into it anew, and is done with what it saw before another does."""
 _VIEW: Final = memoryview(_BUFFER)
-_CONSUMED: Final = bytearray(2 * MAX_MESSAGE_SIZE)
+_CONSUMED: Final = memoryview(bytearray(_BUFFER_SIZE))
 """Where what was handled goes; nobody looks at it."""
-
 
 class RequestRefused(PeerError):
     """The client answered a request of ours with an error; the connection is as good as before."""
@@ -89,10 +90,8 @@ class MessageStream:
         sock.setblocking(False)
         self.at_end = False
         self._sock = sock
+        self._fd = sock.fileno()
         self._server = server
-        self._buffer = _BUFFER
-        self._view = _VIEW
-        self._consumed = _CONSUMED
         self._hung_up = self._cut_short = False
         self._handling = False
         self._took = False
@@ -103,7 +102,7 @@ class MessageStream:
 
     def fileno(self) -> int:
         """The socket's descriptor, to be watched."""
-        return self._sock.fileno()
+        return self._fd
 
     @property
     def wants_to_send(self) -> bool:
@@ -124,12 +123,12 @@ class MessageStream:
             PeerError: the stream cannot be trusted any more; close it.
         """
         self._took = self._cut_short = self._wants_room = False
-        if events is not None and events & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+        if events is not None and events & _HUNG_UP:
             self._hung_up = True
         if self._unsent and not self._flush():
             return False
         try:
-            length, _, flags, _ = self._sock.recvmsg_into([self._buffer], 0, _PEEK)
+            length, _, flags, _ = self._sock.recvmsg_into((_BUFFER,), 0, _PEEK)
         except BlockingIOError:
             return False
         except ConnectionError:
@@ -138,24 +137,29 @@ class MessageStream:
             self.at_end = True
             return False
         # Whatever arrives behind this peek raises a new edge; what it left out does not.
-        if flags & _MSG_CTRUNC:  # noqa: SIM108 - two ways, not a choice of values
+        if flags & _MSG_CTRUNC:
             more = self._serve_one()
+        elif (rung := self._server.ring_doorbells(_BUFFER, 0, length)) == length:
+            self._consume(length)
+            more = length == _BUFFER_SIZE
         else:
-            more = self._serve_buffer(length) and length == len(self._buffer)
+            more = self._serve_buffer(rung, length) and length == _BUFFER_SIZE
         more = more or self._cut_short or self._hung_up or (events is None and self._took)
         return more and not self._unsent and not self.at_end
 
-    def _serve_buffer(self, end: int) -> bool:
+    def _serve_buffer(self, rung: int, end: int) -> bool:
         """Handle the whole messages in the buffer; False if a reply could not be sent and stopped that.
+
+        Args:
+            rung: bytes of doorbells at its start, which have been rung.
 
         What is behind TURN_SECONDS of work stays in the socket for the next call: a buffer has room for 4,000 resets.
         """
         server = self._server
-        start = done = 0
+        start, done = rung, 0
         due = 0.0
         while True:
-            start = server.ring_doorbells(self._buffer, start, end)
-            header = Header.unpack_from(self._buffer, start) if end - start >= HEADER_SIZE else None
+            header = Header.unpack_from(_BUFFER, start) if end - start >= HEADER_SIZE else None
             if header is not None:
                 server.check_header(header)
                 now = time.monotonic()
@@ -169,16 +173,17 @@ class MessageStream:
                     return True
                 elif header.flags == VFIO_USER_NO_REPLY:
                     # Posted ones are taken off together: a successor that handles them all once more ends where we did.
-                    server.handle(header, self._view[start + HEADER_SIZE : start + header.size], [])
-                    start += header.size
+                    server.handle(header, _VIEW[start + HEADER_SIZE : start + header.size], [])
+                    start = server.ring_doorbells(_BUFFER, start + header.size, end)
                     continue
             if done < start:
                 self._consume(start - done)
             if header is None:
                 break
-            if not self._handle(header, self._view[start + HEADER_SIZE : start + header.size], []):
+            if not self._handle(header, _VIEW[start + HEADER_SIZE : start + header.size], []):
                 return False
-            start = done = start + header.size
+            done = start + header.size
+            start = server.ring_doorbells(_BUFFER, done, end)
         if start < end:
             # A part of a message: if the client is gone, the rest will never come.
             self._peek_exactly(end - start + 1, None)
@@ -189,7 +194,7 @@ class MessageStream:
         or its reply could not be sent."""
         if not self._peek_exactly(HEADER_SIZE, None):
             return False
-        header = Header.unpack_from(self._buffer)
+        header = Header.unpack_from(_BUFFER)
         self._server.check_header(header)
         fds = array.array("i")
         try:
@@ -200,7 +205,7 @@ class MessageStream:
         finally:
             for fd in fds:
                 os.close(fd)
-        return self._handle(header, self._view[HEADER_SIZE : header.size], taken)
+        return self._handle(header, _VIEW[HEADER_SIZE : header.size], taken)
 
     def _peek_exactly(self, size: int, fds: array.array[int] | None) -> bool:
         """Fill the buffer with the first `size` bytes in the socket; whether there are as many.
@@ -214,7 +219,7 @@ class MessageStream:
         try:
             while filled < size:
                 length, control, flags, _ = self._sock.recvmsg_into(
-                    [self._view[filled:size]], 0 if fds is None else _CONTROL_SIZE, _PEEK_WITH_FDS
+                    [_VIEW[filled:size]], 0 if fds is None else _CONTROL_SIZE, _PEEK_WITH_FDS
                 )
                 if fds is not None:
                     for level, kind, data in control:
@@ -280,7 +285,7 @@ class MessageStream:
             ledger.begin_message(REPLY, controller, journal.sent)
             try:
                 # Not `send`: what that sends is in no count of the kernel's (accounting.py).
-                count = os.write(self.fileno(), self._unsent)
+                count = os.write(self._fd, self._unsent)
                 ledger.account.written += count
                 journal.record_sent(count)
             except BlockingIOError:
@@ -309,7 +314,7 @@ class MessageStream:
         """Take bytes off the socket; descriptors that came with them are closed by the kernel."""
         self._took = True
         while size:
-            count = os.readv(self.fileno(), [memoryview(self._consumed)[:size]])
+            count = os.readv(self._fd, (_CONSUMED[:size],))
             self._server.ledger.account.read += count
             size -= count
 

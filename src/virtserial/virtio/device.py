@@ -125,6 +125,10 @@ class VirtioDevice:
     def notify(self, index: int) -> None:
         """The driver rang for queue `index`, which may not exist: note that there is work, do none of it here."""
 
+    def notify_alone(self, index: int) -> None:
+        """The same, told by the event that is being served, and nothing else came with it: it may be served now."""
+        self.notify(index)
+
     def driver_ready(self) -> None:
         """The driver has set DRIVER_OK."""
 

@@ -121,6 +121,11 @@ class GuestDevice:
         return self.loop.now()
 
     @property
+    def at_leisure(self) -> bool:
+        """Whether the callback that runs is all that there is to do."""
+        return self.loop.at_leisure
+
+    @property
     def input_waits(self) -> bool:
         """Whether ports leave what hosts sent for a moment."""
         return self.loop.input_waits

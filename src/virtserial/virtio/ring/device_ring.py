@@ -65,6 +65,20 @@ class DeviceRing(Protocol):
         """
         ...
 
+    def lone_message(self, limit: int) -> memoryview | None:
+        """Return a view of the only chain that waits, if it is one mapped buffer to be read, of at most `limit` bytes
+        of which none was served; None: ask `readable_chains`.  `give_back_one` returns it."""
+        ...
+
+    def next_buffer(self) -> memoryview | None:
+        """Return a view of the next chain, if it is one mapped buffer to be written; None: ask `writable_chains`.
+        `give_back_one` returns it."""
+        ...
+
+    def give_back_one(self, written: int) -> None:
+        """Return the chain of the last `lone_message` or `next_buffer` to the driver, with so many bytes written."""
+        ...
+
     def store(self, batch: ChainBatch, written: int) -> None:
         """Store the first `written` bytes of the batch's views in guest memory, where they are not there already."""
         ...
@@ -135,6 +149,15 @@ class DetachedRing:
 
     def writable_chains(self, max_chains: int, max_bytes: int) -> ChainBatch:
         return ChainBatch()
+
+    def lone_message(self, limit: int) -> memoryview | None:
+        return None
+
+    def next_buffer(self) -> memoryview | None:
+        return None
+
+    def give_back_one(self, written: int) -> None:
+        raise AccessInterrupted("the ring is gone")
 
     def store(self, batch: ChainBatch, written: int) -> None:
         raise AccessInterrupted("the ring is gone")

@@ -60,44 +60,50 @@ class RingAccess(Protocol):
 
 
 class MappedRing:
-    """A ring whose three areas each lie in mapped memory."""
+    """A ring whose three areas each lie in mapped memory.
+
+    Attributes:
+        desc: the descriptor table's bytes.
+        avail, used16: the rings as 16-bit fields.
+        used32: the used elements alone, as 32-bit fields.
+    """
 
     mapped = True
 
-    __slots__ = ("_avail", "_desc", "_size", "_used16", "_used32")
+    __slots__ = ("_size", "avail", "desc", "used16", "used32")
 
     def __init__(self, size: int, desc: memoryview, avail: memoryview, used: memoryview) -> None:
         self._size = size
-        self._desc = desc
-        self._avail = avail.cast("H")
-        self._used16 = used.cast("H")
+        self.desc = desc
+        self.avail = avail.cast("H")
+        self.used16 = used.cast("H")
         # The used elements alone: the whole ring's length is no multiple of 4.
-        self._used32 = used[USED_RING_OFFSET : USED_RING_OFFSET + 8 * size].cast("I")
+        self.used32 = used[USED_RING_OFFSET : USED_RING_OFFSET + 8 * size].cast("I")
 
     def avail_idx(self) -> int:
-        return self._avail[AVAIL_IDX]
+        return self.avail[AVAIL_IDX]
 
     def avail_flags(self) -> int:
-        return self._avail[AVAIL_FLAGS]
+        return self.avail[AVAIL_FLAGS]
 
     def used_event(self) -> int:
-        return self._avail[AVAIL_RING + self._size]
+        return self.avail[AVAIL_RING + self._size]
 
     def avail_entries(self, start: int, count: int) -> list[int]:
         size = self._size
         first = AVAIL_RING + start % size
         end = first + count
         limit = AVAIL_RING + size
-        avail = self._avail
+        avail = self.avail
         if end <= limit:
             return avail[first:end].tolist()
         return avail[first:limit].tolist() + avail[AVAIL_RING : end - size].tolist()
 
     def descriptors(self) -> memoryview:
-        return self._desc
+        return self.desc
 
     def store_used(self, position: int, heads: Sequence[int], lengths: Sequence[int] | None) -> None:
-        used = self._used32
+        used = self.used32
         size = self._size
         at = position % size
         count = len(heads)
@@ -120,13 +126,13 @@ class MappedRing:
             used[1:end:2] = all_lengths[room:]
 
     def publish_used_idx(self, idx: int) -> None:
-        self._used16[USED_IDX] = idx
+        self.used16[USED_IDX] = idx
 
     def store_used_flags(self, flags: int) -> None:
-        self._used16[USED_FLAGS] = flags
+        self.used16[USED_FLAGS] = flags
 
     def store_avail_event(self, idx: int) -> None:
-        self._used16[2 + 4 * self._size] = idx
+        self.used16[2 + 4 * self._size] = idx
 
 
 class RemoteRing:

@@ -19,11 +19,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.errors import DriverError
+from virtserial.errors import AccessInterrupted, DriverError
 from virtserial.memory import barrier
 from virtserial.virtio.ring.chains import ChainBatch
+from virtserial.virtio.ring.record import PROGRESS, SIGNALLED
 from virtserial.virtio.ring.split.access import MappedRing, RemoteRing, RingAccess
 from virtserial.virtio.ring.split.layout import (
+    AVAIL_IDX,
+    AVAIL_RING,
+    DESCRIPTOR,
+    DESCRIPTOR_SIZE,
+    USED_IDX,
     VIRTQ_AVAIL_F_NO_INTERRUPT,
     VIRTQ_DESC_F_WRITE,
     VIRTQ_USED_F_NO_NOTIFY,
@@ -41,9 +47,13 @@ if TYPE_CHECKING:
     from virtserial.memory.table import MemoryTable
     from virtserial.virtio.ring.record import QueueRecord
 
+_unpack = DESCRIPTOR.unpack_from
 
-def _open_ring(memory: MemoryTable, size: int, desc: int, avail: int, used: int) -> RingAccess:
-    """Return the access to a ring at these guest addresses.
+
+def _open_ring(
+    memory: MemoryTable, size: int, desc: int, avail: int, used: int
+) -> tuple[RingAccess, MappedRing | None]:
+    """Return the access to a ring at these guest addresses, and itself again if loads and stores are all that it does.
 
     Raises:
         DriverError: an address is not aligned as 2.7 asks.
@@ -61,15 +71,12 @@ def _open_ring(memory: MemoryTable, size: int, desc: int, avail: int, used: int)
         memory.mapped_view(avail, avail_ring_size(size)),
         memory.mapped_view(used, used_ring_size(size)),
     )
-    ring: RingAccess
-    if None in views:
-        ring = RemoteRing(memory, size, desc, avail, used)
-    else:
-        ring = MappedRing(size, *(view for view in views if view is not None))
+    mapped = None if None in views else MappedRing(size, *(view for view in views if view is not None))
+    ring = mapped or RemoteRing(memory, size, desc, avail, used)
     # What is stored by messages the VMM sees itself.
     if memory.log is None or (memory.log.shared_only and not memory.find(used).is_shared):
-        return ring
-    return LoggedRing(ring, memory, memory.log, size, used)
+        return ring, mapped
+    return LoggedRing(ring, memory, memory.log, size, used), None
 
 
 class SplitRing:
@@ -92,8 +99,10 @@ class SplitRing:
         "_awaited",
         "_end",
         "_event_idx",
+        "_head",
         "_index",
         "_lowest",
+        "_mapped",
         "_memory",
         "_next",
         "_record",
@@ -116,6 +125,7 @@ class SplitRing:
         areas = self._areas()
         self._lowest, self._end = min(areas)[0], max(end for _, end in areas)
         self._awaited = False
+        self._head = 0
         self.position = record.progress
         self.offset = record.offset
         self._next = record.position
@@ -156,6 +166,49 @@ class SplitRing:
         heads = access.avail_entries(self._next, min(waiting, max_chains))
         return self._table.collect(heads, access.descriptors(), VIRTQ_DESC_F_WRITE, max_bytes, 0)
 
+    # One chain (console/lane.py): the same rules and stores, without a list.  What is not plain is left to the others.
+
+    def lone_message(self, limit: int) -> memoryview | None:
+        mapped, position = self._mapped, self._next
+        if mapped is None or self.offset or (mapped.avail[AVAIL_IDX] - position) & 0xFFFF != 1:
+            return None
+        head = mapped.avail[AVAIL_RING + position % self._size]
+        if head >= self._size:
+            return None
+        address, length, flags, _ = _unpack(mapped.desc, head * DESCRIPTOR_SIZE)
+        if flags or not 0 < length <= limit:
+            return None
+        self._head = head
+        return self._memory.view_in_region(address, length, False)
+
+    def next_buffer(self) -> memoryview | None:
+        mapped, position = self._mapped, self._next
+        if mapped is None or not 0 < (mapped.avail[AVAIL_IDX] - position) & 0xFFFF <= self._size:
+            return None
+        head = mapped.avail[AVAIL_RING + position % self._size]
+        if head >= self._size:
+            return None
+        address, length, flags, _ = _unpack(mapped.desc, head * DESCRIPTOR_SIZE)
+        if flags != VIRTQ_DESC_F_WRITE or not length:
+            return None
+        self._head = head
+        return self._memory.view_in_region(address, length, True)
+
+    def give_back_one(self, written: int) -> None:
+        mapped, position, record = self._mapped, self._next, self._record
+        if mapped is None:
+            raise AccessInterrupted("the ring was opened anew")
+        at = position % self._size * 2
+        mapped.used32[at] = self._head
+        mapped.used32[at + 1] = written
+        position = self._next = (position + 1) & 0xFFFF
+        self._awaited = False
+        self.offset = 0
+        # Commit point, as in `give_back`.
+        self.position = record.state.u64[(record.base + PROGRESS) >> 3] = position
+        mapped.used16[USED_IDX] = position
+        self._memory.commits += 1
+
     # Giving chains back
 
     def store(self, batch: ChainBatch, written: int) -> None:
@@ -180,7 +233,8 @@ class SplitRing:
 
     def take_signal(self) -> bool:
         record, new = self._record, self._next
-        old = record.signalled
+        registers, at = record.state.u16, (record.base + SIGNALLED) >> 1
+        old = registers[at]
         if old == new:
             return False
         barrier.full()
@@ -188,7 +242,7 @@ class SplitRing:
             wanted = event_needed(self._access.used_event(), new, old)
         else:
             wanted = not self._access.avail_flags() & VIRTQ_AVAIL_F_NO_INTERRUPT
-        record.signalled = new
+        registers[at] = new
         return wanted
 
     def signal_is_urgent(self) -> bool:
@@ -219,7 +273,7 @@ class SplitRing:
     def reopen(self) -> None:
         record = self._record
         try:
-            self._access = _open_ring(
+            self._access, self._mapped = _open_ring(
                 self._memory, record.size, record.desc_address, record.avail_address, record.used_address
             )
         except DriverError as error:

@@ -1,0 +1,133 @@
+"""The lane: the short way of one small message between a queue and a host end, without a place in the turns.
+
+A dialogue is single messages, and what each costs is waking up and the calls of Python from the event to the one system
+call that moves it.  So a message that is alone is moved where the event is told of, chain by chain without lists; for
+everything else the lane asks for a turn (port.py), which does the same in general:
+
+| the lane is open while | because |
+|---|---|
+| the loop has this one event, and nothing else waits (`Turns.at_once`) | turns are for those who share time |
+| one doorbell came, and one chain waits (`DeviceRing.lone_message`) | with more, one `writev` for all is cheaper |
+| the message is shorter than STREAM_CHAIN | a longer one may be a part of a stream, which has a pace (stream_pace.py) |
+| the last input did not fill a buffer (`_window`) | where more comes, one `readv` fills many |
+| the chain is one mapped buffer | anything else needs a walk, or messages to the VMM |
+
+What a kill leaves is as it is of a turn: the ledger has a note before the system call, the chain goes back behind it,
+and `record.progress` is the commit point.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from virtserial.console.records import GUEST_OPEN, RECEIVED, TRANSMITTED
+from virtserial.console.stream_pace import LOOK_AGAIN, STREAM_CHAIN
+from virtserial.errors import BackendError
+
+if TYPE_CHECKING:
+    from virtserial.console.moderation import Moderation
+    from virtserial.console.records import PortRecord
+    from virtserial.console.seams import HostEnd, PortOwner
+    from virtserial.console.stream_pace import TransmitPace
+    from virtserial.virtio.queue import Virtqueue
+
+# Work a port is scheduled for.
+TRANSMIT: Final = 1
+RECEIVE: Final = 2
+
+STREAM_WINDOW: Final = 32
+"""Receive buffers to look at once input has filled one: there is probably more."""
+
+
+class Lane:
+    """The part of a port that serves single messages; `port.Port` is the rest and documents the attributes."""
+
+    _owner: PortOwner
+    _moderation: Moderation
+    _transmit_pace: TransmitPace
+    _receive_key: int
+    _transmit_key: int
+    _window: int
+    record: PortRecord
+    receiveq: Virtqueue
+    transmitq: Virtqueue
+    host: HostEnd | None
+    work: int
+    plugged: bool
+    throttled: bool
+    backlog: bytearray
+
+    def schedule(self, work: int) -> None:
+        """Ask for a turn."""
+        raise NotImplementedError
+
+    def _write(self, views: tuple[memoryview]) -> int:
+        """Give bytes to the host end."""
+        raise NotImplementedError
+
+    def _host_failed(self, error: BackendError) -> None:
+        """The host end has failed."""
+        raise NotImplementedError
+
+    def transmit_message(self) -> None:
+        """Guest to host: a doorbell came alone."""
+        host, ring = self.host, self.transmitq.ring
+        if self.throttled or self.backlog or host is None or not host.connected:
+            self.schedule(TRANSMIT)
+            return
+        message = ring.lone_message(STREAM_CHAIN - 1)
+        if message is None:
+            self.schedule(TRANSMIT)
+            return
+        ledger = self._owner.ledger
+        ledger.begin_write(self._transmit_key, ring.position, host.exact)
+        try:
+            taken = self._write((message,))
+            if taken == message.nbytes:
+                self.transmitq.ring.give_back_one(0)
+            elif taken:
+                self.transmitq.ring.give_back((), None, taken)
+            record = self.record
+            record.state.u64[(record.base + TRANSMITTED) >> 3] += taken
+        finally:
+            ledger.end()
+        if taken < message.nbytes:
+            # A turn finds out what is to be done: the host end has no room, or was closed.
+            self.throttled = False
+            self.schedule(TRANSMIT)
+            return
+        self._transmit_pace.pause = LOOK_AGAIN
+        more = ring.arm()
+        self._moderation.chains_returned(self.transmitq, lone=not more)
+        if more:
+            self.schedule(TRANSMIT)
+
+    def receive_message(self) -> None:
+        """Host to guest: the host end has become readable."""
+        host, ring, record = self.host, self.receiveq.ring, self.record
+        is_open = record.state.u16[(record.base + GUEST_OPEN) >> 1]
+        if self._window > 1 or host is None or not host.connected or not is_open:
+            self.schedule(RECEIVE)
+            return
+        buffer = ring.next_buffer()
+        if buffer is None:
+            self.schedule(RECEIVE)
+            return
+        ledger = self._owner.ledger
+        ledger.begin_read(self._receive_key, ring.position, host.exact)
+        try:
+            count = host.readv((buffer,))
+            if count:
+                self.receiveq.ring.give_back_one(count)
+                record.state.u64[(record.base + RECEIVED) >> 3] += count
+        except BackendError as error:
+            self._host_failed(error)
+            return
+        finally:
+            ledger.end()
+        if count:
+            self._owner.signal(self.receiveq)
+            if count == buffer.nbytes:
+                self._window = STREAM_WINDOW
+            if not host.wait_readable():
+                self.schedule(RECEIVE)
