@@ -86,6 +86,7 @@ class EventLoop:
 
     Attributes:
         input_waits, at_leisure: see console.seams.Scheduler.
+        now: the loop's clock, time.monotonic: seconds.
     """
 
     input_waits = False
@@ -98,6 +99,7 @@ class EventLoop:
         self._timers: list[Timer] = []
         self._turns: dict[Callable[[], None], None] = {}
         self._running = False
+        self.now: Callable[[], float] = time.monotonic
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call `callback(events)` when `fd` has one of `events` (EPOLL* bits; add EPOLLET for edges).
@@ -116,10 +118,6 @@ class EventLoop:
         """Stop watching `fd`; call it before you close `fd`.  Does nothing if `fd` is not watched."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
-
-    def now(self) -> float:
-        """The loop's clock: time.monotonic(), in seconds."""
-        return time.monotonic()
 
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` once when time.monotonic() has reached `due` (seconds)."""
@@ -158,7 +156,11 @@ class EventLoop:
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for descriptors at most `timeout` seconds (None: until something happens), call back for those that
         are ready, then run the timers that are due and the turns."""
-        wait = self._time_to_wait(timeout)
+        wait: float = -1 if timeout is None else timeout
+        if self._turns:
+            wait = 0
+        elif self._timers:
+            wait = self._time_to_wait(timeout)
         if 0 < wait < MILLISECOND:
             if self._exact is None:
                 self._exact = _ExactWait(self._epoll.fileno())
@@ -171,7 +173,8 @@ class EventLoop:
             if fd in callbacks:
                 callbacks[fd](events)
         self.at_leisure = False
-        if self._timers:
+        timers = self._timers
+        if timers and timers[0].due <= time.monotonic():
             self._run_timers()
         if self._turns:
             turns, self._turns = self._turns, {}
@@ -179,15 +182,15 @@ class EventLoop:
                 turn()
 
     def _time_to_wait(self, timeout: float | None) -> float:
-        if self._turns:
-            return 0
         timers = self._timers
         while timers and timers[0].callback is None:
             heapq.heappop(timers)
         if not timers:
             return -1 if timeout is None else timeout
-        wait = max(0.0, timers[0].due - time.monotonic())
-        if 0 < wait < MILLISECOND and len(timers) == 1 and not timers[0].exact:
+        wait = timers[0].due - time.monotonic()
+        if wait <= 0:
+            return 0
+        if wait < MILLISECOND and len(timers) == 1 and not timers[0].exact:
             wait = MILLISECOND
         return wait if timeout is None else min(wait, timeout)
 

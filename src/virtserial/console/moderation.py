@@ -104,9 +104,10 @@ class Moderation:
             # More came without an interrupt: nobody waits for one yet.
             if not lone:
                 pace.quiet, pace.limit = quiet, min(pace.limit, now + SIGNAL_LIMIT)
-            pace.due = min(now + pace.quiet, pace.limit)
+            due = pace.due = min(now + pace.quiet, pace.limit)
             pace.waits = 0
-            self._wake_at(pace.due)
+            if self._timer is None or due < self._timer.due:
+                self._wake_at(due)
             return
         if pace.late:
             pace.came_after_late(now)

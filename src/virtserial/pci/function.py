@@ -23,6 +23,7 @@ from virtserial.pci.configuration import Bar, ConfigurationSpace, Identity
 from virtserial.pci.interrupts import Interrupts
 from virtserial.pci.legacy import LegacyRegisters, bar_size
 from virtserial.pci.msix import MsixMessages
+from virtserial.virtio.ring.record import VECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -183,7 +184,8 @@ class VirtioPciFunction:
     def queue_interrupt(self, index: int) -> None:
         """Tell the driver that a queue has used buffers."""
         if self._by_vectors:
-            self._signal_vector(self.device.queues[index].vector)
+            record = self.device.queues[index].record
+            self._signal_vector(record.state.u16[(record.base + VECTOR) >> 1])
         else:
             self._raise_isr(layout.VIRTIO_PCI_ISR_QUEUE)
 

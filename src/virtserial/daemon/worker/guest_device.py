@@ -86,6 +86,7 @@ class GuestDevice:
         self.index = config.controller
         self.name = config.name
         self.loop = loop
+        self.now = loop.now
         self.send = send
         self.ledger = ledger
         self.log = LimitedLog(log, loop, self.name)
@@ -115,10 +116,6 @@ class GuestDevice:
         self.front = make_front(self, state, config)
 
     # Turns of this device, in which nothing may end the process
-
-    def now(self) -> float:
-        """The loop's clock."""
-        return self.loop.now()
 
     @property
     def at_leisure(self) -> bool:

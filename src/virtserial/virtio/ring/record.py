@@ -6,6 +6,7 @@ from typing import Final
 
 from virtserial.memory.state import U16, U64, Record
 
+VECTOR: Final = 4
 SIGNALLED: Final = 8
 PROGRESS: Final = 40
 """Offsets of fields that the hot path reaches in state memory without a call."""
@@ -18,7 +19,7 @@ class QueueRecord(Record):
     SIZE = 48
     size = U16(0)
     enabled = U16(2)
-    vector = U16(4)
+    vector = U16(VECTOR)
     signalled = U16(SIGNALLED)
     """The position up to which the driver was considered for an interrupt."""
     event_idx = U16(10)

@@ -238,15 +238,19 @@ class SplitRing:
         if old == new:
             return False
         barrier.full()
+        mapped = self._mapped
         if self._event_idx:
-            wanted = event_needed(self._access.used_event(), new, old)
+            used_event = self._access.used_event() if mapped is None else mapped.avail[AVAIL_RING + self._size]
+            wanted = event_needed(used_event, new, old)
         else:
             wanted = not self._access.avail_flags() & VIRTQ_AVAIL_F_NO_INTERRUPT
         registers[at] = new
         return wanted
 
     def signal_is_urgent(self) -> bool:
-        return self._awaited or (self._next - self._record.signalled) & 0xFFFF >= self._size * 3 >> 2
+        record = self._record
+        signalled = record.state.u16[(record.base + SIGNALLED) >> 1]
+        return self._awaited or (self._next - signalled) & 0xFFFF >= self._size * 3 >> 2
 
     def unseen(self) -> int:
         """With EVENT_IDX the driver wants to hear of the chain behind the last that it has seen."""
@@ -256,6 +260,11 @@ class SplitRing:
         return unseen if unseen <= self._size else 0
 
     def arm(self, ahead: int = 0) -> bool:
+        mapped = self._mapped
+        if mapped is not None and self._event_idx:
+            mapped.used16[2 + 4 * self._size] = (self._next + ahead) & 0xFFFF
+            barrier.full()
+            return mapped.avail[AVAIL_IDX] != self._next and self.waiting() > 0
         if self._event_idx:
             self._access.store_avail_event((self._next + ahead) & 0xFFFF)
         else:
