@@ -40,7 +40,7 @@ STREAM_WINDOW: Final = 32
 
 
 class Lane:
-    """The part of a port that serves single messages; `port.Port` is the rest and documents the attributes."""
+    """The part of a port that serves single messages, and asks for turns; `port.Port` documents the attributes."""
 
     _owner: PortOwner
     _moderation: Moderation
@@ -49,6 +49,7 @@ class Lane:
     _transmit_key: int
     _window: int
     record: PortRecord
+    queues: tuple[Virtqueue, Virtqueue]
     receiveq: Virtqueue
     transmitq: Virtqueue
     host: HostEnd | None
@@ -58,7 +59,21 @@ class Lane:
     backlog: bytearray
 
     def schedule(self, work: int) -> None:
-        """Ask for a turn."""
+        """Ask for a turn that looks at TRANSMIT, RECEIVE or both, unless the port is unplugged."""
+        if not self.plugged:
+            return
+        if not self.work:
+            self._owner.schedule(self)
+        self.work |= work
+
+    def schedule_all(self) -> None:
+        self.schedule(TRANSMIT | RECEIVE)
+
+    def forget_work(self) -> None:
+        self.work = 0
+
+    def turn(self) -> None:
+        """Do a bounded amount of what there is to do."""
         raise NotImplementedError
 
     def _write(self, views: tuple[memoryview]) -> int:
@@ -69,8 +84,17 @@ class Lane:
         """The host end has failed."""
         raise NotImplementedError
 
-    def transmit_message(self) -> None:
-        """Guest to host: a doorbell came alone."""
+    def message_sent(self) -> None:
+        """The driver has rung for the transmitq, and for nothing else."""
+        if self.work or not self._owner.at_once(self, self._transmit_message):
+            self.schedule(TRANSMIT)
+
+    def host_readable(self) -> None:
+        """The host end has bytes."""
+        if self.work or not self._owner.at_once(self, self._receive_message):
+            self.schedule(RECEIVE)
+
+    def _transmit_message(self) -> None:
         host, ring = self.host, self.transmitq.ring
         if self.throttled or self.backlog or host is None or not host.connected:
             self.schedule(TRANSMIT)
@@ -102,8 +126,7 @@ class Lane:
         if more:
             self.schedule(TRANSMIT)
 
-    def receive_message(self) -> None:
-        """Host to guest: the host end has become readable."""
+    def _receive_message(self) -> None:
         host, ring, record = self.host, self.receiveq.ring, self.record
         is_open = record.state.u16[(record.base + GUEST_OPEN) >> 1]
         if self._window > 1 or host is None or not host.connected or not is_open:
@@ -125,9 +148,12 @@ class Lane:
             return
         finally:
             ledger.end()
-        if count:
-            self._owner.signal(self.receiveq)
-            if count == buffer.nbytes:
-                self._window = STREAM_WINDOW
-            if not host.wait_readable():
-                self.schedule(RECEIVE)
+        if not count:
+            host.report_end()
+            return
+        self._owner.signal(self.receiveq)
+        if count == buffer.nbytes:
+            self._window = STREAM_WINDOW
+        if not host.wait_readable():
+            host.report_end()
+            self.schedule(RECEIVE)

@@ -189,16 +189,6 @@ class Port(Lane):
         # What was half sent and what the transmitq holds has no reader any more; every chain goes back to the driver.
         self.schedule(TRANSMIT)
 
-    def host_readable(self) -> None:
-        """The host end has bytes."""
-        if self.work or not self._owner.at_once(self, self.receive_message):
-            self.schedule(RECEIVE)
-
-    def message_sent(self) -> None:
-        """The driver has made chains available, and rang for nothing else."""
-        if self.work or not self._owner.at_once(self, self.transmit_message):
-            self.schedule(TRANSMIT)
-
     def host_writable(self) -> None:
         """The host end takes bytes again."""
         self.throttled = False
@@ -213,20 +203,6 @@ class Port(Lane):
         self.record.told_open = 0
         if self.host is not None:
             self.host.guest_ready()
-
-    def schedule(self, work: int) -> None:
-        """Ask for a turn that looks at TRANSMIT, RECEIVE or both, unless the port is unplugged."""
-        if not self.plugged:
-            return
-        if not self.work:
-            self._owner.schedule(self)
-        self.work |= work
-
-    def schedule_all(self) -> None:
-        self.schedule(TRANSMIT | RECEIVE)
-
-    def forget_work(self) -> None:
-        self.work = 0
 
     def turn(self) -> None:
         """Do a bounded amount of what there is to do; what remains is scheduled again.
