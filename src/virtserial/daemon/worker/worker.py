@@ -52,7 +52,7 @@ from virtserial.loop import EPOLLIN, EventLoop, sharpen_timers
 from virtserial.memory.state import VERSION as STATE_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from virtserial.channel.channel import WorkerEnd
     from virtserial.channel.messages import FromKeeper, FromWorker
@@ -260,11 +260,10 @@ def run_forked(parent: object, channel: WorkerEnd) -> NoReturn:
 
     The keeper's descriptors are closed here, except standard input, output and error and the channel.
     """
-    status = 1
-    try:
+
+    def begin() -> WorkerEnd:
         _parents.append(parent)
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
             # Beside a QEMU that decides when all ends, they are ignored in the keeper and so here.
             if signal.getsignal(number) != signal.SIG_IGN:
@@ -272,15 +271,9 @@ def run_forked(parent: object, channel: WorkerEnd) -> NoReturn:
         fd = channel.fileno()
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-        # What came with the fork never dies: the collector need not look at it, nor touch (and so copy) its pages.
-        gc.collect()
-        gc.freeze()
-        Worker(channel).run()
-        status = 0
-    except BaseException:
-        log.exception("internal error; the keeper starts a new worker")
-    finally:
-        os._exit(status)
+        return channel
+
+    _run(begin)
 
 
 def run_spawned(fd: int, level: int, log_format: str) -> NoReturn:
@@ -290,14 +283,26 @@ def run_spawned(fd: int, level: int, log_format: str) -> NoReturn:
         fd: the channel's descriptor.
         level, log_format: how the keeper logs.
     """
-    status = 1
-    try:
+
+    def begin() -> WorkerEnd:
         logging.basicConfig(level=level, format=log_format)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.set_inheritable(fd, False)
         channel = worker_end(socket.socket(fileno=fd))
         import_host_ends()
         channel.send(Ready(STATE_VERSION))
+        return channel
+
+    _run(begin)
+
+
+def _run(begin: Callable[[], WorkerEnd]) -> NoReturn:
+    """Serve until the keeper is gone, and end this process, whatever happens."""
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        channel = begin()
+        # What there is before the first device never dies: the collector need not look at it.  After a fork, to touch
+        # these pages would copy them.
         gc.collect()
         gc.freeze()
         Worker(channel).run()
