@@ -430,6 +430,7 @@ def test_unplug_while_open_is_enodev_until_the_last_close_and_the_port_comes_bac
     with hot_plugged(monitor, name, 30, path):
         app(f"again = open_port({name!r})")
         end = HostEnd(path)
+        app("until(lambda: 'HUP' not in events(again))")
         end.send(b"anew")
         assert app("read_exactly(again, 4)") == b"anew"
         with pytest.raises(GuestError, match="ENODEV"):
