@@ -13,14 +13,17 @@ from support.driver_devices import BufferEnd, Listening, QuietEvents
 from virtserial.console.device import ConsoleDevice
 from virtserial.console.wire import VIRTIO_ID_CONSOLE
 from virtserial.driver.console_driver import ConsoleDriver
+from virtserial.driver.dma import DmaMemory
 from virtserial.driver.legacy_function import LegacyFunction
 from virtserial.driver.pci_capabilities import find_capabilities
 from virtserial.driver.pci_function import PciFunction
-from virtserial.errors import DriverError, PeerError
+from virtserial.errors import ConfigError, DriverError, PeerError
 from virtserial.loop import EventLoop
 from virtserial.memory.region import MappedRegion
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
+from virtserial.state.device_state import load, save
+from virtserial.state.pci_state import PciState
 from virtserial.virtio.features import TRANSPORT_FEATURES
 
 
@@ -121,6 +124,55 @@ def test_bytes_both_ways_with_any_number_of_vectors(loop, vectors, interface):
     run_until(loop, lambda: "readable" in listener.told)
     assert port.read(100) == b"answer"
     driver.close()
+
+
+@pytest.mark.parametrize("vectors", [0, 18])
+@pytest.mark.parametrize("has_modern", [True, False])
+def test_a_legacy_driver_goes_on_at_a_device_that_was_moved(loop, vectors, has_modern):
+    old, old_access = build(loop, vectors, has_legacy=True, has_modern=has_modern)
+    host = BufferEnd()
+    old.add_port(5, "org.example", False, True).attach(host)
+    memory = DmaMemory(old_access)
+    transport = LegacyFunction(old_access, loop, VIRTIO_ID_CONSOLE)
+    driver = ConsoleDriver(transport, memory=memory, legacy=True)
+    driver.start()
+    run_until(loop, lambda: 5 in driver.ports and driver.ports[5].host_connected)
+    port = driver.ports[5]
+    port.open(Listening())
+    port.write(b"before")
+    run_until(loop, lambda: host.taken == b"before")
+
+    old.pause()
+    state = save(old, PciState(old_access.function))
+    new, new_access = build(loop, vectors, has_legacy=True, has_modern=has_modern)
+    host = BufferEnd()
+    new.add_port(5, "org.example", False, True).attach(host)
+    for region in memory.regions:
+        new_access.dma_map(region.iova, region.size, fd=region.fd)
+    new.pause()
+    load(new, PciState(new_access.function), state)
+    transport.replace_access(new_access).close()
+    new.resume()
+    assert new.driver_is_legacy
+    port.write(b"after")
+    run_until(loop, lambda: host.taken == b"after")
+    host.give(b"answer")
+    answer = bytearray()
+    run_until(loop, lambda: answer.extend(port.read(100)) or answer == b"answer")
+    driver.close()
+
+
+@pytest.mark.parametrize("interfaces", [{}, {"has_legacy": True, "has_modern": False}])
+def test_the_state_of_a_function_with_other_interfaces_is_refused(loop, interfaces):
+    old, old_access = build(loop, 2, has_legacy=True)
+    old.pause()
+    state = save(old, PciState(old_access.function))
+    new, new_access = build(loop, 2, **interfaces)
+    new.pause()
+    with pytest.raises(ConfigError, match="PCI configuration: byte"):
+        load(new, PciState(new_access.function), state)
+    old_access.close()
+    new_access.close()
 
 
 def test_a_failed_device_is_noticed_through_the_configuration_interrupt(loop):
