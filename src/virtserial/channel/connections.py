@@ -9,12 +9,14 @@
 | UdpConnection | a connected datagram socket |
 | RingbufConnection | the ring's memory |
 | NullConnection, HandlerConnection | none |
+| SharedConnection | the log of the output (channel/output_log.py) |
+| ClientConnection | those of the connection in it; the log, opened again: its position is the client's |
 | LoggedConnection | those of the connection in it; the log |
 """
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from virtserial.channel.codec import OneOf
 from virtserial.channel.record import record
@@ -168,9 +170,28 @@ class HandlerConnection:
     attribute: str
 
 
+Slow = Literal["block", "drop", "disconnect"]
+"""What happens for a client that does not read: the guest waits, the client loses output, or its connection."""
+
+
+@record
+class SharedConnection:
+    """A chardev with several clients, whether any is there or not; each comes as a ClientConnection.
+
+    Attributes:
+        backlog: bytes of output that a client first gets.
+        plain: nothing is spoken with clients beside the port's own bytes.
+    """
+
+    name: str
+    slow: Slow
+    backlog: int
+    plain: bool
+
+
 BareConnection = (
     SocketConnection | StreamConnection | LayeredConnection | PtyConnection | UdpConnection | RingbufConnection
-    | NullConnection | HandlerConnection
+    | NullConnection | HandlerConnection | SharedConnection
 )  # fmt: skip
 
 
@@ -185,16 +206,40 @@ class LoggedConnection:
         return self.connection.name
 
 
-Connection = BareConnection | LoggedConnection
+@record
+class ClientConnection:
+    """One of a chardev's several clients.
+
+    Attributes:
+        place: tells it from the others that are there.
+        watches: it only reads.
+    """
+
+    connection: SocketConnection | LayeredConnection
+    place: int
+    watches: bool
+
+    @property
+    def name(self) -> str:
+        return self.connection.name
+
+
+Connection = BareConnection | LoggedConnection | ClientConnection
 
 CONNECTION = OneOf[Connection](get_args(Connection))
 
 
-def unlogged(connection: Connection) -> BareConnection:
+def unlogged(connection: Connection) -> BareConnection | ClientConnection:
     """Return the connection without its log."""
     return connection.connection if isinstance(connection, LoggedConnection) else connection
 
 
 def is_peer_there(connection: Connection) -> bool:
     """Whether somebody can be at the other end of it."""
-    return not isinstance(unlogged(connection), NullConnection)
+    match connection:
+        case LoggedConnection(inner):
+            return is_peer_there(inner)
+        case SharedConnection():
+            return bool(connection.backlog)
+        case _:
+            return not isinstance(connection, NullConnection)

@@ -52,6 +52,7 @@ class Chardev:
         fronts: how many users of a multiplexer are not ports but monitors or QEMU's own devices.
         hub: the hub chardev that it is a part of, or None.
         is_hub: whether it is one.
+        is_shared: it has several clients, each with a connection of its own.
         announcement: a line to print once it is open, or None.
         report: prints a line for the operator; the keeper sets another than standard error.
         reach: uses its paths; the keeper sets another for what monitors add.
@@ -66,6 +67,7 @@ class Chardev:
     fronts = 0
     hub: Chardev | None = None
     is_hub = False
+    is_shared = False
     recipe: tuple[str, Mapping[str, object]] = ("", {})
 
     def __init__(self, chardev_id: str) -> None:
@@ -137,6 +139,17 @@ class Chardev:
 
     def connection_ended(self) -> None:
         """The connection has ended and its descriptors are closed: listen or connect again, or stay closed."""
+
+    def client_left(self, place: int) -> None:
+        """One of several clients (ClientConnection.place) has left, and its descriptors are closed."""
+
+    def clients(self, positions: Mapping[int, int]) -> dict[str, object]:
+        """What x-virtserial-query-clients tells of a chardev with several clients.
+
+        Args:
+            positions: of each client, by place, the descriptor that it reads the output by.
+        """
+        raise NotImplementedError
 
     def let_accept(self) -> tuple[Connection, Sequence[int]] | None:
         """Let somebody else accept the clients, who says so by `client_accepted`.

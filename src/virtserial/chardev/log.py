@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from virtserial.channel.connections import LoggedConnection, NullConnection, unlogged
+from virtserial.channel.connections import ClientConnection, LoggedConnection, NullConnection
 from virtserial.chardev.base import Chardev
 from virtserial.chardev.opened_path import named_files, open_path
 from virtserial.errors import ConfigError
@@ -34,7 +34,7 @@ class LoggedChardev(Chardev):
 
     def __init__(self, backend: Chardev, path: str, *, append: bool = False) -> None:
         super().__init__(backend.id)
-        self.kind, self.wait = backend.kind, backend.wait
+        self.kind, self.wait, self.is_shared = backend.kind, backend.wait, backend.is_shared
         self.path = path
         self.append = append
         self._backend = backend
@@ -92,6 +92,12 @@ class LoggedChardev(Chardev):
         self._backend.connection_ended()
         self._stand_in()
 
+    def client_left(self, place: int) -> None:
+        self._backend.client_left(place)
+
+    def clients(self, positions: Mapping[int, int]) -> dict[str, object]:
+        return self._backend.clients(positions)
+
     def guest_opened(self) -> None:
         self._backend.guest_opened()
 
@@ -114,7 +120,12 @@ class LoggedChardev(Chardev):
     def connection_opened(self, chardev: Chardev, connection: Connection, fds: tuple[int, ...]) -> None:
         """Pass a connection on, with the log."""
         self._is_connected = True
-        self._pass_on(unlogged(connection), fds)
+        if isinstance(connection, ClientConnection):
+            # The log is that of all clients.
+            if self._sink is not None:
+                self._sink.connection_opened(self, connection, fds)
+            return
+        self._pass_on(connection.connection if isinstance(connection, LoggedConnection) else connection, fds)
 
     def _stand_in(self) -> None:
         """Hand out a connection for the log alone while there is no other."""

@@ -11,7 +11,7 @@ from virtserial.chardev.preparation import Preparation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from virtserial.channel.connections import Connection, SocketLayer
+    from virtserial.channel.connections import SocketLayer
     from virtserial.chardev.tls_credentials import TlsCredentials
 
 
@@ -47,7 +47,7 @@ class SocketLayers(NamedTuple):
         hostname: str | None = None,
         reconnects: bool = False,
         listeners: Sequence[int] = (),
-    ) -> tuple[Connection, tuple[int, ...]]:
+    ) -> tuple[SocketConnection | LayeredConnection, tuple[int, ...]]:
         """Make a connection, and its descriptors, of a socket.
 
         Args:

@@ -44,6 +44,7 @@ class SocketServerChardev(Chardev):
     """The socket file has the mode that the umask gives, as QEMU's; `close` removes it if it is still ours."""
 
     kind = "socket"
+    backlog = BACKLOG
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class SocketServerChardev(Chardev):
         if isinstance(self.address, UnixAddress):
             self._listen_unix(self.address)
         elif isinstance(self.address, InetAddress):
-            self._listeners = _listen_inet(self.address)
+            self._listeners = _listen_inet(self.address, self.backlog)
         else:
             self._adopt(self.address)
         for listener in self._listeners:
@@ -100,20 +101,20 @@ class SocketServerChardev(Chardev):
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 listener.bind(binary)
-                listener.listen(BACKLOG)
+                listener.listen(self.backlog)
             except OSError as error:
                 listener.close()
                 raise ConfigError(f"Failed to bind socket to {address.path}: {error.strerror}") from error
             self._listeners = [listener]
         else:
-            self._unix_listener = UnixListener(address.path, BACKLOG, reach=self.reach)
+            self._unix_listener = UnixListener(address.path, self.backlog, reach=self.reach)
             self._listeners = [self._unix_listener.socket]
 
     def _adopt(self, address: FdAddress) -> None:
         listener = address.adopt()
         if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             try:
-                listener.listen(BACKLOG)
+                listener.listen(self.backlog)
             except OSError as error:
                 listener.detach()
                 raise ConfigError(f"Failed to listen on fd {address.fd}: {error.strerror}") from error
@@ -205,18 +206,21 @@ class SocketServerChardev(Chardev):
                 self._loop.unwatch(listener.fileno())
 
     def _client_came(self, _events: int) -> None:
-        if self.connected:
-            return  # Two listeners (IPv4 and IPv6) had one each.
-        for listener in self._listeners:
+        # Two listeners (IPv4 and IPv6) may have one each.
+        if not self.connected and (client := self._accept(self._listeners)) is not None:
+            self._serve(client)
+
+    def _accept(self, listeners: Sequence[socket.socket]) -> socket.socket | None:
+        """Return the next client, None if there is none."""
+        for listener in listeners:
             try:
-                client = listener.accept()[0]
+                return listener.accept()[0]
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:
                 self._accept_failed(error)
-                return
-            self._serve(client)
-            return
+                break
+        return None
 
     def _accept_failed(self, error: OSError) -> None:
         self.report(f"warning: chardev '{self.id}': cannot accept a client: {error.strerror}")
@@ -242,7 +246,7 @@ class SocketServerChardev(Chardev):
             self._loop.stop()
 
 
-def _listen_inet(address: InetAddress) -> list[socket.socket]:
+def _listen_inet(address: InetAddress, backlog: int) -> list[socket.socket]:
     """Listen on every address of the host, at the first port from `port` to `to` that all of them can have."""
     found = address.resolve(passive=True)
     first_port = int(str(found[0][1][1]))
@@ -254,7 +258,7 @@ def _listen_inet(address: InetAddress) -> list[socket.socket]:
             for family, place in found:
                 # `port=0`: what the kernel gave the first, the others take as well.
                 chosen = listeners[0].getsockname()[1] if listeners and port == 0 else port
-                listeners.append(_listen_at(family, (place[0], chosen, *place[2:])))
+                listeners.append(_listen_at(family, (place[0], chosen, *place[2:]), backlog))
         except OSError as error:
             failure = error
             for listener in listeners:
@@ -265,14 +269,14 @@ def _listen_inet(address: InetAddress) -> list[socket.socket]:
     raise ConfigError(f"Failed to bind socket to {address.peer_text()}: {reason}")
 
 
-def _listen_at(family: int, place: tuple[object, ...]) -> socket.socket:
+def _listen_at(family: int, place: tuple[object, ...], backlog: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(place)
-        listener.listen(BACKLOG)
+        listener.listen(backlog)
     except OSError:
         listener.close()
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from virtserial.channel.connections import Telnet, Tls, WebSocket
 from virtserial.errors import BackendError
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from virtserial.host_end.layer import Layer
     from virtserial.loop import EventLoop
 
+S = TypeVar("S", bound=LayeredStream)
+
 
 def open_layered_stream(
     loop: EventLoop,
     fds: Sequence[int],
     connection: LayeredConnection,
     account: Account,
-) -> LayeredStream:
-    """Make the host end of a LayeredConnection.
+    make: type[S],
+) -> S:
+    """Make the host end of a LayeredConnection, of the given class.
 
     Raises:
         BackendError: the TLS credentials are not valid; `fds` are closed.
@@ -42,7 +45,7 @@ def open_layered_stream(
         for fd in files:
             os.close(fd)
     linger = make_linger(loop, connection, listeners)
-    return LayeredStream(loop, connection.name, fds[0], fds[1], made, account, linger)
+    return make(loop, connection.name, fds[0], fds[1], made, account, linger)
 
 
 def _make_layers(layers: Sequence[SocketLayer], fds: Sequence[int]) -> list[Layer]:

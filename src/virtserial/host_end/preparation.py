@@ -21,6 +21,8 @@ log = logging.getLogger("virtserial.worker")
 
 def import_host_ends() -> None:
     """Import what `open_host_end` imports late, except ssl, which takes 20 ms and 3 MB."""
+    import virtserial.host_end.client_ends
+    import virtserial.host_end.clients
     import virtserial.host_end.factory
     import virtserial.host_end.handler
     import virtserial.host_end.layers

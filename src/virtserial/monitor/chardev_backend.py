@@ -39,6 +39,9 @@ SOCKET: Final[Struct] = {
     **{name: Optional(bool) for name in ("server", "wait", "nodelay", "telnet", "tn3270", "websocket")},
     "reconnect": Optional(int),
     "reconnect-ms": Optional(int),
+    # Ours: several clients.
+    **{name: Optional(int) for name in ("clients", "backlog")},
+    **{name: Optional(str) for name in ("slow", "watch")},
     **COMMON,
 }
 _KINDS: Final[dict[str, Struct]] = {

@@ -205,6 +205,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "x-virtserial-restart": Command(
         lambda operations, _, keeper: operations.restart(with_keeper=bool(keeper)), {"keeper": Optional(bool)}
     ),
+    "x-virtserial-query-clients": Command(lambda operations, _: operations.query_clients(), {}),
     "x-virtserial-query": Command(lambda operations, _: operations.query_processes(), {}),
     "x-virtserial-inventory": Command(lambda operations, _: inventory(operations), {}),
     "x-virtserial-disconnect": Command(lambda operations, _, name: operations.disconnect(name), {"id": str}),

@@ -186,6 +186,10 @@ class Operations:
         if chardev_id not in self.keeper.chardevs:
             raise QmpError(f"Chardev '{chardev_id}' not found")
 
+    def query_clients(self) -> list[dict[str, object]]:
+        """What x-virtserial-query-clients returns."""
+        return self.keeper.back_ends.clients()
+
     def send_break(self, chardev_id: str) -> None:
         """Send a break: none of our back ends can carry one, and QEMU's ignore it as silently.
 

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from virtserial.errors import ConfigError
 from virtserial.monitor.commands import execute
 from virtserial.monitor.events import Events
 from virtserial.monitor.hmp import candidates, run_line
@@ -99,6 +100,8 @@ def attach(keeper: Keeper, line: MonitorLine, options: MonitorOptions, number: i
     chardev = keeper.chardevs[options.chardev]
     if chardev.mux:
         line.share(keeper, chardev, _name(number))
+    elif chardev.is_shared:
+        raise ConfigError(f"chardev '{chardev.id}' has several clients, and a monitor serves one")
     else:
         keeper.back_ends.add_sink(chardev.id, line)
 

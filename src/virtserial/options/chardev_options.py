@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from virtserial.chardev.base import Chardev
+    from virtserial.chardev.shared_server import Sharing
     from virtserial.chardev.socket_address import Address
     from virtserial.chardev.socket_layers import SocketLayers
     from virtserial.chardev.tls_credentials import TlsCredentials
@@ -32,11 +33,12 @@ PARAMETERS: Mapping[str, Callable[[str, object], object]] = {
     **dict.fromkeys(("ipv4", "ipv6", "wait", "server", "delay", "telnet", "tn3270", "websocket", "mux"), BOOL),
     **dict.fromkeys(("signal", "append", "logappend", "mouse", "clipboard", "tight", "abstract"), BOOL),
     **dict.fromkeys(("to", "reconnect", "reconnect-ms", "width", "height", "cols", "rows", "debug"), NUMBER),
-    "size": SIZE,
-    # Ours: chardev handler's class, chardev serial's line settings, whether Ctrl-a x ends the process.
+    **dict.fromkeys(("size", "backlog"), SIZE),
+    # Ours: chardev handler's class, chardev serial's line settings, whether Ctrl-a x ends the process, several clients
+    # of a socket.
     "mux-quit": BOOL,
-    **dict.fromkeys(("class", "parity"), STRING),
-    **dict.fromkeys(("speed", "data-bits", "stop-bits"), NUMBER),
+    **dict.fromkeys(("class", "parity", "slow", "watch"), STRING),
+    **dict.fromkeys(("speed", "data-bits", "stop-bits", "clients"), NUMBER),
 }
 
 QEMU_ONLY = (
@@ -241,12 +243,19 @@ def _socket(chardev_id: str, values: ChardevValues) -> Chardev:
     server = values.flag("server")
     layers = _socket_layers(values, server)
     reconnect_seconds = _reconnect_seconds(values)
+    sharing = _sharing(values, server)
     if "fd" in values and reconnect_seconds is not None:
         raise ConfigError(f"'{_reconnect_name(values)}' option is incompatible with 'fd' address type")
     if server:
         if reconnect_seconds is not None:
             raise ConfigError(
                 f"'{_reconnect_name(values)}' option is incompatible with socket in server listen mode"
+            )
+        if sharing is not None:
+            from virtserial.chardev.shared_server import SharedSocketServer
+
+            return SharedSocketServer(
+                chardev_id, address, sharing, wait=values.flag("wait", True), nodelay=nodelay, layers=layers
             )
         from virtserial.chardev.socket_server import SocketServerChardev
 
@@ -280,6 +289,29 @@ def _socket_layers(values: ChardevValues, server: bool) -> SocketLayers:
     if websocket and not server:
         raise ConfigError("Websocket client is not implemented")
     return SocketLayers(server, values.flag("telnet"), websocket, credentials)
+
+
+def _sharing(values: ChardevValues, server: bool) -> Sharing | None:
+    """How several clients share a server; None: one client, as with QEMU."""
+    given = [name for name in ("clients", "backlog", "slow", "watch") if name in values]
+    if not given or (given == ["clients"] and values.number("clients") == 1):
+        return None
+    from virtserial.channel.output_log import MAX_CLIENTS
+    from virtserial.chardev.shared_server import MAX_BACKLOG, SLOW, Sharing
+
+    if not server:
+        raise ConfigError(f"'{given[0]}' option is incompatible with socket in client connect mode")
+    if values.flag("mux"):
+        raise ConfigError(f"'{given[0]}' option is incompatible with 'mux=on'")
+    clients = values.number("clients") if "clients" in values else 1
+    if clients is None or not 1 <= clients <= MAX_CLIENTS:
+        raise ConfigError(f"Parameter 'clients' expects a number from 1 to {MAX_CLIENTS}")
+    backlog = values.number("backlog") or 0
+    if backlog > MAX_BACKLOG:
+        raise ConfigError(f"Parameter 'backlog' expects at most {MAX_BACKLOG >> 20}M")
+    if (slow := SLOW.get(values.text("slow") or "block")) is None:
+        raise ConfigError(f"Parameter 'slow' expects one of {', '.join(SLOW)}")
+    return Sharing(clients, backlog, slow, values.text("watch"))
 
 
 def _reconnect_name(values: ChardevValues) -> str:

@@ -15,7 +15,13 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from virtserial.channel.connections import LayeredConnection, SocketConnection, is_peer_there, unlogged
+from virtserial.channel.connections import (
+    ClientConnection,
+    LayeredConnection,
+    SocketConnection,
+    is_peer_there,
+    unlogged,
+)
 from virtserial.channel.messages import Connect, Disconnect, Listen, StopListening
 from virtserial.channel.record import replace
 from virtserial.errors import ConfigError, StateError
@@ -219,15 +225,33 @@ class BackEnds:
         """
         if message.serial > self.connections:
             raise StateError(f"connection {message.serial} of {self.connections} has ended")
-        held = self._held.find(Connect, message.chardev)
-        if held is not None and held.serial == message.serial:  # else another has taken its place
-            self._held.drop(Connect, message.chardev)
-            self.chardevs[message.chardev].connection_ended()
+        for held, _ in self._held.all(Connect, message.chardev):
+            if isinstance(held, Connect) and held.serial == message.serial:  # else another has taken its place
+                self._held.drop_entry(held)
+                if isinstance(held.connection, ClientConnection):
+                    self.chardevs[message.chardev].client_left(held.connection.place)
+                else:
+                    self.chardevs[message.chardev].connection_ended()
 
     def is_connected(self, chardev_id: str) -> bool:
         """Whether a chardev, or a part of a hub, has a connection that was handed over."""
-        connections = (self._held.find(Connect, each.id) for each in self.chardevs[chardev_id].with_connections())
-        return any(each is not None and is_peer_there(each.connection) for each in connections)
+        return any(
+            isinstance(held, Connect) and is_peer_there(held.connection)
+            for each in self.chardevs[chardev_id].with_connections()
+            for held, _ in self._held.all(Connect, each.id)
+        )
+
+    def clients(self) -> list[dict[str, object]]:
+        """What x-virtserial-query-clients returns: of each chardev with several clients, these and its counters."""
+        return [self._clients_of(chardev) for chardev in self.chardevs.values() if chardev.is_shared]
+
+    def _clients_of(self, chardev: Chardev) -> dict[str, object]:
+        positions = {
+            held.connection.place: fds[-1]
+            for held, fds in self._held.all(Connect, chardev.id)
+            if isinstance(held, Connect) and isinstance(held.connection, ClientConnection)
+        }
+        return chardev.clients(positions)
 
     def shut_down(self, chardev_id: str) -> bool:
         """Shut down the socket of a chardev's connection: the worker finds that its peer is gone.
@@ -327,7 +351,7 @@ class BackEnds:
             predecessor.hub.replace_part(predecessor, chardev)
         self.stop_listening(chardev.id)
         predecessor.close()
-        self._held.drop(Connect, chardev.id)
+        self._held.drop_all(Connect, chardev.id)
         if not early.pass_on():
             self._workers.send(Disconnect(chardev.id))
         self.let_accept(chardev)
@@ -344,7 +368,7 @@ class BackEnds:
     def _forget(self, chardev_id: str) -> None:
         """Have nothing of a chardev left, neither here nor in the worker: the next one of its name starts afresh."""
         self.stop_listening(chardev_id)
-        self._held.drop(Connect, chardev_id)
+        self._held.drop_all(Connect, chardev_id)
         self._workers.send(Disconnect(chardev_id))
 
 

@@ -6,7 +6,7 @@
 | DmaMap | controller | address |
 | Irq | controller | type of interrupt, vector |
 | AddFront | chardev | front |
-| Connect | chardev | the one connection |
+| Connect | chardev | the one connection; each of several clients by its place |
 | Listen | chardev | its listening sockets |
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from virtserial.channel.connections import ClientConnection
 from virtserial.channel.messages import AddFront, Connect, ConnectVmm, DmaMap, Held, Irq, Listen
 from virtserial.closing import close_foreign
 
@@ -34,6 +35,8 @@ def _place_of(message: Held) -> tuple[Owner, object]:
             return (Irq, controller), (index, number)
         case AddFront(chardev, front):
             return (AddFront, chardev), front
+        case Connect(chardev, connection=ClientConnection(place=place)):
+            return (Connect, chardev), place
         case Connect(chardev):
             return (Connect, chardev), None
         case Listen(Connect(chardev)):
@@ -59,6 +62,11 @@ class HeldDescriptors:
         """Close what is held in a place, if anything is."""
         entries = self._owners.get((kind, of), {})
         _close(entries.pop(which, None))
+
+    def drop_entry(self, message: Held) -> None:
+        """Close what is held with a message."""
+        owner, which = _place_of(message)
+        self.drop(*owner, which)
 
     def drop_all(self, kind: type[Held], of: int | str) -> None:
         """Close all of one kind and owner."""
@@ -97,8 +105,8 @@ class HeldDescriptors:
         entries[which] = message, entries[which][1]
 
     def send_again(self, kind: type[Held], of: int | str, send: Callable[[Held, Sequence[int]], None]) -> None:
-        """Give `send` what is held in a place, if anything is."""
-        if (entry := self._owners.get((kind, of), {}).get(None)) is not None:
+        """Give `send` all of one kind and owner."""
+        for entry in self.all(kind, of):
             send(*entry)
 
     def all(self, kind: type[Held], of: int | str | None = None) -> Iterator[Entry]:

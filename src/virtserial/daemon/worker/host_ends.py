@@ -4,6 +4,7 @@
 |---|---|
 | of a port | the port, in the place of the connection it has |
 | a part of a hub | the hub's host end, which the port that uses the hub has |
+| shared by several clients | as above; each client's connection is added to that host end (host_end/clients.py) |
 | multiplexed | a Multiplexer: each port and front (a monitor, QEMU) has a share, the last has the focus |
 """
 
@@ -13,9 +14,11 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from virtserial.channel.connections import ClientConnection
 from virtserial.channel.messages import Accepted, ConnectionEnded, FrontChanged, Quit
 from virtserial.daemon.worker.client_listener import ClientListener
 from virtserial.errors import VirtserialError
+from virtserial.host_end.client_ends import open_client
 from virtserial.host_end.factory import open_host_end
 from virtserial.host_end.hub import HubHostEnd
 from virtserial.host_end.mux import Multiplexer
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from virtserial.channel.messages import Connect, FromWorker, FrontState, Listen
     from virtserial.console.port import Port
     from virtserial.daemon.worker.guest_device import GuestDevice
+    from virtserial.host_end.clients import ClientsHostEnd
     from virtserial.loop import EventLoop
 
 log = logging.getLogger("virtserial.worker")
@@ -52,6 +56,7 @@ class HostEnds:
         self._ports: dict[str, list[tuple[GuestDevice, Port]]] = {}
         self._muxes: dict[str, tuple[int, Multiplexer]] = {}
         self._fronts: dict[str, list[StreamFront]] = {}
+        self._shared: dict[str, ClientsHostEnd] = {}
         self._listeners: dict[str, ClientListener] = {}
         self._connected: set[str] = set()
         self._vacant: dict[str, int] = {}
@@ -89,6 +94,7 @@ class HostEnds:
         for front in self._fronts.get(chardev, ()):
             front.leave()
         self._muxes.pop(chardev, None)
+        self._shared.pop(chardev, None)
         for users in self._ports.values():
             for _, port in users:
                 if isinstance(port.host, HubHostEnd):
@@ -142,6 +148,9 @@ class HostEnds:
     def connect(self, message: Connect, fds: Sequence[int]) -> None:
         """Join a connection to what uses its chardev, in place of the one that is there; `fds` are owned."""
         chardev, serial, hub = message.chardev, message.serial, message.hub
+        if isinstance(message.connection, ClientConnection):
+            self._add_client(message, message.connection, fds)
+            return
         self._connected.add(chardev)
         if not self._is_used(message):
             _close(fds)
@@ -153,14 +162,17 @@ class HostEnds:
             _close(fds)
             self._share(chardev, serial, mux)
             return
+        shared: list[ClientsHostEnd] = []
         try:
-            host = open_host_end(message.connection, fds, self._loop, self._account)
+            host = open_host_end(message.connection, fds, self._loop, self._account, shared.append)
         except VirtserialError as error:
             log.error("chardev %s: %s", chardev, error)
             self._ended(chardev, serial)
             return
         self.disconnect(chardev)
         self._connected.add(chardev)
+        if shared:
+            self._shared[chardev] = shared[0]
         if message.mux:
             leave = self._quit_of(chardev) if message.mux_quit else None
             mux = Multiplexer(self._loop, host, leave, message.program)
@@ -175,6 +187,22 @@ class HostEnds:
         else:
             device.connection_serials[port] = serial
             port.attach(host)
+
+    def _add_client(self, message: Connect, connection: ClientConnection, fds: Sequence[int]) -> None:
+        """Add a client to the host end of its chardev; `fds` are owned."""
+        chardev, serial = message.chardev, message.serial
+        shared = self._shared.get(chardev)
+        if shared is None:
+            _close(fds)  # It is sent again with a port that uses the chardev.
+            return
+        try:
+            end = open_client(connection, fds[:-1], self._loop, self._account)
+        except VirtserialError as error:
+            log.error("chardev %s: %s", chardev, error)
+            os.close(fds[-1])
+            self._ended(chardev, serial)
+            return
+        shared.add_client(connection.place, end, fds[-1], lambda: self._ended(chardev, serial))
 
     def _quit_of(self, chardev: str) -> Callable[[], None]:
         return lambda: self._send(Quit(chardev))

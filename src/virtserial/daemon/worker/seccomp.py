@@ -150,6 +150,7 @@ CALLS = (
     Call("ppoll", 271, "wait for less than a millisecond"),
     Call("recvfrom", 45, "peek at messages, take them off"),
     Call("read", 0, "eventfds, ptys, files"),
+    Call("sendfile", 40, "a guest's output to each of several clients"),
     Call("epoll_ctl", 233, "watch a descriptor"),
     Call("futex", 202, "the barrier of the rings, the interpreter's lock"),
     Call("clock_gettime", 228, "time, where the vDSO does not serve"),
@@ -189,7 +190,7 @@ CALLS = (
     Call("mprotect", 10, "the allocator", (Without(2, "PROT_EXEC", 4),)),
     Call("munmap", 11, "give memory back"),
     Call("mremap", 25, "the allocator"),
-    Call("madvise", 28, "the allocator"),
+    Call("madvise", 28, "the allocator, memory of old output"),
     Call("brk", 12, "the allocator"),
     # Waiting, time, signals of its own, and its end.
     Call("poll", 7, "wait for a reply of the VMM"),
