@@ -8,7 +8,7 @@ import pytest
 
 from virtserial.accounting import Account
 from virtserial.channel.connections import ClientConnection
-from virtserial.channel.output_log import MAX_CLIENTS, OutputLog, open_again
+from virtserial.channel.output_log import MAX_CLIENTS, MAX_WATCHERS, OutputLog, open_again
 from virtserial.errors import ConfigError
 from virtserial.host_end import clients as clients_module
 from virtserial.host_end.client_ends import open_client
@@ -323,6 +323,18 @@ def test_watchers_get_all_and_can_send_nothing(share):
     watcher.close()
     s.house.until(lambda: s.left == [MAX_CLIENTS])
     assert s.port.events.count("closed") == 0
+
+
+def test_one_more_watcher_than_there_are_places_waits(share):
+    s = share("watch=WATCH")
+    watchers = [s.connect(watch=True) for _ in range(MAX_WATCHERS)]
+    late = socket.socket(socket.AF_UNIX)
+    late.connect(s.watch_path)
+    s.far.append(late)
+    s.house.settle()
+    assert not s.house.connections
+    s.write(b"all")
+    assert {s.read(each, 3) for each in watchers} == {b"all"}
 
 
 def test_memory_is_bounded_by_the_backlog_and_the_window(share):

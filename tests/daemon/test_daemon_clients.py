@@ -166,6 +166,26 @@ def test_clients_that_came_before_the_guest_are_served(serve, monitor, folder):
                 guest.run_until(lambda each=each: each.setblocking(False) or try_receive(each) == b"both")
 
 
+def test_clients_stay_while_their_port_is_plugged_anew(serve, monitor, folder):
+    serve("clients=2")
+    control = monitor()
+    again = {"driver": "virtserialport", "bus": "ser0.0", "nr": 3, "chardev": "a", "name": "again", "id": "p"}
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest, connect(folder / "a") as one, connect(folder / "a") as two:
+        wait_until(lambda: len(clients_of(control)["clients"]) == 2)
+        (port,) = (each for each in control.execute("qom-list", {"path": "/machine/peripheral-anon"}) if (
+            "port" in each["name"]))
+        control.execute("device_del", {"id": f"/machine/peripheral-anon/{port['name']}"})
+        control.execute("device_add", again)
+        guest.run_until(lambda: "again" in {port.name for port in guest.driver.ports.values()})
+        plugged = guest.open("again")
+        guest.run_until(lambda: plugged.port.host_connected)
+        plugged.port.write(b"both")
+        for each in (one, two):
+            assert each.recv(4, socket.MSG_WAITALL) == b"both"
+        two.sendall(b"heard")
+        guest.run_until(lambda: plugged.data == b"heard")
+
+
 def test_websocket_clients_share_a_port_and_come_again_after_a_kill(serve, monitor, folder):
     device = serve("clients=3,backlog=4k,websocket=on")
 

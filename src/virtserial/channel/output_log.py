@@ -124,7 +124,8 @@ class OutputLog:
     def forget(self, place: int) -> None:
         """A client is gone: its place is free, what was dropped for it stays counted."""
         words, base = self._words, _PLACES + _RECORD * place
-        words[_DROPPED] += words[base + _ITS_DROPPED]
+        # A worker can write anything there.
+        words[_DROPPED] = (words[_DROPPED] + words[base + _ITS_DROPPED]) % (1 << 64)
         for word in range(_RECORD):
             words[base + word] = 0
 

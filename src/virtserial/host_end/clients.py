@@ -235,6 +235,10 @@ class ClientsHostEnd(HostEnd):
         self.readable = False
         return 0
 
+    def report_end(self) -> None:
+        if self._last_read is not None:
+            self._last_read.end.report_end()
+
     def wait_readable(self) -> bool:
         if self._last_read is not None:
             self._last_read.end.wait_readable()

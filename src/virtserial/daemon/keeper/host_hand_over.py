@@ -10,7 +10,7 @@
 | `keep`, if the other one fails | takes clients again; its worker has lost nothing | |
 | `open_rest` | | opens what has not come |
 
-Only plain chardevs of ports can go: what is multiplexed, in a hub, or has a protocol's state in the worker (TLS,
+Only plain chardevs of ports can go: what is multiplexed, in a hub, shared by several clients, or has a protocol's state in the worker (TLS,
 websocket, telnet) cannot.
 """
 
@@ -48,7 +48,9 @@ class HostHandOver:
         return [chardev for chardev in self._keeper.chardevs.values() if self._can_go(chardev)]
 
     def _can_go(self, chardev: Chardev) -> bool:
-        if chardev.mux or chardev.is_hub or chardev.hub is not None or chardev.id in self._back_ends.sinks:
+        if chardev.mux or chardev.is_hub or chardev.hub is not None or chardev.is_shared:
+            return False
+        if chardev.id in self._back_ends.sinks:
             return False
         return chardev.recipe[0] in KINDS and self._keeper.machine.user_of(chardev.id) is not None
 
