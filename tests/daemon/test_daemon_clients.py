@@ -172,9 +172,9 @@ def test_clients_stay_while_their_port_is_plugged_anew(serve, monitor, folder):
     again = {"driver": "virtserialport", "bus": "ser0.0", "nr": 3, "chardev": "a", "name": "again", "id": "p"}
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest, connect(folder / "a") as one, connect(folder / "a") as two:
         wait_until(lambda: len(clients_of(control)["clients"]) == 2)
-        (port,) = (each for each in control.execute("qom-list", {"path": "/machine/peripheral-anon"}) if (
-            "port" in each["name"]))
-        control.execute("device_del", {"id": f"/machine/peripheral-anon/{port['name']}"})
+        listed = control.execute("qom-list", {"path": "/machine/peripheral-anon"})
+        (name,) = (each["name"] for each in listed if "port" in each["name"])
+        control.execute("device_del", {"id": f"/machine/peripheral-anon/{name}"})
         control.execute("device_add", again)
         guest.run_until(lambda: "again" in {port.name for port in guest.driver.ports.values()})
         plugged = guest.open("again")
@@ -244,6 +244,19 @@ def test_tls_clients_share_a_port(serve, monitor, folder):
             assert one.recv(6) == two.recv(6) == b"secret"
             two.sendall(b"answer")
             guest.run_until(lambda: port.data == b"answer")
+
+
+def test_what_runs_here_counts_all_and_a_client_can_be_sent_away(serve, monitor, folder):
+    serve(f"clients=2,backlog=4k,watch={folder}/watch")
+    control = monitor()
+    (port,) = control.execute("x-virtserial-inventory")["ports"]
+    assert (port["clients"], port["client-pid"]) == (0, 0)
+    with connect(folder / "watch"), connect(folder / "a") as one, connect(folder / "a"):
+        wait_until(lambda: control.execute("x-virtserial-inventory")["ports"][0]["clients"] == 3)
+        assert control.execute("x-virtserial-inventory")["ports"][0]["client-pid"] == os.getpid()
+        control.execute("x-virtserial-disconnect", {"id": "a"})
+        assert ended(one)
+        wait_until(lambda: len(clients_of(control)["clients"]) == 2)
 
 
 def test_a_log_file_has_what_all_clients_got(serve, monitor, folder):

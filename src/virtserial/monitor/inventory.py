@@ -8,6 +8,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from virtserial.channel.connections import SharedConnection, unlogged
 from virtserial.channel.messages import Connect
 from virtserial.daemon.keeper.counters import read_counters
 
@@ -45,7 +46,7 @@ def _port(operations: Operations, port: Port, consoles: list[Port]) -> dict[str,
     controller = port.controller
     counters = read_counters(keeper.vmms.states[controller.index], controller.max_ports, port.number)
     chardev = keeper.chardevs[port.chardev] if port.chardev is not None else None
-    clients: int | None = 0 if chardev is None else int(keeper.back_ends.is_connected(chardev.id))
+    clients: int | None = 0 if chardev is None else keeper.back_ends.count_clients(chardev)
     if chardev is not None and chardev.kind == "pty":
         clients = None  # It is there all the time; only the worker sees who opens it.
     return {
@@ -71,7 +72,9 @@ def _port(operations: Operations, port: Port, consoles: list[Port]) -> dict[str,
 
 def client_pid(operations: Operations, chardev_id: str) -> int:
     """Return the process at the other end of a chardev's UNIX socket, 0 if there is no telling."""
-    for _, fds in operations.keeper.held.all(Connect, chardev_id):
+    for held, fds in operations.keeper.held.all(Connect, chardev_id):
+        if isinstance(held, Connect) and isinstance(unlogged(held.connection), SharedConnection):
+            continue  # Of several clients it is the oldest.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as client:
             if client.family == socket.AF_UNIX:
                 credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

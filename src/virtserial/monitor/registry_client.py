@@ -25,7 +25,8 @@ MAX_CLIENTS: Final = 32
 """At once: more are turned away."""
 ALLOWED: Final = frozenset(
     ("query-chardev", "query-status", "query-version", "query-commands", "qom-list", "qom-get", "x-virtserial-query",
-     "x-virtserial-inventory", "x-virtserial-restart", "x-virtserial-disconnect", "x-virtserial-resize")
+     "x-virtserial-query-clients", "x-virtserial-inventory", "x-virtserial-restart", "x-virtserial-disconnect",
+     "x-virtserial-resize")
 )  # fmt: skip
 """Nothing that changes which devices there are: under virtserial-qemu, QEMU has to know of that."""
 

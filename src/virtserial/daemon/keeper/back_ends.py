@@ -241,11 +241,18 @@ class BackEnds:
             for held, _ in self._held.all(Connect, each.id)
         )
 
+    def count_clients(self, chardev: Chardev) -> int:
+        """How many hosts a chardev is connected to: more than one if several may share it."""
+        if chardev.is_shared:
+            return self._held.count(Connect, chardev.id) - 1
+        return int(self.is_connected(chardev.id))
+
     def clients(self) -> list[dict[str, object]]:
         """What x-virtserial-query-clients returns: of each chardev with several clients, these and its counters."""
-        return [self._clients_of(chardev) for chardev in self.chardevs.values() if chardev.is_shared]
+        return [self.clients_of(chardev) for chardev in self.chardevs.values() if chardev.is_shared]
 
-    def _clients_of(self, chardev: Chardev) -> dict[str, object]:
+    def clients_of(self, chardev: Chardev) -> dict[str, object]:
+        """The same of one of them."""
         positions = {
             held.connection.place: fds[-1]
             for held, fds in self._held.all(Connect, chardev.id)
@@ -256,12 +263,18 @@ class BackEnds:
     def shut_down(self, chardev_id: str) -> bool:
         """Shut down the socket of a chardev's connection: the worker finds that its peer is gone.
 
+        Of several clients it is the oldest of those who do not only watch.
+
         Returns:
             Whether there was one.
         """
         for message, fds in self._held.all(Connect, chardev_id):
-            kind = type(unlogged(message.connection)) if isinstance(message, Connect) else None
-            if kind in (SocketConnection, LayeredConnection):
+            if not isinstance(message, Connect):
+                continue
+            connection = unlogged(message.connection)
+            if isinstance(connection, ClientConnection) and not connection.watches:
+                connection = connection.connection
+            if isinstance(connection, SocketConnection | LayeredConnection):
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as client:
                     client.shutdown(socket.SHUT_RDWR)
                     return True

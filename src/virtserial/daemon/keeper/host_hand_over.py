@@ -10,8 +10,8 @@
 | `keep`, if the other one fails | takes clients again; its worker has lost nothing | |
 | `open_rest` | | opens what has not come |
 
-Only plain chardevs of ports can go: what is multiplexed, in a hub, shared by several clients, or has a protocol's state in the worker (TLS,
-websocket, telnet) cannot.
+Only plain chardevs of ports can go: what is multiplexed, in a hub, shared by several clients, or has a protocol's state
+in the worker (TLS, websocket, telnet) cannot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Final
 
-from virtserial.channel.connections import LayeredConnection, unlogged
+from virtserial.channel.connections import LayeredConnection, SharedConnection, unlogged
 from virtserial.channel.messages import Connect, Disconnect
 from virtserial.daemon.keeper.announcement import announce
 from virtserial.daemon.keeper.document import ChardevLeft, HostLeft, HostsLeft, HostsWanted
@@ -48,9 +48,7 @@ class HostHandOver:
         return [chardev for chardev in self._keeper.chardevs.values() if self._can_go(chardev)]
 
     def _can_go(self, chardev: Chardev) -> bool:
-        if chardev.mux or chardev.is_hub or chardev.hub is not None or chardev.is_shared:
-            return False
-        if chardev.id in self._back_ends.sinks:
+        if chardev.mux or chardev.is_hub or chardev.hub is not None or chardev.id in self._back_ends.sinks:
             return False
         return chardev.recipe[0] in KINDS and self._keeper.machine.user_of(chardev.id) is not None
 
@@ -111,7 +109,9 @@ class HostHandOver:
         for chardev in going:
             connect = self._keeper.held.find(Connect, chardev.id)
             fds = [fd for _, held in self._keeper.held.all(Connect, chardev.id) for fd in held]
-            if connect is not None and isinstance(unlogged(connect.connection), LayeredConnection):
+            if connect is not None and isinstance(
+                unlogged(connect.connection), LayeredConnection | SharedConnection
+            ):
                 self._back_ends.let_accept(chardev)
                 continue
             left = ChardevLeft(chardev.id, *chardev.recipe, chardev.hand_over(put), restricted=False)
