@@ -94,6 +94,8 @@ class Controller:
     iommu_platform: bool
     event_idx: bool
     indirect_desc: bool
+    packed: bool
+    in_order: bool
     queue_reset: bool
     emergency_write: bool
     resize_rows_first: bool

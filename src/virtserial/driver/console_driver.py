@@ -41,8 +41,10 @@ from virtserial.errors import PeerError, StateError
 from virtserial.virtio.features import (
     VIRTIO_F_ACCESS_PLATFORM,
     VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
 )
+from virtserial.virtio.ring.packed.driver import PackedLayout, PackedQueue
 from virtserial.virtio.ring.split.driver import DriverQueue, QueueLayout
 from virtserial.virtio.ring.split.layout import LEGACY_RING_ALIGNMENT, USED_RING_ALIGNMENT
 from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK
@@ -53,11 +55,13 @@ if TYPE_CHECKING:
     from virtserial.console.wire import ControlMessage
     from virtserial.driver.dma import DmaBuffer
     from virtserial.driver.transport import DriverTransport
+    from virtserial.virtio.ring.driver_ring import DriverRing
 
 DRIVER_FEATURES = (
     VIRTIO_F_VERSION_1
     | VIRTIO_F_ACCESS_PLATFORM
     | VIRTIO_F_EVENT_IDX
+    | VIRTIO_F_RING_PACKED
     | VIRTIO_CONSOLE_F_SIZE
     | VIRTIO_CONSOLE_F_MULTIPORT
     | VIRTIO_CONSOLE_F_EMERG_WRITE
@@ -129,7 +133,7 @@ class ConsoleDriver:
         self._required = required & ~VIRTIO_F_VERSION_1 if legacy else required | VIRTIO_F_VERSION_1
         self._live = False
         self._control: ControlQueues | None = None
-        self._queues: dict[int, DriverQueue[DmaBuffer]] = {}
+        self._queues: dict[int, DriverRing[DmaBuffer]] = {}
         self._port_queues: dict[int, tuple[ReceiveQueue, TransmitQueue]] = {}
 
     # Life
@@ -207,15 +211,18 @@ class ConsoleDriver:
             if not size:
                 raise PeerError(f"device: queue {index} does not exist, {self.max_ports} ports take {count} queues")
         transport.connect_interrupts(self, range(count))
+        packed, event_idx = bool(self.features & VIRTIO_F_RING_PACKED), bool(self.features & VIRTIO_F_EVENT_IDX)
         alignment = LEGACY_RING_ALIGNMENT if self._legacy else USED_RING_ALIGNMENT
-        lengths = [QueueLayout.of(size, alignment).length for size in sizes]
+        lengths = [(PackedLayout.of(size) if packed else QueueLayout.of(size, alignment)).length for size in sizes]
         address, view = self._memory.allocate(sum(lengths))
-        event_idx = bool(self.features & VIRTIO_F_EVENT_IDX)
         start = 0
         for index, (size, length) in enumerate(zip(sizes, lengths, strict=True)):
-            queue: DriverQueue[DmaBuffer] = DriverQueue(
-                view[start:], address + start, size, event_idx=event_idx, alignment=alignment
-            )
+            ring = view[start:]
+            queue: DriverRing[DmaBuffer]
+            if packed:
+                queue = PackedQueue(ring, address + start, size, event_idx=event_idx)
+            else:
+                queue = DriverQueue(ring, address + start, size, event_idx=event_idx, alignment=alignment)
             start += length
             self._queues[index] = queue
             transport.enable_queue(index, queue)

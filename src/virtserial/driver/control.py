@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from virtserial.driver.dma import DmaBuffer, DmaMemory
-    from virtserial.virtio.ring.split.driver import DriverQueue
+    from virtserial.virtio.ring.driver_ring import DriverRing
 
 RECEIVE_SIZE = 4096
 """Bytes of a control receive buffer, as Linux's; it limits the length of port names."""
@@ -37,8 +37,8 @@ class ControlQueues:
     def __init__(
         self,
         memory: DmaMemory,
-        receiveq: DriverQueue[DmaBuffer],
-        transmitq: DriverQueue[DmaBuffer],
+        receiveq: DriverRing[DmaBuffer],
+        transmitq: DriverRing[DmaBuffer],
         notify_receive: Callable[[], None],
         notify_transmit: Callable[[], None],
     ) -> None:

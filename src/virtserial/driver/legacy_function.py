@@ -21,7 +21,7 @@ from virtserial.virtio.status import FEATURES_OK
 if TYPE_CHECKING:
     from virtserial.driver.access import DeviceAccess
     from virtserial.loop import EventLoop
-    from virtserial.virtio.ring.split.driver import DriverQueue
+    from virtserial.virtio.ring.driver_ring import DriverRing
 
 # (offset, width in bytes)
 DEVICE_FEATURES: Final = (0, 4)
@@ -98,7 +98,7 @@ class LegacyFunction(PciTransport):
             raise PeerError(f"device: queue {index} has {size} entries, not a power of 2 up to {MAX_QUEUE_SIZE}")
         return size
 
-    def enable_queue(self, index: int, queue: DriverQueue[Any]) -> None:
+    def enable_queue(self, index: int, queue: DriverRing[Any]) -> None:
         """Assign a queue's vector and place its rings."""
         self._write(QUEUE_SELECT, index)
         vector = self._vector_of.get(index)

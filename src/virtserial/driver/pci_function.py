@@ -11,7 +11,7 @@ from virtserial.errors import PeerError
 if TYPE_CHECKING:
     from virtserial.driver.access import DeviceAccess
     from virtserial.loop import EventLoop
-    from virtserial.virtio.ring.split.driver import DriverQueue
+    from virtserial.virtio.ring.driver_ring import DriverRing
 
 # struct virtio_pci_common_cfg: (offset, width in bytes)
 DEVICE_FEATURE_SELECT: Final = (0x00, 4)
@@ -107,7 +107,7 @@ class PciFunction(PciTransport):
         self._write(QUEUE_SELECT, index, more=True)
         return self._read(QUEUE_SIZE)
 
-    def enable_queue(self, index: int, queue: DriverQueue[Any]) -> None:
+    def enable_queue(self, index: int, queue: DriverRing[Any]) -> None:
         """Set the rings of a queue, assign its vector, enable it."""
         self._write(QUEUE_SELECT, index, more=True)
         self._write(QUEUE_SIZE, queue.size, more=True)

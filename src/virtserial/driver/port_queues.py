@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.driver.dma import DmaMemory
-    from virtserial.virtio.ring.split.driver import DriverQueue
+    from virtserial.virtio.ring.driver_ring import DriverRing
 
 MAX_VIEWS = 1024
 """The most buffers of one readv or writev (IOV_MAX)."""
@@ -49,7 +49,7 @@ class ReceiveQueue:
         waiting: bytes received and not consumed, at the last look at the ring.
     """
 
-    def __init__(self, queue: DriverQueue[DmaBuffer], notify: Callable[[], None]) -> None:
+    def __init__(self, queue: DriverRing[DmaBuffer], notify: Callable[[], None]) -> None:
         self._queue = queue
         self._notify = notify
         self._filled: deque[tuple[DmaBuffer, int]] = deque()
@@ -122,7 +122,7 @@ class ReceiveQueue:
 class TransmitQueue:
     """A transmitq: lends free buffers, and makes filled ones available to the device."""
 
-    def __init__(self, queue: DriverQueue[DmaBuffer], notify: Callable[[], None]) -> None:
+    def __init__(self, queue: DriverRing[DmaBuffer], notify: Callable[[], None]) -> None:
         self._queue = queue
         self._notify = notify
         self._free: list[DmaBuffer] = []

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.errors import PeerError
-    from virtserial.virtio.ring.split.driver import DriverQueue
+    from virtserial.virtio.ring.driver_ring import DriverRing
 
 
 class InterruptSink(Protocol):
@@ -51,7 +51,7 @@ class DriverTransport(Protocol):
         """Deliver interrupts of the configuration and of these queues; call it before the queues are enabled."""
         ...
 
-    def enable_queue(self, index: int, queue: DriverQueue[Any]) -> None: ...
+    def enable_queue(self, index: int, queue: DriverRing[Any]) -> None: ...
     def notify(self, index: int) -> None:
         """Ring the doorbell: queue `index` has available buffers."""
         ...

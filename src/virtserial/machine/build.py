@@ -82,6 +82,8 @@ def _controller(machine: Machine, options: DeviceOptions, run_directory: str) ->
         iommu_platform=interfaces.iommu_platform,
         event_idx=properties.flag("event_idx"),
         indirect_desc=properties.flag("indirect_desc"),
+        packed=properties.flag("packed"),
+        in_order=properties.flag("in_order"),
         queue_reset=properties.flag("queue_reset"),
         emergency_write=properties.flag("emergency-write"),
         resize_rows_first=properties.text("resize-order") == "rows-cols",

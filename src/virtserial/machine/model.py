@@ -46,6 +46,8 @@ class Controller:
         iommu_platform: bool = True,
         event_idx: bool = True,
         indirect_desc: bool = True,
+        packed: bool = False,
+        in_order: bool = False,
         queue_reset: bool = True,
         emergency_write: bool = True,
         resize_rows_first: bool = False,
@@ -63,6 +65,8 @@ class Controller:
         self.iommu_platform = iommu_platform
         self.event_idx = event_idx
         self.indirect_desc = indirect_desc
+        self.packed = packed
+        self.in_order = in_order
         self.queue_reset = queue_reset
         self.emergency_write = emergency_write
         self.resize_rows_first = resize_rows_first

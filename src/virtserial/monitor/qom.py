@@ -58,6 +58,8 @@ def device_properties(operations: Operations, device: Controller | Port) -> Prop
             "iommu_platform": ("bool", device.iommu_platform),
             "event_idx": ("bool", device.event_idx),
             "indirect_desc": ("bool", device.indirect_desc),
+            "packed": ("bool", device.packed),
+            "in_order": ("bool", device.in_order),
             "queue_reset": ("bool", device.queue_reset),
             "emergency-write": ("bool", device.emergency_write),
             "resize-order": ("str", "rows-cols" if device.resize_rows_first else "cols-rows"),

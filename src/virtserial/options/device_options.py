@@ -96,13 +96,13 @@ CONTROLLER_PROPERTIES: Mapping[str, Property] = {
     "iommu_platform": Property("bool", None, USED, "offer VIRTIO_F_ACCESS_PLATFORM; on if not given"),
     "event_idx": Property("bool", True, USED, "offer VIRTIO_F_EVENT_IDX"),
     "indirect_desc": Property("bool", True, USED, "offer VIRTIO_F_INDIRECT_DESC"),
+    "packed": Property("bool", False, USED, "offer VIRTIO_F_RING_PACKED"),
+    "in_order": Property("bool", False, USED, "offer VIRTIO_F_IN_ORDER"),
     "queue_reset": Property("bool", True, USED, "offer VIRTIO_F_RING_RESET"),
     "emergency-write": Property("bool", True, USED, "offer VIRTIO_CONSOLE_F_EMERG_WRITE"),
     "socket": Property("str", None, USED, "path of the vfio-user socket to listen on"),
     "resize-order": Property("str", "cols-rows", USED, "fields of RESIZE: cols-rows or rows-cols"),
     "page-per-vq": Property("bool", False, USED, "a page of 4096 bytes for each queue's doorbell"),
-    "in_order": Property("bool", False, FIXED),
-    "packed": Property("bool", False, FIXED),
     **{name: Property(kind, default, PASSED_BY) for name, kind, default in _QEMU_HOST_SIDE},
 }
 

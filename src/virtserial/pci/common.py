@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from virtserial.memory.state import U16, U32, Record
 from virtserial.pci.layout import VIRTIO_MSI_NO_VECTOR
-from virtserial.virtio.features import VIRTIO_F_RING_RESET
+from virtserial.virtio.features import VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +164,11 @@ class CommonConfiguration:
         self.record.queue_select = value
 
     def _write_queue_size(self, value: int) -> None:
-        if (queue := self.selected()) is not None:
+        if (queue := self.selected()) is None:
+            return
+        if self._device.has_feature(VIRTIO_F_RING_PACKED):
+            queue.set_packed_size(value)
+        else:
             queue.size = value
 
     def write_queue_vector(self, value: int) -> None:

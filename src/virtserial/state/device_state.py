@@ -23,6 +23,7 @@ from virtserial.state.envelope import seal, unseal
 from virtserial.state.fields import encode
 from virtserial.virtio.queue import NO_VECTOR, Virtqueue
 from virtserial.virtio.ring.chains import MAX_CHAIN_BYTES
+from virtserial.virtio.ring.packed.layout import INDEX
 from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_BITS, FEATURES_OK
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def _saved_queue(queue: Virtqueue) -> dict[str, object]:
         "vector": record.vector,
         "event_idx": bool(record.event_idx),
         "indirect": bool(record.indirect),
+        "packed": bool(record.packed),
         **{name: getattr(record, name) for name in _ADDRESSES},
         "position": record.position,
         "offset": record.offset,
@@ -181,7 +183,8 @@ def _load_queue(state: Fields, console: ConsoleDevice) -> None:
     if _is_used(queue):
         raise state.refuse("index", f"is {queue.index} a second time")
     size = state.number("size", queue.max_size)
-    if not size or size & (size - 1):
+    record.packed = packed = state.flag("packed", default=False)
+    if not size or (size & (size - 1) and not packed):
         raise state.refuse("size", f"is {size}, a queue's size is a power of 2")
     record.size = size
     record.vector = state.number("vector", U16)
@@ -189,7 +192,9 @@ def _load_queue(state: Fields, console: ConsoleDevice) -> None:
     for name in _ADDRESSES:
         setattr(record, name, state.number(name, U64))
     record.signalled = state.number("signalled", U16)
-    record.position = state.number("position", U16)
+    record.position = record.began = state.number("position", U16)
+    if packed and not size > record.position & INDEX:
+        raise state.refuse("position", f"is {record.position:#x} in a ring of {size} descriptors")
     record.offset = state.number("offset", MAX_CHAIN_BYTES)
     record.enabled = state.flag("enabled")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from virtserial.driver.transport import InterruptSink
     from virtserial.state.fields import Fields
     from virtserial.virtio.device import VirtioDevice
+    from virtserial.virtio.ring.driver_ring import DriverRing
 
 MOMENT = 0.01
 """Seconds: longer than a device waits before it looks again or sends an interrupt that it held back."""
@@ -186,7 +187,7 @@ class MemoryTransport:
         """Deliver interrupts to `sink`."""
         self._sink = sink
 
-    def enable_queue(self, index: int, queue: DriverQueue[Any]) -> None:
+    def enable_queue(self, index: int, queue: DriverRing[Any]) -> None:
         """Give the device a queue's rings."""
         registers = self.device.queues[index]
         registers.size = queue.size

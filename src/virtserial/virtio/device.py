@@ -16,6 +16,7 @@ from virtserial.virtio.features import (
     LEGACY_FEATURES,
     VIRTIO_F_EVENT_IDX,
     VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
 )
 from virtserial.virtio.queue import Virtqueue
@@ -269,7 +270,11 @@ class VirtioDevice:
         if queue.enabled:
             return
         features = self.record.driver_features
-        queue.enable(bool(features & VIRTIO_F_EVENT_IDX), bool(features & VIRTIO_F_INDIRECT_DESC))
+        queue.enable(
+            bool(features & VIRTIO_F_EVENT_IDX),
+            bool(features & VIRTIO_F_INDIRECT_DESC),
+            bool(features & VIRTIO_F_RING_PACKED),
+        )
         try:
             queue.attach(self.memory)
         except DriverError as error:

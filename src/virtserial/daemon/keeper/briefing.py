@@ -107,6 +107,8 @@ class Briefing:
             iommu_platform=controller.iommu_platform,
             event_idx=controller.event_idx,
             indirect_desc=controller.indirect_desc,
+            packed=controller.packed,
+            in_order=controller.in_order,
             queue_reset=controller.queue_reset,
             emergency_write=controller.emergency_write,
             resize_rows_first=controller.resize_rows_first,

@@ -25,7 +25,9 @@ from virtserial.virtio.features import (
     VIRTIO_F_ACCESS_PLATFORM,
     VIRTIO_F_ANY_LAYOUT,
     VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_IN_ORDER,
     VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_RING_RESET,
 )
 
@@ -50,11 +52,15 @@ FAULT_GRACE: Final = 0.02
 
 
 def _features(config: Controller) -> int:
-    features = TRANSPORT_FEATURES | (VIRTIO_F_ANY_LAYOUT if config.legacy else 0)
+    features = TRANSPORT_FEATURES | VIRTIO_F_RING_PACKED | VIRTIO_F_IN_ORDER
+    if config.legacy:
+        features |= VIRTIO_F_ANY_LAYOUT
     for offered, bit in (
         (config.iommu_platform, VIRTIO_F_ACCESS_PLATFORM),
         (config.event_idx, VIRTIO_F_EVENT_IDX),
         (config.indirect_desc, VIRTIO_F_INDIRECT_DESC),
+        (config.packed, VIRTIO_F_RING_PACKED),
+        (config.in_order, VIRTIO_F_IN_ORDER),
         (config.queue_reset, VIRTIO_F_RING_RESET),
     ):
         if not offered:

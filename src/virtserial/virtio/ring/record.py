@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from virtserial.memory.state import U16, U64, Record
+from virtserial.memory.state import U8, U16, U64, Record
 
 VECTOR: Final = 4
 SIGNALLED: Final = 8
@@ -20,10 +20,16 @@ class QueueRecord(Record):
     size = U16(0)
     enabled = U16(2)
     vector = U16(VECTOR)
+    began = U16(6)
+    """Of a packed queue: the position up to which chains are marked as used; `position`, except within `give_back`."""
     signalled = U16(SIGNALLED)
     """The position up to which the driver was considered for an interrupt."""
     event_idx = U16(10)
     indirect = U16(12)
+    packed = U8(14)
+    """Its ring is a packed one."""
+    filling = U8(15)
+    """Of a packed queue: while `began` is behind, the place of `offset` has the bytes written into the chains."""
     desc_address = U64(16)
     avail_address = U64(24)
     """The driver area (2.6): a split queue's available ring, a packed queue's driver event suppression."""

@@ -39,8 +39,7 @@ from virtserial.virtio.ring.split.layout import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    Segment = tuple[int, int]
-    """A range of DMA memory: (address, length in bytes)."""
+    from virtserial.virtio.ring.driver_ring import Segment
 
 Token = TypeVar("Token")
 

@@ -1,0 +1,1 @@
+"""The packed virtqueue (virtio 1.3, section 2.8), both sides."""
