@@ -173,7 +173,7 @@ def test_buses_are_named_as_qemu_names_them_and_the_last_one_is_the_default():
 def test_a_controllers_properties():
     machine = machine_of(
         "virtio-serial,id=a,max_ports=5,vectors=0,iommu_platform=off,event_idx=off,indirect_desc=off,"
-        "queue_reset=off,emergency-write=off,resize-order=rows-cols,socket=/tmp/vs,,1,unplug=on",
+        "queue_reset=off,emergency-write=off,resize-order=rows-cols,socket=/tmp/vs,,1,unplug=on,packed=on",
         "virtio-serial,max_ports=7",
     )
     first, second = machine.controllers
@@ -189,6 +189,7 @@ def test_a_controllers_properties():
     )
     assert second.vectors == 8, "one for each port and one more"
     assert (first.unplug, second.unplug) == (True, False), "auto is off where nobody knows the VMM"
+    assert [(each.packed, each.in_order) for each in (first, second)] == [(True, False), (False, False)]
     assert [each.unplug for each in Machine.from_description(machine.describe()).controllers] == [True, False]
 
 

@@ -47,10 +47,6 @@ IDENTIFIER = (
             "virtio-serial-pci,resize-order=diagonal",
             "Property 'virtio-serial-pci.resize-order' doesn't take value 'diagonal'",
         ),
-        (
-            "virtio-serial-pci,packed=on",
-            "Property 'virtio-serial-pci.packed': 'on' is not supported by virtserial yet",
-        ),
     ],
 )
 def test_refused(text, message):
@@ -70,6 +66,8 @@ def test_controller_defaults():
         "iommu_platform": None,
         "event_idx": True,
         "indirect_desc": True,
+        "packed": False,
+        "in_order": False,
         "queue_reset": True,
         "emergency-write": True,
         "socket": None,
@@ -112,7 +110,7 @@ def test_json_as_libvirt_writes_it():
 
 @pytest.mark.parametrize(
     "option",
-    ["multifunction=on", "ioeventfd=off", "ats=on", "rombar=-1", "rombar=0", "packed=off", "romfile="],
+    ["multifunction=on", "ioeventfd=off", "ats=on", "rombar=-1", "rombar=0", "romfile="],
 )
 def test_options_of_the_vmm_side_pass_by(option):
     assert parse_device(f"virtio-serial-pci,{option}") == parse_device("virtio-serial-pci")

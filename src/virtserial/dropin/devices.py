@@ -16,7 +16,6 @@ from virtserial.options import keyval
 from virtserial.options.device_options import (
     CONTROLLERS,
     DRIVERS,
-    FIXED,
     NOT_YET,
     DeviceOptions,
     make_device,
@@ -188,13 +187,5 @@ def place_ports(devices: Sequence[Device]) -> list[Device]:
 
 
 def why_qemu_s(device: Device) -> str | None:
-    """Return why a controller stays QEMU's by its driver or properties; None if it can be ours."""
-    if device.driver in NOT_YET:
-        return f"{device.driver} is not a device of virtserial"
-    for name, spec in DRIVERS[device.driver].items():
-        if name not in device.properties:
-            continue
-        value = device.properties[name]
-        if spec.role == FIXED and value != spec.default and value not in keyval.OFF:
-            return f"{name}={value} is a property of QEMU's own device only"
-    return None
+    """Return why a controller stays QEMU's by its driver; None if it can be ours."""
+    return f"{device.driver} is not a device of virtserial" if device.driver in NOT_YET else None

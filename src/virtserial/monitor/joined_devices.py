@@ -15,13 +15,11 @@ from virtserial.options.device_options import (
     ALIASES,
     CONTROLLERS,
     DRIVERS,
-    FIXED,
     INTERRUPTS_BY_MESSAGES,
     NOT_YET,
     make_device,
 )
 from virtserial.options.interfaces import EXPRESS_PORTS, choose_legacy
-from virtserial.options.keyval import OFF
 from virtserial.options.values import Values
 from virtserial.options.vfio_user_device import vfio_user_device
 
@@ -56,12 +54,8 @@ class JoinedDevices:
 
     @staticmethod
     def is_controller(arguments: Mapping[str, object]) -> bool:
-        """Whether a new device is a controller for us; not if it has properties that only QEMU has."""
-        driver = _driver(arguments)
-        if driver not in CONTROLLERS:
-            return False
-        fixed = {name: spec.default for name, spec in DRIVERS[driver].items() if spec.role == FIXED}
-        return all(arguments[name] in (default, *OFF) for name, default in fixed.items() if name in arguments)
+        """Whether a new device is a controller for us."""
+        return _driver(arguments) in CONTROLLERS
 
     def is_port_of_ours(self, arguments: Mapping[str, object]) -> bool:
         """Whether a new device is a port for a bus of ours."""

@@ -17,8 +17,7 @@ class Property(NamedTuple):
     Attributes:
         type: as QEMU names it in -device DRIVER,help.
         default: the value if not given; None where the machine decides.
-        role: USED; PASSED_BY: of the VMM's side of the device, accepted and ignored here; FIXED: only the default
-            is supported.
+        role: USED; PASSED_BY: of the VMM's side of the device, accepted and ignored here.
     """
 
     type: str
@@ -27,7 +26,7 @@ class Property(NamedTuple):
     description: str = ""
 
 
-USED, PASSED_BY, FIXED = "used", "passed by", "fixed"
+USED, PASSED_BY = "used", "passed by"
 
 
 class DeviceOptions(NamedTuple):
@@ -178,9 +177,6 @@ def make_device(
         _check_choice(driver, name, checked)
         if spec.role == USED:
             properties[name] = checked
-        elif spec.role == FIXED and checked != spec.default:
-            shown = "on" if checked is True else "off" if checked is False else checked
-            raise ConfigError(f"Property '{driver}.{name}': '{shown}' is not supported by virtserial yet")
     return DeviceOptions(driver, device_id, bus, properties)
 
 

@@ -1,7 +1,7 @@
 """The device's side of an attached ring, as a device type uses it: the same for every ring format.
 
-A format is a sibling folder (`split/`; a packed ring, virtio 1.3 section 2.8, fits beside it) whose class implements
-`DeviceRing` over guest memory and a `QueueRecord`.  What the interface rests on holds for all of them:
+A format is a sibling folder (`split/`, `packed/`) whose class implements `DeviceRing` over guest memory and a
+`QueueRecord`.  What the interface rests on holds for both:
 
 * The device uses chains in the order in which they were made available, and nothing is in flight between two turns.
   So one position and one offset describe the whole queue: for a split ring the free-running index, for a packed ring
