@@ -128,6 +128,33 @@ def test_chains_are_given_back_to_another_ring_object(house):
     assert house.queue.record.position == 0x8002
 
 
+def test_a_lone_message_and_the_next_buffer_are_served_without_a_list(memory):
+    house = PackedHouse(memory, size=3)
+    ring = house.attach()
+    for turn in range(5):
+        assert ring.lone_message(100) is None
+        house.send(b"lone")
+        message = ring.lone_message(100)
+        if memory.kind != "mapped":
+            assert ring.mapped or message is ring.next_buffer() is None
+            return
+        assert bytes(message) == b"lone"
+        assert ring.lone_message(3) is ring.next_buffer() is None
+        ring.give_back_one(0)
+        place = house.memory.allocate(8)
+        house.describe(place, 8, WRITE, 77)
+        assert ring.lone_message(100) is None
+        ring.next_buffer()[:2] = b"hi"
+        ring.give_back_one(2)
+        index = (2 * turn + 1) % 3
+        assert (house.descriptor(index)[1:3], house.memory.read(place, 2)) == ((2, 77), b"hi")
+    house.send(b"one")
+    house.send(b"two")
+    assert ring.lone_message(100) is None, "there are two"
+    ring.give_back([], None, 1)
+    assert ring.lone_message(100) is None, "a part of it was served"
+
+
 # Notifications
 
 

@@ -64,8 +64,8 @@ class PackedRing:
     attached = True
 
     __slots__ = (
-        "_access", "_awaited", "_event_idx", "_index", "_memory", "_next", "_record", "_size", "_slots", "_walker",
-        "mapped", "offset", "position",
+        "_access", "_awaited", "_event_idx", "_head", "_index", "_log", "_memory", "_next", "_record", "_size",
+        "_slots", "_walker", "mapped", "offset", "position",
     )  # fmt: skip
 
     def __init__(self, index: int, record: QueueRecord, memory: MemoryTable) -> None:
@@ -77,6 +77,7 @@ class PackedRing:
         self._walker = ChainWalker(index, record.size, memory, bool(record.indirect))
         self._awaited = False
         self._slots: list[int] = []
+        self._head = 0
         self.reopen()
         if record.began != record.position:
             # A predecessor was killed behind its commit point.
@@ -163,6 +164,33 @@ class PackedRing:
             batch.walked += len(chain.buffers)
         return chain.identifier, chain.slots, total
 
+    # One chain (console/lane.py).  What is not plain is left to the others.
+
+    def lone_message(self, limit: int) -> memoryview | None:
+        at = self._next
+        if self.offset or not (view := self._plain_buffer(0)) or len(view) > limit:
+            return None
+        behind = advance(at, 1, self._size)
+        return None if self._access.is_available(behind & INDEX, available_flags(behind)) else view
+
+    def next_buffer(self) -> memoryview | None:
+        return self._plain_buffer(VIRTQ_DESC_F_WRITE)
+
+    def _plain_buffer(self, direction: int) -> memoryview | None:
+        at = self._next
+        if not self.mapped:
+            return None
+        available = available_flags(at)
+        flags, fields = self._access.available(at & INDEX, 1, available)
+        if not flags or flags[0] != available | direction:
+            return None
+        address, length, self._head, _ = fields[0]
+        self._slots = [1]
+        return self._memory.view_in_region(address, length, bool(direction)) if length else None
+
+    def give_back_one(self, written: int) -> None:
+        self.give_back((self._head,), (written,) if written else None)
+
     # Giving chains back
 
     def store(self, batch: ChainBatch, written: int) -> None:
@@ -214,11 +242,10 @@ class PackedRing:
 
     def _note_filled(self, start: int, lengths: Sequence[int] | None) -> None:
         """Note the buffers of chains in the log, if there is one, before their descriptors are overwritten."""
-        log = self._memory.log
-        if log is not None and lengths is not None:
+        if self._log is not None and lengths is not None:
             for length in lengths:
                 chain = self._walker.chain_at(self._access, start)
-                mark_filled(log, chain, length)
+                mark_filled(self._log, chain, length)
                 start = advance(start, chain.slots, self._size)
 
     def _mark_what_is_left(self) -> None:
@@ -299,8 +326,12 @@ class PackedRing:
             ring = RemoteRing(memory, record.desc_address, record.avail_address, record.used_address)
         else:
             ring = MappedRing(desc, driver, device)
-        if memory.log is not None:
-            ring = LoggedRing(ring, memory.log, record.desc_address, record.used_address)
+        log = self._log = memory.log
+        # What is stored by messages the VMM sees itself.
+        if log is not None and log.shared_only and not memory.find(record.desc_address).is_shared:
+            log = self._log = None
+        if log is not None:
+            ring = LoggedRing(ring, log, record.desc_address, record.used_address)
         self._access = ring
         self.mapped = ring.mapped
 
