@@ -89,6 +89,10 @@ COMMANDS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
         "use a port from this terminal, or run a program on it",
         lambda program, words: programs.console(program, words, add_address, open_end),
     ),
+    "record": (
+        "record what a port says, with the times",
+        lambda program, words: programs.record(program, words, add_address, open_end),
+    ),
     "ports": ("list the ports, their state and counters", show_ports),
 }
 

@@ -7,6 +7,7 @@ PortError
 +- ProtocolError     the other end broke the protocol of a program (send, receive, log).
 +- NoPartner         nobody answered in time.
 +- TransferFailed    files could not be sent or received.
++- RecordingError    a file is no recording.
 """
 
 from __future__ import annotations

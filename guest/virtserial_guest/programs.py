@@ -10,7 +10,7 @@ import time
 from typing import BinaryIO, Callable
 
 from .conversation import converse
-from .errors import PortError, TransferFailed
+from .errors import PortError, PortRemoved, TransferFailed
 from .files import messages as wire
 from .files.receiver import Receiver
 from .files.sender import Progress, Sender
@@ -18,8 +18,9 @@ from .files.source import Total, count, walk
 from .files.target import Target
 from .link import Link
 from .log import SPOOL, LogCollector, LogInput, LogSender
-from .stream import EpollStream
-from .terminal import Console, parse_escape, serve_program
+from .recording import OUTPUT, Recorder
+from .stream import READ_SIZE, EpollStream
+from .terminal import Console, parse_escape, serve_program, terminal_size
 
 COMPLAINTS = 100
 """The most lines about single files: a hostile sender could cause any number."""
@@ -203,6 +204,8 @@ def console(program: str, words: list[str], add_address: Adder, open_end: Opener
         "--exec", dest="command", nargs=argparse.REMAINDER, metavar="WORD",
         help="run a program at this end of the port, on a terminal of its own, for each connection",
     )  # fmt: skip
+    parser.add_argument("--watch", action="store_true", help="only look: what is typed goes nowhere")
+    add_recording(parser, "--record")
     options = parser.parse_args(words)
     try:
         escape = parse_escape(options.escape)
@@ -211,11 +214,64 @@ def console(program: str, words: list[str], add_address: Adder, open_end: Opener
     with open_end(options) as stream:
         if options.command is not None:
             serve_program(stream, options.command or [os.environ.get("SHELL", "/bin/sh")])
-        else:
-            if os.isatty(0):
-                print("[virtserial: Ctrl-] and q leave]" if escape == 0x1D else "[virtserial: console]", flush=True)
-            Console(stream, 0, 1, escape).run()
+            return 0
+        recorder = None
+        if options.record:
+            size = terminal_size(0) if os.isatty(0) else (24, 80)
+            recorder = Recorder(options.record, options.port, size, options.limit, options.keep, _to_stderr)
+        if os.isatty(0):
+            print("[virtserial: Ctrl-] and q leave]" if escape == 0x1D else "[virtserial: console]", flush=True)
+        try:
+            Console(stream, 0, 1, escape, recorder, options.watch).run()
+        finally:
+            if recorder is not None:
+                recorder.close()
     return 0
+
+
+def record(program: str, words: list[str], add_address: Adder, open_end: Opener) -> int:
+    """`record`: what comes out of a port, with the times, into a file."""
+    parser = _parser(program, "Record what comes out of a port, until Ctrl-C or until the port is gone.")
+    add_address(parser)
+    add_recording(parser, "file")
+    parser.add_argument("--console", action="store_true", help="as text, for terminals: asciicast v2")
+    options = parser.parse_args(words)
+    size = (24, 80) if options.console else None
+    recorder = Recorder(options.file, options.port, size, options.limit, options.keep, _to_stderr)
+    present = None
+    try:
+        with open_end(options) as stream:
+            while not recorder.ended:
+                data = stream.take(READ_SIZE) if stream.connected else b""
+                if data:
+                    recorder.record(OUTPUT, data)
+                if (data != b"") != present:
+                    present = data != b""
+                    recorder.mark("connected" if present else "away")
+                if not data:
+                    stream.probe()
+                    stream.wait(None)
+    except PortRemoved:
+        recorder.mark("removed")
+        raise
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        recorder.close()
+    return 1
+
+
+def add_recording(parser: argparse.ArgumentParser, where: str) -> None:
+    """Add the file of a recording, and its limits."""
+    parser.add_argument(where, metavar="FILE", help="the recording (docs/recording.md)")
+    parser.add_argument("--limit", type=_size, metavar="SIZE", help="of the file, at most (k, M, G, T)")
+    parser.add_argument(
+        "--keep", type=int, default=0, metavar="N", help="go on in a new file, and keep N full ones: FILE.1 to FILE.N"
+    )
+
+
+def _to_stderr(text: str) -> None:
+    print(f"\r[virtserial: {text}]\r", file=sys.stderr, flush=True)
 
 
 def run(program: str, command: Callable[[], int]) -> int:

@@ -69,6 +69,16 @@ class PortStream:
         """Seconds until wait(0) has work of its own, such as to connect again; None for never."""
         return None
 
+    news_interval: float | None = None
+    """Seconds after which news() may have something; None: it never has."""
+
+    def news(self) -> list[str]:
+        """Return lines about what has happened to the port since the last call, as far as its bytes do not tell."""
+        return []
+
+    def set_terminal_size(self, rows: int, columns: int) -> None:
+        """Tell the port how large the terminal at this end is, if there is a way."""
+
     def probe(self) -> None:
         """Check that the port still exists while the other end is away.
 

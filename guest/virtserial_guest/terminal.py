@@ -11,11 +11,16 @@ import select
 import signal
 import struct
 import termios
+import time
 import tty
-from typing import Callable, Iterator
+from typing import TYPE_CHECKING, Callable, Iterator
 
 from .errors import PeerAway
+from .recording import INPUT, OUTPUT
 from .stream import READ_SIZE, Buffer, PortStream, advance
+
+if TYPE_CHECKING:
+    from .recording import Recorder
 
 ESCAPE = 0x1D
 """Ctrl-], as in telnet and virsh."""
@@ -64,8 +69,24 @@ def parse_escape(text: str) -> int:
 class Console:
     """Joins a terminal and a port until the user leaves."""
 
-    def __init__(self, stream: PortStream, keyboard: int, screen: int, escape: int = ESCAPE) -> None:
-        """Take a port, and the descriptors of keyboard and screen."""
+    def __init__(
+        self,
+        stream: PortStream,
+        keyboard: int,
+        screen: int,
+        escape: int = ESCAPE,
+        recorder: Recorder | None = None,
+        only_watch: bool = False,
+    ) -> None:
+        """Take a port, and the descriptors of keyboard and screen.
+
+        Args:
+            recorder: records what comes, what is typed, and the terminal's size.
+            only_watch: what is typed goes nowhere, but for the escape key.
+        """
+        self._recorder = recorder
+        self._only_watch = only_watch
+        self._next_news = 0.0
         self._stream = stream
         self._keyboard, self._screen = keyboard, screen
         self._keys = EscapeKeys(escape)
@@ -98,8 +119,8 @@ class Console:
                 else:
                     with contextlib.suppress(KeyError):
                         poll.unregister(self._keyboard)
-                attempt = self._stream.next_attempt()
-                ready = dict(poll.poll(None if attempt is None else attempt * 1000 + 1))
+                self._look_for_news()
+                ready = dict(poll.poll(self._span()))
                 if self._keyboard in ready and not self._typed():
                     return
                 self._stream.wait(0)
@@ -111,7 +132,7 @@ class Console:
             present = False
         if present != self._present:
             if self._present is not None or not present:
-                self._say("connected" if present else "the other end is away; waiting for it")
+                self._event("connected" if present else "the other end is away; waiting for it")
             self._present = present
             if present:
                 self._tell_size()
@@ -119,7 +140,24 @@ class Console:
             self._stream.probe()
         if data:
             _write_all(self._screen, data)
+            if self._recorder is not None:
+                self._recorder.record(OUTPUT, data)
         return bool(data)
+
+    def _span(self) -> float | None:
+        """Milliseconds to wait for whatever comes; None for ever."""
+        attempt = self._stream.next_attempt()
+        spans = [] if attempt is None else [attempt * 1000 + 1]
+        if self._stream.news_interval is not None:
+            spans.append(self._stream.news_interval * 1000)
+        return min(spans) if spans else None
+
+    def _look_for_news(self) -> None:
+        """Tell what the stream has heard of its port by another way than its bytes."""
+        if self._stream.news_interval is not None and time.monotonic() >= self._next_news:
+            self._next_news = time.monotonic() + self._stream.news_interval
+            for text in self._stream.news():
+                self._event(text)
 
     def _typed(self) -> bool:
         """Handle typed bytes; False to leave."""
@@ -133,24 +171,35 @@ class Console:
             self._keyboard_open = False
             return bool(self._to_port)
         data, commands = self._keys.take(typed) if os.isatty(self._keyboard) else (typed, [])
-        if data and self._present:
+        if data and self._present and not self._only_watch:
             self._to_port.append(data)
             self._waiting += len(data)
+            if self._recorder is not None:
+                self._recorder.record(INPUT, data)
         for command in commands:
             if command == "q":
                 return False
             if command == "r":
-                rows, columns = _size(self._keyboard)
+                rows, columns = terminal_size(self._keyboard)
                 self._to_port.append(b"stty rows %d cols %d\n" % (rows, columns))
             else:
                 self._say(HELP)
         return True
 
     def _tell_size(self) -> None:
-        """Set a pseudo-terminal's size; other host ends have only the command r."""
-        set_size = getattr(self._stream, "set_terminal_size", None)
-        if set_size is not None and os.isatty(self._keyboard):
-            set_size(*_size(self._keyboard))
+        """Tell the port the terminal's size, where there is a way; else there is the command r."""
+        if not os.isatty(self._keyboard):
+            return
+        rows, columns = terminal_size(self._keyboard)
+        if not self._only_watch:
+            self._stream.set_terminal_size(rows, columns)
+        if self._recorder is not None:
+            self._recorder.resize(rows, columns)
+
+    def _event(self, text: str) -> None:
+        self._say(text)
+        if self._recorder is not None:
+            self._recorder.mark(text)
 
     def _say(self, text: str) -> None:
         if os.isatty(self._keyboard):
@@ -237,6 +286,7 @@ def _size_changes(tell: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGWINCH, before)
 
 
-def _size(fd: int) -> tuple[int, int]:
+def terminal_size(fd: int) -> tuple[int, int]:
+    """Rows and columns of a terminal."""
     rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8)))
     return rows or 24, columns or 80

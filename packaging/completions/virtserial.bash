@@ -18,7 +18,7 @@ _virtserial() {
     elif [[ ${COMP_WORDS[1]} =~ ^(restart|ports)$ && $before != --monitor ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(virtserial ls 2> /dev/null | awk 'NR > 1 {print $1}')
             --monitor --worker --json --watch --help" -- "$word")
-    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} =~ ^(console|pipe|send|receive|log)$ ]]; then
+    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} =~ ^(console|pipe|send|receive|log|record)$ ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(virtserial ports 2> /dev/null | awk 'NR > 1 {print $1}')" -- "$word")
     else
         mapfile -t COMPREPLY < <(compgen -f -- "$word")

@@ -20,6 +20,7 @@ and later, as things change:
 |---|---|---|
 | Controller, Port, ConnectVmm, AddFront, Connect | as above | adds it; Connect replaces a chardev's last connection |
 | RemoveController, RemovePort, Disconnect | - | unplugs; takes a chardev's connection away |
+| Resize | - | tells the driver |
 | Listen, StopListening | listening sockets; - | takes clients; closes the sockets |
 | Save, Restore, Load | a file each | does it and sends Answer |
 | Resume, Pause, LogWrites, TouchWritten, Store | - | the same |
@@ -246,6 +247,16 @@ class Stop:
 
 
 @record
+class Resize:
+    """A console's window has another size."""
+
+    controller: Index
+    number: PortNumber
+    cols: U16
+    rows: U16
+
+
+@record
 class RemovePort:
     """A port is unplugged."""
 
@@ -387,7 +398,7 @@ class Quit:
 
 FromKeeper = (
     Prepare | Begin | Controller | Port | Interrupted | Backlog | DmaMap | Irq | AddFront | Connect | Listen
-    | ConnectVmm | Start | StopListening | Disconnect | RemovePort | RemoveController | Request | Ping | Stop
+    | ConnectVmm | Start | StopListening | Disconnect | Resize | RemovePort | RemoveController | Request | Ping | Stop
 )  # fmt: skip
 Report = (
     DmaMap | Irq | DropDma | DropIrq | VmmGone | Accepted | ConnectionEnded | FrontChanged | GuestOpen | Quit

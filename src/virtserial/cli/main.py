@@ -23,6 +23,8 @@ COMMANDS = {
     "receive": "receive files and folders over a port, into one folder",
     "console": "use a port from this terminal",
     "pipe": "join standard input and output to a port",
+    "record": "record what a port says, with the times",
+    "replay": "play a recording: on this terminal, into a port, or in a guest's place",
     "log": "carry log lines over a port, and keep them while the other end is away",
     "ls": "list the virtual machines that run here",
     "ports": "list ports, their state and counters",

@@ -80,6 +80,8 @@ class VmPort(NamedTuple):
             raise ConfigError(f"port '{self.full_name}' has no host end: its guest talks to nobody")
         if not self.host_end.startswith(REACHABLE):
             raise ConfigError(f"the host end of port '{self.full_name}' is {self.host_end}: it takes no connections")
+        if self.kind == "socket" and ",server=on" not in self.host_end:
+            raise ConfigError(f"the host end of port '{self.full_name}' is {self.host_end}: it connects there itself")
         if self.vm.owner != os.geteuid():
             raise ConfigError(
                 f"VM '{self.vm.name}' belongs to {self.vm.user}, who says where its ports are",

@@ -208,6 +208,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "x-virtserial-query-clients": Command(lambda operations, _: operations.query_clients(), {}),
     "x-virtserial-query": Command(lambda operations, _: operations.query_processes(), {}),
     "x-virtserial-inventory": Command(lambda operations, _: inventory(operations), {}),
+    "x-virtserial-resize": Command(
+        lambda operations, _, *size: operations.resize(*size), {"id": str, "cols": int, "rows": int}
+    ),
     "x-virtserial-disconnect": Command(lambda operations, _, name: operations.disconnect(name), {"id": str}),
     "quit": Command(lambda operations, _: operations.quit(), {}),
 }

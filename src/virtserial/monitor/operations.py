@@ -208,6 +208,19 @@ class Operations:
         if not self.keeper.back_ends.shut_down(chardev_id):
             raise QmpError(f"Chardev '{chardev_id}' has no client that can be sent away")
 
+    def resize(self, chardev_id: str, cols: int, rows: int) -> None:
+        """Tell the guest of a console how large the terminal at its chardev is, in characters.
+
+        Raises:
+            QmpError: no console uses that chardev, or no terminal is so large.
+        """
+        port = self.keeper.machine.user_of(chardev_id)
+        if port is None or not port.is_console:
+            raise QmpError(f"No console uses chardev '{chardev_id}'")
+        if not (0 < cols < 1 << 16 and 0 < rows < 1 << 16):
+            raise QmpError(f"A terminal of {cols} columns and {rows} rows")
+        self.keeper.hotplug.resize(port, cols, rows)
+
     def read_ringbuf(self, chardev_id: str, size: int) -> bytes:
         """Take up to `size` bytes out of a ringbuf, at most MAX_READ.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.channel.messages import RemoveController, RemovePort
+from virtserial.channel.messages import RemoveController, RemovePort, Resize
 from virtserial.chardev.reach import ANYWHERE
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.errors import ConfigError, StateError
@@ -92,6 +92,12 @@ class HotPlug:
         raise ConfigError(
             f"Property '{options.driver}.chardev' can't take value '{chardev}': chardev '{chardev}' is already in use"
         )
+
+    def resize(self, port: Port, cols: int, rows: int) -> None:
+        """Tell a console's guest how large its window is, in characters."""
+        if (port.cols, port.rows) != (cols, rows):
+            port.cols, port.rows = cols, rows
+            self._briefing.send(Resize(port.controller.index, port.number, cols, rows))
 
     def unplug(self, device: Controller | Port) -> None:
         """Unplug a port, or a controller with its ports; a VMM that is still there finds its connection closed.

@@ -36,6 +36,7 @@ from virtserial.channel.messages import (
     Ready,
     RemoveController,
     RemovePort,
+    Resize,
     Start,
     Started,
     Stop,
@@ -158,8 +159,8 @@ class Worker:
     def _act_on_device(
         self,
         device: GuestDevice,
-        message: NewPort | Interrupted | Backlog | DmaMap | Irq | ConnectVmm | RemovePort | RemoveController
-        | Request,
+        message: NewPort | Interrupted | Backlog | DmaMap | Irq | ConnectVmm | Resize | RemovePort
+        | RemoveController        | Request,
         fds: list[int],
     ) -> None:  # fmt: skip
         match message:
@@ -167,6 +168,9 @@ class Worker:
                 self._connect_vmm(device, fds[0])
             case NewPort():
                 self._add_port(device, message)
+            case Resize(_, number, cols, rows):
+                if (port := device.console.slots[number].port) is not None:
+                    device.console.set_size(port, cols, rows)
             case RemovePort(_, number):
                 self._remove_port(device, number)
             case RemoveController():
