@@ -298,13 +298,12 @@ def test_login_on_two_consoles_at_once_while_ports_carry_data(guest, logins, con
     consoles = [connect(f"con{n}") for n in (0, 1)]
     for end in consoles:
         log_in(end)
-    exchange(guest, {name: f"{device_folder}/{name}" for name in (next(unused_ports), next(unused_ports))}, mib=16)
+    exchange(guest, {name: f"{device_folder}/{name}" for name in (next(unused_ports), next(unused_ports))}, mib=4)
     for number, end in enumerate(consoles):
         end.send(b"echo $(tty) $((6 * 7))\n")
         end.receive_until(f"/dev/hvc{number} 42".encode())
 
 
 def test_much_each_way_on_two_ports_at_once(guest, device_folder, unused_ports):
-    """A hundred mebibytes each way on one port are in test_guest_contract.py."""
     sockets = {name: f"{device_folder}/{name}" for name in (next(unused_ports), next(unused_ports))}
-    exchange(guest, sockets, mib=32, block_bytes=4 << 20, timeout=240)
+    exchange(guest, sockets, mib=12, block_bytes=4 << 20, timeout=240)

@@ -1,4 +1,7 @@
-"""A thousand ports come and go while another one moves data: nothing of it is lost, and nothing stays behind."""
+"""Hundreds of ports come and go while another one moves data: nothing of it is lost, and nothing stays behind.
+
+VIRTSERIAL_ROUNDS says how many (the release's: 1000).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from virtserial.client.qmp import QmpClient
 from virtserial.rig import Guest
 
 STAY = "org.test.stay"
-WARM_UP, ROUNDS = 100, 1000
+WARM_UP, ROUNDS = 60, int(os.environ.get("VIRTSERIAL_ROUNDS", "200"))
 TURN = 20
 """Every so many rounds the port is used, so that the guest has really had it."""
 GROWTH_KIB = 256
@@ -89,8 +92,8 @@ def plug_and_unplug(monitor, session, folder, turn):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_thousand_rounds_leave_data_descriptors_and_memory_as_they_were(monitor, folder):
+@pytest.mark.timeout(300 + ROUNDS)
+def test_many_rounds_leave_data_descriptors_and_memory_as_they_were(monitor, folder):
     session = monitor.guest.session()
     session(PORT_HELPERS)
     transfers = Transfers(monitor.guest, f"{folder}/stay")

@@ -13,7 +13,7 @@ from support.waiting import wait_until
 from virtserial.rig import Guest
 
 FILES, TALK = "org.test.files", "org.test.talk"
-TREE_MIB = int(os.environ.get("VIRTSERIAL_TRANSFER_MIB", "64"))
+TREE_MIB = int(os.environ.get("VIRTSERIAL_TRANSFER_MIB", "24"))
 """Size of the tree that goes to the guest; 1024 for the whole thing, which takes minutes."""
 TIMEOUT = 120 + TREE_MIB
 
