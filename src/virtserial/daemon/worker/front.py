@@ -10,7 +10,7 @@ It maps guest memory into `console.memory` (and says so by `memory_mapped` and `
 `console.queues`, and passes doorbells to `console.notify`.  Fronts are siblings:
 
 * `VfioUserFront` (vfio_user_front.py) is a PCI function behind a vfio-user server.
-* A legacy PCI function is another register file in pci/ over the same device; its front differs in that only.
+* The legacy interface is another register file of the same function (pci/legacy.py), over the same device.
 * A vhost-user front has no registers: SET_VRING_* set the queues', SET_MEM_TABLE maps, kicks call `notify`, and
   `queue_interrupt` writes to a call eventfd.  What it holds through a restart are messages of its own.
 * The in-memory driver (testing/memory_driver.py) is transport and saved state alone: its process has no successor.
