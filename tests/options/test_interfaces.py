@@ -30,10 +30,12 @@ def test_where_nobody_knows_the_bus(device, expected):
     [
         ("virtio-serial,disable-legacy=on,disable-modern=on", "device cannot work as neither modern nor legacy"),
         ("virtio-serial,disable-modern=on,iommu_platform=on", "VIRTIO_F_IOMMU_PLATFORM was supported by neither"),
+        ("virtio-serial,disable-modern=on,packed=on", "packed=on needs the modern interface"),
+        ("virtio-serial,disable-modern=on,in_order=on", "in_order=on needs the modern interface"),
         ("virtio-serial-pci-transitional,iommu_platform=on", "VIRTIO_F_IOMMU_PLATFORM was supported by neither"),
     ],
 )
-def test_what_no_function_can_have_is_refused_in_qemus_words(device, text):
+def test_what_no_function_can_have_is_refused(device, text):
     with pytest.raises(ConfigError, match=text):
         interfaces_of(parse_device(device))
 

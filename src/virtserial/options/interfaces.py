@@ -52,6 +52,11 @@ def interfaces_of(options: DeviceOptions) -> Interfaces:
     if not legacy and not modern:
         hint = "Set either disable-modern or disable-legacy to off"
         raise ConfigError("device cannot work as neither modern nor legacy mode is enabled", hint)
+    if not modern:
+        # Feature bits above 31; QEMU drops them without a word.
+        for name in ("packed", "in_order"):
+            if properties[name]:
+                raise ConfigError(f"{name}=on needs the modern interface, disable-modern=on leaves the legacy one alone")
     asked = properties["iommu_platform"]
     if asked and legacy:
         raise ConfigError("VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device")
