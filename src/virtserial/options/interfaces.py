@@ -56,7 +56,7 @@ def interfaces_of(options: DeviceOptions) -> Interfaces:
         # Feature bits above 31; QEMU drops them without a word.
         for name in ("packed", "in_order"):
             if properties[name]:
-                raise ConfigError(f"{name}=on needs the modern interface, disable-modern=on leaves the legacy one alone")
+                raise ConfigError(f"{name}=on needs the modern interface, and disable-modern=on leaves none")
     asked = properties["iommu_platform"]
     if asked and legacy:
         raise ConfigError("VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device")
