@@ -13,6 +13,7 @@ from virtserial.testing.hostile.in_memory import InMemoryMachine
 from virtserial.testing.hostile.legacy_cases import LEGACY_CASES, LEGACY_OUTCOMES, legacy_outcome
 from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
+from virtserial.testing.hostile.over_vhost_user import VhostUserMachine
 from virtserial.testing.hostile.steps import Case, Outcome, Start
 from virtserial.testing.hostile.table import differences
 
@@ -30,6 +31,13 @@ def in_memory(request):
 @pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["shared", "messages"])
 def over_vfio_user(request):
     machine = VfioUserMachine(shared=request.param)
+    yield HostileDriver(machine)
+    machine.close()
+
+
+@pytest.fixture(scope="module")
+def over_vhost_user():
+    machine = VhostUserMachine()
     yield HostileDriver(machine)
     machine.close()
 
@@ -61,6 +69,11 @@ def test_every_other_outcome_by_the_legacy_interface_is_one_and_has_its_reason()
 @each_case
 def test_our_process_does_as_expected_heals_and_its_other_device_works(case, over_vfio_user):
     assert str(over_vfio_user.play(case)) == str(case.expected)
+
+
+@each_case
+def test_it_does_the_same_behind_a_vhost_user_front_end(case, over_vhost_user):
+    assert str(over_vhost_user.play(case)) == str(case.expected)
 
 
 @pytest.mark.qemu

@@ -22,12 +22,13 @@ class EmbeddedGuest(DriverListener):
     Args:
         path: the controller's socket.
         ports: names of ports to wait for.
+        open_device: opens another kind of device.
     """
 
-    def __init__(self, path, *ports, **options):
+    def __init__(self, path, *ports, open_device=open_vfio_user_device, **options):
         self.loop = EventLoop()
         self.failure = None
-        self.driver = open_vfio_user_device(path, self.loop, self, **options)
+        self.driver = open_device(path, self.loop, self, **options)
         try:
             self.driver.start()
             self.run_until(lambda: set(ports) <= {port.name for port in self.driver.ports.values()})

@@ -79,12 +79,12 @@ def test_messages_arrive_in_any_pieces(cuts):
         pair.close()
 
 
-def test_descriptors_come_with_their_message(pair, device):
+def test_descriptors_that_begin_with_another_message_are_nobodys(pair, device):
     ack = wire.message(wire.VHOST_USER_SET_PROTOCOL_FEATURES, wire.U64.pack(PROTOCOL_FEATURES))
     kick = wire.message(wire.VHOST_USER_SET_VRING_CALL, wire.U64.pack(4))
     socket.send_fds(pair.front_end, [ack + kick[:12]], [0])
     pair.front_end.send(kick[12:] + GET_FEATURES)
-    with pytest.raises(PeerError, match="SET_PROTOCOL_FEATURES: 1 descriptors"):
+    with pytest.raises(PeerError, match="SET_VRING_CALL: queue 4: 0x4 came with 0 descriptors"):
         pair.serve()
 
 
@@ -93,6 +93,19 @@ def test_a_descriptor_in_the_middle_of_a_message_is_its(pair, device):
     pair.front_end.send(call[:5])
     pair.serve()
     socket.send_fds(pair.front_end, [call[5:]], [0])
+    pair.front_end.send(GET_FEATURES)
+    pair.serve()
+    assert len(device.descriptors) == 1
+    assert len(pair.front_end.recv(100)) == ANSWER_SIZE
+
+
+def test_descriptors_of_the_next_message_are_not_this_ones(pair, device):
+    features = wire.message(wire.VHOST_USER_SET_PROTOCOL_FEATURES, wire.U64.pack(PROTOCOL_FEATURES))
+    call = wire.message(wire.VHOST_USER_SET_VRING_CALL, wire.U64.pack(4))
+    pair.front_end.send(features)
+    socket.send_fds(pair.front_end, [call], [0])
+    pair.front_end.send(features)
+    socket.send_fds(pair.front_end, [call], [0])
     pair.front_end.send(GET_FEATURES)
     pair.serve()
     assert len(device.descriptors) == 1

@@ -81,12 +81,14 @@ class Controller:
     """A controller, over its state memory.
 
     Attributes:
+        vhost_user: its VMM speaks vhost-user, not vfio-user.
         trust_vmm: map guest memory even if its file may shrink.
     """
 
     controller: Index
     name: str
     max_ports: Annotated[int, Range(1, 511)]
+    vhost_user: bool
     vectors: Annotated[int, Range(0, 2048)]
     unplug: bool
     legacy: bool
@@ -159,7 +161,8 @@ class DmaMap:
 
 @record
 class Irq:
-    """An interrupt's eventfd: VFIO's type of interrupt, and the vector."""
+    """An interrupt's eventfd: VFIO's type of interrupt, and the vector; or what a vhost-user front end has sent
+    (daemon/worker/vhost_user_front.py)."""
 
     controller: Index
     index: Annotated[int, Range(0, 4)]

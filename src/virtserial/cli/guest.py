@@ -22,7 +22,8 @@ USAGE = """usage: virtserial guest attach DEVICE... [--as cuse|pty|socket|auto] 
        virtserial guest unbind ADDRESS...
 
 attach drives virtio console devices from this process until SIGTERM or SIGINT.  A DEVICE is the path of a vfio-user
-socket, or the PCI address (0000:00:05.0) of a function bound to vfio-pci.  Their ports are shown
+socket, vhost-user:PATH for a vhost-user socket, or the PCI address (0000:00:05.0) of a function bound to vfio-pci.
+Their ports are shown
 
   --as cuse     as character devices /dev/vportDpN with links /dev/virtio-ports/NAME (Linux: CONFIG_CUSE, root)
   --as pty      as pseudo-terminals DIR/vportDpN, links DIR/virtio-ports/NAME

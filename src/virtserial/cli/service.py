@@ -23,6 +23,7 @@ from virtserial.daemon.worker_code import InstalledWorker
 from virtserial.errors import ConfigError, StateError
 from virtserial.loop import EventLoop
 from virtserial.monitor.registry import Registration
+from virtserial.options.vhost_user_device import vhost_user_argument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -269,6 +270,8 @@ def _name_of(machine: Machine) -> str:
 
 def qemu_argument(controller: Controller) -> str:
     """What to put on QEMU's command line, quoted for a shell."""
+    if controller.vhost_user:
+        return vhost_user_argument(controller.name, controller.socket, controller.max_ports)
     device: dict[str, object] = {"driver": "vfio-user-pci"}
     if controller.id is not None:
         device["id"] = controller.id

@@ -61,6 +61,7 @@ class ConsoleDevice(VirtioDevice):
         name: for messages.
         emergency_write: offer VIRTIO_CONSOLE_F_EMERG_WRITE.
         resize_rows_first: send rows before columns in VIRTIO_CONSOLE_RESIZE.
+        queue_size: the largest size of every queue; None: QEMU's (wire.queue_sizes).
         controller: what the ledger calls this device.
         ledger: where the batch that is under way is noted (accounting.py).
         on_failure, on_address_fault: see VirtioDevice.
@@ -79,6 +80,7 @@ class ConsoleDevice(VirtioDevice):
         *,
         emergency_write: bool = True,
         resize_rows_first: bool = False,
+        queue_size: int | None = None,
         controller: int = 0,
         ledger: Ledger | None = None,
         on_failure: Callable[[DriverError], None] = lambda error: None,
@@ -92,7 +94,7 @@ class ConsoleDevice(VirtioDevice):
         super().__init__(
             state,
             VIRTIO_ID_CONSOLE,
-            queue_sizes(max_ports),
+            [queue_size] * queue_count(max_ports) if queue_size else queue_sizes(max_ports),
             features,
             on_failure=on_failure,
             on_address_fault=on_address_fault,

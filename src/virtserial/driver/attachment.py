@@ -28,7 +28,7 @@ Shape = Literal["cuse", "pty", "socket"]
 
 
 def open_device(name: str, loop: EventLoop, listener: DriverListener) -> ConsoleDriver:
-    """Return a driver for a PCI address (through the kernel's VFIO) or for a vfio-user socket.
+    """Return a driver for a PCI address (through the kernel's VFIO), a vfio-user socket, or vhost-user:PATH.
 
     Raises:
         ConfigError, PeerError: it cannot be used.
@@ -38,6 +38,10 @@ def open_device(name: str, loop: EventLoop, listener: DriverListener) -> Console
         from virtserial.driver.vfio_device import open_vfio_device
 
         return open_vfio_device(address, loop, listener)
+    if name.startswith("vhost-user:"):
+        from virtserial.driver.vhost_user_device import open_vhost_user_device
+
+        return open_vhost_user_device(name.removeprefix("vhost-user:"), loop, listener)
     from virtserial.driver.vfio_user_device import open_vfio_user_device
 
     return open_vfio_user_device(name, loop, listener)
@@ -87,7 +91,7 @@ class DeviceSession:
     """One device, driven until it is detached.
 
     Args:
-        name: a PCI address or the path of a vfio-user socket.
+        name: see `open_device`.
         number: the D of vportDpN.
         report: takes a line about each event that a person may want to know.
     """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
 from virtserial.machine.model import DEFAULT_MAX_PORTS, Controller, Port
+from virtserial.options.device_options import VHOST_USER
 from virtserial.options.interfaces import interfaces_of
 from virtserial.options.values import Values
 
@@ -92,4 +93,5 @@ def _controller(machine: Machine, options: DeviceOptions, run_directory: str) ->
         legacy=interfaces.legacy,
         modern=interfaces.modern,
         page_per_vq=properties.flag("page-per-vq"),
+        vhost_user=options.driver == VHOST_USER,
     )

@@ -19,6 +19,9 @@ DEFAULT_MAX_PORTS = 31
 MAX_VECTORS = 2048
 """PCI_MSIX_FLAGS_QSIZE + 1: as many as an MSI-X table can have."""
 
+MAX_VHOST_USER_PORTS = 127
+"""vhost-user names the queue of an eventfd by 8 bits: 256 queues, two for each port and two for control."""
+
 
 class Controller:
     """A virtio-serial device.
@@ -27,11 +30,12 @@ class Controller:
         id: the user's id, or None.
         bus: the name ports refer to.
         name: its name in messages.
-        socket: the path of its vfio-user socket.
+        socket: the path of its socket for a VMM.
         vectors: MSI-X vectors, 0 for INTx.
         unplug: QEMU can delete it though it has MSI-X: the device sends the messages itself (pci/msix.py).
         legacy, modern: which PCI interfaces it has (options/interfaces.py).
         page_per_vq: every queue has a page for its doorbell.
+        vhost_user: its VMM speaks vhost-user, and has the PCI function.
         index: number of controllers plugged in before it; its name between keeper and worker.
     """
 
@@ -55,6 +59,7 @@ class Controller:
         legacy: bool = False,
         modern: bool = True,
         page_per_vq: bool = False,
+        vhost_user: bool = False,
     ) -> None:
         self.id = id
         self.bus = bus
@@ -74,6 +79,7 @@ class Controller:
         self.legacy = legacy
         self.modern = modern
         self.page_per_vq = page_per_vq
+        self.vhost_user = vhost_user
         self.index = -1
         self.ports: dict[int, Port] = {}
 
@@ -210,6 +216,8 @@ class Machine:
             raise ConfigError("Maximum number of serial ports not specified")
         if controller.max_ports > MAX_PORTS:
             raise ConfigError(f"maximum ports supported: {MAX_PORTS}")
+        if controller.vhost_user and controller.max_ports > MAX_VHOST_USER_PORTS:
+            raise ConfigError(f"maximum ports supported over vhost-user: {MAX_VHOST_USER_PORTS}")
         if controller.vectors > MAX_VECTORS:
             raise ConfigError(f"{controller.name}: vectors={controller.vectors}, MSI-X has at most {MAX_VECTORS}")
         controller.index = self._plugged_controllers

@@ -131,7 +131,7 @@ def _device_add(operations: Operations, _: Client, text: str = "") -> str:
 
 
 def _bus_of(driver: str) -> str:
-    return "PCI" if driver in device_options.CONTROLLERS else "virtio-serial-bus"
+    return "PCI" if driver in (*device_options.CONTROLLERS, device_options.VHOST_USER) else "virtio-serial-bus"
 
 
 def _chardev_add(operations: Operations, _: Client, text: str) -> str:

@@ -17,6 +17,7 @@ from virtserial.options.device_options import (
     DRIVERS,
     INTERRUPTS_BY_MESSAGES,
     NOT_YET,
+    VHOST_USER,
     make_device,
 )
 from virtserial.options.interfaces import EXPRESS_PORTS, choose_legacy
@@ -59,7 +60,7 @@ class JoinedDevices:
 
     def is_port_of_ours(self, arguments: Mapping[str, object]) -> bool:
         """Whether a new device is a port for a bus of ours."""
-        if _driver(arguments) not in DRIVERS or _driver(arguments) in CONTROLLERS:
+        if _driver(arguments) not in DRIVERS or _driver(arguments) in (*CONTROLLERS, VHOST_USER):
             return False
         bus = arguments.get("bus")
         if bus is None:

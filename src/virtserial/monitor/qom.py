@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from virtserial.machine.model import Controller, Port
 from virtserial.monitor.operations import ANONYMOUS, PERIPHERAL
 from virtserial.monitor.qmp import DEVICE_NOT_FOUND, QmpError
+from virtserial.options.device_options import VHOST_USER
 
 if TYPE_CHECKING:
     from virtserial.chardev.base import Chardev
@@ -21,7 +22,9 @@ Properties = dict[str, tuple[str, object]]
 
 def driver_of(device: Controller | Port) -> str:
     """QEMU's name of a device's type."""
-    return device.driver if isinstance(device, Port) else CONTROLLER_DRIVER
+    if isinstance(device, Port):
+        return device.driver
+    return VHOST_USER if device.vhost_user else CONTROLLER_DRIVER
 
 
 def list_properties(operations: Operations, path: str) -> list[dict[str, str]]:

@@ -46,7 +46,7 @@ class DeviceOptions(NamedTuple):
 
     @property
     def is_controller(self) -> bool:
-        return self.driver in CONTROLLERS
+        return self.driver in CONTROLLERS or self.driver == VHOST_USER
 
     @property
     def is_console(self) -> bool:
@@ -54,6 +54,9 @@ class DeviceOptions(NamedTuple):
 
 
 CONTROLLERS = ("virtio-serial-pci", "virtio-serial-pci-transitional", "virtio-serial-pci-non-transitional")
+
+VHOST_USER = "vhost-user-serial"
+"""A controller whose VMM has the PCI function and speaks vhost-user; QEMU has no device of this name."""
 
 ALIASES = {"virtio-serial": "virtio-serial-pci", "virtioconsole": "virtconsole"}
 """`virtio-serial` is QEMU's alias; Fedora's page writes `virtioconsole`, which QEMU refuses."""
@@ -113,12 +116,23 @@ INTERFACE_PROPERTIES: Mapping[str, Property] = {
 INTERFACES_OF_DRIVER: Mapping[str, Mapping[str, object]] = {
     "virtio-serial-pci-transitional": {"disable-legacy": "off", "disable-modern": False},
     "virtio-serial-pci-non-transitional": {"disable-legacy": "on", "disable-modern": False},
+    VHOST_USER: {
+        "disable-legacy": "on", "disable-modern": False, "page-per-vq": False, "vectors": 0, "unplug": "off",
+        "iommu_platform": False, "queue_reset": False,
+    },
 }
-"""Controllers whose names say which interfaces they have: they have no such properties."""
+"""Controllers whose names say what they have: they have no such properties."""
+
+_VHOST_USER_PROPERTIES: Mapping[str, Property] = {
+    "max_ports": Property("uint32", 31, USED, "ports the guest can see, 1 to 127"),
+    "socket": Property("str", None, USED, "path of the vhost-user socket to listen on"),
+    **{name: CONTROLLER_PROPERTIES[name] for name in ("event_idx", "indirect_desc", "emergency-write", "resize-order")},
+}
 
 DRIVERS: Mapping[str, Mapping[str, Property]] = {
     **dict.fromkeys(CONTROLLERS, CONTROLLER_PROPERTIES),
     "virtio-serial-pci": {**CONTROLLER_PROPERTIES, **INTERFACE_PROPERTIES},
+    VHOST_USER: _VHOST_USER_PROPERTIES,
     "virtserialport": PORT_PROPERTIES,
     "virtconsole": {**PORT_PROPERTIES, **CONSOLE_PROPERTIES},
 }

@@ -14,6 +14,7 @@ from virtserial.vhost_user.wire import HEADER_SIZE, VringState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Self
 
     from virtserial.vhost_user.wire import MemoryRegion
 
@@ -76,6 +77,12 @@ class FrontEnd:
     def fileno(self) -> int:
         """Readable when the back end is gone."""
         return self._sock.fileno()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the connection."""

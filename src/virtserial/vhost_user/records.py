@@ -31,6 +31,8 @@ class Session(Record):
     """It runs, or stands still and keeps what its driver has said."""
     config_change = U8(3)
     """The front end is still to be told that the configuration has changed."""
+    logs = U8(4)
+    """The front end wants to know which pages are written."""
     features = U64(8)
     protocol_features = U64(16)
     log_offset = U64(24)

@@ -25,11 +25,12 @@ from virtserial.vhost_user.regions import Regions
 from virtserial.vhost_user.wire import VringAddress, VringState, unpack, unpack_u64
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from virtserial.memory.state import StateMemory
     from virtserial.vhost_user.backend import VhostDevice
     from virtserial.vhost_user.wire import Header
+    from virtserial.virtio.queue import Virtqueue
 
     Handler = Callable[["bytes | memoryview", list[int]], "bytes | None"]
     """Payload and descriptors in; the payload of the request's own reply out, None if it has none.  A descriptor that
@@ -184,6 +185,13 @@ class Server:
         if len(fds) not in request.fds:
             raise PeerError(f"{len(fds)} descriptors came with it, {request.fds.start} to {request.fds.stop - 1} do")
         return request.handler(payload, fds)
+
+    def fill_queues(self, queues: Sequence[Virtqueue]) -> None:
+        """Put into queues that were taken from the device where they stand, to be saved with it."""
+        for vring, queue in zip(self.vrings, queues, strict=True):
+            if vring.kept and not queue.enabled:
+                queue.size = vring.size or queue.max_size
+                queue.record.progress = vring.progress
 
     def disconnected(self) -> None:
         """The front end is gone: nothing of what it said is valid for the next."""

@@ -85,14 +85,26 @@ class FrontEndStream:
 
     def _serve_one(self) -> bool:
         """Handle the message at the head of the socket; False if it is not there as a whole, or its reply waits."""
-        fds = array.array("i")
-        if not self._peek(HEADER_SIZE, None):
+        try:
+            length, _, flags, _ = self._sock.recvmsg_into([_BUFFER], 0, _PEEK)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            length, flags = 0, 0
+        if not length:
+            self.at_end = True
+            return False
+        if length < HEADER_SIZE and not self._peek(HEADER_SIZE, None):
             return False
         header = unpack_header(_BUFFER)
         self._server.check_header(header)
         size = HEADER_SIZE + header.size
+        # A peek ends behind descriptors.  Those behind this message are not its: a peek of just as many bytes as it has
+        # would bring them too (unix_stream_read_generic looks at the next buffer though no room is left).
+        has_descriptors = bool(flags & socket.MSG_CTRUNC) and length <= size
+        fds = array.array("i")
         try:
-            if not self._peek(size, fds):
+            if (length < size or has_descriptors) and not self._peek(size, fds if has_descriptors else None):
                 return False
             taken = fds.tolist()
             del fds[:]
@@ -122,10 +134,12 @@ class FrontEndStream:
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
         try:
             while filled < size:
+                # Descriptors come in one piece; what would come with the rest are those of the next message.
+                wanted = fds is not None and not fds
                 length, control, flags, _ = self._sock.recvmsg_into(
-                    [_VIEW[filled:size]], 0 if fds is None else _CONTROL_SIZE, _PEEK
+                    [_VIEW[filled:size]], _CONTROL_SIZE if wanted else 0, _PEEK
                 )
-                if fds is not None:
+                if wanted and fds is not None:
                     for level, kind, data in control:
                         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])

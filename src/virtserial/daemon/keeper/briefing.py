@@ -99,6 +99,7 @@ class Briefing:
             controller=controller.index,
             name=controller.name,
             max_ports=controller.max_ports,
+            vhost_user=controller.vhost_user,
             vectors=controller.vectors,
             unplug=controller.unplug,
             legacy=controller.legacy,

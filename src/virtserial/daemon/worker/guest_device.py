@@ -19,6 +19,7 @@ from virtserial.errors import ConfigError, DriverError
 from virtserial.memory.file_status import status_of
 from virtserial.memory.state import StateMemory
 from virtserial.state.device_state import load, save, size_limit
+from virtserial.vhost_user.wire import MAX_VRING_SIZE
 from virtserial.virtio.features import (
     LEGACY_FEATURES,
     TRANSPORT_FEATURES,
@@ -114,6 +115,7 @@ class GuestDevice:
             name=self.name,
             emergency_write=config.emergency_write,
             resize_rows_first=config.resize_rows_first,
+            queue_size=MAX_VRING_SIZE if config.vhost_user else None,
             controller=self.index,
             ledger=ledger,
             on_failure=self._device_failed,

@@ -48,6 +48,7 @@ from virtserial.daemon.worker.host_ends import HostEnds
 from virtserial.daemon.worker.restoration import Restoration
 from virtserial.daemon.worker.saved_state import answer_request
 from virtserial.daemon.worker.vfio_user_front import VfioUserFront
+from virtserial.daemon.worker.vhost_user_front import VhostUserFront
 from virtserial.host_end.preparation import import_host_ends, prepare
 from virtserial.loop import EPOLLIN, EventLoop, sharpen_timers
 from virtserial.memory.state import VERSION as STATE_VERSION
@@ -149,8 +150,9 @@ class Worker:
             case Controller(controller):
                 self._restoration.begin(controller)
                 self._devices[controller] = GuestDevice(
-                    message, fds[0], self.loop, self._send, self._ledger, VfioUserFront
-                )
+                    message, fds[0], self.loop, self._send, self._ledger,
+                    VhostUserFront if message.vhost_user else VfioUserFront,
+                )  # fmt: skip
                 if self._started:
                     self._restoration.end()
             case _:

@@ -18,6 +18,7 @@ from virtserial.testing.hostile.in_memory import InMemoryMachine
 from virtserial.testing.hostile.legacy_cases import legacy_outcome
 from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
+from virtserial.testing.hostile.over_vhost_user import VhostUserMachine
 from virtserial.testing.hostile.qemu_oracle import QemuMachine
 from virtserial.testing.hostile.table import differences
 
@@ -31,6 +32,7 @@ MACHINES: dict[str, Callable[[], Machine]] = {
     "memory": InMemoryMachine,
     "legacy": LegacyMachine,
     "vfio-user": VfioUserMachine,
+    "vhost-user": VhostUserMachine,
     "qemu": QemuMachine,
 }
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import virtserial
 from virtserial.errors import PeerError
@@ -22,6 +22,9 @@ from virtserial.testing.hostile.served_processes import ProcessHouse
 from virtserial.testing.hostile.steps import BAR, MAX_PORTS, MEMORY_SIZE, STATUS
 from virtserial.vfio_user.client import Client
 from virtserial.vfio_user.wire import VFIO_PCI_CONFIG_REGION_INDEX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 QUIET: Final = 0.05
 """Seconds: longer than a device waits for a map that may be on its way (daemon.worker.guest_device.FAULT_GRACE)."""
@@ -51,6 +54,18 @@ class _MemoryByMessages:
         if iova + length > MEMORY_SIZE:
             raise PeerError(f"{length} bytes at {iova:#x}: there is no memory")
         return slice(iova, iova + length)
+
+
+class ServedVmm(Protocol):
+    """The VMM of an attacked controller: what of a `Machine` is the guest's."""
+
+    def load(self, offset: int, width: int) -> int: ...
+    def store(self, offset: int, value: int, width: int) -> None: ...
+    def read(self, address: int, length: int) -> bytes: ...
+    def write(self, address: int, data: bytes) -> None: ...
+    def step(self) -> None: ...
+    def settle(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Vmm:
@@ -134,20 +149,22 @@ class _Witness(Vmm):
             return b""
 
 
-class VfioUserMachine(Vmm):
+class ServedMachine:
     """A `virtserial serve` with two controllers; the first is the one that is attacked.
 
     Args:
-        shared: see `Vmm`.
+        name: of the machine, for messages.
+        driver: of the attacked controller, for -device.
+        connect: makes its VMM, at the path of its socket.
     """
 
-    def __init__(self, *, shared: bool = True) -> None:
-        self.name = "vfio-user" if shared else "vfio-user, messages"
+    def __init__(self, name: str, driver: str, connect: Callable[[Path], ServedVmm]) -> None:
+        self.name = name
         self._house = ProcessHouse()
         try:
-            self._serve()
+            self._serve(driver)
             self._house.join("c0", "c1")
-            super().__init__(self._house.folder / "ser0.sock", shared=shared)
+            self._vmm = connect(self._house.folder / "ser0.sock")
             self._witness = _Witness(self._house)
             self._witness_driver = HostileDriver(self._witness)
             self._witness_driver.start()
@@ -155,17 +172,20 @@ class VfioUserMachine(Vmm):
         except BaseException:
             self._house.close()
             raise
+        self.read, self.write = self._vmm.read, self._vmm.write
+        self.load, self.store = self._vmm.load, self._vmm.store
+        self.step, self.settle = self._vmm.step, self._vmm.settle
 
-    def _serve(self) -> None:
+    def _serve(self, driver: str) -> None:
         folder = self._house.folder
         options = ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
-        for controller, ports in (("ser0", ("c0", "c1")), ("ser1", ("witness",))):
-            options += ["-device", f"virtio-serial,id={controller},socket={folder}/{controller}.sock"]
+        for controller, kind, ports in (("ser0", driver, ("c0", "c1")), ("ser1", "virtio-serial", ("witness",))):
+            options += ["-device", f"{kind},id={controller},socket={folder}/{controller}.sock"]
             options[-1] += f",max_ports={MAX_PORTS}"
             for name in ports:
-                kind = "virtconsole,nr=0" if name == "c0" else f"virtserialport,nr=1,name=org.test.{name}"
+                port = "virtconsole,nr=0" if name == "c0" else f"virtserialport,nr=1,name=org.test.{name}"
                 options += ["-chardev", f"socket,id={name},path={folder}/{name},server=on,wait=off"]
-                options += ["-device", f"{kind},bus={controller}.0,chardev={name}"]
+                options += ["-device", f"{port},bus={controller}.0,chardev={name}"]
         source = str(Path(virtserial.__file__).parents[1])
         path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
         with (folder / "log").open("wb") as log:
@@ -198,5 +218,17 @@ class VfioUserMachine(Vmm):
 
     def close(self) -> None:
         self._witness.close()
-        super().close()
+        self._vmm.close()
         self._house.close()
+
+
+class VfioUserMachine(ServedMachine):
+    """The attacked controller has a vfio-user front.
+
+    Args:
+        shared: see `Vmm`.
+    """
+
+    def __init__(self, *, shared: bool = True) -> None:
+        name = "vfio-user" if shared else "vfio-user, messages"
+        super().__init__(name, "virtio-serial", lambda path: Vmm(path, shared=shared))

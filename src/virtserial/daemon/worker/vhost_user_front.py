@@ -1,0 +1,461 @@
+"""The vhost-user front of a device: its server, the front end's connection, and the descriptors of its queues.
+
+The front end is the VMM.  Every descriptor that it sends goes to the keeper before the message that brought it is
+answered, as an `Irq` whose index is one of these:
+
+| index | number | descriptor |
+|---|---|---|
+| CHANNEL | 0 | the socket for requests of ours |
+| KICK, CALL, ERR | queue | eventfds |
+| LOG | 0 | the log of written pages |
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import socket
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from virtserial.channel.messages import DmaMap, DropIrq, Irq, VmmGone
+from virtserial.console.device import ConsoleDevice
+from virtserial.console.wire import (
+    CONTROL_RECEIVEQ,
+    CONTROL_TRANSMITQ,
+    EMERG_WR_OFFSET,
+    VIRTIO_CONSOLE_F_MULTIPORT,
+    queue_count,
+)
+from virtserial.daemon.worker.guest_memory import GuestMemory
+from virtserial.daemon.worker.shared_log import SharedLog
+from virtserial.daemon.worker.state_transfer import StateTransfer
+from virtserial.errors import AccessInterrupted, AddressError, ConfigError, PeerError, StateError
+from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from virtserial.state.vhost_user_state import VhostUserState
+from virtserial.vhost_user.backend import CALL, ERR, KICK
+from virtserial.vhost_user.server import Server
+from virtserial.vhost_user.stream import FrontEndStream
+from virtserial.vhost_user.wire import MAX_VRING_SIZE, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, message
+from virtserial.virtio.ring.split.layout import avail_ring_size, descriptor_table_size, used_ring_size
+from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from virtserial.accounting import Note
+    from virtserial.channel.messages import Controller
+    from virtserial.daemon.worker.front import FrontOwner
+    from virtserial.memory.state import StateMemory
+    from virtserial.vfio_user.dma import MessageMemory
+    from virtserial.vhost_user.backend import Ring
+    from virtserial.vhost_user.wire import MemoryRegion
+
+log = logging.getLogger("virtserial.device")
+
+CHANNEL: Final = 0
+LOG: Final = 4
+VMM_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLET
+READ_WRITE: Final = 3
+_ONE: Final = (1).to_bytes(8, "little")
+_CONFIG_CHANGE: Final = message(VHOST_USER_BACKEND_CONFIG_CHANGE_MSG)
+
+
+def state_size(max_ports: int) -> int:
+    """Bytes of state memory for a controller with this front, whole pages."""
+    size = ConsoleDevice.state_size(max_ports) + Server.state_size(queue_count(max_ports))
+    return (size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
+
+
+class VhostUserFront:
+    """A vhost-user back end (front.Front, vhost_user.backend.VhostDevice).
+
+    Args:
+        owner: the device.
+        state: its state memory, in which the server takes the next places.
+        config: what the keeper has told of the controller.
+    """
+
+    max_queue_size = MAX_VRING_SIZE
+
+    def __init__(self, owner: FrontOwner, state: StateMemory, config: Controller) -> None:
+        self._owner = owner
+        self._console = owner.console
+        self._console.transport = self
+        self.num_queues = self._console.num_queues
+        self._stream: FrontEndStream | None = None
+        self._waits_for_room = False
+        self._half_done: Note | None = None
+        self._descriptors = {kind: [-1] * self.num_queues for kind in (KICK, CALL, ERR)}
+        self._calls = self._descriptors[CALL]
+        self._uncalled: set[int] = set()
+        self._channel: socket.socket | None = None
+        self._log: SharedLog | None = None
+        self._transfer: StateTransfer | None = None
+        self._account = owner.ledger.account
+        self.memory = GuestMemory(owner, config.trust_vmm, self._no_access, lambda: None, self._lose)
+        self._server = Server(self, state, lambda why: owner.log.error("refused: %s", why))
+        self.saved = VhostUserState(self._console)
+
+    # The front end's connection
+
+    def connect(self, fd: int) -> None:
+        """Serve a front end; a predecessor's is served from where that was killed."""
+        if self._stream is not None:
+            self._disconnect("a new VMM has come")
+        self._stream = FrontEndStream(socket.socket(fileno=fd), self._server, self._owner.index, self._owner.ledger)
+        self._waits_for_room = False
+        half_done, self._half_done = self._half_done, None
+        if half_done is not None:
+            self._stream.finish(half_done)
+        self._owner.loop.watch(fd, VMM_EVENTS, self._serve)
+        log.info("%s: VMM connected", self._owner.name)
+
+    def _serve(self, _: int = 0) -> None:
+        stream = self._stream
+        if stream is None:
+            return
+        try:
+            if stream.serve():
+                self._owner.loop.add_turn(self._serve)
+            if stream.wants_to_send != self._waits_for_room:
+                self._waits_for_room = stream.wants_to_send
+                more = EPOLLOUT if self._waits_for_room else 0
+                self._owner.loop.rewatch(stream.fileno(), VMM_EVENTS | more)
+        except PeerError as error:
+            self._disconnect(str(error))
+        except Exception:
+            self._owner.broken()
+            self._disconnect("internal error")
+        else:
+            if stream.at_end:
+                self._disconnect("")
+
+    def _lose(self, reason: str) -> None:
+        """The connection cannot be used any more: let go of it in a turn, outside of what is going on."""
+        self._owner.loop.add_turn(lambda: self._disconnect(reason))
+
+    def _disconnect(self, reason: str) -> None:
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        if reason:
+            self._owner.log.error("VMM's connection is closed: %s", reason)
+        else:
+            log.info("%s: VMM has left", self._owner.name)
+        self._owner.loop.unwatch(stream.fileno())
+        # The keeper holds the socket too, and closes it without leaving bytes unread.
+        stream.abandon()
+        self._server.disconnected()
+        for kind in (KICK, CALL, ERR):
+            for index in range(self.num_queues):
+                self._take_descriptor(kind, index, -1)
+        self._take_channel(None)
+        self._take_log(None)
+        self._end_transfer()
+        self._owner.send(VmmGone(self._owner.index))
+
+    def close(self) -> None:
+        """The device is unplugged."""
+        self._disconnect("")
+
+    # After a dead predecessor
+
+    def finish(self, note: Note) -> None:
+        """A predecessor was killed over this message."""
+        self._half_done = note
+
+    def restore(self, message: DmaMap | Irq, fds: Sequence[int]) -> None:
+        """Take what a predecessor had from its front end."""
+        match message:
+            case DmaMap():
+                self.memory.restore(message, fds[0] if fds else None)
+            case Irq(_, kind, _) if kind == CHANNEL:
+                self._take_channel(_stream_socket(fds[0]))
+            case Irq(_, kind, _) if kind == LOG:
+                session = self._server.session
+                self._take_log(SharedLog(fds[0], session.log_offset, session.log_size))
+                if self._log is not None and session.logs:
+                    # What the predecessor has written last may not be noted.
+                    self._log.mark_everything()
+            case Irq(_, kind, index):
+                self._take_descriptor(kind, index, fds[0])
+
+    def take_over(self) -> None:
+        """Look for messages, and tell of a change that a predecessor has not told."""
+        self._tell_config_change()
+        self._serve()
+
+    # VhostDevice: memory
+
+    def _no_access(self) -> MessageMemory:
+        raise AccessInterrupted(f"{self._owner.name}: vhost-user has no messages for memory")
+
+    def map_region(self, region: MemoryRegion, fd: int) -> None:
+        self.memory.map(region.guest, region.size, READ_WRITE, fd, region.offset)
+        if not self._console.memory.find(region.guest).is_shared:
+            self.unmap_region(region)
+            raise PeerError("the guest's memory has huge pages, which are used with --trust-vmm only")
+
+    def unmap_region(self, region: MemoryRegion) -> None:
+        self.memory.unmap(region.guest, region.size)
+
+    def unmap_all(self) -> None:
+        self.memory.unmap_all()
+
+    # VhostDevice: descriptors
+
+    def set_descriptor(self, kind: int, index: int, fd: int) -> None:
+        owner = self._owner
+        self._take_descriptor(kind, index, fd)
+        if fd < 0:
+            owner.send(DropIrq(owner.index, kind, index))
+        else:
+            owner.send(Irq(owner.index, kind, index), [fd])
+
+    def _take_descriptor(self, kind: int, index: int, fd: int) -> None:
+        descriptors, loop = self._descriptors[kind], self._owner.loop
+        if fd >= 0:
+            try:
+                if kind == KICK:
+                    # Edges: a counter that nobody reads raises one for each write, which saves the read.
+                    loop.watch(fd, EPOLLIN | EPOLLET, partial(self._kicked, index))
+                else:
+                    # A hostile VMM may give a full pipe: writing to it must never wait.
+                    os.set_blocking(fd, False)
+            except OSError as error:
+                os.close(fd)
+                raise PeerError(f"queue {index}: a descriptor that cannot be used: {error.strerror}") from error
+        if descriptors[index] >= 0:
+            loop.unwatch(descriptors[index])
+            os.close(descriptors[index])
+        descriptors[index] = fd
+        if kind == CALL and fd >= 0 and index in self._uncalled:
+            self._uncalled.discard(index)
+            self._signal(fd)
+
+    def _kicked(self, index: int, _: int) -> None:
+        self._console.notify(index)
+
+    def set_backend_channel(self, fd: int) -> None:
+        self._take_channel(_stream_socket(fd))
+        self._owner.send(Irq(self._owner.index, CHANNEL, 0), [fd])
+        self._tell_config_change()
+
+    def _take_channel(self, channel: socket.socket | None) -> None:
+        if self._channel is not None:
+            self._owner.loop.unwatch(self._channel.fileno())
+            self._channel.close()
+        self._channel = channel
+        if channel is not None:
+            self._owner.loop.watch(channel.fileno(), EPOLLOUT | EPOLLET, self._tell_config_change)
+
+    # Transport
+
+    def queue_interrupt(self, index: int) -> None:
+        """The driver is to look at a queue."""
+        fd = self._calls[index]
+        if fd < 0:
+            self._uncalled.add(index)
+            return
+        try:  # noqa: SIM105 - suppress() doubles the cost of every interrupt
+            self._account.written += os.write(fd, _ONE)
+        except OSError:
+            pass
+
+    def _signal(self, fd: int) -> None:
+        # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
+        with suppress(OSError):
+            self._account.written += os.write(fd, _ONE)
+
+    def config_interrupt(self) -> None:
+        """The configuration has changed; or the driver broke a rule, which only the queues' ERR can tell."""
+        if self._console.status & DEVICE_NEEDS_RESET:
+            for fd in self._descriptors[ERR]:
+                if fd >= 0:
+                    self._signal(fd)
+        self._server.session.config_change = 1
+        self._tell_config_change()
+
+    def _tell_config_change(self, _: int = 0) -> None:
+        """Send BACKEND_CONFIG_CHANGE_MSG if it is due; when there is room, epoll calls again."""
+        session = self._server.session
+        if self._channel is None or not session.config_change:
+            return
+        try:
+            self._channel.send(_CONFIG_CHANGE, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # Nobody is there to hear of it.
+        session.config_change = 0
+
+    # VhostDevice: life
+
+    @property
+    def features(self) -> int:
+        """What is offered."""
+        return self._console.device_features
+
+    @property
+    def driver_features(self) -> int:
+        return self._console.driver_features
+
+    def needed_queues(self, features: int) -> Sequence[int]:
+        return (CONTROL_RECEIVEQ, CONTROL_TRANSMITQ) if features & VIRTIO_CONSOLE_F_MULTIPORT else ()
+
+    def set_up(self, features: int, fresh: bool) -> None:
+        if not fresh:
+            return
+        self.reset()
+        console = self._console
+        console.set_status(ACKNOWLEDGE | DRIVER)
+        console.driver_features = features
+        console.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
+        if not console.status & FEATURES_OK:
+            raise PeerError(f"the driver accepts features {features:#x}, without VIRTIO_F_VERSION_1")
+
+    def run(self) -> None:
+        console = self._console
+        if not console.status & DRIVER_OK:
+            console.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
+        if console.paused:
+            self._owner.resume()
+
+    def stand_still(self) -> None:
+        self._owner.pause()
+
+    def reset(self) -> None:
+        """Forget what the driver has said."""
+        self._console.reset()
+        self._uncalled.clear()
+        if self._console.paused:
+            self._console.resume()
+
+    def start_ring(self, index: int, ring: Ring) -> None:
+        console = self._console
+        queue = console.queues[index]
+        if queue.enabled:
+            console.reset_queue(index)
+        try:
+            for address, length, alignment in (
+                (ring.descriptor, descriptor_table_size(ring.size), 16),
+                (ring.available, avail_ring_size(ring.size), 2),
+                (ring.used, used_ring_size(ring.size), 4),
+            ):
+                console.memory.mapped_view(address, length)
+                if address % alignment:
+                    raise PeerError(f"queue {index}: {address:#x} is not aligned to {alignment} bytes")
+            used = int.from_bytes(console.memory.read(ring.used + 2, 2), "little")
+        except AddressError as error:
+            raise PeerError(f"queue {index}: {error}") from error
+        progress = ring.progress
+        if 0 < (progress - used) & 0xFFFF <= ring.size:
+            # Some front ends name the available index.  What is not used was not served: chains are used in order.
+            progress = used
+        queue.size = ring.size
+        queue.desc_address, queue.avail_address, queue.used_address = ring.descriptor, ring.available, ring.used
+        queue.record.progress = progress
+        queue.record.signalled = progress & 0xFFFF
+        console.enable_queue(index)
+
+    def progress(self, index: int) -> int:
+        return self._console.queues[index].record.progress
+
+    def stop_ring(self, index: int) -> None:
+        self._console.reset_queue(index)
+
+    # VhostDevice: configuration, log, state
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        return self._console.read_config(offset, length)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """QEMU sends the whole configuration at any write: an emerg_wr of 0 among other fields was not written."""
+        if offset < EMERG_WR_OFFSET and not any(data[EMERG_WR_OFFSET - offset :]):
+            return
+        self._console.write_config(offset, data)
+
+    def set_log(self, fd: int, offset: int, size: int) -> None:
+        self._take_log(SharedLog(fd, offset, size))
+        session = self._server.session
+        session.log_offset, session.log_size = offset, size
+        self._owner.send(Irq(self._owner.index, LOG, 0), [fd])
+
+    def _take_log(self, shared: SharedLog | None) -> None:
+        before, self._log = self._log, shared
+        self._owner.log_writes(shared if self._server.session.logs else None)
+        if before is not None:
+            before.close()
+
+    def log_writes(self, on: bool) -> None:
+        session = self._server.session
+        if bool(session.logs) != on:
+            session.logs = on
+            self._owner.log_writes(self._log if on else None)
+
+    def transfer(self, fd: int, load: bool) -> None:
+        self._end_transfer()
+        if not load:
+            self._server.fill_queues(self._console.queues)
+        self._owner.pause()
+        state = None if load else self._owner.save_state()
+        if not load:
+            for index in range(self.num_queues):
+                self._console.reset_queue(index)
+        self._transfer = StateTransfer(self._owner.loop, fd, state, self._owner.max_state_size)
+
+    def transfer_result(self) -> Mapping[int, int]:
+        transfer, self._transfer = self._transfer, None
+        if transfer is None:
+            raise PeerError("there was no transfer of the device's state, or a worker was killed over it")
+        state = transfer.result()
+        if state is None:
+            return {}
+        try:
+            self._owner.load_state(state)
+        except ConfigError as error:
+            raise PeerError(str(error)) from error
+        queues = self._console.queues
+        progress = {queue.index: queue.record.progress for queue in queues if queue.record.progress}
+        for queue in queues:
+            self._console.reset_queue(queue.index)
+        return progress
+
+    def _end_transfer(self) -> None:
+        if self._transfer is not None:
+            self._transfer.close()
+            self._transfer = None
+
+    # What only a machine of QEMU's that moves asks for (relocation.py)
+
+    def configuration_space(self) -> bytes:
+        """The PCI function is the front end's."""
+        return b""
+
+    def hold_intx(self, held: bool) -> None:
+        """So is its interrupt line."""
+
+    def store_posted(self, stores: Sequence[tuple[int, bytes]]) -> NoReturn:
+        """There is no message for that."""
+        raise StateError(f"{self._owner.name}: vhost-user has no messages for memory")
+
+
+def _stream_socket(fd: int) -> socket.socket:
+    """Take a descriptor that should be a connected UNIX socket; it is closed if it is none.
+
+    Raises:
+        PeerError: it is none.
+    """
+    try:
+        taken = socket.socket(fileno=fd)
+    except OSError as error:
+        os.close(fd)
+        raise PeerError(f"the descriptor for requests of ours is no socket: {error.strerror}") from error
+    if (taken.family, taken.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        taken.close()
+        raise PeerError("the descriptor for requests of ours is no UNIX stream socket")
+    taken.setblocking(False)
+    return taken

@@ -1,0 +1,31 @@
+"""QEMU's half of a vhost-user controller: a chardev at our socket, and the one device of QEMU's for any back end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from virtserial.console.wire import CONFIG, VIRTIO_ID_CONSOLE, queue_count
+
+VQ_SIZE = 128
+"""Entries of each queue; QEMU's device has one size for all."""
+
+
+def vhost_user_words(name: str, path: str, max_ports: int) -> list[str]:
+    """Return the words for QEMU's command line (10.2 or newer) that attach a controller.
+
+    Args:
+        name: the chardev's id.
+        path: of our socket.
+    """
+    place = os.path.abspath(path).replace(",", ",,")
+    queues = f"num_vqs={queue_count(max_ports)},vq_size={VQ_SIZE},config_size={CONFIG.size}"
+    return [
+        *("-chardev", f"socket,id={name},path={place}"),
+        *("-device", f"vhost-user-test-device-pci,chardev={name},virtio-id={VIRTIO_ID_CONSOLE},{queues}"),
+    ]
+
+
+def vhost_user_argument(name: str, path: str, max_ports: int) -> str:
+    """Return these words quoted for a shell."""
+    return shlex.join(vhost_user_words(name, path, max_ports))
