@@ -303,6 +303,8 @@ def test_the_state_moves_to_another_back_end(start, folder, path):
             front_end.set(wire.VHOST_USER_SET_FEATURES, wire.U64.pack(features))
             for region, memory in zip(function._regions.values(), guest.driver._memory.regions, strict=True):
                 front_end.add_region(region, memory.fd)
+            guest.loop.unwatch(function._front_end.fileno())
+            function._front_end.close()
             function._front_end = front_end
             for index, queue in function._queues.items():
                 front_end.set_vring(wire.VHOST_USER_SET_VRING_BASE, index, places[index])
@@ -312,6 +314,7 @@ def test_the_state_moves_to_another_back_end(start, folder, path):
                 guest.run_until(lambda: received.data == b"before and after")
                 received.port.write(b"hello")
                 assert there_host.recv(5) == b"hello"
+            guest.driver.stop()
     assert "internal error" not in here.log + elsewhere.log
 
 

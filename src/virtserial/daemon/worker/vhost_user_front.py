@@ -419,7 +419,7 @@ class VhostUserFront:
         except ConfigError as error:
             raise PeerError(str(error)) from error
         queues = self._console.queues
-        progress = {queue.index: queue.record.progress for queue in queues if queue.record.progress}
+        progress = {queue.index: queue.record.progress for queue in queues}
         for queue in queues:
             self._console.reset_queue(queue.index)
         return progress
@@ -437,6 +437,9 @@ class VhostUserFront:
 
     def hold_intx(self, held: bool) -> None:
         """So is its interrupt line."""
+
+    def settle(self) -> None:
+        """It is asked nothing."""
 
     def store_posted(self, stores: Sequence[tuple[int, bytes]]) -> NoReturn:
         """There is no message for that."""
