@@ -16,8 +16,6 @@ import logging
 import mmap
 import os
 import socket
-from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from virtserial.channel.messages import DmaMap, DropIrq, Irq, VmmGone
@@ -32,10 +30,10 @@ from virtserial.console.wire import (
 from virtserial.daemon.worker.guest_memory import GuestMemory
 from virtserial.daemon.worker.shared_log import SharedLog
 from virtserial.daemon.worker.state_transfer import StateTransfer
+from virtserial.daemon.worker.vring_descriptors import VringDescriptors
 from virtserial.errors import AccessInterrupted, AddressError, ConfigError, PeerError, StateError
 from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from virtserial.state.vhost_user_state import VhostUserState
-from virtserial.vhost_user.backend import CALL, ERR, KICK
 from virtserial.vhost_user.server import Server
 from virtserial.vhost_user.stream import FrontEndStream
 from virtserial.vhost_user.wire import MAX_VRING_SIZE, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, message
@@ -59,7 +57,6 @@ CHANNEL: Final = 0
 LOG: Final = 4
 VMM_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLET
 READ_WRITE: Final = 3
-_ONE: Final = (1).to_bytes(8, "little")
 _CONFIG_CHANGE: Final = message(VHOST_USER_BACKEND_CONFIG_CHANGE_MSG)
 
 
@@ -88,13 +85,11 @@ class VhostUserFront:
         self._stream: FrontEndStream | None = None
         self._waits_for_room = False
         self._half_done: Note | None = None
-        self._descriptors = {kind: [-1] * self.num_queues for kind in (KICK, CALL, ERR)}
-        self._calls = self._descriptors[CALL]
-        self._uncalled: set[int] = set()
+        self._vrings = VringDescriptors(owner.loop, self.num_queues, self._console.notify, owner.ledger.account)
+        self.queue_interrupt = self._vrings.call
         self._channel: socket.socket | None = None
         self._log: SharedLog | None = None
         self._transfer: StateTransfer | None = None
-        self._account = owner.ledger.account
         self.memory = GuestMemory(owner, config.trust_vmm, self._no_access, lambda: None, self._lose)
         self._server = Server(self, state, lambda why: owner.log.error("refused: %s", why))
         self.saved = VhostUserState(self._console)
@@ -149,9 +144,7 @@ class VhostUserFront:
         # The keeper holds the socket too, and closes it without leaving bytes unread.
         stream.abandon()
         self._server.disconnected()
-        for kind in (KICK, CALL, ERR):
-            for index in range(self.num_queues):
-                self._take_descriptor(kind, index, -1)
+        self._vrings.close()
         self._take_channel(None)
         self._take_log(None)
         self._end_transfer()
@@ -181,7 +174,7 @@ class VhostUserFront:
                     # What the predecessor has written last may not be noted.
                     self._log.mark_everything()
             case Irq(_, kind, index):
-                self._take_descriptor(kind, index, fds[0])
+                self._vrings.take(kind, index, fds[0])
 
     def take_over(self) -> None:
         """Look for messages, and tell of a change that a predecessor has not told."""
@@ -209,35 +202,11 @@ class VhostUserFront:
 
     def set_descriptor(self, kind: int, index: int, fd: int) -> None:
         owner = self._owner
-        self._take_descriptor(kind, index, fd)
+        self._vrings.take(kind, index, fd)
         if fd < 0:
             owner.send(DropIrq(owner.index, kind, index))
         else:
             owner.send(Irq(owner.index, kind, index), [fd])
-
-    def _take_descriptor(self, kind: int, index: int, fd: int) -> None:
-        descriptors, loop = self._descriptors[kind], self._owner.loop
-        if fd >= 0:
-            try:
-                if kind == KICK:
-                    # Edges: a counter that nobody reads raises one for each write, which saves the read.
-                    loop.watch(fd, EPOLLIN | EPOLLET, partial(self._kicked, index))
-                else:
-                    # A hostile VMM may give a full pipe: writing to it must never wait.
-                    os.set_blocking(fd, False)
-            except OSError as error:
-                os.close(fd)
-                raise PeerError(f"queue {index}: a descriptor that cannot be used: {error.strerror}") from error
-        if descriptors[index] >= 0:
-            loop.unwatch(descriptors[index])
-            os.close(descriptors[index])
-        descriptors[index] = fd
-        if kind == CALL and fd >= 0 and index in self._uncalled:
-            self._uncalled.discard(index)
-            self._signal(fd)
-
-    def _kicked(self, index: int, _: int) -> None:
-        self._console.notify(index)
 
     def set_backend_channel(self, fd: int) -> None:
         self._take_channel(_stream_socket(fd))
@@ -254,28 +223,10 @@ class VhostUserFront:
 
     # Transport
 
-    def queue_interrupt(self, index: int) -> None:
-        """The driver is to look at a queue."""
-        fd = self._calls[index]
-        if fd < 0:
-            self._uncalled.add(index)
-            return
-        try:  # noqa: SIM105 - suppress() doubles the cost of every interrupt
-            self._account.written += os.write(fd, _ONE)
-        except OSError:
-            pass
-
-    def _signal(self, fd: int) -> None:
-        # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
-        with suppress(OSError):
-            self._account.written += os.write(fd, _ONE)
-
     def config_interrupt(self) -> None:
         """The configuration has changed; or the driver broke a rule, which only the queues' ERR can tell."""
         if self._console.status & DEVICE_NEEDS_RESET:
-            for fd in self._descriptors[ERR]:
-                if fd >= 0:
-                    self._signal(fd)
+            self._vrings.signal_errors()
         self._server.session.config_change = 1
         self._tell_config_change()
 
@@ -330,7 +281,7 @@ class VhostUserFront:
     def reset(self) -> None:
         """Forget what the driver has said."""
         self._console.reset()
-        self._uncalled.clear()
+        self._vrings.forget_interrupts()
         if self._console.paused:
             self._console.resume()
 

@@ -1,0 +1,96 @@
+"""The descriptors that a vhost-user front end has given for its queues: kicks come in, interrupts and errors go out."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from virtserial.errors import PeerError
+from virtserial.loop import EPOLLET, EPOLLIN
+from virtserial.vhost_user.backend import CALL, ERR, KICK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from virtserial.accounting import Account
+    from virtserial.loop import EventLoop
+
+_ONE: Final = (1).to_bytes(8, "little")
+
+
+class VringDescriptors:
+    """
+    Args:
+        loop: watches for kicks.
+        count: how many queues there are.
+        kicked: called with the queue's number.
+        account: gets what is written.
+    """
+
+    def __init__(self, loop: EventLoop, count: int, kicked: Callable[[int], None], account: Account) -> None:
+        self._loop = loop
+        self._kicked = kicked
+        self._account = account
+        self._fds = {kind: [-1] * count for kind in (KICK, CALL, ERR)}
+        self._calls = self._fds[CALL]
+        self._uncalled: set[int] = set()
+
+    def take(self, kind: int, index: int, fd: int) -> None:
+        """Take a descriptor in the place of the last one; -1: there is none.
+
+        Raises:
+            PeerError: it cannot be used, and is closed.
+        """
+        fds = self._fds[kind]
+        if fd >= 0:
+            try:
+                if kind == KICK:
+                    # Edges: a counter that nobody reads raises one for each write, which saves the read.
+                    self._loop.watch(fd, EPOLLIN | EPOLLET, partial(self._kick, index))
+                else:
+                    # A hostile VMM may give a full pipe: writing to it must never wait.
+                    os.set_blocking(fd, False)
+            except OSError as error:
+                os.close(fd)
+                raise PeerError(f"queue {index}: a descriptor that cannot be used: {error.strerror}") from error
+        if fds[index] >= 0:
+            self._loop.unwatch(fds[index])
+            os.close(fds[index])
+        fds[index] = fd
+        if kind == CALL and fd >= 0 and index in self._uncalled:
+            self._uncalled.discard(index)
+            self.call(index)
+
+    def _kick(self, index: int, _: int) -> None:
+        self._kicked(index)
+
+    def call(self, index: int) -> None:
+        """Interrupt for a queue; without a descriptor, when it gets one."""
+        fd = self._calls[index]
+        if fd < 0:
+            self._uncalled.add(index)
+            return
+        try:  # noqa: SIM105 - suppress() doubles the cost of every interrupt
+            self._account.written += os.write(fd, _ONE)
+        except OSError:
+            # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
+            pass
+
+    def signal_errors(self) -> None:
+        """Tell of an error by every queue that has a descriptor for it."""
+        for fd in self._fds[ERR]:
+            if fd >= 0:
+                with suppress(OSError):
+                    self._account.written += os.write(fd, _ONE)
+
+    def forget_interrupts(self) -> None:
+        """Those that waited for a descriptor are of the past."""
+        self._uncalled.clear()
+
+    def close(self) -> None:
+        """Close all."""
+        for kind, fds in self._fds.items():
+            for index in range(len(fds)):
+                self.take(kind, index, -1)
