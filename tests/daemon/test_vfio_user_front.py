@@ -31,8 +31,8 @@ def device(loop):
     os.ftruncate(fd, state_size(PORTS))
     config = Controller(
         controller=0, name="ser0", max_ports=PORTS, vectors=2, unplug=False, legacy=False, modern=True,
-        page_per_vq=False, iommu_platform=True, event_idx=True, indirect_desc=True, packed=False, in_order=False,
-        queue_reset=True, emergency_write=True, resize_rows_first=False, trust_vmm=False,
+        page_per_vq=False, vhost_user=False, iommu_platform=True, event_idx=True, indirect_desc=True, packed=False,
+        in_order=False, queue_reset=True, emergency_write=True, resize_rows_first=False, trust_vmm=False,
     )  # fmt: skip
     device = GuestDevice(config, fd, loop, lambda message, fds=(): None, nowhere(), VfioUserFront)
     yield device
