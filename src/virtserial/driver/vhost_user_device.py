@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from virtserial.driver.port_queues import BufferPlan
     from virtserial.driver.transport import InterruptSink
     from virtserial.loop import EventLoop
-    from virtserial.virtio.ring.split.driver import DriverQueue
+    from virtserial.virtio.ring.driver_ring import DriverRing
 
 USER_OFFSET: Final = 0x7000_0000_0000
 """Our own address of memory less the device's: another one, so that no back end can mistake them."""
@@ -57,7 +57,7 @@ class VhostUserFunction:
         self._status = 0
         self._features = 0
         self._sink: InterruptSink | None = None
-        self._queues: dict[int, DriverQueue[Any]] = {}
+        self._queues: dict[int, DriverRing[Any]] = {}
         self._kicks: dict[int, int] = {}
         self._calls: dict[int, int] = {}
         self._regions: dict[int, MemoryRegion] = {}
@@ -134,11 +134,11 @@ class VhostUserFunction:
         for index in queues:
             self._calls[index] = self._eventfd(partial(sink.queue_interrupt, index))
 
-    def enable_queue(self, index: int, queue: DriverQueue[Any]) -> None:
+    def enable_queue(self, index: int, queue: DriverRing[Any]) -> None:
         self._queues[index] = queue
         self._kicks[index] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def _start(self, index: int, queue: DriverQueue[Any]) -> None:
+    def _start(self, index: int, queue: DriverRing[Any]) -> None:
         front_end = self._front_end
         front_end.set_vring(wire.VHOST_USER_SET_VRING_NUM, index, queue.size)
         front_end.set_vring(wire.VHOST_USER_SET_VRING_BASE, index, 0)

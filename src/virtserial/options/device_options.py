@@ -126,7 +126,10 @@ INTERFACES_OF_DRIVER: Mapping[str, Mapping[str, object]] = {
 _VHOST_USER_PROPERTIES: Mapping[str, Property] = {
     "max_ports": Property("uint32", 31, USED, "ports the guest can see, 1 to 127"),
     "socket": Property("str", None, USED, "path of the vhost-user socket to listen on"),
-    **{name: CONTROLLER_PROPERTIES[name] for name in ("event_idx", "indirect_desc", "in_order", "emergency-write", "resize-order")},
+    **{
+        name: CONTROLLER_PROPERTIES[name]
+        for name in ("event_idx", "indirect_desc", "in_order", "emergency-write", "resize-order")
+    },
 }
 
 DRIVERS: Mapping[str, Mapping[str, Property]] = {
