@@ -292,6 +292,24 @@ class TestBothInterfaces:
         assert function.device.driver_features == VIRTIO_F_VERSION_1
 
 
+def test_a_successor_of_one_that_was_killed_over_the_first_doorbell_begins(memory, monkeypatch):
+    first, block = build_function(has_legacy=True)
+    memory.map_into(first.device.memory)
+    acknowledge(first)
+    place(first, TX, BASE)
+    place(first, TX - 1, BASE + 0x10000)
+    monkeypatch.setattr(first.device, "enable_queue", lambda index: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(first, QUEUE_NOTIFY, 2, TX)
+    second, _ = build_function(block=block, has_legacy=True)
+    memory.map_into(second.device.memory)
+    second.device.take_over()
+    write(second, QUEUE_NOTIFY, 2, TX)
+    assert second.device.live
+    assert all(second.device.queues[index].ring.attached for index in (TX, TX - 1))
+    second.device.reset()
+
+
 def test_a_successor_goes_on_with_a_legacy_driver(function, memory):
     first, block = build_function(has_legacy=True)
     memory.map_into(first.device.memory)

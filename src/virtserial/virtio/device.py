@@ -232,11 +232,13 @@ class VirtioDevice:
         if record.status & (FEATURES_OK | DEVICE_NEEDS_RESET | DRIVER) != DRIVER:
             return
         record.driver_features &= self.device_features & LEGACY_FEATURES
-        record.status |= FEATURES_OK
-        self._begin()
+        # Before the bit: after a crash in between, the driver's write is handled again, and goes on here.
         for queue in list(self._touched):
             if queue.desc_address:
                 self.enable_queue(queue.index)
+        record.status |= FEATURES_OK
+        if self.live:
+            self._begin()
 
     def place_legacy_queue(self, index: int, address: int) -> None:
         """Put the rings of a queue at a page, in the one layout and of the one size that a legacy driver knows."""
