@@ -162,14 +162,21 @@ def test_a_legacy_driver_goes_on_at_a_device_that_was_moved(loop, vectors, has_m
     driver.close()
 
 
-@pytest.mark.parametrize("interfaces", [{}, {"has_legacy": True, "has_modern": False}])
-def test_the_state_of_a_function_with_other_interfaces_is_refused(loop, interfaces):
+@pytest.mark.parametrize(
+    ("interfaces", "words"),
+    [
+        ({}, "legacy is True there and False here: both sides need the same disable-legacy="),
+        ({"has_legacy": True, "has_modern": False}, "modern is True there and False here"),
+        ({"has_legacy": True, "page_per_vq": True}, "PCI configuration: byte"),
+    ],
+)
+def test_the_state_of_a_function_with_other_interfaces_is_refused(loop, interfaces, words):
     old, old_access = build(loop, 2, has_legacy=True)
     old.pause()
     state = save(old, PciState(old_access.function))
     new, new_access = build(loop, 2, **interfaces)
     new.pause()
-    with pytest.raises(ConfigError, match="PCI configuration: byte"):
+    with pytest.raises(ConfigError, match=words):
         load(new, PciState(new_access.function), state)
     old_access.close()
     new_access.close()

@@ -104,6 +104,7 @@ class VirtioPciFunction:
         if device.num_queues > layout.MAX_QUEUES:
             raise ConfigError(f"{device.num_queues} queues: the notification area has room for {layout.MAX_QUEUES}")
         self.device = device
+        self.has_legacy, self.has_modern = has_legacy, has_modern
         self.interrupts = Interrupts(vectors, account)
         self.ring_doorbell = device.notify
         self.ring_lone_doorbell = device.notify_alone

@@ -47,6 +47,8 @@ class PciState:
                 "config_vector": common.config_vector,
                 "queue_select": common.queue_select,
                 "isr": function.record.isr,
+                "legacy": function.has_legacy,
+                "modern": function.has_modern,
                 "msix_by_messages": function.sends_messages,
                 "msix_table": encode(function.msix_table),
                 "msix_pending": sorted(function.pending_vectors),
@@ -64,6 +66,15 @@ class PciState:
                 "msix_by_messages",
                 f"is {not by_messages} there and {by_messages} here: both sides need the same unplug=",
             )
+
+        for name, words, here in (
+            ("legacy", "disable-legacy", self._function.has_legacy),
+            ("modern", "disable-modern", self._function.has_modern),
+        ):
+            # States of older programs have the modern interface alone.
+            there = registers.flag(name, default=name == "modern")
+            if there != here:
+                raise registers.refuse(name, f"is {there} there and {here} here: both sides need the same {words}=")
 
     def load(self, state: Fields) -> None:
         function = self._function
