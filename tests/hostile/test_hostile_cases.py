@@ -14,11 +14,14 @@ from virtserial.testing.hostile.legacy_cases import LEGACY_CASES, LEGACY_OUTCOME
 from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
 from virtserial.testing.hostile.over_vhost_user import VhostUserMachine
+from virtserial.testing.hostile.packed_cases import NOT_PACKED, PACKED, PACKED_OUTCOMES, packed_outcome
+from virtserial.testing.hostile.packed_driver import PackedHostileDriver
 from virtserial.testing.hostile.steps import Case, Outcome, Start
 from virtserial.testing.hostile.table import differences
 
 DEVIATIONS = Path(__file__).parents[2] / "docs" / "deviations.md"
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name.split()[0] for case in CASES])
+each_packed_case = pytest.mark.parametrize("case", PACKED, ids=[case.name.split()[0] for case in PACKED])
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["mapped", "file"])
@@ -57,6 +60,24 @@ def by_legacy():
 @pytest.mark.parametrize("case", CASES + LEGACY_CASES, ids=[case.name.split()[0] for case in CASES + LEGACY_CASES])
 def test_our_device_does_as_expected_by_the_legacy_interface_and_heals(case, by_legacy):
     assert str(by_legacy.play(case)) == str(legacy_outcome(case))
+
+
+@each_packed_case
+def test_our_device_does_as_expected_with_packed_rings_and_heals(case, in_memory):
+    assert str(PackedHostileDriver(in_memory.machine).play(case)) == str(packed_outcome(case))
+
+
+@each_packed_case
+def test_our_process_does_as_expected_with_packed_rings_and_heals(case, over_vfio_user):
+    assert str(PackedHostileDriver(over_vfio_user.machine).play(case)) == str(packed_outcome(case))
+
+
+def test_every_other_outcome_with_packed_rings_is_one_and_has_its_reason():
+    by_number = {case.name.split()[0]: case for case in CASES}
+    assert set(NOT_PACKED) <= set(by_number)
+    for number, (outcome, reason) in PACKED_OUTCOMES.items():
+        assert str(outcome) != str(by_number[number].expected)
+        assert reason
 
 
 def test_every_other_outcome_by_the_legacy_interface_is_one_and_has_its_reason():

@@ -1,4 +1,4 @@
-"""The shapes a device and a machine can have: processors, controllers, vectors, max_ports, memory, vIOMMU."""
+"""The shapes a device and a machine can have: processors, controllers, vectors, max_ports, rings, memory, vIOMMU."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class Configuration:
     machine: dict[str, object] = field(default_factory=dict)
 
 
+BOTH_RINGS = (Controller("max_ports=4,packed=on"), Controller("max_ports=4"))
 # Pairs of values share a boot: each costs five seconds.
 CONFIGURATIONS = [
     Configuration(
         "2-cpus-vectors-0-and-2",
-        (Controller("vectors=0,max_ports=2", (1,)), Controller("vectors=2,max_ports=31", (1, 30))),
+        (Controller("vectors=0,max_ports=2", (1,)), Controller("vectors=2,max_ports=31,packed=on", (1, 30))),
         {"smp": 2},
     ),
     Configuration(
@@ -39,10 +40,12 @@ CONFIGURATIONS = [
         (Controller("vectors=3,max_ports=511", (1, 510)), Controller("vectors=64,max_ports=31", (7, 30))),
         {"smp": 4, "memory_mib": 512},
     ),
-    Configuration("memory-without-seals", (Controller("max_ports=4"),), {"shared_memory": "file"}),
-    Configuration("memory-not-shared", (Controller("max_ports=4"),), {"shared_memory": False}),
+    Configuration("memory-without-seals", BOTH_RINGS, {"shared_memory": "file"}),
+    Configuration("memory-not-shared", BOTH_RINGS, {"shared_memory": False}),
     Configuration(
-        "behind-an-iommu", (Controller("iommu_platform=on"), Controller("iommu_platform=on,vectors=2")), {"iommu": True}
+        "behind-an-iommu",
+        (Controller("iommu_platform=on"), Controller("iommu_platform=on,vectors=2,packed=on,in_order=on")),
+        {"iommu": True},
     ),
     Configuration(
         "2-cpus-behind-an-iommu-without-seals",

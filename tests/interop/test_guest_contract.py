@@ -1,8 +1,9 @@
 """What an application in a Linux guest relies on: names, opening, reading, writing, polling, signals, plugging.
 
-Every test runs in six cells, one boot each: {QEMU's device, ours} x {Linux's driver, the same by the legacy interface,
-ours by CUSE}; every test takes a port of its own.  The legacy interface needs VIRTSERIAL_CONTRACT=all, for its minutes;
-test_legacy.py has the ordinary run's.
+Every test runs in eight cells, one boot each: {QEMU's device, ours} x {Linux's driver, the same by the legacy
+interface, the same with packed rings, ours by CUSE}; every test takes a port of its own.  The legacy interface and
+packed rings need VIRTSERIAL_CONTRACT=all, for their minutes; test_legacy.py and test_configurations.py have the
+ordinary run's.
 `PYTHONPATH=tests python3 -m support.guests.contract_table` prints the table of the README.
 """
 
@@ -14,7 +15,7 @@ import time
 
 import pytest
 from support.guests.exchange import exchange, socket_port
-from support.guests.guest_driver import CuseDriver, LegacyDriver, LinuxDriver
+from support.guests.guest_driver import CuseDriver, LegacyDriver, LinuxDriver, PackedDriver
 from support.guests.guest_side import PORT_HELPERS
 from support.guests.host_end import HostEnd
 from support.guests.plugging import host_monitor, hot_plugged
@@ -28,8 +29,8 @@ PORTS = [f"org.test.{n}" for n in range(1, 25)]
 EXTRA = "org.test.second-controller"
 MUCH_MIB = int(os.environ.get("VIRTSERIAL_TRANSFER_MIB", "20"))
 """100 for the README's table."""
-DRIVERS = {"linux": LinuxDriver(), "legacy": LegacyDriver(), "cuse": CuseDriver()}
-linux_only = pytest.mark.parametrize("guest_driver", ["linux", "legacy"], indirect=True, scope="module")
+DRIVERS = {"linux": LinuxDriver(), "legacy": LegacyDriver(), "packed": PackedDriver(), "cuse": CuseDriver()}
+linux_only = pytest.mark.parametrize("guest_driver", ["linux", "legacy", "packed"], indirect=True, scope="module")
 """For what CUSE cannot do (docs/deviations.md)."""
 
 
@@ -54,7 +55,7 @@ class Port:
 @pytest.fixture(scope="module", params=list(DRIVERS))
 def guest_driver(request):
     """The guest's driver: Linux's, then ours."""
-    if request.param == "legacy" and os.environ.get("VIRTSERIAL_CONTRACT") != "all":
+    if request.param in ("legacy", "packed") and os.environ.get("VIRTSERIAL_CONTRACT") != "all":
         pytest.skip("VIRTSERIAL_CONTRACT=all runs it")
     return DRIVERS[request.param]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.virtio.ring.device_ring import DETACHED
+from virtserial.virtio.ring.packed.device import PackedRing
 from virtserial.virtio.ring.packed.layout import START
 from virtserial.virtio.ring.record import QueueRecord
 from virtserial.virtio.ring.split.device import SplitRing
@@ -141,13 +142,8 @@ class Virtqueue:
             AddressError: an area is not mapped for DMA.
         """
         self.ring = DETACHED
-        if not self.record.packed:
-            self.ring = SplitRing(self.index, self.record, memory)
-            return
-        # Few drivers use it: a worker starts sooner without it.
-        from virtserial.virtio.ring.packed.device import PackedRing
-
-        self.ring = PackedRing(self.index, self.record, memory)
+        ring = PackedRing if self.record.packed else SplitRing
+        self.ring = ring(self.index, self.record, memory)
 
     def detach(self) -> None:
         """Let go of the ring and of every view of guest memory."""

@@ -46,6 +46,25 @@ class LegacyDriver(LinuxDriver):
         assert "virtio-pci-legacy" in guest.check("cat /proc/ioports")
 
 
+class PackedDriver(LinuxDriver):
+    """The same with packed rings."""
+
+    @staticmethod
+    def device_options(options):
+        """The same with VIRTIO_F_RING_PACKED, which no device offers unless asked."""
+        return [
+            f"{word},packed=on" if word.partition(",")[0] in ("virtio-serial", "virtio-serial-pci") else word
+            for word in options
+        ]
+
+    @staticmethod
+    def start(guest, ports):
+        """Holds that packed rings were negotiated: bit 34."""
+        features = guest.check("cat /sys/bus/virtio/drivers/virtio_console/virtio*/features").split()
+        assert features
+        assert all(bits[34] == "1" for bits in features)
+
+
 class CuseDriver:
     """`virtserial guest attach` on every virtio console device, by VFIO, its ports as character devices."""
 

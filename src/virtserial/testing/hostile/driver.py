@@ -120,7 +120,7 @@ class HostileDriver:
     """
 
     def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+        self.machine = machine
         self._avail = [0] * QUEUES
         self._seen: list[object] = []
 
@@ -130,7 +130,7 @@ class HostileDriver:
         Raises:
             HostileError: the device does not live, or does not heal.
         """
-        machine = self._machine
+        machine = self.machine
         self._begin()
         for step in case.steps:
             self._do(step)
@@ -171,13 +171,13 @@ class HostileDriver:
         return self._avail[queue]
 
     def _begin(self) -> None:
-        self._machine.store(STATUS, 0, 1)
-        self._machine.settle()
-        self._machine.heard()
+        self.machine.store(STATUS, 0, 1)
+        self.machine.settle()
+        self.machine.heard()
         self._seen = []
 
     def _do(self, step: Step) -> None:
-        machine = self._machine
+        machine = self.machine
         match step:
             case Describe(queue, index, address, length, flags, following, table):
                 base = RINGS + queue * RING_STRIDE if table is None else table
@@ -221,7 +221,7 @@ class HostileDriver:
     # Bringing the device up
 
     def _start(self, point: str, features: int, queues: tuple[int, ...]) -> None:
-        machine = self._machine
+        machine = self.machine
         last = _POINTS.index(point)
         machine.store(STATUS, 0, 1)
         machine.store(STATUS, ACKNOWLEDGE | DRIVER, 1)
@@ -252,7 +252,7 @@ class HostileDriver:
         self._say(2, 1, 6, 1)
 
     def _set_up_queue(self, queue: int, desc: int, avail: int, used: int) -> None:
-        machine = self._machine
+        machine = self.machine
         machine.store(QUEUE_SELECT, queue, 2)
         machine.store(QUEUE_SIZE, RING_SIZE, 2)
         for offset, address in ((QUEUE_DESC, desc), (QUEUE_DRIVER, avail), (QUEUE_DEVICE, used)):
@@ -264,10 +264,10 @@ class HostileDriver:
 
     def _write_descriptor(self, base: int, index: int, address: int, length: int, flags: int, following: int) -> None:
         data = struct.pack("<QIHH", address & (1 << 64) - 1, length, flags, following)
-        self._machine.write(base + 16 * index, data)
+        self.machine.write(base + 16 * index, data)
 
     def _write_avail(self, queue: int, word: int, value: int) -> None:
-        self._machine.write(RINGS + queue * RING_STRIDE + AVAIL_OFFSET + 2 * word, struct.pack("<H", value))
+        self.machine.write(RINGS + queue * RING_STRIDE + AVAIL_OFFSET + 2 * word, struct.pack("<H", value))
 
     def _offer(self, queue: int, head: int) -> None:
         self._write_avail(queue, 2 + self._avail[queue] % RING_SIZE, head)
@@ -275,29 +275,29 @@ class HostileDriver:
         self._write_avail(queue, 1, self._avail[queue])
 
     def _ring(self, queue: int) -> None:
-        self._machine.store(NOTIFY + 4 * queue, queue, 2)
+        self.machine.store(NOTIFY + 4 * queue, queue, 2)
 
     def used_index(self, queue: int) -> int:
         """The used index of a queue: how many chains have come back, modulo 65536."""
-        return int.from_bytes(self._machine.read(RINGS + queue * RING_STRIDE + USED_OFFSET + 2, 2), "little")
+        return int.from_bytes(self.machine.read(RINGS + queue * RING_STRIDE + USED_OFFSET + 2, 2), "little")
 
     def _used_elements(self, queue: int) -> list[tuple[int, int]]:
         count = min(self.used_index(queue), RING_SIZE)
-        data = self._machine.read(RINGS + queue * RING_STRIDE + USED_OFFSET + 4, 8 * count)
+        data = self.machine.read(RINGS + queue * RING_STRIDE + USED_OFFSET + 4, 8 * count)
         return list(struct.iter_unpack("<II", data))
 
     def _wait(self, queue: int, complaint: str) -> None:
         """Wait until the device has used all that was offered on a queue, or has stopped."""
         deadline = time.monotonic() + PATIENCE
         while self.used_index(queue) != self._avail[queue]:
-            if self._machine.load(STATUS, 1) & DEVICE_NEEDS_RESET:
+            if self.machine.load(STATUS, 1) & DEVICE_NEEDS_RESET:
                 return
             if time.monotonic() > deadline:
-                raise HostileError(f"{self._machine.name}: {complaint}")
-            self._machine.step()
+                raise HostileError(f"{self.machine.name}: {complaint}")
+            self.machine.step()
 
     def _say(self, index: int, port: int, event: int, value: int) -> None:
-        self._machine.write(BUFFER + 64 * index, struct.pack("<IHH", port, event, value))
+        self.machine.write(BUFFER + 64 * index, struct.pack("<IHH", port, event, value))
         self._write_descriptor(RINGS + CONTROL_TX * RING_STRIDE, index, BUFFER + 64 * index, 8, 0, 0)
         self._offer(CONTROL_TX, index)
         self._ring(CONTROL_TX)
@@ -313,7 +313,7 @@ class HostileDriver:
 
     def good_message_arrives(self) -> bool:
         """Send a message on port 1; return whether it, and nothing else, comes out at the host's end."""
-        machine = self._machine
+        machine = self.machine
         address = BUFFER + 0x8000
         machine.write(address, _GOOD)
         self._write_descriptor(RINGS + TX * RING_STRIDE, _GOOD_INDEX, address, len(_GOOD), 0, 0)

@@ -14,7 +14,7 @@ from virtserial.pci.function import VirtioPciFunction
 from virtserial.pci.layout import REGISTER_BAR
 from virtserial.testing.hostile.steps import MAX_PORTS, MEMORY_SIZE
 from virtserial.testing.memory_driver import MOMENT, StepScheduler
-from virtserial.virtio.features import TRANSPORT_FEATURES
+from virtserial.virtio.features import TRANSPORT_FEATURES, VIRTIO_F_RING_PACKED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from virtserial.console.seams import HostListener
     from virtserial.errors import BackendError
 
+FEATURES = TRANSPORT_FEATURES | VIRTIO_F_RING_PACKED
 KEPT = 1 << 20
 """Bytes: a ring may offer its whole memory in each of its chains."""
 
@@ -104,7 +105,7 @@ class InMemoryMachine:
         self._scheduler = StepScheduler()
         size = ConsoleDevice.state_size(MAX_PORTS) + VirtioPciFunction.state_size
         state = StateMemory(bytearray(size + -size % 8))
-        self.device = ConsoleDevice(state, MAX_PORTS, TRANSPORT_FEATURES, self._scheduler, _NobodyListens())
+        self.device = ConsoleDevice(state, MAX_PORTS, FEATURES, self._scheduler, _NobodyListens())
         self.function = VirtioPciFunction(self.device, state, vectors=2, has_legacy=has_legacy)
         self._hosts = [KeepingHost(), KeepingHost()]
         for number, host in enumerate(self._hosts):

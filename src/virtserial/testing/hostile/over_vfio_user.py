@@ -231,4 +231,4 @@ class VfioUserMachine(ServedMachine):
 
     def __init__(self, *, shared: bool = True) -> None:
         name = "vfio-user" if shared else "vfio-user, messages"
-        super().__init__(name, "virtio-serial", lambda path: Vmm(path, shared=shared))
+        super().__init__(name, "virtio-serial,packed=on", lambda path: Vmm(path, shared=shared))
