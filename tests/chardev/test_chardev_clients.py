@@ -308,6 +308,26 @@ def test_a_slow_client_that_leaves_frees_the_guest(share):
     s.house.until(lambda: "writable" in s.port.events)
 
 
+def test_the_rest_of_a_client_that_has_left_is_kept_beside_the_next_until_its_place_is_needed(share, monkeypatch):
+    monkeypatch.setattr("virtserial.host_end.linger.LINGER_SECONDS", 0.05)
+    s = share("clients=2")
+    s.port.reads = False
+    first = s.connect()
+    first.sendall(b"last words")
+    s.house.until(lambda: "readable" in s.port.events)
+    first.close()
+    s.house.settle(0.05)
+    second = s.connect()
+    s.house.settle(0.2)
+    assert s.left == []
+    third = socket.socket(socket.AF_UNIX)
+    third.connect(s.path)
+    s.far.append(third)
+    s.house.until(lambda: s.left == [0])
+    assert s.ends[0].input_discarded == len(b"last words")
+    second.close()
+
+
 def test_watchers_get_all_and_can_send_nothing(share):
     s = share("clients=1,watch=WATCH")
     watcher = s.connect(watch=True)

@@ -117,7 +117,8 @@ class SharedSocketServer(SocketServerChardev):
         return None
 
     def connection_ended(self) -> None:
-        """The log could not be written; nobody gets anything any more."""
+        """The log could not be written: there is no memory left for it."""
+        self.report(f"warning: chardev '{self.id}' has no memory for output; add it anew")
 
     def client_left(self, place: int) -> None:
         if self._peers.pop(place, None) is not None:

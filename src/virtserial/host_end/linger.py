@@ -13,6 +13,7 @@ host out.
 from __future__ import annotations
 
 import os
+import select
 from typing import TYPE_CHECKING
 
 from virtserial.loop import EPOLLIN
@@ -61,10 +62,13 @@ class Linger:
             return
         self._begun = True
         self._count, self._give_up = count, give_up
-        for fd in self._listeners:
-            self._loop.watch(fd, EPOLLIN, self._somebody_waits)
+        self._watch()
         if not self._listeners:
             self._start_timer()
+
+    def _watch(self) -> None:
+        for fd in self._listeners:
+            self._loop.watch(fd, EPOLLIN, self._somebody_waits)
 
     def _somebody_waits(self, _events: int) -> None:
         self._unwatch()
@@ -79,10 +83,20 @@ class Linger:
     def _look(self) -> None:
         assert self._count is not None
         assert self._give_up is not None
-        if self._count() == self._unread:
+        if self._listeners and not self._is_waited_for():
+            # Who came was served beside this one (host_end/clients.py).
+            self._timer = None
+            self._watch()
+        elif self._count() == self._unread:
             self._give_up()
         else:
             self._start_timer()
+
+    def _is_waited_for(self) -> bool:
+        poll = select.poll()
+        for fd in self._listeners:
+            poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _unwatch(self) -> None:
         for fd in self._listeners:

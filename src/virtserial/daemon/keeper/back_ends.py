@@ -244,7 +244,7 @@ class BackEnds:
     def count_clients(self, chardev: Chardev) -> int:
         """How many hosts a chardev is connected to: more than one if several may share it."""
         if chardev.is_shared:
-            return self._held.count(Connect, chardev.id) - 1
+            return len(self._positions(chardev))
         return int(self.is_connected(chardev.id))
 
     def clients(self) -> list[dict[str, object]]:
@@ -253,12 +253,15 @@ class BackEnds:
 
     def clients_of(self, chardev: Chardev) -> dict[str, object]:
         """The same of one of them."""
-        positions = {
+        return chardev.clients(self._positions(chardev))
+
+    def _positions(self, chardev: Chardev) -> dict[int, int]:
+        """By each client's place, the descriptor that it reads the output by."""
+        return {
             held.connection.place: fds[-1]
             for held, fds in self._held.all(Connect, chardev.id)
             if isinstance(held, Connect) and isinstance(held.connection, ClientConnection)
         }
-        return chardev.clients(positions)
 
     def shut_down(self, chardev_id: str) -> bool:
         """Shut down the socket of a chardev's connection: the worker finds that its peer is gone.
