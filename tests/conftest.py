@@ -14,6 +14,7 @@ from virtserial.loop import EventLoop
 
 LIMITS = {"cli": 30, "client": 120, "daemon": 45, "driver": 60, "guest_library": 60}
 """Seconds that a test of a room may take, where pyproject.toml's limit (for the real guests) is too long to wait."""
+SLOW_ROOMS = ("client", "daemon", "hostile", "monitor")
 WITH_GUESTS = ("interop", "clients")
 """Rooms whose tests all need a real QEMU."""
 HERE = Path(__file__).parent
@@ -44,11 +45,21 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.flaky(reruns=1))
         if room in WITH_GUESTS:
             item.add_marker(pytest.mark.qemu)
-        if "qemu" in item.keywords and (shared := shared_guest(item)):
+        if shared := shared_guest(item) if "qemu" in item.keywords else shared_module(item):
             item.add_marker(pytest.mark.xdist_group(shared))
     if hasattr(config, "workerinput"):
         # What takes longest starts first, so that all workers end at about the same time.
-        items.sort(key=lambda item: ("qemu" not in item.keywords, "stress" not in item.keywords))
+        items.sort(key=lambda item: ("qemu" not in item.keywords, "stress" not in item.keywords, not is_slow(item)))
+
+
+def is_slow(item):
+    """Whether a test is of a room whose modules take longest."""
+    return item.path.relative_to(HERE).parts[0] in SLOW_ROOMS
+
+
+def shared_module(item):
+    """A name for a module without guests, "" where its tests take long; xdist needs time for each unit of work."""
+    return "" if "stress" in item.keywords else str(item.path.relative_to(HERE))
 
 
 def shared_guest(item):
