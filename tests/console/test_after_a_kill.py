@@ -9,10 +9,10 @@ from virtserial.console.port import TURN_BYTES
 RECEIVEQ, TRANSMITQ = 4, 5
 
 
-@pytest.fixture
-def killed():
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def killed(request):
     """A guest whose device was killed: a message of 10 bytes is in the transmitq, a buffer of 20 in the receiveq."""
-    guest = Guest()
+    guest = Guest(packed=request.param)
     host = FakeHost()
     host.room = 0
     guest.plug(1, host)

@@ -27,7 +27,7 @@ SIZE = 16
 LIMIT = 1 << 20
 
 
-class _Memory:
+class GuestBytes:
     """Guest memory that is filled with the fuzzer's bytes, reached by messages: nothing outside of it exists."""
 
     def __init__(self, data):
@@ -47,7 +47,7 @@ def chains(data):
     """Descriptor table, available ring and buffers are the fuzzer's; the table's first page too is memory."""
     source = AnyBytes(data)
     writable, skip, indirect, idx = source.u8() & 1, source.u8(), source.u8() & 1, source.u16() % 24
-    memory = _Memory(b"")
+    memory = GuestBytes(b"")
     # Descriptors first, then the available ring; addresses are pulled into memory, or nearly.
     for index in range(SIZE):
         address, length, flags, following = source.u16(), source.u32(), source.u8() & 7, source.u8() % 20

@@ -20,21 +20,30 @@ U64 = (1 << 64) - 1
 SLOW = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
-@pytest.fixture(scope="module")
-def saved():
+def state_of(guest):
     """A state with everything in it."""
-    guest = MovableGuest()
     guest.begin()
     guest.hosts[SERIAL].room = 3
     guest.send(2 * SERIAL + 3, b"hello")
     guest.function.interrupts.signal_vector(2)
-    yield guest.save()
+    data = guest.save()
     guest.close()
+    return data
+
+
+@pytest.fixture(scope="module")
+def saved():
+    return state_of(MovableGuest())
 
 
 @pytest.fixture(scope="module")
 def content(saved):
     return json.loads(saved[HEADER.size :])
+
+
+@pytest.fixture(scope="module")
+def packed_content():
+    return json.loads(state_of(MovableGuest(packed=True))[HEADER.size :])
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +154,36 @@ class TestValues:
         assert text in str(refusal.value)
         assert not target.device.status, "the device is as after a reset"
 
+    @pytest.mark.parametrize(
+        ("name", "value", "text"),
+        [
+            ("position", 16, "position is 0x10 in a ring of 16 descriptors"),
+            ("position", 0xFFFF, "position is 0xffff in a ring of 16 descriptors"),
+            ("size", 0, "size is 0"),
+            ("packed", 2, "packed is 2"),
+        ],
+    )
+    def test_a_packed_ring_that_cannot_be_is_refused(self, packed_content, name, value, text):
+        guest = MovableGuest(packed=True)
+        guest.plug_both(first_plug=7)
+        with pytest.raises(ConfigError, match=text):
+            take(guest, changed(packed_content, "queues", 0, name, to=value))
+        guest.close()
+
+    def test_packed_rings_are_refused_by_a_device_without_them(self, packed_content, target):
+        with pytest.raises(ConfigError, match="driver_features has 0x400000000, which this device does not offer"):
+            take(target, seal(packed_content))
+
     def test_another_function_is_refused(self, content, target):
         with pytest.raises(ConfigError, match="PCI configuration: byte 0x0 is 0xff, this function's is 0xf4"):
             take(target, changed(content, "pci", "configuration", to=base64.b64encode(b"\xff" * 256).decode()))
 
     @SLOW
     @given(data=st.data())
-    def test_any_value_anywhere_is_refused_or_makes_a_device_like_any_other(self, content, data):
-        guest = MovableGuest()
+    def test_any_value_anywhere_is_refused_or_makes_a_device_like_any_other(self, content, packed_content, data):
+        packed = data.draw(st.booleans(), "packed")
+        content = packed_content if packed else content
+        guest = MovableGuest(packed=packed)
         try:
             guest.plug_both(first_plug=7)
             place, path = content, []

@@ -2,6 +2,7 @@
 
 from struct import Struct
 
+from support.packed_builder import PackedRingBuilder
 from support.ring_builder import GuestMemory, RingBuilder
 
 from virtserial.console.device import ConsoleDevice
@@ -162,7 +163,10 @@ class Interrupts:
 class Guest:
     """A device, its memory, and the driver's side of it."""
 
-    def __init__(self, kind="mapped", max_ports=4, event_idx=False, size=1 << 20, state=None, emergency_write=True):
+    def __init__(
+        self, kind="mapped", max_ports=4, event_idx=False, size=1 << 20, state=None, emergency_write=True, packed=False
+    ):
+        self.packed = packed
         self.memory = GuestMemory(kind, size)
         self.max_ports = max_ports
         self.event_idx = event_idx
@@ -182,7 +186,7 @@ class Guest:
         self.device = ConsoleDevice(
             self.state,
             self.max_ports,
-            features.TRANSPORT_FEATURES,
+            features.TRANSPORT_FEATURES | (features.VIRTIO_F_RING_PACKED if self.packed else 0),
             self.scheduler,
             self.events,
             emergency_write=self._emergency_write,
@@ -209,6 +213,8 @@ class Guest:
     def negotiate(self, accepted=FEATURES):
         if self.event_idx:
             accepted |= features.VIRTIO_F_EVENT_IDX
+        if self.packed:
+            accepted |= features.VIRTIO_F_RING_PACKED
         self.device.set_status(0)
         self.device.set_status(status.ACKNOWLEDGE | status.DRIVER)
         self.device.driver_features = accepted
@@ -217,7 +223,8 @@ class Guest:
 
     def enable(self, *indices, size=16):
         for index in indices:
-            ring = self.rings[index] = RingBuilder(self.memory, size, self.event_idx)
+            builder = PackedRingBuilder if self.packed else RingBuilder
+            ring = self.rings[index] = builder(self.memory, size, self.event_idx)
             queue = self.device.queues[index]
             queue.size = size
             queue.desc_address, queue.avail_address, queue.used_address = ring.desc, ring.avail, ring.used

@@ -23,11 +23,11 @@ class MovableGuest(Guest):
         hosts: the host end of each port.
     """
 
-    def __init__(self, max_ports=4, vectors=VECTORS, unplug=False):
+    def __init__(self, max_ports=4, vectors=VECTORS, unplug=False, packed=False):
         self.vectors = vectors
         self.message_writer = MessageWriter() if unplug else None
         self.hosts = {}
-        super().__init__("mapped", max_ports, event_idx=True, state=fresh_state(max_ports))
+        super().__init__("mapped", max_ports, event_idx=True, state=fresh_state(max_ports), packed=packed)
 
     def boot(self):
         super().boot()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from support.ring_builder import DESCRIPTOR
+from support.ring_builder import BASE, DESCRIPTOR, Used
 
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable
 from virtserial.virtio.queue import Virtqueue
+from virtserial.virtio.ring.packed.driver import PackedLayout, PackedQueue
 from virtserial.virtio.ring.record import QueueRecord
 
 AVAIL, USED = 0x80, 0x8000
@@ -58,3 +59,36 @@ class PackedHouse:
         """(flags, position) by which the device says when it wants a doorbell."""
         value = int.from_bytes(self.memory.read(self.device_event, 4), "little")
         return value >> 16, value & 0xFFFF
+
+
+class PackedRingBuilder:
+    """A packed queue of a driver that keeps the rules, in the words of RingBuilder."""
+
+    def __init__(self, memory, size=16, event_idx=False):
+        self.memory = memory
+        self.desc = memory.ring_address() - 16 * size & ~15
+        layout = PackedLayout.of(size)
+        view = memory.view[self.desc - BASE : self.desc - BASE + layout.length]
+        self._queue = PackedQueue(view, self.desc, size, event_idx=event_idx)
+        self.avail, self.used = self._queue.avail_address, self._queue.used_address
+        self._wants_bell = False
+
+    def add(self, readable=(), writable=()):
+        """Make one chain available: `readable` are bytes, `writable` lengths."""
+        sent = [(self.memory.buffer(data), len(data)) for data in readable]
+        posted = [(self.memory.allocate(length), length) for length in writable]
+        self._queue.add(sent, posted, posted)
+        self._wants_bell |= self._queue.publish()
+
+    def wants_bell(self):
+        """Whether the device asked for a doorbell for what was made available since the last call."""
+        wanted, self._wants_bell = self._wants_bell, False
+        return wanted
+
+    def harvest(self):
+        """Return what the device has used since the last call."""
+        done = []
+        for posted, length in self._queue.harvest():
+            data = b"".join(self.memory.read(*part) for part in posted)[:length]
+            done.append(Used(None, length, data))
+        return done
