@@ -88,6 +88,23 @@ CASES = {
     "empty name taken": refused_device(
         "virtio-serial-bus: A port already exists by name ", "virtserialport,bus=wide.0,nr=31,name="
     ),
+    "neither interface": Case(
+        "device cannot work as neither modern nor legacy mode is enabled",
+        "-device virtio-serial-pci,disable-legacy=on,disable-modern=on",
+        ("device_add", {"driver": "virtio-serial-pci", "disable-legacy": "on", "disable-modern": True}),
+    ),
+    "platform's IOMMU for a transitional device": Case(
+        "VIRTIO_F_IOMMU_PLATFORM was supported by neither legacy nor transitional device",
+        "-device virtio-serial-pci-transitional,iommu_platform=on",
+        ("device_add", {"driver": "virtio-serial-pci-transitional", "iommu_platform": True}),
+    ),
+    "interfaces of a driver that says its own": refused_device(
+        "Property 'virtio-serial-pci-transitional.disable-legacy' not found",
+        "virtio-serial-pci-transitional,disable-legacy=on",
+    ),
+    "interface that is neither on nor off": refused_device(
+        "Parameter 'disable-legacy' does not accept value 'maybe'", "virtio-serial-pci,disable-legacy=maybe"
+    ),
     "nr=0": refused_device(RESERVED, "virtserialport,bus=wide.0,nr=0"),
     "bad bus": refused_device("Bus 'foo.0' not found", "virtserialport,bus=foo.0"),
     "unknown chardev": refused_device(

@@ -208,6 +208,8 @@ def _checked(name: str, spec: Property, value: object, *, typed: bool) -> object
 
 
 def _check_choice(driver: str, name: str, value: object) -> None:
+    if name == "disable-legacy" and value not in CHOICES[name]:
+        raise ConfigError(f"Parameter '{name}' does not accept value '{value}'")
     if name in CHOICES and value not in CHOICES[name]:
         raise ConfigError(f"Property '{driver}.{name}' doesn't take value '{value}'")
 
