@@ -536,3 +536,13 @@ def test_who_asks_for_a_held_guest_gets_one():
     plan, _ = plan_of(shlex.split("-device virtio-serial -incoming defer -S"))
     assert not plan.start.autostart
     assert plan.words.count("-S") == 1
+
+
+def test_hosts_are_taken_only_where_a_stream_arrives():
+    plan, _ = plan_of(shlex.split("-device virtio-serial -incoming defer"))
+    plan.take_hosts_from("/run/other")
+    assert plan.start.take_hosts_from == "/run/other"
+    for arguments in ("-device virtio-serial", "-device virtio-serial -loadvm x"):
+        plan, _ = plan_of(shlex.split(arguments))
+        with pytest.raises(ConfigError, match="is for a guest that arrives by -incoming"):
+            plan.take_hosts_from("/run/other")

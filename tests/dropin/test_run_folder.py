@@ -10,7 +10,7 @@ import sys
 import pytest
 from support.places import ENVIRONMENT
 
-from virtserial.dropin.run_folder import choose_run_folder, hold, make_run_folder
+from virtserial.dropin.run_folder import choose_run_folder, hold, make_run_folder, run_folder_of
 from virtserial.errors import ConfigError
 
 
@@ -79,3 +79,25 @@ def test_folder_that_is_there_or_cannot_be_made_is_refused(parent):
 
 def test_each_choice_is_another():
     assert choose_run_folder() != choose_run_folder()
+
+
+@pytest.mark.process
+def test_folder_of_a_machine_is_found_by_its_process(tmp_path):
+    folder = tmp_path / name(5)
+    device = f'{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"{folder}/ser0.sock"}}}}'
+    program = "print('runs', flush=True); input()"
+    command = [sys.executable, "-c", program, "-device", device]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"runs\n"
+        assert run_folder_of(str(process.pid)) == str(folder)
+        process.stdin.close()
+    with pytest.raises(ConfigError, match="is no QEMU with a virtio-serial controller of virtserial's"):
+        run_folder_of(str(os.getpid()))
+    with pytest.raises(ConfigError, match=f"process {process.pid}: No such file or directory"):
+        run_folder_of(str(process.pid))
+
+
+def test_folder_may_be_named_itself(tmp_path):
+    assert run_folder_of(str(tmp_path)) == str(tmp_path)
+    with pytest.raises(ConfigError, match="no run directory of a virtserial-qemu"):
+        run_folder_of(str(tmp_path / "absent"))

@@ -62,6 +62,7 @@ def go(guest, traffic, rounds, before=lambda: None):
         blackouts.append(guest.blackout * 1000)
         traffic.follow()
         traffic.check(at_least=2000)
+        print(len(blackouts), f"{blackouts[-1]:.0f} ms", flush=True)
     assert "needs reset" not in guest.vm.said()
     print(f"{rounds} migrations, blackout ms: {statistics.median(blackouts):.0f}, at most {max(blackouts):.0f}")
 
