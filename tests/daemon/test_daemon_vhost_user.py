@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
 from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, try_receive, try_send
 from support.lingering import lingering_socket
+from support.places import ENVIRONMENT, ROOT
 from support.waiting import wait_until
 
 from virtserial.driver.vhost_user_device import USER_OFFSET, open_vhost_user_device
@@ -402,3 +407,31 @@ def test_a_controller_is_plugged_and_unplugged_by_the_monitor(start, folder):
         monitor("device_del", id="ser0")
     wait_until(lambda: not (folder / "ser0.sock").exists())
     assert "internal error" not in device.log
+
+
+# The conventions of vhost-user back ends
+
+
+def test_the_conventions_of_back_ends(start, folder):
+    start(f"--socket-path={folder}/a,b.sock", *port_options(folder, "a", bus="vhost-user"))
+    with embedded(folder / "a,b.sock", "a") as guest:
+        guest.check_port("a", folder / "a", 10_000)
+
+
+def test_a_front_end_that_is_connected_already(start, folder):
+    ours, theirs = socket.socketpair()
+    environment = {**ENVIRONMENT, "XDG_RUNTIME_DIR": str(folder)}
+    with theirs:
+        popen = {"pass_fds": [theirs.fileno()]}
+        start(f"--fd={theirs.fileno()}", *port_options(folder, "a", bus="vhost-user"), environment=environment, **popen)
+    with embedded(ours, "a") as guest:
+        guest.check_port("a", folder / "a", 10_000)
+
+
+def test_capabilities_are_printed_and_nothing_is_done():
+    program = "from virtserial.cli.vhost_user import main; raise SystemExit(main())"
+    words = [sys.executable, "-c", program, "--print-capabilities"]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    discovery = json.loads((ROOT / "packaging/vhost-user/50-virtserial.json").read_text())
+    assert found["type"] == discovery["type"] == "console"

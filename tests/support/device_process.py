@@ -75,7 +75,8 @@ class DeviceProcess:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "virtserial", "serve", *allowed, *options,
                      "--ready-fd", str(ready_at_child)],
-                    env=environment or ENVIRONMENT, pass_fds=[ready_at_child], stdin=subprocess.DEVNULL,
+                    env=environment or ENVIRONMENT, stdin=subprocess.DEVNULL,
+                    pass_fds=[ready_at_child, *popen.pop("pass_fds", ())],
                     stdout=popen.pop("stdout", out), stderr=log, **popen,
                 )  # fmt: skip
             os.close(ready_at_child)

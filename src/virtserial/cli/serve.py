@@ -24,6 +24,9 @@ def run(words: list[str]) -> int:
         return 0 if options.help else 2
     if _helped(options):
         return 0
+    if options.print_capabilities:
+        print('{"type": "console", "features": []}')
+        return 0
     logging.basicConfig(
         level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbosity, 2)],
         format="virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s",
@@ -41,14 +44,15 @@ def run(words: list[str]) -> int:
 
 
 def _start(options: Options, passed: list[tuple[str, int]]) -> Service:
-    ready_fd = _descriptor(options.ready_fd) if options.ready_fd is not None else None
+    ready_fd = _descriptor("--ready-fd", options.ready_fd) if options.ready_fd is not None else None
+    vmm_fd = _descriptor("--fd", options.vmm_fd) if options.vmm_fd is not None else None
     objects = build_objects(options)
     machine, chardevs = build(options, objects)
     monitors = build_monitors(options, machine, chardevs)
     if not machine.controllers and not monitors:
         raise ConfigError("no controller: say -device virtio-serial,socket=PATH")
     service = Service(options, machine, chardevs, objects)
-    service.start(monitors, passed, ready_fd)
+    service.start(monitors, passed, ready_fd, vmm_fd)
     return service
 
 
@@ -69,12 +73,12 @@ def _helped(options: Options) -> bool:
     return False
 
 
-def _descriptor(value: str) -> int:
+def _descriptor(option: str, value: str) -> int:
     try:
         fd = int(value)
         os.fstat(fd)
     except (ValueError, OverflowError, OSError):
-        raise ConfigError(f"--ready-fd {value}: not an open descriptor") from None
+        raise ConfigError(f"{option} {value}: not an open descriptor") from None
     return fd
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError, UsageError
+from virtserial.options.device_options import VHOST_USER
 from virtserial.options.keyval import did_you_mean
 from virtserial.options.machine_name import machine_name
 
@@ -20,6 +21,8 @@ USAGE = """usage: virtserial serve OPTION...
 
   -device virtio-serial[,id=ID][,socket=PATH][,max_ports=N][,vectors=N][,unplug=on]...
                         a controller; it listens at PATH for one VMM at a time
+  -device vhost-user-serial[,id=ID][,socket=PATH][,max_ports=N]...
+                        the same for a VMM that speaks vhost-user
   -device virtserialport[,bus=ID.0][,nr=N][,name=NAME][,chardev=ID]
                         a port
   -device virtconsole[,bus=ID.0][,nr=N][,name=NAME][,chardev=ID]
@@ -38,6 +41,9 @@ USAGE = """usage: virtserial serve OPTION...
   --trust-vmm           map guest memory even if the VMM can take its pages away
   --allow-path PATH     let monitors use PATH and everything below it, beside the paths of these options
   --sandbox=off         do not confine the process that handles the guest's bytes
+  --socket-path=PATH    the conventions of vhost-user back ends: a vhost-user-serial controller `vhost-user` at PATH,
+  --fd=N                or for the VMM that is connected to descriptor N
+  --print-capabilities  print what this back end is, as JSON
   -v, --verbose         log more (twice: the guest driver's messages too)
 
 Options are QEMU's: key=value with ,, for a comma, or JSON.  When ready it prints, for each controller, the argument
@@ -48,7 +54,7 @@ for QEMU (10.1 or newer).  SIGTERM ends it; SIGUSR2 upgrades it in place to the 
 MONITOR_OPTIONS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
 KNOWN = (
     *("-device", "-chardev", "-object", *MONITOR_OPTIONS, "-ready-fd", "-trust-vmm", "-allow-path", "-sandbox=off"),
-    *("-name", "-verbose", "-help"),
+    *("-name", "-verbose", "-help", "-socket-path", "-fd", "-print-capabilities"),
 )
 HELP = "`virtserial serve --help` lists the options"
 
@@ -63,6 +69,9 @@ class Options:
         self.chardevs: list[str] = []
         self.monitors: list[tuple[str, str]] = []
         self.name = ""
+        self.vmm_fd: str | None = None
+        self.print_capabilities = False
+        vhost_user_path: str | None = None
         self.ready_fd: str | None = None
         self.trust_vmm = False
         self.sandbox = True
@@ -72,6 +81,16 @@ class Options:
         remaining = iter(words)
         for word in remaining:
             option = "-" + word.lstrip("-")
+            name, equals, given = option.partition("=")
+            if equals and name == "-socket-path":
+                vhost_user_path = given
+                continue
+            if equals and name == "-fd":
+                self.vmm_fd = given
+                continue
+            if option == "-print-capabilities":
+                self.print_capabilities = True
+                continue
             if option in ("-device", "-chardev", "-object", "-name", "-ready-fd", "-allow-path", *MONITOR_OPTIONS):
                 value = next(remaining, None)
                 if value is None:
@@ -100,6 +119,11 @@ class Options:
                 self.help = True
             else:
                 raise UsageError(f"{word}: invalid option", did_you_mean(option, KNOWN) or HELP)
+        if vhost_user_path is not None and self.vmm_fd is not None:
+            raise UsageError("--socket-path and --fd exclude each other")
+        if vhost_user_path is not None or self.vmm_fd is not None:
+            socket = "" if vhost_user_path is None else ",socket=" + vhost_user_path.replace(",", ",,")
+            self.devices.insert(0, f"{VHOST_USER},id=vhost-user{socket}")
 
 
 def build_objects(options: Options) -> dict[str, TlsCredentials]:

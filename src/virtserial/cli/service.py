@@ -74,7 +74,11 @@ class Service:
         self._registration = Registration(self._keeper, options.name or _name_of(machine))
 
     def start(
-        self, monitors: Sequence[MonitorOptions], passed: Sequence[tuple[str, int]], ready_fd: int | None
+        self,
+        monitors: Sequence[MonitorOptions],
+        passed: Sequence[tuple[str, int]],
+        ready_fd: int | None,
+        vmm_fd: int | None = None,
     ) -> None:
         """Open everything and say so.
 
@@ -82,6 +86,7 @@ class Service:
             monitors: each on one of the chardevs.
             passed: descriptors that a service manager listens at, with their names; owned from here on.
             ready_fd: is closed when all is open.
+            vmm_fd: a connected socket: the VMM of the first controller is there already; owned from here on.
 
         Raises:
             ConfigError: something cannot be opened; nothing is left behind.
@@ -99,6 +104,8 @@ class Service:
 
                 self._monitors = Monitors(keeper, monitors)
             keeper.start()
+            if vmm_fd is not None:
+                keeper.vmms.adopt(controllers[0].index, vmm_fd)
             self._allow_renewal(0)
             self._registration.begin()
         except BaseException:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from support.places import ENVIRONMENT
 
+from virtserial.options.vhost_user_device import vhost_user_words
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 
 CONTROLLERS = ("virtio-serial", "virtio-serial-pci")
@@ -113,6 +114,28 @@ class VirtserialDevice:
                 _end(process)
         finally:
             os.close(ready)
+
+
+class VhostUserDevice(VirtserialDevice):
+    """Our device behind vhost-user: QEMU's own PCI function, and its queues handed over to `virtserial serve`."""
+
+    kind = "virtserial"
+
+    @contextmanager
+    def attach(self, options):
+        with tempfile.TemporaryDirectory(prefix="vs-dev-") as folder:
+            served, arguments = [], []
+            for option, value in zip(options[::2], options[1::2], strict=True):
+                driver, _, rest = value.partition(",")
+                if option == "-device" and driver in CONTROLLERS:
+                    name = f"vhost{len(arguments)}"
+                    words = [word for word in rest.split(",") if word and not word.startswith("vectors=")]
+                    ports = next((int(word[10:]) for word in words if word.startswith("max_ports=")), 31)
+                    value = ",".join(["vhost-user-serial", *words, f"socket={folder}/{name}"])
+                    arguments.append(vhost_user_words(name, f"{folder}/{name}", ports))
+                served += [option, value]
+            with self._serve(served, f"{folder}/log") as process:
+                yield Attachment(arguments, (), process, f"{folder}/log")
 
 
 def vfio_user(path):

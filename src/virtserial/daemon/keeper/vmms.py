@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,6 @@ from virtserial.daemon.keeper.vmm_listener import VmmListener
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
-    import socket
-
     from virtserial.channel.channel import Send
     from virtserial.channel.messages import FromKeeper
     from virtserial.chardev.base import Take
@@ -111,6 +110,21 @@ class Vmms:
         )
         for _, fds in self._held.all(ConnectVmm, index):
             self._heartbeat.watch(fds[0])
+
+    def adopt(self, index: int, fd: int) -> None:
+        """Serve a VMM that is connected already; the descriptor is owned from here on.
+
+        Raises:
+            ConfigError: it is no connected UNIX socket.
+        """
+        try:
+            client = socket.socket(fileno=fd)
+            client.getpeername()
+        except OSError as error:
+            raise ConfigError(f"descriptor {fd} is no connected socket: {error.strerror}") from error
+        client.setblocking(False)
+        os.set_inheritable(fd, False)
+        self.listeners[index].adopt(client)
 
     def came(self, index: int, client: socket.socket) -> None:
         """A controller's VMM has connected."""
