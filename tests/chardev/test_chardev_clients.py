@@ -425,6 +425,18 @@ def test_a_skip_that_was_cut_short_is_finished_and_counted_once():
         log.close()
 
 
+def test_numbers_that_a_worker_has_made_up_do_not_end_the_keeper():
+    log = OutputLog.create()
+    try:
+        for word in range(len(log._words)):
+            log._words[word] = (1 << 64) - 1
+        log.forget(0)
+        log.forget(1)
+        assert log.dropped_before < 1 << 64
+    finally:
+        log.close()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -299,3 +299,24 @@ def test_a_monitor_has_one_client(start, folder):
         start(
             "-chardev", f"socket,id=m,path={folder}/m,server=on,wait=off,clients=2", "-mon", "chardev=m,mode=control"
         )
+
+
+def test_a_shared_socket_is_a_part_of_a_hub(start, folder):
+    device = start(
+        *controller_options(folder),
+        "-chardev", f"socket,id=a,path={folder}/a,server=on,wait=off,clients=2",
+        "-chardev", f"file,id=f,path={folder}/f",
+        "-chardev", "hub,id=h,chardevs.0=a,chardevs.1=f",
+        "-device", "virtserialport,bus=ser0.0,nr=1,chardev=h,name=a",
+    )  # fmt: skip
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest, connect(folder / "a") as one, connect(folder / "a") as two:
+        port = guest.open("a")
+        guest.run_until(lambda: port.port.host_connected)
+        one.sendall(b"first")
+        guest.run_until(lambda: port.data == b"first")
+        device.wait_for_new_worker(device.kill_worker())
+        two.sendall(b"second")
+        guest.run_until(lambda: port.data == b"firstsecond")
+        port.port.write(b"to all")
+        assert one.recv(6, socket.MSG_WAITALL) == two.recv(6, socket.MSG_WAITALL) == b"to all"
+        assert (folder / "f").read_bytes() == b"to all"
