@@ -46,7 +46,9 @@ def moving(words, machine=MACHINE, ports=PORTS):
 
 KINDS = {
     "MSI-X on q35": (devices(), MACHINE),
-    "INTx on pc, four processors": (devices(",vectors=0"), ("-machine", "pc", "-smp", "4", *MACHINE[2:])),
+    "INTx by the legacy interface on pc, four processors": (
+        devices(",vectors=0,disable-modern=on"), ("-machine", "pc", "-smp", "4", *MACHINE[2:]),
+    ),
     "behind a root port": (
         ["-device", "pcie-root-port,id=rp1,slot=1,chassis=1", *devices(",bus=rp1,addr=0x0")],
         MACHINE,
