@@ -24,6 +24,11 @@ def machine(request):
     return shlex.split(MACHINES[request.param])
 
 
+def on_machine(name):
+    """One machine suffices for what has nothing to do with the kind of machine."""
+    return pytest.mark.parametrize("machine", [name], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def socat():
     """The words that start the real socat."""
@@ -70,6 +75,7 @@ def log_in(path, name):
         return (end.receive_until(b"/dev/", 60) + end.receive_until(b"\n", 60)).decode()
 
 
+@on_machine("q35")
 def test_two_consoles_with_logins(machine, folder):
     words = shlex.split(
         f"-device virtio-serial -chardev socket,path={folder}/foo,server,nowait,id=foo "
@@ -87,6 +93,7 @@ def test_two_consoles_with_logins(machine, folder):
             assert f"/dev/{console}" in shown
 
 
+@on_machine("pc")
 def test_two_controllers_with_few_ports_and_vectors(machine, folder):
     words = shlex.split(
         f"-chardev socket,path={folder}/p,server,nowait,id=portchar0 "
@@ -110,6 +117,7 @@ def test_two_controllers_with_few_ports_and_vectors(machine, folder):
             assert b"to cons0" in end.receive_until(b"\n")
 
 
+@on_machine("q35")
 def test_hot_plug_and_unplug_at_the_monitor_s_prompt(machine, folder):
     words = ["-device", "virtio-serial", "-monitor", f"unix:{folder}/monitor,server,nowait"]
     with DropinGuest([*machine, *words]) as guest, closing(HostEnd(f"{folder}/monitor")) as monitor:

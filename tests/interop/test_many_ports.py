@@ -6,7 +6,12 @@ import pytest
 from support.guests.connected_ports import ConnectedPorts, connected_at_boot
 
 
-@pytest.mark.parametrize("count", [15, 30, 510])
+@pytest.mark.parametrize(
+    ("host_device", "count"),
+    [("qemu", 15), ("qemu", 30), ("virtserial", 30), ("virtserial", 510)],
+    indirect=["host_device"],
+    scope="module",
+)
 def test_guest_learns_of_every_connected_port(host_device, count):
     seen = connected_at_boot(host_device, count)
     if host_device.kind == "qemu" and count > 15:
