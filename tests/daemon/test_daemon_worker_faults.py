@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.device_process import connect
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 from support.waiting import wait_until
 
@@ -23,13 +23,17 @@ from virtserial.vfio_user.client import Client
 
 
 @pytest.mark.parametrize(
-    ("sealed", "shared", "kills"),
-    [(True, True, 10), (False, True, 4), (True, False, 4)],
-    ids=["mapped", "unsealed", "messages"],
+    ("sealed", "shared", "kills", "packed"),
+    [(True, True, 10, "off"), (False, True, 4, "off"), (True, False, 4, "off"), (True, True, 10, "on")],
+    ids=["mapped", "unsealed", "messages", "packed"],
 )
-def test_kills_in_the_middle_of_a_transfer(device, folder, sealed, shared, kills):
+def test_kills_in_the_middle_of_a_transfer(start, folder, sealed, shared, kills, packed):
     """The guest's connection lives and the port goes on.  Where its memory is mapped not a byte is lost or doubled;
     else what the kill cut in two is, as docs/security.md says, moved again or, in the other direction, gone."""
+    device = start(
+        *controller_options(folder, more=f",packed={packed}"),
+        *port_options(folder, "a", 1), *port_options(folder, "b", 2),
+    )  # fmt: skip
     exact = sealed and shared
     seed = random.randrange(1 << 30)
     rng = random.Random(seed)
