@@ -5,7 +5,7 @@ Everything read from guest memory is read once, checked, and never trusted again
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from virtserial.errors import DriverError
 from virtserial.virtio.ring.chains import MAX_CHAIN_BYTES, MAX_CHAIN_LENGTH
@@ -28,18 +28,21 @@ LOOKAHEAD = 16
 """Descriptors that one look loads: a ring that is not mapped costs two messages for each look."""
 
 
-class Chain(NamedTuple):
+class Chain:
     """A chain as the driver has made it available.
 
-    Attributes:
+    Args:
         identifier: the buffer id, from its last descriptor (2.8.6).
         slots: descriptors of the ring that it takes.
         buffers: (address, length, flags) of each buffer.
     """
 
-    identifier: int
-    slots: int
-    buffers: list[tuple[int, int, int]]
+    __slots__ = ("buffers", "identifier", "slots")
+
+    def __init__(self, identifier: int, slots: int, buffers: list[tuple[int, int, int]]) -> None:
+        self.identifier = identifier
+        self.slots = slots
+        self.buffers = buffers
 
     @property
     def writable(self) -> int:
