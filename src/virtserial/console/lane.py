@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from virtserial.console.moderation import DIALOGUE_QUIET, SIGNAL_QUIET
 from virtserial.console.records import GUEST_OPEN, RECEIVED, TRANSMITTED
 from virtserial.console.stream_pace import LOOK_AGAIN, STREAM_CHAIN
 from virtserial.errors import BackendError
@@ -122,7 +123,7 @@ class Lane:
             return
         self._transmit_pace.pause = LOOK_AGAIN
         more = ring.arm()
-        self._moderation.chains_returned(self.transmitq, lone=not more)
+        self._moderation.chains_returned(self.transmitq, lone=not more, quiet=SIGNAL_QUIET if more else DIALOGUE_QUIET)
         if more:
             self.schedule(TRANSMIT)
 

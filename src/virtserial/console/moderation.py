@@ -34,7 +34,7 @@ WAITED: Final = 0.001
 WAITED_TIMES: Final = 3
 """...one that does so several times in a row has, as Windows' does..."""
 DISTRUST: Final = 16.0
-"""...and is interrupted early for so many seconds."""
+"""...and is interrupted for each message for so many seconds."""
 
 
 class Pace:
@@ -45,16 +45,18 @@ class Pace:
         due: when the held interrupt is sent if nothing more comes; 0: none is held.
         limit: when it is sent in any case.
         quiet: how long it waits for more.
+        lone: the last chain was alone.
         late: when one was sent that had been held long; 0: the last was not.
         waits: how often in a row the driver seems to have waited for a late one.
         trusted_from: until then none is held long.
     """
 
-    __slots__ = ("due", "late", "limit", "quiet", "signalled", "trusted_from", "waits")
+    __slots__ = ("due", "late", "limit", "lone", "quiet", "signalled", "trusted_from", "waits")
 
     def __init__(self) -> None:
         self.signalled = self.due = self.limit = self.quiet = self.late = self.trusted_from = 0.0
         self.waits = 0
+        self.lone = False
 
     def came_after_late(self, now: float) -> None:
         """The driver's next message after a late interrupt."""
@@ -90,8 +92,8 @@ class Moderation:
         else soon.
 
         Args:
-            lone: it was a single message, with none behind it.
-            quiet: otherwise, seconds without new chains after which a held interrupt is sent.
+            lone: it was a single message with none behind it: the driver may wait, which is learnt.
+            quiet: seconds without new chains after which a held interrupt is sent: DIALOGUE_QUIET in a dialogue.
         """
         pace = self._paces.get(queue)
         if pace is None:
@@ -99,10 +101,11 @@ class Moderation:
         if queue.ring.signal_is_urgent():
             self._signal_now(queue, pace)
             return
-        now = self._scheduler.now()
+        now, dialogue = self._scheduler.now(), quiet == DIALOGUE_QUIET
+        pace.lone = lone
         if pace.due:
             # More came without an interrupt: nobody waits for one yet.
-            if not lone:
+            if not dialogue:
                 pace.quiet, pace.limit = quiet, min(pace.limit, now + SIGNAL_LIMIT)
             due = pace.due = min(now + pace.quiet, pace.limit)
             pace.waits = 0
@@ -111,12 +114,11 @@ class Moderation:
             return
         if pace.late:
             pace.came_after_late(now)
-        dialogue = lone and now >= pace.trusted_from
-        if now - pace.signalled >= (DIALOGUE_PAUSE if dialogue else SIGNAL_QUIET):
+        if (lone and now < pace.trusted_from) or now - pace.signalled >= (DIALOGUE_PAUSE if dialogue else SIGNAL_QUIET):
             self._signal_now(queue, pace)
             return
-        pace.quiet, limit = (DIALOGUE_QUIET, DIALOGUE_LIMIT) if dialogue else (quiet, SIGNAL_LIMIT)
-        pace.due, pace.limit = now + pace.quiet, now + limit
+        pace.quiet = quiet
+        pace.due, pace.limit = now + quiet, now + (DIALOGUE_LIMIT if dialogue else SIGNAL_LIMIT)
         self._wake_at(pace.due)
 
     def _signal_now(self, queue: Virtqueue, pace: Pace) -> None:
@@ -145,7 +147,7 @@ class Moderation:
         for queue, pace in list(self._paces.items()):
             # A signal before it may have failed the device, which forgets all.
             if 0 < pace.due <= now and self._paces:
-                late = pace.quiet == DIALOGUE_QUIET and pace.due < pace.limit
+                late = pace.lone and pace.due < pace.limit
                 self._signal_now(queue, pace)
                 pace.late = pace.signalled if late else 0.0
         dues = [*self._looks.values(), *(pace.due for pace in self._paces.values() if pace.due)]

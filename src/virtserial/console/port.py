@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from virtserial.accounting import Ledger
 from virtserial.console.lane import RECEIVE, STREAM_WINDOW, TRANSMIT, Lane
-from virtserial.console.moderation import SIGNAL_QUIET
-from virtserial.console.stream_pace import ReceivePace, TransmitPace
+from virtserial.console.moderation import DIALOGUE_QUIET, SIGNAL_QUIET
+from virtserial.console.stream_pace import STREAM_CHAIN, ReceivePace, TransmitPace
 from virtserial.errors import BackendError, StateError, VirtserialError
 
 if TYPE_CHECKING:
@@ -259,7 +259,8 @@ class Port(Lane):
                 queue.ring.disarm()
             return not self.throttled
         if not self._transmit_pace.is_stream(count, done, self.record.received):
-            moderation.chains_returned(queue, lone=not waiting)
+            quiet = DIALOGUE_QUIET if done < STREAM_CHAIN and not waiting else SIGNAL_QUIET
+            moderation.chains_returned(queue, lone=not waiting, quiet=quiet)
             return queue.ring.arm()
         pause = self._transmit_pace.looked(count, done, size)
         moderation.chains_returned(queue, quiet=pause + SIGNAL_QUIET)
@@ -379,10 +380,12 @@ class Port(Lane):
 
     def _wait_for_buffers(self, ring: DeviceRing) -> bool:
         """The receiveq is empty: look again soon, or ask for a doorbell."""
-        pause = self._receive_pace.starved()
+        pace = self._receive_pace
+        pause = pace.starved()
         if not pause:
-            return ring.arm(self._receive_pace.take_batch())
-        ring.disarm()
+            return ring.arm(pace.take_batch())
+        # A doorbell at half of them: the look may come late, on a busy machine.
+        ring.disarm(pace.batch)
         self._moderation.look_again(self._look_for_input, pause)
         return False
 

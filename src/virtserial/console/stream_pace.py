@@ -11,6 +11,8 @@ from typing import Final
 
 LOOK_AGAIN: Final = 0.0002
 """Seconds until the device looks at a ring again for whose doorbell it has not asked..."""
+LOOK_ONCE_MORE: Final = 0.0004
+"""...where such a look was in vain before..."""
 LOOK_AGAIN_LEAST: Final = 0.00005
 LOOK_AGAIN_MOST: Final = 0.0008
 """...and in a steady stream, so that each look finds a good batch."""
@@ -19,7 +21,7 @@ STREAM_CHAIN: Final = 2048
 STREAM_BATCH: Final = 512 << 10
 """Bytes: as many as shall be on the way at once, in a stream."""
 STEADY_CHAINS: Final = 8
-"""With fewer at a look a stream may be none, and nothing of it waits longer than LOOK_AGAIN."""
+"""With fewer at a look a stream may be none, and nothing of it waits longer than LOOK_ONCE_MORE."""
 
 STREAM_READ: Final = 16 << 10
 """Bytes: a host that gives so many at once is taken to go on."""
@@ -31,19 +33,27 @@ STREAM_BUFFERS: Final = 16
 STARVED_LOOKS: Final = (0.0002, 0.0004, 0.0008)
 """Seconds until the device looks for returned buffers, time after time."""
 
+PATIENCE_MOST: Final = 64
+"""Lone chains of a sender that has never been found to send more meanwhile, until a look is put off once more."""
+
 
 class TransmitPace:
     """Of a stream from the guest.
+
+    Whether to put off the next look is learnt from the looks themselves: it pays if they find several chains.  A sender
+    that waits for each of its chains would wait for the look; so each vain one doubles how many lone chains are served
+    at once before the next is tried.
 
     Attributes:
         pause: seconds until the next look.
     """
 
-    __slots__ = ("_received", "pause")
+    __slots__ = ("_lone", "_patience", "_received", "pause")
 
     def __init__(self) -> None:
         self.pause = LOOK_AGAIN
-        self._received = 0
+        self._received = self._lone = 0
+        self._patience = 1
 
     def is_stream(self, chains: int, size: int, received: int) -> bool:
         """Whether the guest seems to write a stream: what comes next may wait a moment for more to come with it.
@@ -53,10 +63,18 @@ class TransmitPace:
             received: bytes that the guest has been given so far: with more than before, this may be the answer.
         """
         before, self._received = self._received, received
-        if chains > 1 or (size >= STREAM_CHAIN and before == received):
+        if chains > 1:
+            self._lone, self._patience = 0, 1
             return True
-        self.pause = LOOK_AGAIN
-        return False
+        if size < STREAM_CHAIN or before != received:
+            self.pause = LOOK_AGAIN
+            return False
+        self._lone += 1
+        if self._lone < self._patience:
+            return False
+        self.pause = LOOK_AGAIN if self._patience == 1 else LOOK_ONCE_MORE
+        self._lone, self._patience = 0, min(2 * self._patience, PATIENCE_MOST)
+        return True
 
     def looked(self, chains: int, size: int, ring: int) -> float:
         """Return the seconds until the next look: it shall find a good part of the ring, but never most of it.
@@ -68,7 +86,7 @@ class TransmitPace:
         if chains > ring >> 1 or size > STREAM_BATCH:
             self.pause = max(self.pause / 2, LOOK_AGAIN_LEAST)
         elif chains < STEADY_CHAINS and size < STREAM_BATCH >> 3:
-            self.pause = LOOK_AGAIN
+            self.pause = min(max(self.pause, LOOK_AGAIN), LOOK_ONCE_MORE)
         elif chains < ring >> 2 and size < STREAM_BATCH >> 1:
             self.pause = min(self.pause * 1.5, LOOK_AGAIN_MOST)
         return self.pause
@@ -117,8 +135,13 @@ class ReceivePace:
         self._looks += 1
         return STARVED_LOOKS[self._looks - 1]
 
+    @property
+    def batch(self) -> int:
+        """How many buffers make a batch worth a doorbell: half of the most that were returned at once, for the driver
+        has at least as many."""
+        return self._returned >> 1
+
     def take_batch(self) -> int:
-        """Return how many buffers make a batch worth a doorbell: half of the most that were returned at once, for the
-        driver has at least as many."""
-        batch, self._returned = self._returned >> 1, 0
+        """Return `batch`, and forget how many were returned: the stream has paused."""
+        batch, self._returned = self.batch, 0
         return batch

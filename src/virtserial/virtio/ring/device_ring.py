@@ -113,8 +113,11 @@ class DeviceRing(Protocol):
         """
         ...
 
-    def disarm(self) -> None:
-        """Tell the driver that no doorbell is needed."""
+    def disarm(self, ahead: int = 0) -> None:
+        """Tell the driver that no doorbell is needed, with EVENT_IDX before `ahead` chains are available (0: never).
+
+        The device looks by itself; such a doorbell may be missed.
+        """
         ...
 
     def reopen(self) -> None:
@@ -177,7 +180,7 @@ class DetachedRing:
     def arm(self, ahead: int = 0) -> bool:
         return False
 
-    def disarm(self) -> None: ...
+    def disarm(self, ahead: int = 0) -> None: ...
 
     def reopen(self) -> None: ...
 

@@ -306,7 +306,11 @@ class PackedRing:
         barrier.full()
         return self._access.is_available(self._next & INDEX, available_flags(self._next))
 
-    def disarm(self) -> None:
+    def disarm(self, ahead: int = 0) -> None:
+        if self._event_idx and ahead:
+            at = advance(self._next, min(ahead, self._size), self._size)
+            self._access.store_device_event(RING_EVENT_FLAGS_DESC << 16 | at)
+            return
         self._access.store_device_event(RING_EVENT_FLAGS_DISABLE << 16)
 
     # Memory

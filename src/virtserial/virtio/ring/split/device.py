@@ -272,10 +272,11 @@ class SplitRing:
         barrier.full()
         return self.waiting() > 0
 
-    def disarm(self) -> None:
-        # With EVENT_IDX a stale avail_event says it already.
+    def disarm(self, ahead: int = 0) -> None:
         if not self._event_idx:
             self._access.store_used_flags(VIRTQ_USED_F_NO_NOTIFY)
+        elif ahead:  # Else a stale avail_event says it already.
+            self._access.store_avail_event((self._next + ahead) & 0xFFFF)
 
     # Memory
 
