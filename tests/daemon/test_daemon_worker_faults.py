@@ -7,6 +7,7 @@ import fcntl
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from virtserial.daemon.keeper.worker_process import SEND_TIMEOUT
 from virtserial.errors import PeerError
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
+
+KILLS = int(os.environ.get("VIRTSERIAL_KILLS", "3"))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +86,43 @@ def test_kills_in_the_middle_of_a_transfer(start, folder, sealed, shared, kills,
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
         guest.check_port("a", folder / "a")
         guest.check_port("b", folder / "b")
+
+
+@pytest.mark.timeout(45 + 5 * KILLS)
+def test_kills_in_the_middle_of_a_dialogue(device, folder):
+    """Single messages and their answers, in the lane; each kill comes at a random moment of one.  No byte is lost or
+    doubled, and the dialogue goes on."""
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest, connect(folder / "a") as host:
+        received = guest.open("a")
+        guest.run_until(lambda: received.port.host_connected)
+        worker = device.worker
+        said, heard, answered = bytearray(), bytearray(), bytearray()
+
+        def trip():
+            question, answer = (os.urandom(random.randrange(1, 1500)) for _ in range(2))
+            assert received.port.write(question) == len(question)
+            said.extend(question)
+            while len(heard) < len(said):
+                heard.extend(host.recv(1 << 16))
+            host.sendall(answer)
+            answered.extend(answer)
+            guest.run_until(lambda: len(received.data) >= len(answered))
+
+        host.settimeout(15)
+        for _ in range(KILLS):
+            for _ in range(20):
+                trip()
+            killer = threading.Timer(random.uniform(0, 0.003), device.kill_worker)
+            killer.start()
+            while killer.is_alive():
+                trip()
+            worker = device.wait_for_new_worker(worker)
+            trip()
+        assert heard == said
+        assert received.data == answered
+        received.port.close()
+    assert "internal error" not in device.log
+    assert device.log.count("was killed by SIGKILL; a new one takes over") == KILLS
 
 
 def test_guest_that_does_nothing_during_the_kill_works_on(device, folder):
