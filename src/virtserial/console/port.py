@@ -258,7 +258,7 @@ class Port(Lane):
             if self.throttled:
                 queue.ring.disarm()
             return not self.throttled
-        if not self._transmit_pace.is_stream(count, done, self.record.received):
+        if not self._transmit_pace.is_stream(count, done, self.record.received, waiting):
             quiet = DIALOGUE_QUIET if done < STREAM_CHAIN and not waiting else SIGNAL_QUIET
             moderation.chains_returned(queue, lone=not waiting, quiet=quiet)
             return queue.ring.arm()

@@ -55,15 +55,16 @@ class TransmitPace:
         self._received = self._lone = 0
         self._patience = 1
 
-    def is_stream(self, chains: int, size: int, received: int) -> bool:
+    def is_stream(self, chains: int, size: int, received: int, waiting: int) -> bool:
         """Whether the guest seems to write a stream: what comes next may wait a moment for more to come with it.
 
         Args:
             chains, size: what the look has found, in chains and bytes.
             received: bytes that the guest has been given so far: with more than before, this may be the answer.
+            waiting: chains that have come while these were moved: their sender does not wait for each.
         """
         before, self._received = self._received, received
-        if chains > 1:
+        if chains > 1 or (size >= STREAM_CHAIN and waiting):
             self._lone, self._patience = 0, 1
             return True
         if size < STREAM_CHAIN or before != received:
