@@ -48,11 +48,12 @@ if TYPE_CHECKING:
 
 PORTS, PORT = 2, 1
 WARM_UP = 20
-CONFIG = Controller(
-    controller=0, name="ser0", max_ports=PORTS, vhost_user=False, vectors=2 * PORTS + 3, unplug=False, legacy=False,
-    modern=True, page_per_vq=False, iommu_platform=True, event_idx=True, indirect_desc=True, packed=False,
-    in_order=False, queue_reset=True, emergency_write=True, resize_rows_first=False, trust_vmm=False,
-)  # fmt: skip
+ON = ("modern", "iommu_platform", "event_idx", "indirect_desc", "queue_reset", "emergency_write")
+CONFIG = Controller(**{
+    **{field: field in ON for field in Controller.__annotations__},
+    "controller": 0, "name": "ser0", "max_ports": PORTS, "vectors": 2 * PORTS + 3,
+})  # fmt: skip
+"""What is not named is off."""
 
 
 @dataclass(frozen=True)
