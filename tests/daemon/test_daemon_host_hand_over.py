@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -11,12 +12,14 @@ import pytest
 
 from virtserial.channel.codec import decode, encode
 from virtserial.cli.serve_options import Options, build, build_objects
-from virtserial.daemon.keeper.document import HostsLeft
+from virtserial.daemon.keeper.document import HostsLeft, HostsWanted
 from virtserial.daemon.keeper.handover import Handover
 from virtserial.daemon.keeper.host_hand_over import HostHandOver
 from virtserial.daemon.keeper.keeper import Keeper
 from virtserial.daemon.worker_code import InstalledWorker
+from virtserial.errors import ConfigError
 from virtserial.loop import EventLoop
+from virtserial.migration.devices import Devices
 
 
 @pytest.fixture
@@ -112,6 +115,29 @@ def test_connections_and_paths_go_along(loop, folder):
     assert not (folder / "tty").is_symlink()
 
 
+def test_a_client_that_just_came_goes_along(loop, folder):
+    path = folder / "agent"
+    chardevs = [f"socket,path={path},server=on,wait=off"]
+    with (
+        keeper(loop, "new", folder, chardevs, expects=True) as (new, taker),
+        keeper(loop, "old", folder, chardevs) as (old, giver),
+    ):
+        turn(loop, seconds=1)
+        client = connect(path)
+        time.sleep(0.3)  # The worker takes it meanwhile, and nobody has heard of it here.
+        handover = Handover()
+        left = giver.describe(taker.wanted(), handover.put, Devices(old).pause)
+        handover.document = encode(left)
+        taken = Handover.unpack(handover.pack())
+        taker.take_over(decode(HostsLeft, taken.document), taken.take)
+        giver.release(["c1"])
+        turn(loop, lambda: new.back_ends.is_connected("c1"))
+        assert new.back_ends.is_connected("c1")
+        assert not old.back_ends.is_connected("c1")
+        assert is_open(client)
+        client.close()
+
+
 def test_what_is_not_taken_stays(loop, folder):
     path = folder / "agent"
     chardevs = [f"socket,path={path},server=on,wait=off"]
@@ -133,6 +159,24 @@ def test_what_is_not_taken_stays(loop, folder):
             taker.open_rest()  # The path is in use: that is said, and the port has no host end.
             assert not new.back_ends.is_connected("c1")
         assert not path.exists()
+
+
+def test_a_worker_that_does_not_answer_leaves_all_as_it_was(loop, folder):
+    path = folder / "agent"
+    with keeper(loop, "old", folder, [f"socket,path={path},server=on,wait=off"]) as (old, giver):
+
+        def settle():
+            raise ConfigError("the worker has just ended")
+
+        wanted = HostsWanted({"c1": json.dumps(old.chardevs["c1"].recipe, sort_keys=True)})
+        with connect(path):
+            turn(loop, lambda: old.back_ends.is_connected("c1"))
+        turn(loop, lambda: not old.back_ends.is_connected("c1"))
+        with pytest.raises(ConfigError, match="just ended"):
+            giver.describe(wanted, lambda fd: 0, settle)
+        with connect(path):
+            turn(loop, lambda: old.back_ends.is_connected("c1"))
+            assert old.back_ends.is_connected("c1")
 
 
 def test_other_options_do_not_go_along(loop, folder):

@@ -26,7 +26,7 @@ from virtserial.chardev.unix_listener import UnixListener
 from virtserial.closing import close_foreign
 from virtserial.daemon.keeper.document import HostsLeft, HostsWanted
 from virtserial.daemon.keeper.handover import Handover
-from virtserial.errors import ConfigError, StateError
+from virtserial.errors import ConfigError, StateError, VirtserialError
 from virtserial.loop import EPOLLIN
 from virtserial.migration.machine import log
 from virtserial.migration.start import peer_of
@@ -142,7 +142,7 @@ class HostsGiver:
             yield Until(lambda call: self._await(client, call))
             if client.recv(1) != TAKEN:
                 raise StateError("the other virtserial-qemu has not taken them")
-        except (OSError, StateError) as error:
+        except (OSError, VirtserialError) as error:
             self._hand_over.keep(given)
             raise ConfigError(f"the host ends stay: {error}") from error
         self._hand_over.release(given)

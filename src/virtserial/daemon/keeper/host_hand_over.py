@@ -21,10 +21,10 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from virtserial.channel.connections import LayeredConnection, SharedConnection, unlogged
-from virtserial.channel.messages import Connect, Disconnect
+from virtserial.channel.messages import Connect, Disconnect, StopListening
 from virtserial.daemon.keeper.announcement import announce
 from virtserial.daemon.keeper.document import ChardevLeft, HostLeft, HostsLeft, HostsWanted
-from virtserial.errors import ConfigError, StateError
+from virtserial.errors import ConfigError, StateError, VirtserialError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -99,14 +99,21 @@ class HostHandOver:
 
         Args:
             put: takes their descriptors.
-            settle: returns when the worker has told of every client that it has taken.
+            settle: returns when the worker has told of every client that it has taken; what it raises, this raises,
+                and nothing has changed.
         """
         hosts: list[HostLeft] = []
         going = [chardev for chardev in self._candidates() if wanted.recipes.get(chardev.id) == _recipe_of(chardev)]
         for chardev in going:
-            self._back_ends.stop_listening(chardev.id)
-        settle()
+            # Still held: a client that the worker has taken before is one until we know of it.
+            self._keeper.workers.send(StopListening(chardev.id))
+        try:
+            settle()
+        except VirtserialError:
+            self.keep(chardev.id for chardev in going)
+            raise
         for chardev in going:
+            self._back_ends.stop_listening(chardev.id)
             connect = self._keeper.held.find(Connect, chardev.id)
             fds = [fd for _, held in self._keeper.held.all(Connect, chardev.id) for fd in held]
             if connect is not None and isinstance(
@@ -121,6 +128,7 @@ class HostHandOver:
     def keep(self, ids: Iterable[str]) -> None:
         """The other keeper has not taken them."""
         for chardev in self._chardevs(ids):
+            self._back_ends.stop_listening(chardev.id)
             self._back_ends.let_accept(chardev)
 
     def release(self, ids: Iterable[str]) -> None:
