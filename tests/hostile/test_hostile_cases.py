@@ -14,7 +14,7 @@ from virtserial.testing.hostile.legacy_cases import LEGACY_CASES, LEGACY_OUTCOME
 from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
 from virtserial.testing.hostile.over_vhost_user import VhostUserMachine
-from virtserial.testing.hostile.packed_cases import NOT_PACKED, PACKED, PACKED_OUTCOMES, packed_outcome
+from virtserial.testing.hostile.packed_cases import NOT_PACKED, PACKED, PACKED_OUTCOMES, PACKED_QEMU, packed_outcome
 from virtserial.testing.hostile.packed_driver import PackedHostileDriver
 from virtserial.testing.hostile.steps import Case, Outcome, Start
 from virtserial.testing.hostile.table import differences
@@ -70,6 +70,13 @@ def test_our_device_does_as_expected_with_packed_rings_and_heals(case, in_memory
 @each_packed_case
 def test_our_process_does_as_expected_with_packed_rings_and_heals(case, over_vfio_user):
     assert str(PackedHostileDriver(over_vfio_user.machine).play(case)) == str(packed_outcome(case))
+
+
+@pytest.mark.qemu
+@each_packed_case
+def test_qemus_device_does_the_same_with_packed_rings_or_what_is_listed(case, qemu_machine):
+    expected = PACKED_QEMU.get(case.name.split()[0], case.qemu) or packed_outcome(case)
+    assert str(PackedHostileDriver(qemu_machine).play(case)) == str(expected)
 
 
 def test_every_other_outcome_with_packed_rings_is_one_and_has_its_reason():

@@ -39,6 +39,7 @@ class QemuMachine:
         folder = self._house.folder
         options = ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
         options += ["-device", f"virtio-serial-pci,id=vs,addr={SLOT}.0,disable-legacy=on,max_ports={MAX_PORTS}"]
+        options[-1] += ",packed=on"
         for name, kind in (("c0", "virtconsole,nr=0"), ("c1", "virtserialport,nr=1,name=org.test.1")):
             options += ["-chardev", f"socket,id={name},path={folder}/{name},server=on,wait=off"]
             options += ["-device", f"{kind},bus=vs.0,chardev={name}"]
