@@ -20,7 +20,7 @@ from support.waiting import wait_until
 from virtserial.migration.bus import parent_of
 from virtserial.monitor.qmp import QmpError
 
-ROUNDS = int(os.environ.get("VIRTSERIAL_MIGRATIONS", "5"))
+ROUNDS = int(os.environ.get("VIRTSERIAL_MIGRATIONS", "3"))
 """Live migrations in a row."""
 UNTOUCHED = [sys.executable, str(Path(__file__).parents[1] / "support/guests/untouched_qemu.py")]
 PORTS = {f"org.test.{number}": f"/dev/virtio-ports/org.test.{number}" for number in (1, 2, 3, 4)}
