@@ -50,6 +50,13 @@ def open_end(options: argparse.Namespace) -> EpollStream:
     return cast(EpollStream, open_port(options.port))
 
 
+def serve_ssh(program: str, words: list[str]) -> int:
+    """`sshd`: what no other command has to load."""
+    from .sshd import sshd
+
+    return sshd(program, words, add_address, open_end)
+
+
 def show_ports(program: str, words: list[str]) -> int:
     """`ports`: a table of this guest's ports."""
     parser = argparse.ArgumentParser(prog=program, description="List the virtio-serial ports of this guest.")
@@ -92,6 +99,10 @@ COMMANDS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
     "record": (
         "record what a port says, with the times",
         lambda program, words: programs.record(program, words, add_address, open_end),
+    ),
+    "sshd": (
+        "serve `virtserial ssh`: run sshd for each connection over a port",
+        lambda program, words: serve_ssh(program, words),
     ),
     "ports": ("list the ports, their state and counters", show_ports),
 }

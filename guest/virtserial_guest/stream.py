@@ -253,10 +253,11 @@ class EpollStream(PortStream):
         """See PortStream.wait."""
         return bool(self._epoll.poll(timeout))
 
-    def watch(self, fd: int) -> bool:
-        """Make wait() return while another descriptor is readable; False for a file, which always is."""
+    def watch(self, fd: int, events: int = getattr(select, "EPOLLIN", 0)) -> bool:
+        """Make wait() return while another descriptor is readable, or has `events`; False for a file, which always is.
+        """
         try:
-            self._epoll.register(fd, select.EPOLLIN)
+            self._epoll.register(fd, events)
         except PermissionError:
             return False
         return True

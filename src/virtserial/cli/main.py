@@ -22,6 +22,8 @@ COMMANDS = {
     "send": "send files and folders over a port",
     "receive": "receive files and folders over a port, into one folder",
     "console": "use a port from this terminal",
+    "ssh": "use ssh to a virtual machine over a port, without a network",
+    "ssh-config": "print what ~/.ssh/config needs for scp, rsync and others to do so too",
     "pipe": "join standard input and output to a port",
     "record": "record what a port says, with the times",
     "replay": "play a recording: on this terminal, into a port, or in a guest's place",
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = did_you_mean(words[0], COMMANDS) or "`virtserial --help` lists them"
         print(f"virtserial: {words[0]!r} is not a command; {hint}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"virtserial.cli.{words[0]}")
+    module = importlib.import_module(f"virtserial.cli.{words[0].replace('-', '_')}")
     run: Callable[[list[str]], int] = module.run
     try:
         return run(words[1:])

@@ -1,0 +1,87 @@
+"""`virtserial ssh`: OpenSSH's client, over a port of a VM that needs no network."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+
+from virtserial.client.names import find_vm_port
+from virtserial.daemon.keeper.run_directory import run_directory
+from virtserial.errors import ConfigError
+from virtserial.guest.sshd import PORT
+
+DOMAIN = ".vm"
+"""What hosts of ~/.ssh/config end in."""
+USAGE = f"""usage: virtserial ssh [USER@]VM[/PORT] [SSH-OPTION...] [COMMAND...]
+
+Runs ssh to a virtual machine that `virtserial ls` lists, over its port {PORT} or PORT; in the guest,
+`python3 -m virtserial_guest sshd` serves that.  No network is used.  Options and COMMAND are ssh's own.
+Several sessions share one connection (ControlMaster).  For scp, sftp, rsync and others: `virtserial ssh-config`.
+"""
+
+
+def run(words: list[str]) -> int:
+    """Become ssh.
+
+    Raises:
+        ConfigError: there is no such VM or port, or no ssh.
+    """
+    if not words or words[0] in ("-h", "--help", "-help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0].startswith("-"):
+        raise ConfigError("say the VM first, then ssh's options", "`virtserial ssh --help` shows the order")
+    user, at, name = words[0].rpartition("@")
+    port = find_ssh_port(name)
+    program = shutil.which("ssh")
+    if program is None:
+        raise ConfigError("there is no ssh on this host: install OpenSSH's client")
+    host = port.partition("/")[0].replace(" ", "-")
+    options = [f"ProxyCommand={proxy_command(port)}", f"HostKeyAlias={host}{DOMAIN}", *sharing(run_folder())]
+    arguments = [word for option in options for word in ("-o", option)]
+    sys.stdout.flush()
+    os.execv(program, ["ssh", *arguments, f"{user}{at}{host}{DOMAIN}", *words[1:]])
+
+
+def find_ssh_port(name: str) -> str:
+    """Return VM/PORT of a VM, or of the port that is named.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return find_vm_port(name if "/" in name else f"{name}/{PORT}").full_name
+    except ConfigError as error:
+        if str(error).endswith(f"has no port '{PORT}'"):
+            hint = f"give it one, -device virtserialport,name={PORT},chardev=..., or say VM/PORT"
+            raise ConfigError(str(error), hint) from None
+        raise
+
+
+def proxy_command(target: str) -> str:
+    """What ssh runs to connect; its tokens (%n) stay."""
+    installed = shutil.which("virtserial")
+    words = [installed] if installed else [sys.executable, "-m", "virtserial"]
+    command = shlex.join(word.replace("%", "%%") for word in words)
+    return f"{command} pipe --session -- {target if target == '%n' else shlex.quote(target).replace('%', '%%')}"
+
+
+def sharing(folder: str) -> list[str]:
+    """Options by which sessions share a connection: a port serves one client at a time."""
+    return ["CheckHostIP=no", "ControlMaster=auto", f"ControlPath={folder}/ssh-%C", "ControlPersist=10"]
+
+
+def run_folder() -> str:
+    """The folder of ssh's control sockets; made if it is not there.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    folder = run_directory() if os.access(os.path.dirname(run_directory()), os.W_OK) else os.path.expanduser("~/.ssh")
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}") from error
+    return folder
