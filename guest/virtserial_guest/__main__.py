@@ -82,11 +82,11 @@ def print_table(rows: Sequence[tuple[str, ...]]) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[str, list[str]], int]]] = {
     "send": (
         "send files and folders to the host",
-        lambda program, words: programs.send(program, words, add_address, open_end),
+        lambda program, words: programs.send(program, words, add_address, open_end, "the host"),
     ),
     "receive": (
         "receive files and folders from the host",
-        lambda program, words: programs.receive(program, words, add_address, open_end),
+        lambda program, words: programs.receive(program, words, add_address, open_end, "the host"),
     ),
     "log": (
         "send log lines to the host, and keep them while it is away",

@@ -29,6 +29,8 @@ NOBODY = bytes(8)
 MAX_PURPOSE = 64
 FIRST_REPEAT, LAST_REPEAT = 0.5, 10.0
 """Seconds between two unanswered HELLOs; doubled each time."""
+REMARK = 0xFFFFFFFF
+"""A remark's tag is its session's, inverted; it has no number, and its loss is not noticed."""
 SILENCE = 1.0
 """Seconds without a byte after which the link searches an incomplete frame for a HELLO."""
 HIGH_WATER = 1 << 19
@@ -151,6 +153,15 @@ class Link:
             self._send_frame(kind, _tag(self._own, self._peer), self._send_sequence, parts)
             self._send_sequence = (self._send_sequence + 1) & 0xFFFFFFFF
 
+    def remark(self, kind: int, *parts: Buffer) -> None:
+        """Send a message that the other end may miss: one that does not know remarks takes it for another session's.
+
+        Raises:
+            ProtocolError: the message is too long.
+        """
+        if self.established:
+            self._send_frame(kind, _tag(self._own, self._peer) ^ REMARK, 0, parts)
+
     def _send_frame(self, kind: int, tag: int, sequence: int, parts: Sequence[Buffer]) -> None:
         length = sum(map(len, parts))
         if length > MAX_PAYLOAD:
@@ -245,7 +256,12 @@ class Link:
     def _take_frame(self, kind: int, tag: int, sequence: int, payload: bytes, now: float) -> list[Event]:
         if kind == HELLO:
             return self._take_hello(payload, now)
-        if not self.established or tag != _tag(self._peer, self._own):
+        if not self.established:
+            return []
+        own_tag = _tag(self._peer, self._own)
+        if tag == own_tag ^ REMARK:
+            return [Message(kind, payload)]
+        if tag != own_tag:
             return []
         if sequence != self._receive_sequence:
             return self._damaged("messages are missing", now)

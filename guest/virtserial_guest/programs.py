@@ -6,15 +6,15 @@ import argparse
 import os
 import signal
 import sys
-import time
 from typing import BinaryIO, Callable
 
 from .conversation import converse
 from .errors import PortError, PortRemoved, TransferFailed
 from .files import messages as wire
 from .files.receiver import Receiver
-from .files.sender import Progress, Sender
-from .files.source import Total, count, walk
+from .files.report import INTERVAL, Reporter
+from .files.sender import Sender
+from .files.source import count, walk
 from .files.target import Target
 from .link import Link
 from .log import SPOOL, LogCollector, LogInput, LogSender
@@ -22,77 +22,20 @@ from .recording import OUTPUT, Recorder
 from .stream import READ_SIZE, EpollStream
 from .terminal import Console, parse_escape, serve_program, terminal_size
 
-COMPLAINTS = 100
-"""The most lines about single files: a hostile sender could cause any number."""
-PROGRESS_INTERVAL = 0.2
-
 Opener = Callable[[argparse.Namespace], EpollStream]
 Adder = Callable[[argparse.ArgumentParser], None]
 
 
-class Reporter:
-    """A transfer's output on standard error: errors, sessions, progress on a terminal, a summary."""
-
-    def __init__(self, verb: str, quiet: bool, show_progress: bool) -> None:
-        self._verb = verb
-        self._quiet = quiet
-        self._show = show_progress and not quiet
-        self._begun = self._shown_at = time.monotonic()
-        self._had_session = False
-        self._line = False
-        self.total: Total | None = None
-        self.failures = 0
-
-    def complain(self, text: str) -> None:
-        """A file that could not be sent or received."""
-        self.failures += 1
-        if self.failures <= COMPLAINTS:
-            self._say(text)
-        elif self.failures == COMPLAINTS + 1:
-            self._say("more files failed; they are counted only")
-
-    def session(self, begun: bool) -> None:
-        """A session started or ended."""
-        if begun and self._had_session and not self._quiet:
-            self._say("connected again, going on")
-        self._had_session = True
-
-    def show(self, progress: Progress) -> None:
-        """Draw the line of progress, if it is time."""
-        now = time.monotonic()
-        if self._show and now - self._shown_at >= PROGRESS_INTERVAL:
-            self._shown_at = now
-            rate = progress.size / max(now - self._begun, 0.001)
-            size = amount(progress.size)
-            if self.total is not None:
-                size += f" of {amount(self.total.size)} ({progress.files} of {self.total.files} files)"
-            path = wire.printable(progress.path[-60:].decode("utf-8", "replace"))
-            sys.stderr.write(f"\r\x1b[K{size}, {amount(rate)}/s  {path}"[:200])
-            sys.stderr.flush()
-            self._line = True
-
-    def finish(self, progress: Progress) -> None:
-        """The summary."""
-        if not self._quiet:
-            seconds = time.monotonic() - self._begun
-            text = f"{self._verb} {progress.files} files, {amount(progress.size)} in {seconds:.1f} s"
-            self._say(text + (f", {self.failures} failed" if self.failures else ""))
-
-    def _say(self, text: str) -> None:
-        if self._line:
-            sys.stderr.write("\r\x1b[K")
-            self._line = False
-        print(text, file=sys.stderr, flush=True)
-
-
-def send(program: str, words: list[str], add_address: Adder, open_end: Opener) -> int:
-    """`send`: files and trees to `receive` at the other end."""
+def send(
+    program: str, words: list[str], add_address: Adder, open_end: Opener, other: str = "the other end"
+) -> int:
+    """`send`: files and trees to `receive` at the other end, which is called `other`."""
     parser = _parser(program, "Send files, folders and symbolic links over a port to `receive` at its other end.")
     add_address(parser)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="what to send; FOLDER/ sends what is in it")
     _add_transfer_options(parser)
     options = parser.parse_args(words)
-    reporter = Reporter("sent", options.quiet, _on_terminal(options))
+    reporter = Reporter("sent", other, options.quiet, _on_terminal(options))
     for path in options.paths:
         if not os.path.lexists(path):
             raise TransferFailed(f"{path}: there is no such file")
@@ -100,15 +43,15 @@ def send(program: str, words: list[str], add_address: Adder, open_end: Opener) -
     for name in names:
         if names.count(name) > 1:
             raise TransferFailed(f"{name}: more than one of the paths would arrive under this name")
-    if not options.quiet and _on_terminal(options):
-        reporter.total = count(options.paths)
+    total = None if options.quiet else count(options.paths)
+    reporter.total = total
     link = Link(Sender.purpose)
-    sender = Sender(walk(options.paths, reporter.complain), link, reporter.complain)
+    sender = Sender(walk(options.paths, reporter.complain), link, reporter.complain, total)
     try:
         with open_end(options) as stream:
             converse(
                 stream, link, sender, options.timeout, lambda: reporter.show(sender.progress),
-                PROGRESS_INTERVAL if _on_terminal(options) else None, reporter.session,
+                INTERVAL if _on_terminal(options) else None, reporter.session,
             )  # fmt: skip
     finally:
         sender.close()
@@ -116,7 +59,9 @@ def send(program: str, words: list[str], add_address: Adder, open_end: Opener) -
     return 1 if reporter.failures else 0
 
 
-def receive(program: str, words: list[str], add_address: Adder, open_end: Opener) -> int:
+def receive(
+    program: str, words: list[str], add_address: Adder, open_end: Opener, other: str = "the other end"
+) -> int:
     """`receive`: files and trees into one folder and nowhere else."""
     parser = _parser(program, "Receive what `send` at the other end of a port sends, into one folder.")
     add_address(parser)
@@ -127,7 +72,7 @@ def receive(program: str, words: list[str], add_address: Adder, open_end: Opener
     parser.add_argument("--limit", type=_size, metavar="SIZE", help="bytes of files in all, at most (k, M, G, T)")
     _add_transfer_options(parser)
     options = parser.parse_args(words)
-    reporter = Reporter("received", options.quiet, _on_terminal(options))
+    reporter = Reporter("received", other, options.quiet, _on_terminal(options))
     try:
         target = Target(options.folder, options.all_links)
     except OSError as error:
@@ -137,8 +82,8 @@ def receive(program: str, words: list[str], add_address: Adder, open_end: Opener
     try:
         with open_end(options) as stream:
             converse(
-                stream, link, receiver, options.timeout, lambda: reporter.show(receiver.progress),
-                PROGRESS_INTERVAL if _on_terminal(options) else None, reporter.session,
+                stream, link, receiver, options.timeout, lambda: reporter.show(receiver.progress, receiver.total),
+                INTERVAL if _on_terminal(options) else None, reporter.session,
             )  # fmt: skip
     finally:
         receiver.close()
@@ -316,12 +261,3 @@ def _size(text: str) -> int:
     if not digits.isdigit() or suffix not in factors:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write a number, then k, M, G or T")
     return int(digits) * (1 << factors[suffix] if suffix else 1)
-
-
-def amount(size: float) -> str:
-    """Bytes as people read them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

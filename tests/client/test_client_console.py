@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -118,7 +119,10 @@ def test_busy_is_said_and_force_takes_the_port(machine):
         first_line, second_line = refused.stderr.splitlines()
         assert first_line.startswith(f"virtserial: port '{PORT}' is busy: process {first.process.pid} (")
         assert first_line.endswith(") uses it, and it serves one client at a time")
-        assert second_line == "virtserial: --force takes it away from that client"
+        assert second_line == (
+            "virtserial: --force takes it away from that client; "
+            "a -chardev with clients=N serves several, and with watch=PATH others look on"
+        )
         with Terminal("console", PORT, "--force") as second:
             first.expect(b"another client has the port; waiting for it")
             wait_until(lambda: find_vm_port(PORT).client_pid == second.process.pid)
@@ -130,6 +134,24 @@ def test_busy_is_said_and_force_takes_the_port(machine):
 def test_force_needs_a_name(machine):
     done = program("console", f"unix:{machine.folder}/host", "--force", stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr.count("--force needs the port's name")) == (1, 1)
+
+
+def test_a_port_of_several_clients_is_busy_when_it_is_full_and_others_look_on(machine):
+    folder = machine.folder
+    options = (
+        *("--name", "many", "-device", f"virtio-serial,socket={folder}/many"),
+        *("-chardev", f"socket,id=c0,path={folder}/m0,server=on,wait=off,clients=2,watch={folder}/look"),
+        *("-device", "virtserialport,chardev=c0,name=shared"),
+    )
+    with running("serve", *options), contextlib.ExitStack() as stack:
+        for number in (1, 2):
+            stack.enter_context(Terminal("console", "many/shared"))
+            wait_until(lambda number=number: find_vm_port("many/shared").clients == number, WAIT)
+        refused = program("console", "many", stdin=subprocess.DEVNULL)
+        assert (refused.returncode, "and it serves 2 clients at a time" in refused.stderr) == (1, True)
+        watcher = stack.enter_context(Terminal("console", "many", "--watch"))
+        watcher.expect(b"Ctrl-] and q leave")
+        assert find_vm_port("many").watch == f"{folder}/look"
 
 
 def test_a_watcher_types_nothing(machine):

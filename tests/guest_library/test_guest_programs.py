@@ -14,7 +14,10 @@ from support.places import ROOT
 
 from virtserial.guest import __version__
 from virtserial.guest.__main__ import COMMANDS
-from virtserial.guest.programs import _size, amount
+from virtserial.guest.files.report import Reporter, amount, duration
+from virtserial.guest.files.sender import Progress
+from virtserial.guest.files.source import Total
+from virtserial.guest.programs import _size
 from virtserial.guest.terminal import EscapeKeys, parse_escape
 from virtserial.rig import RigUnavailable
 
@@ -192,3 +195,31 @@ def test_sizes(text, size):
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 40, "3.0 TiB")])
 def test_amounts(size, text):
     assert amount(size) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3723, "1:02:03"), (1e12, "99:59:59")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_progress_is_a_bar_with_the_rate_since_the_first_byte():
+    now = [100.0]
+    reporter = Reporter("sent", "the guest", quiet=False, show_progress=True, clock=lambda: now[0])
+    reporter.total = Total(2, 100 << 20)
+    now[0] += 50  # of waiting, which is not in the rate
+    reporter.session(True)
+    assert reporter.line(Progress(0, 10 << 20, b"a"), now[0]) == (
+        "[##------------------]  10%  10.0 MiB of 100.0 MiB  file 1 of 2  -  a"
+    )
+    now[0] += 4
+    assert reporter.line(Progress(1, 50 << 20, b"b"), now[0]) == (
+        "[##########----------]  50%  50.0 MiB of 100.0 MiB  file 2 of 2  10.0 MiB/s  0:05 left  b"
+    )
+
+
+def test_progress_says_whom_it_waits_for(capsys):
+    now = [0.0]
+    reporter = Reporter("sent", "the guest", quiet=False, show_progress=True, clock=lambda: now[0])
+    now[0] += 1
+    reporter.show(Progress(0, 0, b""))
+    assert "waiting for the guest" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from ..errors import ProtocolError
 SENDER, RECEIVER = b"virtserial/send", b"virtserial/receive"
 """The purposes of the two ends."""
 
-ENTRY, WANT, DATA, HOLE, END, DONE, FINISH, RESULT, GOODBYE = range(1, 10)
+ENTRY, WANT, DATA, HOLE, END, DONE, FINISH, RESULT, GOODBYE, TOTAL = range(1, 11)
 
 FILE, FOLDER, FOLDER_END, LINK = range(1, 5)
 """Kinds of entries. A folder comes before its contents; its end, with mode and time, comes after them."""
@@ -211,6 +211,23 @@ def unpack_done(payload: bytes) -> tuple[int, str]:
     if len(payload) < _COUNT.size:
         raise ProtocolError(f"a completion of {len(payload)} bytes")
     return _COUNT.unpack_from(payload)[0], _reason(payload[_COUNT.size :])
+
+
+def pack_total(files: int, size: int) -> bytes:
+    """A remark: how many files, and bytes, all entries are."""
+    return _POSITION.pack(files, size)
+
+
+def unpack_total(payload: bytes) -> tuple[int, int]:
+    """(files, bytes) of a TOTAL.
+
+    Raises:
+        ProtocolError: the payload is malformed.
+    """
+    if len(payload) != _POSITION.size:
+        raise ProtocolError(f"a total of {len(payload)} bytes")
+    files, size = _POSITION.unpack(payload)
+    return files, size
 
 
 def unpack_result(payload: bytes) -> Result:

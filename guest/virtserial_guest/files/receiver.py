@@ -9,6 +9,7 @@ from ..conversation import Party
 from ..errors import ProtocolError, TransferFailed
 from . import messages as wire
 from .sender import Progress
+from .source import Total
 
 if TYPE_CHECKING:
     from ..link import Link
@@ -43,6 +44,7 @@ class Receiver(Party):
         self._files = self._bytes = self._failures = 0
         self._next_index = 0
         self.result: wire.Result | None = None
+        self.total: Total | None = None
         self.finished = False
 
     @property
@@ -69,7 +71,9 @@ class Receiver(Party):
         Raises:
             ProtocolError: the sender broke the protocol.
         """
-        if kind == wire.ENTRY:
+        if kind == wire.TOTAL:
+            self.total = Total(*wire.unpack_total(payload))
+        elif kind == wire.ENTRY:
             self._announce(wire.unpack_entry(payload))
         elif kind == wire.DATA:
             index, offset, data = wire.unpack_data(payload)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple
 from ..conversation import Party
 from ..errors import ProtocolError, TransferFailed
 from . import messages as wire
-from .source import FileReader, Item
+from .source import FileReader, Item, Total
 
 if TYPE_CHECKING:
     from ..link import Link
@@ -30,17 +30,21 @@ class Sender(Party):
 
     purpose, partner = wire.SENDER, wire.RECEIVER
 
-    def __init__(self, items: Iterator[Item], link: Link, complain: Callable[[str], None]) -> None:
+    def __init__(
+        self, items: Iterator[Item], link: Link, complain: Callable[[str], None], total: Total | None = None
+    ) -> None:
         """A sender that waits for a session.
 
         Args:
             items: the items to send.
             link: to the receiver.
             complain: takes a text about each item that the receiver refused or that could not be read.
+            total: what all items are, to tell the receiver.
         """
         self._items = items
         self._link = link
         self._complain = complain
+        self._total = total
         self._pending: deque[Item] = deque()
         self._announced = 0
         self._wants: deque[tuple[int, int, bytes]] = deque()
@@ -63,6 +67,8 @@ class Sender(Party):
         self._announced = 0
         self._wants.clear()
         self._sending = self._finish_sent = False
+        if self._total is not None:
+            self._link.remark(wire.TOTAL, wire.pack_total(*self._total))
 
     def lost(self) -> None:
         """The session ended; the goodbye may be lost."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.cli.end import add_address, named_port, open_end
-from virtserial.client.named_stream import open_alone
+from virtserial.client.named_stream import open_free
 from virtserial.errors import ConfigError
 from virtserial.guest import programs
 
@@ -30,7 +30,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _open(options: argparse.Namespace) -> EpollStream:
     port = named_port(options)
     if port is not None:
-        return open_alone(port, options.force)
+        return open_free(port, options.force, options.watch)
     if options.force:
         raise ConfigError("--force needs the port's name, VM/PORT: an address does not say who uses it")
     return open_end(options)

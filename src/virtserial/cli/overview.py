@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from virtserial.client.registry import Vm, running_vms
 from virtserial.errors import ConfigError, VirtserialError
 from virtserial.guest.files.messages import printable
-from virtserial.guest.programs import amount
+from virtserial.guest.files.report import amount
 
 if TYPE_CHECKING:
     import argparse

@@ -10,7 +10,7 @@ import sys
 import time
 
 from virtserial.cli.end import add_address, open_end
-from virtserial.client.named_stream import open_alone
+from virtserial.client.named_stream import open_free
 from virtserial.client.names import find_vm_port
 from virtserial.errors import PeerError
 from virtserial.guest import programs
@@ -49,7 +49,7 @@ def _session(options: argparse.Namespace) -> int:
 
     name = find_ssh_port(options.port.removesuffix(DOMAIN))
     link = Link(TunnelClient.purpose)
-    with open_alone(find_vm_port(name), force=False) as stream:
+    with open_free(find_vm_port(name)) as stream:
         client = TunnelClient(link, stream, sys.stdin.fileno(), sys.stdout.fileno())
         try:
             converse(stream, link, client, options.timeout)

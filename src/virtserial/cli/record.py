@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.cli.end import add_address, named_port, open_end
-from virtserial.client.named_stream import open_alone
+from virtserial.client.named_stream import open_free
 from virtserial.guest import programs
 
 if TYPE_CHECKING:
@@ -23,4 +23,4 @@ def run(words: list[str]) -> int:
 
 def _open(options: argparse.Namespace) -> EpollStream:
     port = named_port(options)
-    return open_end(options) if port is None else open_alone(port, force=False)
+    return open_end(options) if port is None else open_free(port, only_watch=True)

@@ -9,4 +9,4 @@ from virtserial.guest import programs
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
     program = "virtserial send"
-    return programs.run(program, lambda: programs.send(program, words, add_address, open_end))
+    return programs.run(program, lambda: programs.send(program, words, add_address, open_end, "the guest"))

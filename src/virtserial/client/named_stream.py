@@ -19,6 +19,7 @@ QUICK = 1.0
 """Seconds for an answer while a person types."""
 TAKE_TIME = 3.0
 LOOK_AGAIN = 0.05
+MORE = "a -chardev with clients=N serves several, and with watch=PATH others look on"
 
 
 class _State(NamedTuple):
@@ -45,12 +46,12 @@ class NamedStream(HostStream):
 
     news_interval = 0.5
 
-    def __init__(self, port: VmPort) -> None:
+    def __init__(self, port: VmPort, only_watch: bool = False) -> None:
         self._port = port
         self._monitor: Monitor | None = None
         self._told = _State(port.guest_open, True, True, True)
         self._size: tuple[int, int] | None = None
-        super().__init__(port.address)
+        super().__init__((only_watch and port.watch_address) or port.address)
 
     def set_terminal_size(self, rows: int, columns: int) -> None:
         """Set the pseudo-terminal's size; for a socket, with the next news() the keeper tells the guest."""
@@ -72,7 +73,8 @@ class NamedStream(HostStream):
         now = next((port for port in ports if self._is_ours(port)), None)
         if now is None:
             return self._tell(self._told._replace(is_plugged=False, is_running=True))
-        return self._tell(_State(now.guest_open, True, True, now.client_pid in (0, os.getpid())))
+        is_ours = now.max_clients > 1 or now.client_pid in (0, os.getpid())
+        return self._tell(_State(now.guest_open, True, True, is_ours))
 
     def _send_size(self, monitor: Monitor) -> None:
         if self._size is not None:
@@ -101,19 +103,26 @@ class NamedStream(HostStream):
         super().close()
 
 
-def open_alone(port: VmPort, force: bool) -> NamedStream:
-    """Connect to a port that nobody else uses; with `force` whoever uses it is sent away.
+def open_free(port: VmPort, force: bool = False, only_watch: bool = False) -> NamedStream:
+    """Connect to a port that has room for a client; with `force` one that uses it is sent away.
+
+    Args:
+        only_watch: nothing will be sent: a place among the watchers will do.
 
     Raises:
         ConfigError: it is busy, or cannot be connected to.
         PeerError: the VM does not answer.
     """
-    if port.clients and not force:
+    if only_watch and port.watch:
+        return NamedStream(port, only_watch=True)
+    is_busy = (port.clients or 0) >= port.max_clients
+    if is_busy and not force:
+        served = "one client" if port.max_clients == 1 else f"{port.max_clients} clients"
         raise ConfigError(
-            f"port '{port.full_name}' is busy: {_who(port.client_pid)} uses it, and it serves one client at a time",
-            "--force takes it away from that client",
+            f"port '{port.full_name}' is busy: {_who(port.client_pid)} uses it, and it serves {served} at a time",
+            f"--force takes it away from that client; {MORE}",
         )
-    if not force or not port.clients:
+    if not is_busy:
         return NamedStream(port)
     stream = NamedStream(port)
     try:
@@ -123,10 +132,12 @@ def open_alone(port: VmPort, force: bool) -> NamedStream:
             while True:
                 now = next((each for each in ports_of(port.vm, monitor.execute("x-virtserial-inventory"))
                             if each.chardev == port.chardev), None)  # fmt: skip
-                if now is None or now.client_pid in (0, os.getpid()):
+                if now is None or now.client_pid in (0, os.getpid()) or (now.clients or 0) < now.max_clients:
                     return stream
                 with contextlib.suppress(VirtserialError):
                     monitor.execute("x-virtserial-disconnect", {"id": port.chardev})
+                if port.max_clients > 1:
+                    return stream
                 if time.monotonic() > deadline:
                     raise PeerError(f"port '{port.full_name}': {_who(now.client_pid)} does not let it go")
                 time.sleep(LOOK_AGAIN)

@@ -15,7 +15,7 @@ REACHABLE = ("unix:", "tcp:", "pty:")
 """Host ends that a program can connect to."""
 
 
-TEXTS = frozenset(("controller", "id", "name", "console", "chardev", "kind", "host_end", "folder"))
+TEXTS = frozenset(("controller", "id", "name", "console", "chardev", "kind", "host_end", "watch", "folder"))
 
 
 class VmPort(NamedTuple):
@@ -28,6 +28,8 @@ class VmPort(NamedTuple):
         console: hvcN for a console, as the guest most probably calls it, else "".
         chardev, kind, host_end: its back end; "" for none.
         clients: how many are connected; None if only they know.
+        max_clients: how many may be at once.
+        watch: the path where others may look on; "" for none.
         client_pid: the process of one of them, 0 if there is no telling.
         guest_open: whether the guest has it open.
         to_host, to_guest, discarded, dropped, doubtful: bytes since it was plugged in.
@@ -44,6 +46,8 @@ class VmPort(NamedTuple):
     kind: str
     host_end: str
     clients: int | None
+    max_clients: int
+    watch: str
     client_pid: int
     guest_open: bool
     to_host: int
@@ -87,8 +91,20 @@ class VmPort(NamedTuple):
                 f"VM '{self.vm.name}' belongs to {self.vm.user}, who says where its ports are",
                 f"be {self.vm.user} for this: runuser -u {self.vm.user} -- virtserial ...",
             )
-        kind, _, path = self.host_end.partition(":")
-        return f"{kind}:{os.path.join(self.folder, path)}" if kind == "unix" and path[:1] not in "/@" else self.host_end
+        return self._absolute(self.host_end)
+
+    @property
+    def watch_address(self) -> str:
+        """Where to look on, without a place among the clients; "" for nowhere.
+
+        Raises:
+            ConfigError: as `address`.
+        """
+        return self._absolute(f"unix:{self.watch}") if self.watch and self.address else ""
+
+    def _absolute(self, address: str) -> str:
+        kind, _, path = address.partition(":")
+        return f"{kind}:{os.path.join(self.folder, path)}" if kind == "unix" and path[:1] not in "/@" else address
 
 
 def ports_of(vm: Vm, inventory: Mapping[str, Any]) -> list[VmPort]:

@@ -13,6 +13,8 @@ from virtserial.channel.messages import Connect
 from virtserial.daemon.keeper.counters import read_counters
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from virtserial.machine.model import Controller, Port
     from virtserial.monitor.operations import Operations
 
@@ -49,6 +51,9 @@ def _port(operations: Operations, port: Port, consoles: list[Port]) -> dict[str,
     clients: int | None = 0 if chardev is None else keeper.back_ends.count_clients(chardev)
     if chardev is not None and chardev.kind == "pty":
         clients = None  # It is there all the time; only the worker sees who opens it.
+    sharing: Mapping[str, object] = {}
+    if chardev is not None and chardev.is_shared:
+        sharing = chardev.recipe[1]
     return {
         "controller": controller.name,
         "number": port.number,
@@ -60,6 +65,8 @@ def _port(operations: Operations, port: Port, consoles: list[Port]) -> dict[str,
         "kind": chardev.kind if chardev is not None else "",
         "host-end": chardev.filename.removeprefix("disconnected:") if chardev is not None else "",
         "clients": clients,
+        "max-clients": sharing.get("clients") or 1,
+        "watch": sharing.get("watch") or "",
         "client-pid": client_pid(operations, chardev.id) if chardev is not None and clients else 0,
         "guest-open": port.guest_open,
         "to-host": counters.transmitted,
