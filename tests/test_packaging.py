@@ -8,6 +8,7 @@ import pytest
 from support.places import ROOT
 
 from virtserial.cli.main import COMMANDS
+from virtserial.guest.sshd import PORT
 
 PAGES = ("virtserial.1", "virtserial-qemu.1", "virtserial.7")
 
@@ -40,6 +41,12 @@ def test_the_man_page_knows_every_command():
 
 def test_the_wheel_has_what_is_shipped():
     project = (ROOT / "pyproject.toml").read_text()
-    for path in [*(f"man/{page}" for page in PAGES), "packaging/systemd", "packaging/tmpfiles.d", "packaging/udev"]:
+    folders = ("systemd", "tmpfiles.d", "udev", "guest")
+    for path in [*(f"man/{page}" for page in PAGES), *(f"packaging/{name}" for name in folders)]:
         assert f'"{path}" = "share/' in project
         assert (ROOT / path).exists()
+
+
+def test_a_guest_s_units_serve_the_port_that_ssh_looks_for():
+    for name in ("virtserial-sshd.service", "virtserial-sshd.openrc"):
+        assert f"-m virtserial_guest sshd {PORT}" in (ROOT / "packaging/guest" / name).read_text()

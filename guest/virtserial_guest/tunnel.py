@@ -143,6 +143,7 @@ class TunnelClient(Party):
 
     Attributes:
         failure: why it ended before its time; "" if it did not.
+        heard: whether the guest's program has said anything.
     """
 
     purpose, partner = CLIENT, SERVER
@@ -155,7 +156,7 @@ class TunnelClient(Party):
             os.set_blocking(fd, False)
         self._tunnel: Tunnel | None = None
         self.failure = ""
-        self.finished = False
+        self.heard = self.finished = False
 
     def established(self) -> None:
         """The session started."""
@@ -172,6 +173,7 @@ class TunnelClient(Party):
             self.failure = printable(payload[:MAX_REASON].decode("utf-8", "replace"))
             self.finished = True
         elif self._tunnel is not None:
+            self.heard = self.heard or kind == DATA
             self._tunnel.message(kind, payload)
 
     def pump(self) -> bool:

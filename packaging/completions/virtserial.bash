@@ -15,7 +15,7 @@ _virtserial() {
                     --verbose --help" -- "$word")
                 ;;
         esac
-    elif [[ ${COMP_WORDS[1]} =~ ^(restart|ports)$ && $before != --monitor ]]; then
+    elif [[ ${COMP_WORDS[1]} =~ ^(restart|ports|ssh)$ && $before != --monitor ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(virtserial ls 2> /dev/null | awk 'NR > 1 {print $1}')
             --monitor --worker --json --watch --help" -- "$word")
     elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} =~ ^(console|pipe|send|receive|log|record)$ ]]; then

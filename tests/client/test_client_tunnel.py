@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from support.client_machine import running
 from support.places import ENVIRONMENT
 from support.waiting import wait_until
 
+from virtserial.cli.ssh_session import VERSION, disconnect
 from virtserial.client.names import find_vm_port
 
 NAME = "org.virtserial.ssh.0"
@@ -67,6 +69,11 @@ def session(*words, **more):
     )  # fmt: skip
 
 
+def told(text):
+    """What ssh is told, and shows."""
+    return VERSION + disconnect(text)
+
+
 def finish(process, data=b""):
     output, errors = process.communicate(data, timeout=WAIT)
     return process.returncode, output, errors.decode()
@@ -115,12 +122,12 @@ def test_a_client_that_is_killed_takes_its_program_along_and_the_next_is_not_dis
 )
 def test_a_program_that_does_not_serve_is_one_line(machine, serve, command, said):
     serve(*command)
-    assert finish(session()) == (1, b"", f"virtserial: 'alpha/{NAME}': {said}\n")
+    assert finish(session()) == (1, told(f"'alpha/{NAME}': {said}"), f"virtserial: 'alpha/{NAME}': {said}\n")
 
 
 def test_a_guest_that_does_not_answer_is_one_line(machine):
-    status, _, errors = finish(session("--timeout", "1", "alpha"))
-    assert status == 1
+    status, output, errors = finish(session("--timeout", "1", "alpha"))
+    assert (status, output) == (1, told(errors.removeprefix("virtserial: ").rstrip("\n")))
     assert errors == (
         f"virtserial: 'alpha/{NAME}': the guest does not answer (1 s): has it started, and does "
         "`virtserial_guest sshd` run there?\n"
@@ -155,3 +162,17 @@ def test_ssh_config_has_every_program_come_by_the_port(monkeypatch):
     assert lines[1].startswith("ProxyCommand ")
     assert lines[1].endswith("pipe --session -- %n")
     assert "ControlMaster auto" in lines
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_ssh_shows_why_there_is_no_session(tmp_path, length):
+    """The real ssh, with ControlPersist, where it hides its ProxyCommand's standard error."""
+    if not shutil.which("ssh"):
+        pytest.skip("no OpenSSH client on this host")
+    reason = "the reason" + "." * length
+    (tmp_path / "said").write_bytes(told(reason))
+    options = (f"ProxyCommand=sh -c 'cat {tmp_path}/said; exec sleep 2'", "ControlMaster=auto", "ControlPersist=5",
+               f"ControlPath={tmp_path}/%C", "BatchMode=yes")  # fmt: skip
+    words = [word for option in options for word in ("-o", option)]
+    done = subprocess.run(["ssh", "-F", "/dev/null", *words, "host.vm", "true"], capture_output=True, text=True)
+    assert (done.returncode, f":11: {reason}\n" in done.stderr.replace("\r", "")) == (255, True), done.stderr

@@ -10,15 +10,9 @@ import sys
 import time
 
 from virtserial.cli.end import add_address, open_end
-from virtserial.client.named_stream import open_free
-from virtserial.client.names import find_vm_port
 from virtserial.errors import PeerError
 from virtserial.guest import programs
-from virtserial.guest.conversation import converse
-from virtserial.guest.errors import NoPartner
-from virtserial.guest.link import Link
 from virtserial.guest.stream import Buffer, EpollStream, advance
-from virtserial.guest.tunnel import TunnelClient
 
 PROGRAM = "virtserial pipe"
 READ_SIZE = 1 << 16
@@ -41,28 +35,11 @@ def run(words: list[str]) -> int:
         help="a connection of its own to `virtserial_guest sshd` (ssh's ProxyCommand; PORT may be VM or VM.vm)",
     )  # fmt: skip
     options = parser.parse_args(words)
-    return programs.run(PROGRAM, lambda: _session(options) if options.session else _pipe(options))
+    if options.session:
+        from virtserial.cli.ssh_session import join
 
-
-def _session(options: argparse.Namespace) -> int:
-    from virtserial.cli.ssh import DOMAIN, find_ssh_port
-
-    name = find_ssh_port(options.port.removesuffix(DOMAIN))
-    link = Link(TunnelClient.purpose)
-    with open_free(find_vm_port(name)) as stream:
-        client = TunnelClient(link, stream, sys.stdin.fileno(), sys.stdout.fileno())
-        try:
-            converse(stream, link, client, options.timeout)
-        except NoPartner:
-            raise PeerError(
-                f"'{name}': the guest does not answer ({options.timeout:g} s): has it started, and does "
-                "`virtserial_guest sshd` run there?"
-            ) from None
-        finally:
-            client.close()
-    if client.failure:
-        raise PeerError(f"'{name}': {client.failure}")
-    return 0
+        return programs.run(PROGRAM, lambda: join(options.port, options.timeout))
+    return programs.run(PROGRAM, lambda: _pipe(options))
 
 
 def _pipe(options: argparse.Namespace) -> int:
