@@ -22,7 +22,9 @@ from support.guests.dropin_guest import (
 )
 from support.waiting import wait_until
 
+from virtserial.client.names import find_vm_port
 from virtserial.client.qmp import QmpClient
+from virtserial.client.registry import running_vms
 
 pytestmark = pytest.mark.timeout(180)
 LIMIT = 60
@@ -326,3 +328,18 @@ def test_descriptors_of_our_chardevs_are_ours_alone(folder):
         assert f"socket:[{inode}]" not in held
         assert monitor("query-status")["running"] is True
         monitor.close()
+
+
+def test_it_is_listed_by_qemu_s_name_while_it_runs(folder, monkeypatch):
+    monkeypatch.setenv("VIRTSERIAL_REGISTRY", f"{folder}/vms")
+    assert running_vms() == []
+    with started(folder, *words_with_a_port(folder), "-S", "-name", "guest=alpha,debug-threads=on") as process:
+        (vm,) = wait_until(running_vms, LIMIT)
+        assert vm.name == "alpha"
+        assert vm.pid in device_processes(folder)
+        port = wait_until(lambda: find_vm_port("alpha/org.test"), LIMIT)
+        assert (port.host_end, port.clients) == (f"unix:{folder}/port,server=on", 0)
+        assert vm.inventory()["controllers"][0]["vmm"]
+        process.kill()
+        wait_until(lambda: running_vms() == [])
+    wait_until(lambda: os.listdir(f"{folder}/vms") == [])

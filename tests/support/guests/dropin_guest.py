@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from support.places import SOURCE
+from support.places import REGISTRY, SOURCE
 from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
@@ -37,7 +37,8 @@ def qemu_script(folder):
 
 def environment(folder):
     """Where virtserial-qemu finds QEMU and a place for its sockets."""
-    return {**os.environ, "VIRTSERIAL_QEMU": qemu_script(folder), "PYTHONPATH": str(SOURCE)}
+    own = {"VIRTSERIAL_QEMU": qemu_script(folder), "PYTHONPATH": str(SOURCE)}
+    return {"VIRTSERIAL_REGISTRY": REGISTRY, **os.environ, **own}
 
 
 def device_processes(folder):
