@@ -220,3 +220,48 @@ def test_a_folder_that_cannot_be_written_does_not_stop_a_keeper(folder):
     (folder / "file").touch()
     with serve(*machine(folder, "alpha"), registry=folder / "file" / "vms") as process:
         assert process.poll() is None
+
+
+@pytest.fixture
+def raw(keeper, registry):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(20)
+        connection.connect(f"{registry}/{keeper.pid}.qmp")
+        stream = connection.makefile("rwb")
+        assert "QMP" in json.loads(stream.readline())
+        yield stream
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x", "[]", "5", "{}", '{"execute": 5}', '{"execute": []}', '{"execute": "quit"}', "[" * 3000,
+        '{"execute": "x-virtserial-disconnect"}', '{"execute": "x-virtserial-disconnect", "arguments": 5}',
+        '{"execute": "x-virtserial-resize", "arguments": {"id": "n0", "cols": "x", "rows": 1}}',
+        '{"execute": "x-virtserial-resize", "arguments": {"id": "n0", "cols": 1e9, "rows": 1}}',
+    ],
+)  # fmt: skip
+def test_a_request_that_makes_no_sense_is_an_error_and_the_next_one_is_answered(raw, line):
+    raw.write(line.encode() + b'\n{"execute": "x-virtserial-query", "id": 7}\n')
+    raw.flush()
+    assert "error" in json.loads(raw.readline())
+    answer = json.loads(raw.readline())
+    assert (answer["id"], "keeper-pid" in answer["return"]) == (7, True)
+
+
+def test_a_request_without_an_end_ends_the_connection_and_nothing_else(raw, keeper):
+    raw.write(b"x" * 10000)
+    with pytest.raises(OSError):
+        raw.flush()
+        assert raw.read() == b""
+        raise ConnectionError
+    assert find_vm("alpha").inventory()["keeper-pid"] == keeper.pid
+
+
+def test_a_client_that_does_not_read_is_not_waited_for(raw, keeper):
+    raw.write(b'{"execute": "x-virtserial-inventory"}\n' * 4000)
+    raw.flush()
+    assert find_vm("alpha").inventory()["keeper-pid"] == keeper.pid
+    for _ in range(4000):
+        assert "return" in json.loads(raw.readline())

@@ -12,7 +12,7 @@ from virtserial.monitor import qom
 from virtserial.monitor.chardev_backend import BACKEND, make_from_json
 from virtserial.monitor.events import EVENTS
 from virtserial.monitor.hmp import run_line
-from virtserial.monitor.inventory import inventory
+from virtserial.monitor.inventory import inventory, processes
 from virtserial.monitor.qmp import DEVICE_NOT_FOUND, QmpError, no_oob, no_such_command, version
 from virtserial.monitor.schema import Enum, Optional, Struct, check
 from virtserial.options import chardev_options, device_options, keyval
@@ -206,8 +206,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
         lambda operations, _, keeper: operations.restart(with_keeper=bool(keeper)), {"keeper": Optional(bool)}
     ),
     "x-virtserial-query-clients": Command(lambda operations, _: operations.query_clients(), {}),
-    "x-virtserial-query": Command(lambda operations, _: operations.query_processes(), {}),
-    "x-virtserial-inventory": Command(lambda operations, _: inventory(operations), {}),
+    "x-virtserial-query": Command(lambda operations, _: processes(operations.keeper), {}),
+    "x-virtserial-inventory": Command(lambda operations, _: inventory(operations.keeper), {}),
     "x-virtserial-resize": Command(
         lambda operations, _, *size: operations.resize(*size), {"id": str, "cols": int, "rows": int}
     ),

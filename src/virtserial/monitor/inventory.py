@@ -15,36 +15,35 @@ from virtserial.daemon.keeper.counters import read_counters
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Controller, Port
-    from virtserial.monitor.operations import Operations
 
 _CREDENTIALS = struct.Struct("3i")
 
 
-def inventory(operations: Operations) -> dict[str, object]:
+def inventory(keeper: Keeper) -> dict[str, object]:
     """Return what x-virtserial-inventory answers."""
-    machine = operations.keeper.machine
+    machine = keeper.machine
     consoles = [port for port in machine.ports() if port.is_console]
     return {
-        "controllers": [_controller(operations, controller) for controller in machine.controllers],
-        "ports": [_port(operations, port, consoles) for port in machine.ports()],
+        "controllers": [_controller(keeper, controller) for controller in machine.controllers],
+        "ports": [_port(keeper, port, consoles) for port in machine.ports()],
         "folder": os.getcwd(),
-        **operations.query_processes(),
+        **processes(keeper),
     }
 
 
-def _controller(operations: Operations, controller: Controller) -> dict[str, object]:
+def _controller(keeper: Keeper, controller: Controller) -> dict[str, object]:
     return {
         "name": controller.name,
         "bus": controller.bus,
         "socket": controller.socket,
         "max-ports": controller.max_ports,
-        "vmm": operations.keeper.vmms.is_there(controller.index),
+        "vmm": keeper.vmms.is_there(controller.index),
     }
 
 
-def _port(operations: Operations, port: Port, consoles: list[Port]) -> dict[str, object]:
-    keeper = operations.keeper
+def _port(keeper: Keeper, port: Port, consoles: list[Port]) -> dict[str, object]:
     controller = port.controller
     counters = read_counters(keeper.vmms.states[controller.index], controller.max_ports, port.number)
     chardev = keeper.chardevs[port.chardev] if port.chardev is not None else None
@@ -67,7 +66,7 @@ def _port(operations: Operations, port: Port, consoles: list[Port]) -> dict[str,
         "clients": clients,
         "max-clients": sharing.get("clients") or 1,
         "watch": sharing.get("watch") or "",
-        "client-pid": client_pid(operations, chardev.id) if chardev is not None and clients else 0,
+        "client-pid": client_pid(keeper, chardev.id) if chardev is not None and clients else 0,
         "guest-open": port.guest_open,
         "to-host": counters.transmitted,
         "to-guest": counters.received,
@@ -77,9 +76,25 @@ def _port(operations: Operations, port: Port, consoles: list[Port]) -> dict[str,
     }
 
 
-def client_pid(operations: Operations, chardev_id: str) -> int:
+def processes(keeper: Keeper) -> dict[str, object]:
+    """Return what x-virtserial-query answers: the two processes, and how often they were replaced."""
+    workers, renewal = keeper.workers, keeper.renewal
+    return {
+        "keeper-pid": os.getpid(),
+        "keeper-can-restart": renewal is not None,
+        "keeper-restarts": renewal.count if renewal is not None else 0,
+        "worker-pid": workers.worker.pid if workers.worker is not None else 0,
+        "changing": workers.changing or (renewal is not None and renewal.changing),
+        "refusal": workers.refusal or "",
+        "restarts": workers.restarts,
+        "upgrades": workers.upgrades,
+        "doubtful-bytes": workers.doubtful,
+    }
+
+
+def client_pid(keeper: Keeper, chardev_id: str) -> int:
     """Return the process at the other end of a chardev's UNIX socket, 0 if there is no telling."""
-    for held, fds in operations.keeper.held.all(Connect, chardev_id):
+    for held, fds in keeper.held.all(Connect, chardev_id):
         if isinstance(held, Connect) and isinstance(unlogged(held.connection), SharedConnection):
             continue  # Of several clients it is the oldest.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as client:

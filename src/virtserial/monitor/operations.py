@@ -212,14 +212,9 @@ class Operations:
         """Tell the guest of a console how large the terminal at its chardev is, in characters.
 
         Raises:
-            QmpError: no console uses that chardev, or no terminal is so large.
+            ConfigError: no console uses that chardev, or no terminal is so large.
         """
-        port = self.keeper.machine.user_of(chardev_id)
-        if port is None or not port.is_console:
-            raise QmpError(f"No console uses chardev '{chardev_id}'")
-        if not (0 < cols < 1 << 16 and 0 < rows < 1 << 16):
-            raise QmpError(f"A terminal of {cols} columns and {rows} rows")
-        self.keeper.hotplug.resize(port, cols, rows)
+        self.keeper.hotplug.resize(chardev_id, cols, rows)
 
     def read_ringbuf(self, chardev_id: str, size: int) -> bytes:
         """Take up to `size` bytes out of a ringbuf, at most MAX_READ.
@@ -294,29 +289,9 @@ class Operations:
         """Begin to replace the worker, or both processes, by the code that is installed now.
 
         Raises:
-            ConfigError, QmpError: that is not possible; the present processes stay.
+            ConfigError: that is not possible; the present processes stay.
         """
-        if not with_keeper:
-            self.keeper.workers.upgrade()
-        elif self.keeper.renewal is not None:
-            self.keeper.renewal.begin()
-        else:
-            raise QmpError("this process cannot be renewed: it ends with its VMM")
-
-    def query_processes(self) -> dict[str, object]:
-        """What x-virtserial-query returns: the two processes, and how often they were replaced."""
-        workers, renewal = self.keeper.workers, self.keeper.renewal
-        return {
-            "keeper-pid": os.getpid(),
-            "keeper-can-restart": renewal is not None,
-            "keeper-restarts": renewal.count if renewal is not None else 0,
-            "worker-pid": workers.worker.pid if workers.worker is not None else 0,
-            "changing": workers.changing or (renewal is not None and renewal.changing),
-            "refusal": workers.refusal or "",
-            "restarts": workers.restarts,
-            "upgrades": workers.upgrades,
-            "doubtful-bytes": workers.doubtful,
-        }
+        self.keeper.restart(with_keeper=with_keeper)
 
     def quit(self) -> None:
         """End the process."""

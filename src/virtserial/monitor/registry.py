@@ -96,7 +96,7 @@ class Registration:
         with contextlib.suppress(OSError):
             client, _address = self._listener.accept()
             client.setblocking(False)
-            self._clients.add(client.detach())
+            self._clients.add(client)
 
     def end(self) -> None:
         """Remove the entry, and let the clients go."""

@@ -93,8 +93,17 @@ class HotPlug:
             f"Property '{options.driver}.chardev' can't take value '{chardev}': chardev '{chardev}' is already in use"
         )
 
-    def resize(self, port: Port, cols: int, rows: int) -> None:
-        """Tell a console's guest how large its window is, in characters."""
+    def resize(self, chardev_id: str, cols: int, rows: int) -> None:
+        """Tell a console's guest how large the terminal at its chardev is, in characters.
+
+        Raises:
+            ConfigError: no console uses that chardev, or no terminal is so large.
+        """
+        port = self._machine.user_of(chardev_id)
+        if port is None or not port.is_console:
+            raise ConfigError(f"No console uses chardev '{chardev_id}'")
+        if not (0 < cols < 1 << 16 and 0 < rows < 1 << 16):
+            raise ConfigError(f"A terminal of {cols} columns and {rows} rows")
         if (port.cols, port.rows) != (cols, rows):
             port.cols, port.rows = cols, rows
             self._briefing.send(Resize(port.controller.index, port.number, cols, rows))

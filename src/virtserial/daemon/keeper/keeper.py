@@ -29,6 +29,7 @@ from virtserial.daemon.keeper.hotplug import HotPlug
 from virtserial.daemon.keeper.reports import Reports
 from virtserial.daemon.keeper.supervisor import Supervisor
 from virtserial.daemon.keeper.vmms import Vmms
+from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +113,19 @@ class Keeper:
         self.back_ends.open(announce)
         self.workers.start()
         self.back_ends.wait()
+
+    def restart(self, *, with_keeper: bool) -> None:
+        """Begin to replace the worker, or both processes, by the code that is installed now.
+
+        Raises:
+            ConfigError: that is not possible; the present processes stay.
+        """
+        if not with_keeper:
+            self.workers.upgrade()
+        elif self.renewal is not None:
+            self.renewal.begin()
+        else:
+            raise ConfigError("this process cannot be renewed: it ends with its VMM")
 
     def _brief(self, worker: WorkerProcess) -> None:
         self._briefing.brief(worker.ledger_fd, self.back_ends.preparations.values(), self.workers.left)
