@@ -120,7 +120,7 @@ def test_busy_is_said_and_force_takes_the_port(machine):
         assert first_line.startswith(f"virtserial: port '{PORT}' is busy: process {first.process.pid} (")
         assert first_line.endswith(") uses it, and it serves one client at a time")
         assert second_line == (
-            "virtserial: --force takes it away from that client; "
+            "virtserial: `virtserial console --force` takes it away from that client; "
             "a -chardev with clients=N serves several, and with watch=PATH others look on"
         )
         with Terminal("console", PORT, "--force") as second:
@@ -129,6 +129,14 @@ def test_busy_is_said_and_force_takes_the_port(machine):
             second.type(b"\x1dq")
             assert second.process.wait(WAIT) == 0
         first.expect(b"the port is ours")
+
+
+@pytest.mark.parametrize("words", [("send", PORT, "/dev/null"), ("log", PORT), ("pipe", PORT)])
+def test_other_commands_say_that_a_port_is_busy_too(machine, words):
+    with Terminal("console", PORT):
+        wait_until(lambda: find_vm_port(PORT).clients)
+        done = program(*words, stdin=subprocess.DEVNULL)
+    assert (done.returncode, f"port '{PORT}' is busy: process" in done.stderr) == (1, True)
 
 
 def test_force_needs_a_name(machine):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from virtserial.client.address import parse_address
 from virtserial.client.host_stream import HostStream
 from virtserial.client.monitor import Monitor
+from virtserial.client.named_stream import open_free
 from virtserial.client.names import find_vm_port
 from virtserial.errors import ConfigError
 from virtserial.guest.guest_port import GuestPort
@@ -36,12 +37,12 @@ def open_end(options: argparse.Namespace) -> EpollStream:
     """Open the end that the options name.
 
     Raises:
-        ConfigError: there is no such port, or its host end takes no connections.
+        ConfigError: there is no such port, its host end takes no connections, or it is busy.
         PeerError: who knows of it does not answer.
     """
     port = named_port(options)
     if port is not None:
-        return HostStream(port.address)
+        return open_free(port)
     text: str = options.port
     if options.monitor:
         return HostStream(_address_by(options.monitor, text))

@@ -120,7 +120,7 @@ def open_free(port: VmPort, force: bool = False, only_watch: bool = False) -> Na
         served = "one client" if port.max_clients == 1 else f"{port.max_clients} clients"
         raise ConfigError(
             f"port '{port.full_name}' is busy: {_who(port.client_pid)} uses it, and it serves {served} at a time",
-            f"--force takes it away from that client; {MORE}",
+            f"`virtserial console --force` takes it away from that client; {MORE}",
         )
     if not is_busy:
         return NamedStream(port)
