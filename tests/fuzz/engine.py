@@ -36,6 +36,7 @@ TARGETS = {
     "vfio_version": "fuzz.peer_targets",
     "vfio_client": "fuzz.peer_targets",
     "vhost_requests": "fuzz.vhost_targets",
+    "vhost_front": "fuzz.vhost_targets",
     "vhost_client": "fuzz.vhost_targets",
     "json_stream": "fuzz.text_targets",
     "qmp": "fuzz.text_targets",

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 import socket
+import sys
 
 from fuzz.any_bytes import AnyBytes
 from support.vhost_device import NotingDevice
 
+from virtserial.accounting import nowhere
+from virtserial.channel.messages import Controller, VmmGone
+from virtserial.daemon.worker.guest_device import GuestDevice
+from virtserial.daemon.worker.vhost_user_front import VhostUserFront, state_size
 from virtserial.errors import PeerError
+from virtserial.loop import EventLoop
 from virtserial.memory.state import HEADER_SIZE, StateMemory
 from virtserial.vhost_user import wire
 from virtserial.vhost_user.client import FrontEnd
@@ -91,3 +99,70 @@ def vhost_client(data):
     finally:
         ours.close()
         theirs.close()
+
+
+def vhost_front(data):
+    """The whole front with its device: messages with descriptors, kicks, and a guest's memory, all the fuzzer's."""
+    source = AnyBytes(data)
+    loop = EventLoop()
+    before = len(os.listdir("/proc/self/fd"))
+    state = os.memfd_create("state")
+    os.ftruncate(state, state_size(2))
+    config = Controller(
+        controller=0, name="ser0", max_ports=2, vectors=0, unplug=False, legacy=False, modern=True,
+        page_per_vq=False, vhost_user=True, iommu_platform=False, event_idx=True, indirect_desc=True, packed=False,
+        in_order=False, queue_reset=False, emergency_write=True, resize_rows_first=False, trust_vmm=False,
+    )  # fmt: skip
+    gone = []
+    device = GuestDevice(config, state, loop, lambda said, fds=(): gone.append(said), nowhere(), VhostUserFront)
+    device.broken = _not_broken
+    device.console.add_port(1, "one", has_backend=True)
+    device.take_over()
+    memory = os.memfd_create("guest", os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, REGION.size)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, 2)
+    kick = os.eventfd(0, os.EFD_NONBLOCK)
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    device.connect(ours.detach())
+    try:
+        for request, payload, fds in (
+            (wire.VHOST_USER_SET_PROTOCOL_FEATURES, wire.U64.pack(PROTOCOL_FEATURES), []),
+            (wire.VHOST_USER_SET_FEATURES, wire.U64.pack(FEATURES), []),
+            (wire.VHOST_USER_SET_MEM_TABLE, wire.TABLE.pack(1, 0) + wire.pack(REGION), [memory]),
+        ):
+            socket.send_fds(theirs, [wire.message(request, payload)], fds)
+        for _ in range(64):
+            if not source.left():
+                break
+            which, how = source.u8(), source.u8()
+            if which >= 248:
+                os.pwrite(memory, source.take(source.u8()), source.u16() % REGION.size)
+                os.eventfd_write(kick, 1)
+            else:
+                payload = source.take(source.u8())
+                flags = 0 if how & 1 else wire.NEED_REPLY
+                fds = [memory if how & 2 else kick] * (how >> 5)
+                socket.send_fds(theirs, [wire.message(REQUESTS[which % len(REQUESTS)], payload, flags)], fds)
+            loop.run_once(0)
+    except OSError:
+        pass  # It has closed the connection.
+    for _ in range(8):
+        loop.run_once(0)
+    theirs.close()
+    for _ in range(8):
+        loop.run_once(0)
+    assert any(isinstance(said, VmmGone) for said in gone)
+    assert len(device.console.memory) == 0
+    for fd in (memory, kick):
+        os.close(fd)
+    device.remove()
+    del device
+    gc.collect()  # mappings have descriptors of their own, and device and front know each other
+    assert len(os.listdir("/proc/self/fd")) <= before, "descriptors stay open"
+    loop.close()
+
+
+def _not_broken():
+    """In the place of GuestDevice.broken, inside an except block."""
+    raise AssertionError("internal error") from sys.exc_info()[1]
