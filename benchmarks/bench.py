@@ -14,7 +14,7 @@ sys.path.insert(2, str(Path(__file__).resolve().parents[1] / "tests"))
 from arena import Arena
 from busy import one_busy_core
 from chart import INSTALL, can_draw
-from contestants import QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL
+from contestants import QEMU, QEMU_WITHOUT_IOEVENTFD, VHOST_USER, VIRTSERIAL
 from crowd import PORTS, Crowd, CrowdRun
 from embedded import EmbeddedRun
 from embedded import measure as measure_embedded
@@ -28,7 +28,7 @@ from virtserial.rig import GuestError, RigUnavailable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CONTESTANTS = (QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL)
+CONTESTANTS = (QEMU, QEMU_WITHOUT_IOEVENTFD, VIRTSERIAL, VHOST_USER)
 CONNECTED_PORTS = "connected_ports"
 CROWD = "crowd"
 DUPLEX = "duplex"

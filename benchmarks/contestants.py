@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from virtserial.options.vhost_user_device import vhost_user_words
 from virtserial.rig import RigUnavailable
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 
@@ -32,12 +33,14 @@ class Contestant:
         meaning: what it is, in a line.
         properties: more properties of the controller, as QEMU writes them (",event_idx=off").
         source: for ours the folder that holds the package virtserial; None: QEMU's own device.
+        over_vhost_user: ours behind vhost-user, not vfio-user.
     """
 
     name: str
     meaning: str = ""
     properties: str = ""
     source: Path | None = None
+    over_vhost_user: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,12 @@ QEMU_WITHOUT_IOEVENTFD = Contestant(
 VIRTSERIAL = Contestant(
     "virtserial", "`virtserial serve` beside QEMU, attached as vfio-user-pci", source=SOURCE
 )
+VHOST_USER = Contestant(
+    "virtserial, vhost-user",
+    "`virtserial serve` beside QEMU, attached as vhost-user-test-device-pci, which has INTx only",
+    source=SOURCE,
+    over_vhost_user=True,
+)
 
 
 @contextmanager
@@ -75,9 +84,16 @@ def attach(contestant: Contestant, bus: str, ports: dict[str, str], folder: Path
     for number, (name, path) in enumerate(ports.items(), 1):
         options += ["-chardev", f"socket,id={bus}-{number},path={path},server=on,wait=off"]
         options += ["-device", f"virtserialport,bus={bus}.0,nr={number},chardev={bus}-{number},name={name}"]
-    controller = f"id={bus},max_ports={max(31, len(ports) + 1)}{contestant.properties}"
+    max_ports = max(31, len(ports) + 1)
+    controller = f"id={bus},max_ports={max_ports}{contestant.properties}"
     if contestant.source is None:
         yield Attached(("-device", f"virtio-serial-pci,{controller}", *options))
+        return
+    if contestant.over_vhost_user:
+        socket = str(folder / f"{bus}.vhost-user")
+        served = ["-device", f"vhost-user-serial,{controller},socket={socket}", *options]
+        with serve(served, contestant.source) as pid:
+            yield Attached(tuple(vhost_user_words(bus, socket, max_ports)), (pid,))
         return
     socket = str(folder / f"{bus}.vfio-user")
     served = ["-device", f"virtio-serial,{controller},socket={socket}", *options]

@@ -1,6 +1,6 @@
 """What a round trip costs in the worker, without a guest: its calls and its CPU time.
 
-    python3 benchmarks/trip.py [--size 1] [--trips 400]
+    python3 benchmarks/trip.py [--size 1] [--trips 400] [--front vhost-user]
 
 One process holds both sides: the device behind its vfio-user socket with the worker's event loop, and our guest driver
 with a pair of sockets as the host.  A trip is a message of the guest that the host answers.  Only the device's loop is
@@ -36,10 +36,13 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "src"))
 
 from virtserial.accounting import nowhere
 from virtserial.channel.messages import Controller
+from virtserial.channel.record import replace
 from virtserial.daemon.worker.guest_device import GuestDevice
 from virtserial.daemon.worker.vfio_user_front import VfioUserFront, state_size
+from virtserial.daemon.worker.vhost_user_front import VhostUserFront
 from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
+from virtserial.driver.vhost_user_device import open_vhost_user_device
 from virtserial.host_end.stream import DescriptorStream
 from virtserial.loop import EventLoop
 
@@ -109,14 +112,17 @@ class Counting:
 class TripMachine:
     """A device with one open port, its driver, and its host."""
 
-    def __init__(self) -> None:
+    def __init__(self, front: str = "vfio-user") -> None:
         self.loop = EventLoop()
         fd = os.memfd_create("state", os.MFD_CLOEXEC)
         os.ftruncate(fd, state_size(PORTS))
         ledger = nowhere()
         # The other two sides read and write in this process as well: the kernel's counts are of no use here.
         ledger.account.stray = False
-        self._device = GuestDevice(CONFIG, fd, self.loop, lambda message, fds=(): None, ledger, VfioUserFront)
+        over_vhost = front == "vhost-user"
+        config = replace(CONFIG, vhost_user=over_vhost, iommu_platform=not over_vhost)
+        make_front = VhostUserFront if over_vhost else VfioUserFront
+        self._device = GuestDevice(config, fd, self.loop, lambda message, fds=(): None, ledger, make_front)
         port = self._device.console.add_port(PORT, "trip", has_backend=True)
         ours, self.host = socket.socketpair()
         ours.setblocking(False)
@@ -127,7 +133,7 @@ class TripMachine:
         self._device.take_over()
         self._driver_loop = EventLoop()
         with self._device_beside():
-            self._driver = open_vfio_user_device(vmm, self._driver_loop)
+            self._driver = (open_vhost_user_device if over_vhost else open_vfio_user_device)(vmm, self._driver_loop)
             self._driver.start()
             while PORT not in self._driver.ports or not self._driver.ports[PORT].host_connected:
                 self._driver_loop.run_once(1)
@@ -185,9 +191,9 @@ class TripMachine:
         self._driver_loop.close()
 
 
-def count(size: int, trips: int) -> tuple[Calls, Counter[str]]:
+def count(size: int, trips: int, front: str = "vfio-user") -> tuple[Calls, Counter[str]]:
     """Return the calls of the shortest trip, in which no timer was due, and those of all by their names."""
-    with closing(TripMachine()) as machine:
+    with closing(TripMachine(front)) as machine:
         data = bytes(size)
         for _ in range(WARM_UP):
             machine.trip(data, lambda piece: piece())
@@ -198,9 +204,9 @@ def count(size: int, trips: int) -> tuple[Calls, Counter[str]]:
         return min(seen, key=lambda calls: (calls.python, calls.c)), counting.names
 
 
-def cpu_time(size: int, trips: int) -> float:
+def cpu_time(size: int, trips: int, front: str = "vfio-user") -> float:
     """Return the median CPU time of the device in a trip, in microseconds."""
-    with closing(TripMachine()) as machine:
+    with closing(TripMachine(front)) as machine:
         data, spent = bytes(size), []
         for _ in range(WARM_UP + trips):
             used = 0.0
@@ -222,15 +228,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1, help="bytes of a message")
     parser.add_argument("--trips", type=int, default=400)
     parser.add_argument("--names", action="store_true", help="also each function that is called, with its calls a trip")
+    parser.add_argument("--front", choices=("vfio-user", "vhost-user"), default="vfio-user")
     chosen = parser.parse_args()
     gc.disable()
-    calls, names = count(chosen.size, chosen.trips)
+    calls, names = count(chosen.size, chosen.trips, chosen.front)
     if chosen.names:
         for name, number in names.most_common():
             print(f"{number / chosen.trips:6.2f}  {name}")
     print("| system | python | c | us |")
     print("| --- | --- | --- | --- |")
-    print(f"| {calls.system} | {calls.python} | {calls.c} | {cpu_time(chosen.size, chosen.trips):.1f} |")
+    print(f"| {calls.system} | {calls.python} | {calls.c} | {cpu_time(chosen.size, chosen.trips, chosen.front):.1f} |")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ MAX_LOG_SIZE: Final = 1 << 30
 """Bytes: a bit for each page of 32 TiB."""
 _SYS_FUTEX: Final = 202
 _FUTEX_WAKE_OP: Final = 5
-_OR_BIT: Final = (1 | 8) << 28
+_OR_BIT: Final = (2 | 8) << 28
 """FUTEX_OP_OR with FUTEX_OP_ARG_SHIFT: the argument is the number of a bit."""
 _ONES: Final = b"\xff" * 65536
 

@@ -85,7 +85,7 @@ class VhostUserFront:
         self._stream: FrontEndStream | None = None
         self._waits_for_room = False
         self._half_done: Note | None = None
-        self._vrings = VringDescriptors(owner.loop, self.num_queues, self._console.notify, owner.ledger.account)
+        self._vrings = VringDescriptors(owner.loop, self.num_queues, self._kicked, owner.ledger.account)
         self.queue_interrupt = self._vrings.call
         self._channel: socket.socket | None = None
         self._log: SharedLog | None = None
@@ -207,6 +207,12 @@ class VhostUserFront:
             owner.send(DropIrq(owner.index, kind, index))
         else:
             owner.send(Irq(owner.index, kind, index), [fd])
+
+    def _kicked(self, index: int, _: int) -> None:
+        try:
+            self._console.notify_alone(index)
+        except Exception:
+            self._owner.broken()
 
     def set_backend_channel(self, fd: int) -> None:
         self._take_channel(_stream_socket(fd))

@@ -25,11 +25,11 @@ class VringDescriptors:
     Args:
         loop: watches for kicks.
         count: how many queues there are.
-        kicked: called with the queue's number.
+        kicked: called with the queue's number, and what epoll tells.
         account: gets what is written.
     """
 
-    def __init__(self, loop: EventLoop, count: int, kicked: Callable[[int], None], account: Account) -> None:
+    def __init__(self, loop: EventLoop, count: int, kicked: Callable[[int, int], None], account: Account) -> None:
         self._loop = loop
         self._kicked = kicked
         self._account = account
@@ -48,7 +48,7 @@ class VringDescriptors:
             try:
                 if kind == KICK:
                     # Edges: a counter that nobody reads raises one for each write, which saves the read.
-                    self._loop.watch(fd, EPOLLIN | EPOLLET, partial(self._kick, index))
+                    self._loop.watch(fd, EPOLLIN | EPOLLET, partial(self._kicked, index))
                 else:
                     # A hostile VMM may give a full pipe: writing to it must never wait.
                     os.set_blocking(fd, False)
@@ -62,9 +62,6 @@ class VringDescriptors:
         if kind == CALL and fd >= 0 and index in self._uncalled:
             self._uncalled.discard(index)
             self.call(index)
-
-    def _kick(self, index: int, _: int) -> None:
-        self._kicked(index)
 
     def call(self, index: int) -> None:
         """Interrupt for a queue; without a descriptor, when it gets one."""
