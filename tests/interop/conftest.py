@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 from support.fetched import fetch_or_skip
 from support.folders import short_folder
-from support.guests.host_device import QemuDevice, VirtserialDevice
+from support.guests.host_device import QemuDevice, VhostUserDevice, VirtserialDevice
 from support.guests.scenario import STARTERS
 
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
 
-DEVICES = {"qemu": QemuDevice(), "virtserial": VirtserialDevice()}
+OURS = VhostUserDevice() if os.environ.get("VIRTSERIAL_FRONT") == "vhost-user" else VirtserialDevice()
+DEVICES = {"qemu": QemuDevice(), "virtserial": OURS}
 
 
 @pytest.fixture(scope="session", autouse=True)
