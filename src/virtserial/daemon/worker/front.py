@@ -11,8 +11,8 @@ It maps guest memory into `console.memory` (and says so by `memory_mapped` and `
 
 * `VfioUserFront` (vfio_user_front.py) is a PCI function behind a vfio-user server.
 * The legacy interface is another register file of the same function (pci/legacy.py), over the same device.
-* `VhostUserFront` (vhost_user_front.py) has no registers: its server sets the queues', maps memory, and calls the device
-  when a kick comes.  What it holds through a restart are the same messages, `Irq` for every kind of descriptor.
+* `VhostUserFront` (vhost_user_front.py) has no registers: its server sets the queues' and maps memory; kicks are
+  eventfds.  What it holds through a restart are the same messages, `Irq` for every kind of descriptor.
 * The in-memory driver (testing/memory_driver.py) is transport and saved state alone: its process has no successor.
 """
 
