@@ -112,32 +112,3 @@ def test_live_migration_after_unplug():
         guest.migrate()
         answers(guest.vm, NAME, b"after the migration")
         assert "needs reset" not in guest.vm.said()
-
-
-def test_the_calls_of_libvirt_s_save_and_restore():
-    """libvirt stops the guest, has it migrate into a file that it opened, and ends QEMU when the event has come."""
-    with MovedGuest(WORDS) as guest:
-        session = guest.session()
-        session(ECHO)
-        session(f"start({NAME!r})")
-        source, path = guest.vm, guest.folder / "saved"
-        answers(source, NAME, b"before")
-        events = [{"capability": name, "state": name == "events"} for name in ("events", "xbzrle", "auto-converge")]
-        source.qmp("migrate-set-capabilities", capabilities=events)
-        source.qmp("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
-        source.qmp("stop")
-        with path.open("wb") as file:
-            source.qmp.execute("getfd", {"fdname": "migrate"}, fd=file.fileno())
-        source.qmp("migrate", uri="fd:migrate")
-        wait_until(lambda: source.qmp.wait_event("MIGRATION")["data"]["status"] == "completed")
-        assert source.qmp("query-migrate")["status"] == "completed"
-        source.kill()
-        target = guest.new_vm("-S", "-incoming", "defer")
-        target.qmp("migrate-set-capabilities", capabilities=events)
-        with path.open("rb") as file:
-            target.qmp.execute("getfd", {"fdname": "restore"}, fd=file.fileno())
-        target.qmp("migrate-incoming", uri="fd:restore")
-        target.wait_status("paused")
-        target.qmp("cont")
-        guest.moved_to(target)
-        answers(target, NAME, b"after")

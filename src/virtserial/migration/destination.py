@@ -109,8 +109,8 @@ class Arrival:
         return (yield from forwarded)
 
     def users_status(self, status: dict[str, Any]) -> dict[str, Any]:
-        """What query-status returns: a machine that is not set up is not loaded."""
-        if self._landing and not self._over and not status["running"]:
+        """What query-status returns: a machine that is not set up is not loaded, noticed or not."""
+        if not self._over and not status["running"]:
             return {**status, "status": INMIGRATE}
         return status
 
