@@ -6,7 +6,6 @@ without code in C.  If the front end cuts the file the call fails, where a store
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from typing import Final
@@ -35,6 +34,8 @@ class SharedLog(DirtyLog):
     """
 
     def __init__(self, fd: int, offset: int, size: int) -> None:
+        import ctypes  # a start without a log does not need it; the sandbox has imported it before it closes
+
         super().__init__()
         self._fd = fd
         self._offset = offset
@@ -52,6 +53,7 @@ class SharedLog(DirtyLog):
         self._anchor = ctypes.c_char.from_buffer(self._memory)
         self._address = ctypes.addressof(self._anchor)
         self._syscall = ctypes.CDLL(None).syscall
+        self._pointer = ctypes.c_void_p
 
     def mark(self, address: int, length: int) -> None:
         """Note a write to [address, address + length); what the log has no bit for is left out."""
@@ -59,7 +61,7 @@ class SharedLog(DirtyLog):
             return
         last = min((address + length - 1) // LOGGED_PAGE_SIZE, 8 * (self._size & ~3) - 1)
         for page in range(address // LOGGED_PAGE_SIZE, last + 1):
-            word = ctypes.c_void_p(self._address + (page >> 5 << 2))
+            word = self._pointer(self._address + (page >> 5 << 2))
             self._syscall(_SYS_FUTEX, word, _FUTEX_WAKE_OP, 0, None, word, _OR_BIT | (page & 31) << 12)
 
     def mark_everything(self) -> None:
