@@ -38,7 +38,7 @@ def place():
 @pytest.fixture(scope="module")
 def guest(place):
     words = shlex.split(
-        f"-machine pc -m 256 -device virtio-serial,id=ser0 -device virtio-serial,id=ser1,vectors=0 "
+        f"-machine pc -m 256 -device virtio-serial,id=ser0 -device virtio-serial,id=ser1,vectors=0,page-per-vq=on "
         f"-chardev socket,id=con0,path={place}/con0,server=on,wait=off -device virtconsole,chardev=con0,bus=ser0.0 "
         f"-chardev socket,id=con1,path={place}/con1,server=on,wait=off -device virtconsole,chardev=con1,bus=ser0.0"
     )
