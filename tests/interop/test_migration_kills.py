@@ -54,7 +54,11 @@ def at(step):
             wait_until(lambda: source.qmp("query-migrate")["status"] == step)
         if step == "completed":
             target.wait_status("paused")
-        yield guest, source, target, traffic
+        try:
+            yield guest, source, target, traffic
+        finally:
+            for stream in traffic.streams:
+                stream.drop()
 
 
 def state_of(vm):

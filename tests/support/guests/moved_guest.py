@@ -353,6 +353,19 @@ class CheckedStream:
             self._connection.shutdown(socket.SHUT_WR)
         self._threads[1].join()
 
+    def drop(self):
+        """End both connections, whoever is at their other ends."""
+        self._stopping = True
+        for connection in (self._connection, self._next):
+            if connection is not None:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for connection in (self._connection, self._next):
+            if connection is not None:
+                connection.close()
+
     def part(self):
         """End the connection, after everything that has come over it."""
         self.stop_sending()
