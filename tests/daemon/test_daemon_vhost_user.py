@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -85,6 +86,20 @@ def test_pauses_in_the_middle_of_a_transfer(device, folder, path):
         resume(guest, places)
 
     move(device, folder, path, True, interrupt, 20)
+
+
+def test_restarts_in_the_middle_of_a_transfer(start, folder, path):
+    """New code in the worker's place, and in the keeper's."""
+    monitor = ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    device = start(*vhost_options(folder), *port_options(folder, "a", 1), *port_options(folder, "b", 2), *monitor)
+    words = itertools.cycle([[], ["--worker"]])
+
+    def restart(guest, _):
+        command = [sys.executable, "-m", "virtserial", "restart", "--monitor", f"{folder}/qmp", *next(words)]
+        subprocess.run(command, env=ENVIRONMENT, check=True, timeout=30, capture_output=True)
+
+    move(device, folder, path, True, restart, 4)
+    assert "takes over" not in device.log
 
 
 def move(device, folder, path, sealed, interrupt, times):
