@@ -1,0 +1,198 @@
+"""OpenSSH over a port: the real ssh, scp and rsync to the real sshd in a guest that has no network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+from support.fetched import fetch_or_skip
+from support.guests.guest_library import PROGRAM, library_files
+from support.places import ENVIRONMENT, REGISTRY
+from support.waiting import wait_until
+
+from virtserial.client.names import find_vm_port
+from virtserial.guest.sshd import PORT
+from virtserial.rig import Guest
+from virtserial.rig.programs import programs
+
+MEGABYTES = int(os.environ.get("VIRTSERIAL_SSH_MIB", "8"))
+"""Size of what scp copies; 200 for the whole thing."""
+LIMIT = 120 + MEGABYTES
+SSHD_CONFIG = """
+HostKey /etc/ssh/host_key
+UsePAM no
+PermitRootLogin prohibit-password
+AuthorizedKeysFile /root/.ssh/authorized_keys
+StrictModes no
+Subsystem sftp /usr/lib/openssh/sftp-server
+"""
+
+
+def make_key(path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path.read_bytes(), path.with_suffix(".pub").read_bytes()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ssh_on_the_host():
+    if not shutil.which("ssh") or not shutil.which("ssh-keygen"):
+        pytest.skip("no OpenSSH client on this host")
+
+
+@contextmanager
+def serving(guest, more=""):
+    """`virtserial_guest sshd` in the guest."""
+    job = guest.start(f"exec env {PROGRAM} sshd {PORT} {more}")
+    try:
+        yield
+    finally:
+        job.signal(9)
+        job.wait()
+
+
+class Machine:
+    """A guest whose sshd is reached by name, and the OpenSSH client's files on the host."""
+
+    def __init__(self, guest, process, folder):
+        self.guest, self.process, self.folder = guest, process, folder
+        self.name = f"{process.pid}"
+
+    def command(self, *words):
+        """The words of an OpenSSH program with this test's own configuration."""
+        return [words[0], "-F", f"{self.folder}/config", *words[1:]]
+
+    def run(self, *words, **more):
+        return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT, **more)
+
+    def ssh(self, *words, **more):
+        return self.run(*self.command("ssh", f"root@{self.name}.vm", *words), **more)
+
+    def end_sharing(self):
+        self.run(*self.command("ssh", "-O", "exit", f"root@{self.name}.vm"))
+        wait_until(lambda: not find_vm_port(f"{self.name}/{PORT}").clients)
+
+
+@pytest.fixture(scope="module")
+def machine(our_device, module_folder):
+    packages = fetch_or_skip(programs, "openssh-server", "openssh-sftp-server", "rsync")
+    host_key, _ = make_key(module_folder / "host_key")
+    _, public = make_key(module_folder / "key")
+    sftp_server = packages.root / "usr/lib/openssh/sftp-server"
+    files = {
+        **packages.guest_files("sshd", "rsync"), **packages.guest_libraries(sftp_server), **library_files(),
+        "/usr/lib/openssh/sftp-server": sftp_server.read_bytes(), "/etc/ssh/sshd_config": SSHD_CONFIG.encode(),
+        "/etc/ssh/host_key": host_key, "/root/.ssh/authorized_keys": public,
+        "/etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\n",
+    }  # fmt: skip
+    files.pop("/lib/x86_64-linux-gnu/libc.so.6")  # the guest has it
+    options = ["-device", "virtio-serial", "-chardev", f"socket,id=ssh,path={module_folder}/ssh,server=on,wait=off"]
+    options += ["-device", f"virtserialport,chardev=ssh,name={PORT}"]
+    with (
+        our_device.attach(options) as attached,
+        Guest(attached.arguments, files=files, memory_mib=512 + 2 * MEGABYTES) as guest,
+    ):
+        guest.check("chmod 600 /etc/ssh/host_key /root/.ssh/authorized_keys; mkdir -p /var/empty; ip link")
+        (module_folder / "config").write_text(
+            f"Host *.vm\n ProxyCommand {sys.executable} -m virtserial pipe --session --timeout 90 -- %n\n"
+            f" IdentityFile {module_folder}/key\n IdentitiesOnly yes\n UserKnownHostsFile {module_folder}/known\n"
+            f" StrictHostKeyChecking accept-new\n ControlMaster auto\n ControlPath {module_folder}/%C\n"
+            " ControlPersist 30\n LogLevel ERROR\n"
+        )
+        yield Machine(guest, attached.process, module_folder)
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch):
+    monkeypatch.setenv("VIRTSERIAL_REGISTRY", REGISTRY)
+
+
+@pytest.fixture(scope="module")
+def served(machine):
+    with serving(machine.guest):
+        yield machine
+
+
+def test_before_anybody_serves_it_says_so(machine):
+    done = machine.run(
+        *machine.command("ssh", "-o", f"ProxyCommand={sys.executable} -m virtserial pipe --session --timeout 2 %n",
+                         f"root@{machine.name}.vm", "true"),
+    )  # fmt: skip
+    assert done.returncode == 255
+    assert "the guest does not answer (2 s): has it started, and does `virtserial_guest sshd` run there?" in done.stderr
+
+
+def test_an_sshd_that_is_missing_is_a_clear_line(machine):
+    with serving(machine.guest, "--exec /no/sshd -i"):
+        done = machine.ssh("true")
+    assert (done.returncode, "there is no /no/sshd in the guest" in done.stderr) == (255, True), done.stderr
+
+
+def test_a_key_that_is_refused_is_a_clear_line(served):
+    done = served.run(
+        *served.command("ssh", "-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "BatchMode=yes",
+                        f"nobody@{served.name}.vm", "true"),
+    )  # fmt: skip
+    assert (done.returncode, "Permission denied (publickey" in done.stderr) == (255, True), done.stderr
+    wait_until(lambda: not find_vm_port(f"{served.name}/{PORT}").clients)
+
+
+def test_a_command_runs_in_a_guest_without_a_network(served):
+    links = served.ssh("ls /sys/class/net")
+    assert (links.returncode, set(links.stdout.split()) <= {"lo", "sit0"}) == (0, True), links
+    done = served.ssh("uname -a; echo out; echo err >&2; exit 7")
+    assert done.returncode == 7
+    assert done.stdout.startswith("Linux guest ")
+    assert (done.stdout.endswith("out\n"), done.stderr) == (True, "err\n")
+
+
+def test_virtserial_ssh_is_ssh(served):
+    served.end_sharing()
+    done = served.run(
+        sys.executable, "-m", "virtserial", "ssh", f"root@{served.name}", "-F", "/dev/null",
+        "-i", f"{served.folder}/key", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+        "echo", "by", "name",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "by name\n"), done.stderr
+    wait_until(lambda: not find_vm_port(f"{served.name}/{PORT}").clients)
+
+
+def test_ten_sessions_share_the_one_connection(served):
+    assert served.ssh("true").returncode == 0
+    found = {}
+
+    def one(number):
+        found[number] = served.ssh(f"sleep 1; echo {number}").stdout
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: f"{number}\n" for number in range(10)}
+
+
+@pytest.mark.timeout(3 * LIMIT)
+def test_scp_and_rsync_copy_trees(served, tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(MEGABYTES // 4):
+        (tree / f"file{number}").write_bytes(random.Random(number).randbytes(4 << 20))
+    sums = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in tree.iterdir())
+    done = served.run(*served.command("scp", "-q", "-r", str(tree), f"root@{served.name}.vm:/tmp/"))
+    assert done.returncode == 0, done.stderr
+    assert sorted(line.split()[0] for line in served.ssh("sha256sum /tmp/tree/*").stdout.splitlines()) == sums
+    done = served.run(*served.command("scp", "-q", "-r", f"root@{served.name}.vm:/tmp/tree", f"{tmp_path}/back"))
+    assert done.returncode == 0, done.stderr
+    assert sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "back").iterdir()) == sums
+    if shutil.which("rsync"):
+        shell = " ".join(served.command("ssh"))
+        done = served.run("rsync", "-a", "--checksum", "-e", shell, f"{tree}/", f"root@{served.name}.vm:/tmp/tree/")
+        assert done.returncode == 0, done.stderr
+    served.ssh("rm -rf /tmp/tree")
