@@ -111,6 +111,7 @@ def test_flood(house, flooded, flood, reads_answers):
         (WebSocketLayer, REQUEST, frame(2, b"x") * 2000, b"x" * 2000),
         (TelnetLayer, b"", b"\xff\xf1x" * 5000, b"x" * 5000),
     ],
+    ids=("websocket pings", "websocket bytes", "telnet commands"),
 )
 def test_what_takes_several_turns_arrives_whole_and_then_the_hang_up(house, flooded, layer, first, dense, text):
     client, end, guest = flooded(layer)
