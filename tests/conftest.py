@@ -17,6 +17,7 @@ LIMITS = {"cli": 30, "client": 120, "daemon": 45, "driver": 60, "guest_library":
 SLOW_ROOMS = ("client", "daemon", "hostile", "monitor")
 WITH_GUESTS = ("interop", "clients")
 """Rooms whose tests all need a real QEMU."""
+LONGEST_NAME = 200
 HERE = Path(__file__).parent
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("busy"), max_examples=20)
@@ -27,6 +28,11 @@ PROCESSES = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.
 
 def pytest_addoption(parser):
     parser.addoption("--no-process", action="store_true", help="fail tests that start a process; try few examples")
+
+
+def pytest_make_parametrize_id(val, argname):
+    """Name a long value by its size: names go to every worker, and all must make the same ones."""
+    return f"{argname} of {len(val)}" if isinstance(val, str | bytes) and len(val) > LONGEST_NAME else None
 
 
 def pytest_configure(config):
