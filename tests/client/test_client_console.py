@@ -218,9 +218,9 @@ def test_a_port_is_recorded_and_stands_in_for_its_guest(machine):
     player = subprocess.Popen(
         [sys.executable, "-m", "virtserial", "replay", str(path), "--listen", stage, "--speed", "0"], env=ENVIRONMENT
     )
-    wait_until(lambda: os.path.exists(stage))
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(stage)
+        # It is bound before it listens.
+        wait_until(lambda: client.connect_ex(stage) == 0)
         client.settimeout(WAIT)
         data = b""
         while piece := client.recv(4096):

@@ -165,14 +165,14 @@ def test_ssh_config_has_every_program_come_by_the_port(monkeypatch):
 
 
 @pytest.mark.parametrize("length", range(9))
-def test_ssh_shows_why_there_is_no_session(tmp_path, length):
+def test_ssh_shows_why_there_is_no_session(folder, length):
     """The real ssh, with ControlPersist, where it hides its ProxyCommand's standard error."""
     if not shutil.which("ssh"):
         pytest.skip("no OpenSSH client on this host")
     reason = "the reason" + "." * length
-    (tmp_path / "said").write_bytes(told(reason))
-    options = (f"ProxyCommand=sh -c 'cat {tmp_path}/said; exec sleep 2'", "ControlMaster=auto", "ControlPersist=5",
-               f"ControlPath={tmp_path}/%C", "BatchMode=yes")  # fmt: skip
+    (folder / "said").write_bytes(told(reason))
+    options = (f"ProxyCommand=sh -c 'cat {folder}/said; exec sleep 2'", "ControlMaster=auto", "ControlPersist=5",
+               f"ControlPath={folder}/%C", "BatchMode=yes")  # fmt: skip
     words = [word for option in options for word in ("-o", option)]
     done = subprocess.run(["ssh", "-F", "/dev/null", *words, "host.vm", "true"], capture_output=True, text=True)
     assert (done.returncode, f":11: {reason}\n" in done.stderr.replace("\r", "")) == (255, True), done.stderr

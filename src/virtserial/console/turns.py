@@ -146,22 +146,25 @@ class Turns:
             self._turn_of(subject, subject.turn)
             if self._dropped is not None:
                 return
-        first, ready = self._first, self._ready
-        for _ in range(len(first)):
-            if not first or self._dropped is not None or not owner.live:
-                break
-            subject = first.popleft()
-            self._turn_of(subject, subject.turn)
+        ready = self._ready
+        self._serve_first()
         for _ in range(min(len(ready), PORTS_PER_TURN)):
             if not ready or self._dropped is not None or not owner.live:
                 break
             subject = ready.popleft()
             self._turn_of(subject, subject.turn)
-            if first:
-                # What this port has to tell by a control message the guest learns before what others receive.
-                break
-        if (ready or first) and self._dropped is None:
+            # What this port has to tell by a control message the guest learns before what others receive.
+            self._serve_first()
+        if (ready or self._first) and self._dropped is None:
             self._ask()
+
+    def _serve_first(self) -> None:
+        first = self._first
+        for _ in range(len(first)):
+            if not first or self._dropped is not None or not self._owner.live:
+                break
+            subject = first.popleft()
+            self._turn_of(subject, subject.turn)
 
     def _turn_of(self, subject: Subject, turn: Callable[[], None]) -> None:
         if subject in self._faulted:

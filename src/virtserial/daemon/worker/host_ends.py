@@ -40,6 +40,10 @@ log = logging.getLogger("virtserial.worker")
 MOST_TURNS = 8
 """For which the next client, and all input, waits until a port has dropped what was for the last one: a guest that
 never stops writing must not hold up others."""
+FREE_TURNS = 2
+"""In which input goes on after so many: hosts that come and go all the time must not hold it up for ever..."""
+QUIET = 0.01
+"""...which they do if one leaves within so many seconds of another."""
 
 
 class HostEnds:
@@ -60,6 +64,8 @@ class HostEnds:
         self._listeners: dict[str, ClientListener] = {}
         self._connected: set[str] = set()
         self._vacant: dict[str, int] = {}
+        self._turns_held = 0
+        self._last_end = 0.0
 
     def add_port(self, device: GuestDevice, port: Port, chardev: str) -> None:
         """A port uses a chardev; connections come after this."""
@@ -129,7 +135,11 @@ class HostEnds:
         self._connected.discard(chardev)
         if chardev in self._listeners:
             self._vacant[chardev] = 0
-            self._loop.input_waits = True
+            now = self._loop.now()
+            if now - self._last_end > QUIET:
+                self._turns_held = 0
+            self._last_end = now
+            self._hold_input()
             self._loop.add_turn(self._listen_again)
 
     def _listen_again(self) -> None:
@@ -141,9 +151,13 @@ class HostEnds:
             del self._vacant[chardev]
             if chardev in self._listeners and chardev not in self._connected:
                 self._listeners[chardev].listen()
-        self._loop.input_waits = bool(self._vacant)
+        self._turns_held = (self._turns_held + 1) % (MOST_TURNS + FREE_TURNS)
+        self._hold_input()
         if self._vacant:
             self._loop.add_turn(self._listen_again)
+
+    def _hold_input(self) -> None:
+        self._loop.input_waits = bool(self._vacant) and self._turns_held < MOST_TURNS
 
     def connect(self, message: Connect, fds: Sequence[int]) -> None:
         """Join a connection to what uses its chardev, in place of the one that is there; `fds` are owned."""
