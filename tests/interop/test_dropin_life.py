@@ -339,7 +339,7 @@ def test_it_is_listed_by_qemu_s_name_while_it_runs(folder, monkeypatch):
         assert vm.pid in device_processes(folder)
         port = wait_until(lambda: find_vm_port("alpha/org.test"), LIMIT)
         assert (port.host_end, port.clients) == (f"unix:{folder}/port,server=on", 0)
-        assert vm.inventory()["controllers"][0]["vmm"]
+        wait_until(lambda: vm.inventory()["controllers"][0]["vmm"], LIMIT)
         process.kill()
         wait_until(lambda: running_vms() == [])
     wait_until(lambda: os.listdir(f"{folder}/vms") == [])

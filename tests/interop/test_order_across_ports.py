@@ -87,4 +87,5 @@ def test_poll_tells_of_a_host_that_came_and_of_one_that_left(ask, module_folder)
         wrong += not ask(b"p")
         b.close()
         wrong += ask(b"p")
-    assert wrong <= FEW
+    # Linux learns of both in a work item of its own, which a busy machine may run after the reader of port A.
+    assert wrong <= 2 * FEW
