@@ -1,11 +1,7 @@
-"""The server's end of the socket: messages are peeked at, handled, answered, and only then taken off.
+"""The server's end of the socket: as many messages at once as a peek without descriptors sees (peeked_socket.py).
 
-What is still in the socket when this process is killed is handled by its successor.  How a UNIX stream socket behaves
-here (Linux, unix_stream_read_generic): one read glues together what several sends brought, but stops behind the first
-piece that came with descriptors; a peek duplicates those; a read without a control buffer drops the originals, and
-says MSG_CTRUNC where there were some.  So a greedy peek takes no descriptors and tells whether there are any: if not,
-everything it saw is handled in one go; else the messages are peeked at one by one, by exact sizes, and the descriptors
-that such a peek meets belong to that message.
+Such a greedy peek tells whether there are any: if not, everything it saw is handled in one go; else the messages are
+peeked at one by one, by exact sizes.
 """
 
 from __future__ import annotations
@@ -18,8 +14,8 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from virtserial.accounting import CONSUME, REPLY
 from virtserial.errors import PeerError, StateError
+from virtserial.peeked_socket import PeekedSocket
 from virtserial.vfio_user.asked import REQUEST_TIMEOUT, AskedRequests
 from virtserial.vfio_user.wire import (
     COMMAND_NAMES,
@@ -38,7 +34,6 @@ from virtserial.vfio_user.wire import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtserial.accounting import Note
     from virtserial.vfio_user.server import Server
 
 TURN_SECONDS: Final = 0.002
@@ -50,11 +45,8 @@ POST_ID: Final = 0
 SEND_TIMEOUT: Final = 0.5
 """Seconds to wait until the client's socket has room for a request of ours."""
 
-_SO_PEEK_OFF: Final = 42  # <asm-generic/socket.h>; the socket module does not have it
-_CONTROL_SIZE: Final = socket.CMSG_SPACE(4 * MAX_MESSAGE_FDS)
 # Plain numbers: arithmetic on the socket module's flags makes enum objects, which costs a microsecond each time.
 _PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
-_PEEK_WITH_FDS: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
 _MSG_CTRUNC: Final = int(socket.MSG_CTRUNC)
 _HUNG_UP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -64,14 +56,13 @@ _BUFFER: Final = bytearray(_BUFFER_SIZE)
 
 All streams of a process share it: each peeks into it anew, and is done with what it saw before another does."""
 _VIEW: Final = memoryview(_BUFFER)
-_CONSUMED: Final = memoryview(bytearray(_BUFFER_SIZE))
-"""Where what was handled goes; nobody looks at it."""
+
 
 class RequestRefused(PeerError):
     """The client answered a request of ours with an error; the connection is as good as before."""
 
 
-class MessageStream:
+class MessageStream(PeekedSocket):
     """A connected client.
 
     Watch `fileno()` with EPOLLIN | EPOLLRDHUP | EPOLLET, and EPOLLOUT while `wants_to_send`; call `serve` with every
@@ -87,22 +78,12 @@ class MessageStream:
     """
 
     def __init__(self, sock: socket.socket, server: Server) -> None:
-        sock.setblocking(False)
-        self.at_end = False
-        self._sock = sock
-        self._fd = sock.fileno()
+        super().__init__(sock, _VIEW, server.journal, server.ledger, server.controller, MAX_MESSAGE_FDS)
         self._server = server
         self._hung_up = self._cut_short = False
         self._handling = False
-        self._took = False
-        self._unsent = b""
         self._wants_room = False
-        self._answered_size = 0
         self.asked = AskedRequests(server.session)
-
-    def fileno(self) -> int:
-        """The socket's descriptor, to be watched."""
-        return self._fd
 
     @property
     def wants_to_send(self) -> bool:
@@ -138,7 +119,7 @@ class MessageStream:
             return False
         # Whatever arrives behind this peek raises a new edge; what it left out does not.
         if flags & _MSG_CTRUNC:  # noqa: SIM108 - two ways, not a choice of values
-            more = self._serve_one()
+            more = self._serve_one(length)
         else:
             more = self._serve_buffer(length) and length == _BUFFER_SIZE
         more = more or self._cut_short or self._hung_up or (events is None and self._took)
@@ -180,19 +161,23 @@ class MessageStream:
             start = done = start + header.size
         if start < end:
             # A part of a message: if the client is gone, the rest will never come.
-            self._peek_exactly(end - start + 1, None)
+            self.peek(end - start + 1, None)
         return True
 
-    def _serve_one(self) -> bool:
+    def _serve_one(self, seen: int) -> bool:
         """Handle the message at the head of the socket, with its descriptors; False if it is not there as a whole,
-        or its reply could not be sent."""
-        if not self._peek_exactly(HEADER_SIZE, None):
+        or its reply could not be sent.
+
+        Args:
+            seen: bytes to the end of the first piece with descriptors; they are not this message's if that is longer.
+        """
+        if not self.peek(HEADER_SIZE, None):
             return False
         header = Header.unpack_from(_BUFFER)
         self._server.check_header(header)
         fds = array.array("i")
         try:
-            if not self._peek_exactly(header.size, fds):
+            if not self.peek(header.size, fds if seen <= header.size else None):
                 return False
             taken = fds.tolist()
             del fds[:]
@@ -200,39 +185,6 @@ class MessageStream:
             for fd in fds:
                 os.close(fd)
         return self._handle(header, _VIEW[HEADER_SIZE : header.size], taken)
-
-    def _peek_exactly(self, size: int, fds: array.array[int] | None) -> bool:
-        """Fill the buffer with the first `size` bytes in the socket; whether there are as many.
-
-        Args:
-            fds: takes the descriptors among them; None leaves those in the socket.
-        """
-        filled = 0
-        # One peek ends behind descriptors, wherever in a message they are; with an offset the next goes on there.
-        self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
-        try:
-            while filled < size:
-                length, control, flags, _ = self._sock.recvmsg_into(
-                    [_VIEW[filled:size]], 0 if fds is None else _CONTROL_SIZE, _PEEK_WITH_FDS
-                )
-                if fds is not None:
-                    for level, kind, data in control:
-                        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-                    if flags & _MSG_CTRUNC or len(fds) > MAX_MESSAGE_FDS:
-                        raise PeerError(f"a message with more than {MAX_MESSAGE_FDS} descriptors")
-                if not length:
-                    self.at_end = True
-                    return False
-                filled += length
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            self.at_end = True
-            return False
-        finally:
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, -1)
-        return True
 
     def _handle(self, header: Header, body: memoryview | bytes, fds: list[int]) -> bool:
         """Handle the message at the head of the socket and take it off; False if its reply could not be sent."""
@@ -270,57 +222,6 @@ class MessageStream:
         # Nobody posts, a predecessor neither, before the form of the message is known.
         is_due = self._server.session.dma_data_offset != 0
         return is_reply and is_due and (header.id, header.command) == (POST_ID, VFIO_USER_DMA_WRITE)
-
-    def _flush(self) -> bool:
-        """Send what is left of the reply, then take its request off the socket; False if there is no room for it."""
-        journal = self._server.journal
-        ledger, controller = self._server.ledger, self._server.controller
-        while self._unsent:
-            ledger.begin_message(REPLY, controller, journal.sent)
-            try:
-                # Not `send`: what that sends is in no count of the kernel's (accounting.py).
-                count = os.write(self._fd, self._unsent)
-                ledger.account.written += count
-                journal.record_sent(count)
-            except BlockingIOError:
-                return False
-            except ConnectionError:
-                self.at_end = True
-                self._unsent = b""
-                return False
-            finally:
-                ledger.end_message()
-            self._unsent = self._unsent[count:]
-        ledger.begin_message(CONSUME, controller, self._answered_size)
-        self._consume(self._answered_size)
-        journal.record_consumed()
-        ledger.end_message()
-        return True
-
-    def _consume_in_pieces(self, size: int) -> None:
-        """`_consume` of a message that nobody answers: a read ends behind descriptors, so it may take several."""
-        ledger = self._server.ledger
-        ledger.begin_message(CONSUME, self._server.controller, size)
-        self._consume(size)
-        ledger.end_message()
-
-    def _consume(self, size: int) -> None:
-        """Take bytes off the socket; descriptors that came with them are closed by the kernel."""
-        self._took = True
-        while size:
-            count = os.readv(self._fd, (_CONSUMED[:size],))
-            self._server.ledger.account.read += count
-            size -= count
-
-    def finish(self, note: Note) -> None:
-        """A predecessor was killed while it sent a reply, or took a message off the socket."""
-        journal = self._server.journal
-        if note.kind == REPLY:
-            if note.progress == journal.sent and 0 < note.moved <= journal.length - journal.sent:
-                journal.record_sent(note.moved)
-        elif 0 < note.moved <= note.progress:
-            self._consume(note.progress - note.moved)
-            journal.record_consumed()
 
     def ask(self, command: int, payload: bytes, on_reply: Callable[[Header, bytes], None]) -> int:
         """Send a request of ours; `on_reply` gets the header and the payload of its reply during some `serve`.
@@ -443,7 +344,3 @@ class MessageStream:
         if time.monotonic() - started < 0.0001:
             # Ready at once though nothing could be done a moment ago: a part of a message.  Do not spin on it.
             time.sleep(min(0.0005, seconds))
-
-    def abandon(self) -> None:
-        """Close this process's descriptor of a socket that another process has too, and will close as it should be."""
-        self._sock.close()
