@@ -41,9 +41,7 @@ MOST_TURNS = 8
 """For which the next client, and all input, waits until a port has dropped what was for the last one: a guest that
 never stops writing must not hold up others."""
 FREE_TURNS = 2
-"""In which input goes on after so many: hosts that come and go all the time must not hold it up for ever..."""
-QUIET = 0.01
-"""...which they do if one leaves within so many seconds of another."""
+"""In which input goes on after so many running: hosts that come and go all the time must not hold it up for ever."""
 
 
 class HostEnds:
@@ -65,7 +63,6 @@ class HostEnds:
         self._connected: set[str] = set()
         self._vacant: dict[str, int] = {}
         self._turns_held = 0
-        self._last_end = 0.0
 
     def add_port(self, device: GuestDevice, port: Port, chardev: str) -> None:
         """A port uses a chardev; connections come after this."""
@@ -135,15 +132,17 @@ class HostEnds:
         self._connected.discard(chardev)
         if chardev in self._listeners:
             self._vacant[chardev] = 0
-            now = self._loop.now()
-            if now - self._last_end > QUIET:
-                self._turns_held = 0
-            self._last_end = now
             self._hold_input()
             self._loop.add_turn(self._listen_again)
 
     def _listen_again(self) -> None:
-        """Take the next clients of chardevs whose ports have had their turn; until then all input waits."""
+        """Take the next clients of chardevs whose ports have had their turn; until then all input waits.
+
+        One turn more shows whether input could go on, or the next host has left already.
+        """
+        if not self._vacant:
+            self._turns_held = 0
+            return
         for chardev, turns in list(self._vacant.items()):
             if turns < MOST_TURNS and any(port.work for _, port in self._ports.get(chardev, ())):
                 self._vacant[chardev] = turns + 1
@@ -153,8 +152,7 @@ class HostEnds:
                 self._listeners[chardev].listen()
         self._turns_held = (self._turns_held + 1) % (MOST_TURNS + FREE_TURNS)
         self._hold_input()
-        if self._vacant:
-            self._loop.add_turn(self._listen_again)
+        self._loop.add_turn(self._listen_again)
 
     def _hold_input(self) -> None:
         self._loop.input_waits = bool(self._vacant) and self._turns_held < MOST_TURNS
