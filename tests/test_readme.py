@@ -1,4 +1,4 @@
-"""What README.md shows works: its transcript is run as it stands, and its table is the one that its command prints."""
+"""What README.md shows works: its transcript and its demo run as they stand, on a machine with nothing else."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ import os
 import re
 import select
 import shlex
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.built import build_pyz
+from support.empty_machine import empty_machine
+from support.fetched import fetch_or_skip
 from support.places import ROOT
 
-from virtserial.rig import Guest, RigUnavailable
+from virtserial.rig import Guest
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
 
 README = (ROOT / "README.md").read_text()
-PLACE = "/tmp/vs"
-"""Where the transcript's sockets are; a folder of the test's own takes its place."""
+FEATURES = (ROOT / "docs/features.md").read_text()
+DEVICE_SOCKET = "/tmp/vs/ser0.sock"
 PROMPT = re.compile(r"(host\$|guest#) (.*)")
 OUTPUT_TIMEOUT = 20
 GO_TO_THE_OTHER_SHELL = 0.3
@@ -70,36 +69,25 @@ def background(command):
 
 
 class Reader:
-    """The readers of the transcript: one at the host's shell, one who starts a QEMU and types in its guest."""
+    """The readers of the transcript: one at an empty machine's shell, one who starts a QEMU and types in its guest."""
 
-    def __init__(self, folder, stack):
-        self.folder = folder
+    def __init__(self, machine, stack):
+        self.machine = machine
         self.stack = stack
         self.guest = None
-        program = Path(folder, "bin", "virtserial")
-        program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m virtserial "$@"\n')
-        program.chmod(0o755)
-        self.environment = {
-            **os.environ,
-            "PATH": f"{program.parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT / "src"),
-        }
 
     def do(self, step):
-        command = step.command.replace(PLACE, self.folder)
-        expected = [line.replace(PLACE, self.folder) for line in step.expected]
         if step.where == "guest#":
-            self.type_in_guest(command, expected)
-        elif command.startswith("qemu-system"):
-            self.start_guest(command)
+            self.type_in_guest(step.command, step.expected)
+        elif step.command.startswith("qemu-system"):
+            self.start_guest(step.command)
         else:
-            self.type_on_host(command, expected)
+            self.type_on_host(step.command, step.expected)
 
     def type_on_host(self, command, expected):
         command, goes_on = background(command)
         process = subprocess.Popen(
-            ["/bin/sh", "-c", command], env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            self.machine.command("/bin/sh", "-c", command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip
         # What goes on, and what only waits for its end, is ended with the test.
@@ -108,6 +96,8 @@ class Reader:
         self.stack.callback(self.end, process)
         if goes_on:
             time.sleep(GO_TO_THE_OTHER_SHELL)
+        elif not expected:
+            assert process.wait(OUTPUT_TIMEOUT) == 0, command
         output = b""
         limit = time.monotonic() + OUTPUT_TIMEOUT
         while output.count(b"\n") < len(expected):
@@ -124,7 +114,7 @@ class Reader:
             os.killpg(process.pid, signal.SIGTERM)
 
     def start_guest(self, command):
-        """The rig's machine with the line's device; its memory is the rig's, and must be such as the line's."""
+        """The rig's machine, outside, with the line's device; its memory is the rig's, and must be as the line's."""
         words = shlex.split(command)
         assert words.pop() == "...", "the line ends where the reader's own options begin"
         options = dict(zip(words[1::2], words[2::2], strict=True))
@@ -137,7 +127,8 @@ class Reader:
         assert memory["id"] == machine["memory-backend"]
         assert memory["size"] == options["-m"]
         mebibytes = int(options["-m"].removesuffix("M"))
-        self.guest = self.stack.enter_context(Guest(["-device", options["-device"]], memory_mib=mebibytes))
+        device = options["-device"].replace(DEVICE_SOCKET, self.machine.path(DEVICE_SOCKET))
+        self.guest = self.stack.enter_context(Guest(["-device", device], memory_mib=mebibytes))
 
     def type_in_guest(self, command, expected):
         command, in_background = background(command)
@@ -147,35 +138,50 @@ class Reader:
             assert self.guest.check(command, timeout=OUTPUT_TIMEOUT).splitlines() == expected
 
 
-def require(present, reason):
-    """Skip with the reason, except where everything must be there."""
-    if not present:
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    """With Python, socat, virtserial.pyz and this source tree."""
+    pyz = build_pyz(tmp_path_factory.mktemp("built"))
+    names = ("virtserial", "virtserial-qemu", "virtserial-vhost-user")
+    with empty_machine([(name, pyz) for name in names], [ROOT]) as machine:
+        yield machine
 
 
 @pytest.mark.qemu
 @pytest.mark.timeout(120)
-def test_transcript_runs_as_it_stands():
-    require(shutil.which("socat"), "socat is not installed")
-    try:
-        find_qemu()
-        guest_image()
-    except RigUnavailable as reason:
-        require(False, f"the rig is not available: {reason}")
+def test_transcript_runs_as_it_stands(machine):
+    fetch_or_skip(find_qemu)
+    fetch_or_skip(guest_image)
     steps = parse_transcript(README)
     assert {step.where for step in steps} == {"host$", "guest#"}
     assert sum(bool(step.expected) for step in steps) >= 4
-    with tempfile.TemporaryDirectory(prefix="vs-") as folder, contextlib.ExitStack() as stack:
-        reader = Reader(folder, stack)
+    with contextlib.ExitStack() as stack:
+        reader = Reader(machine, stack)
         for step in steps:
             reader.do(step)
 
 
+@pytest.mark.parametrize("program", [f"{ROOT}/scripts/demo", "virtserial demo"])
+def test_the_demo_runs_on_an_empty_machine(machine, program):
+    command = machine.command(*program.split(), "--size", "1", network=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("all sha1sums are equal")
+
+
+def test_the_zip_archive_is_each_of_the_programs(machine):
+    for words, says in (
+        (["virtserial", "--version"], "virtserial "),
+        (["virtserial-vhost-user", "--print-capabilities"], '"type"'),
+        (["virtserial-qemu", "--explain", "-device", "virtio-serial"], "vfio-user-pci"),
+    ):
+        done = subprocess.run(machine.command(*words), capture_output=True, text=True, timeout=60)
+        assert says in done.stdout, (words, done)
+
+
 def table_behind(marker):
-    """The lines of the table behind a comment in README.md."""
-    text = README.split(f"<!-- {marker} -->\n")[1]
+    """The lines of the table behind a comment in docs/features.md."""
+    text = FEATURES.split(f"<!-- {marker} -->\n")[1]
     return text.split("\n\n")[0].splitlines()
 
 
@@ -185,7 +191,7 @@ def cells(line):
 
 def test_table_of_connected_ports_is_the_one_its_command_prints():
     """Its head and its columns: the numbers are held by tests/interop/test_many_ports.py."""
-    module = re.search(r"`PYTHONPATH=src:tests python3 -m (\S+)` prints this table", README).group(1)
+    module = re.search(r"`PYTHONPATH=src:tests python3 -m (\S+)` prints this table", FEATURES).group(1)
     program = importlib.import_module(module)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -195,6 +201,10 @@ def test_table_of_connected_ports_is_the_one_its_command_prints():
     assert table[:2] == [head, rule]
     assert {len(cells(row)) for row in table[2:]} == {len(cells(head))}
     assert {cells(row)[0].split()[0] for row in table[2:]} >= {"30", "510"}
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -4,7 +4,7 @@ Every test runs in eight cells, one boot each: {QEMU's device, ours} x {Linux's 
 interface, the same with packed rings, ours by CUSE}; every test takes a port of its own.  The legacy interface and
 packed rings need VIRTSERIAL_CONTRACT=all, for their minutes; test_legacy.py and test_configurations.py have the
 ordinary run's.
-`PYTHONPATH=tests python3 -m support.guests.contract_table` prints the table of the README.
+`PYTHONPATH=tests python3 -m support.guests.contract_table` prints the table of docs/features.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.foreign_bug(
 PORTS = [f"org.test.{n}" for n in range(1, 25)]
 EXTRA = "org.test.second-controller"
 MUCH_MIB = int(os.environ.get("VIRTSERIAL_TRANSFER_MIB", "20"))
-"""100 for the README's table."""
+"""100 for the table of docs/features.md."""
 DRIVERS = {"linux": LinuxDriver(), "legacy": LegacyDriver(), "packed": PackedDriver(), "cuse": CuseDriver()}
 linux_only = pytest.mark.parametrize("guest_driver", ["linux", "legacy", "packed"], indirect=True, scope="module")
 """For what CUSE cannot do (docs/deviations.md)."""

@@ -7,6 +7,7 @@ wants to add is appended as a second cpio archive, which the kernel unpacks over
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import os
 import re
 import subprocess
@@ -47,7 +48,8 @@ ROOT_PASSWORD = "virtserial"
 ROOT_PASSWORD_HASH = (
     "$6$rig$/WdM4KdHBeSTuiOwys14..Rw47is/jZosReS1fKZD9y2VOdtfQ5PNlpEHE8obbg19hC0zM9EbP8GaIOGMKysk0"
 )
-GUESTSIDE = Path(__file__).with_name("guestside")
+RIG = importlib.resources.files("virtserial.rig")
+GUESTSIDE = RIG / "guestside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def guest_image() -> GuestImage:
     Raises:
         RigUnavailable: the packages cannot be had.
     """
-    parts = [Path(__file__), Path(__file__).with_name("cpio.py"), GUESTSIDE / "init", GUESTSIDE / "agent.py"]
+    parts = [RIG / "image.py", RIG / "cpio.py", GUESTSIDE / "init", GUESTSIDE / "agent.py"]
     sources = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
     folder = build_once(f"guest-{KERNEL_VERSION}-{sources[:12]}", _build)
     return GuestImage(folder / "vmlinuz", folder / "initramfs")

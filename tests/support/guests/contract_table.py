@@ -1,4 +1,4 @@
-"""Runs the guest's contract and prints the table of the README: all cells but QEMU's own with the legacy interface or
+"""Runs the guest's contract and prints the table of docs/features.md: all but QEMU's own with the legacy interface or
 packed rings.
 
 `PYTHONPATH=tests python3 -m support.guests.contract_table [pytest's options]` boots six guests; it takes some minutes.

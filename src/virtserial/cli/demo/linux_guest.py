@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtserial.cli.demo import guest_script
@@ -42,7 +42,7 @@ def main() -> int:
         with Guest(devices, memory_mib=memory_mib, smp=2) as guest:
             linux = f"Linux {guest.check('uname -r')} in QEMU (TCG), process {guest.pid}"
             report("say", line=f"{linux}, booted in {guest.boot_seconds:.1f} s")
-            job = guest.start_python(Path(guest_script.__file__).read_text())
+            job = guest.start_python(inspect.getsource(guest_script))
             job.send(plan.to_json().encode() + b"\n")
             threading.Thread(target=pass_on_input, args=(job,), daemon=True).start()
             while job.status is None:
