@@ -15,7 +15,7 @@ GUEST_FILES = sorted((SOURCE / "guest").rglob("*.py"))
 """The guest's library, a distribution of its own that src reaches by a symbolic link, which rglob does not follow."""
 
 FLOORS = [
-    {"errors", "loop", "accounting", "closing", "peeked_socket", "handler"},
+    {"errors", "version", "loop", "accounting", "closing", "peeked_socket", "handler"},
     {"memory", "virtio", "console", "pci"},
     {"state"},
     {"vfio_user", "vhost_user"},
@@ -29,6 +29,7 @@ FLOORS = [
     {"client"},
     {"dropin"},
     {"driver"},
+    {"embed"},
     {"rig", "testing"},
     {"cli"},
 ]

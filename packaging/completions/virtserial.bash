@@ -10,7 +10,7 @@ _virtserial() {
                 mapfile -t COMPREPLY < <(compgen -W "$(virtserial serve -chardev help | awk '/^  ?[a-z]/ {print $1}')" -- "$word")
                 ;;
             *)
-                mapfile -t COMPREPLY < <(compgen -W "-device -chardev -object -qmp -monitor -mon --ready-fd --trust-vmm
+                mapfile -t COMPREPLY < <(compgen -W "-device -chardev -object -qmp -monitor -mon --ready-fd --exit-with-parent --trust-vmm
                     --allow-path --sandbox=off --name
                     --verbose --help" -- "$word")
                 ;;

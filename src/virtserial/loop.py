@@ -101,6 +101,10 @@ class EventLoop:
         self._running = False
         self.now: Callable[[], float] = time.monotonic
 
+    def fileno(self) -> int:
+        """A descriptor that is readable while a watched one has events; timers and turns do not show there."""
+        return self._epoll.fileno()
+
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call `callback(events)` when `fd` has one of `events` (EPOLL* bits; add EPOLLET for edges).
 

@@ -88,7 +88,7 @@ def test_keeper_and_worker_run_the_code_that_is_installed_now(start, folder):
         *controller_options(folder), *port_options(folder, "a"), "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
         "-qmp", f"unix:{folder}/other,server=on,wait=off", environment=environment,
     )  # fmt: skip
-    about = code / "virtserial" / "__init__.py"
+    about = code / "virtserial" / "version.py"
     about.write_text(about.read_text().replace('__version__ = "', '__version__ = "1000.'))
     with QmpClient(f"{folder}/other", 30) as before, EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         assert "1000." not in before.execute("query-version")["package"]

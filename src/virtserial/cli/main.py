@@ -6,9 +6,9 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from virtserial import __version__
 from virtserial.errors import ConfigError, UsageError, VirtserialError
 from virtserial.options.keyval import did_you_mean
+from virtserial.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -6,8 +6,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from virtserial import __version__
 from virtserial.errors import ConfigError
+from virtserial.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

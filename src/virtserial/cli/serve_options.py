@@ -38,6 +38,7 @@ USAGE = """usage: virtserial serve OPTION...
   -device DRIVER,help   list a driver's properties; -chardev help lists the kinds
   --name NAME           what `virtserial ls` and names like NAME/PORT call this virtual machine
   --ready-fd N          close descriptor N once every socket is ready
+  --exit-with-parent    end when the process that started this one does
   --trust-vmm           map guest memory even if the VMM can take its pages away
   --allow-path PATH     let monitors use PATH and everything below it, beside the paths of these options
   --sandbox=off         do not confine the process that handles the guest's bytes
@@ -54,7 +55,7 @@ for QEMU (10.1 or newer).  SIGTERM ends it; SIGUSR2 upgrades it in place to the 
 MONITOR_OPTIONS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
 KNOWN = (
     *("-device", "-chardev", "-object", *MONITOR_OPTIONS, "-ready-fd", "-trust-vmm", "-allow-path", "-sandbox=off"),
-    *("-name", "-verbose", "-help", "-socket-path", "-fd", "-print-capabilities"),
+    *("-name", "-verbose", "-help", "-socket-path", "-fd", "-print-capabilities", "-exit-with-parent"),
 )
 HELP = "`virtserial serve --help` lists the options"
 
@@ -73,6 +74,7 @@ class Options:
         self.print_capabilities = False
         vhost_user_path: str | None = None
         self.ready_fd: str | None = None
+        self.exit_with_parent = False
         self.trust_vmm = False
         self.sandbox = True
         self.allowed_paths: list[str] = []
@@ -109,6 +111,8 @@ class Options:
                     self.monitors.append((option, value))
                 else:
                     self.ready_fd = value
+            elif option == "-exit-with-parent":
+                self.exit_with_parent = True
             elif option == "-trust-vmm":
                 self.trust_vmm = True
             elif option in ("-sandbox=on", "-sandbox=off"):

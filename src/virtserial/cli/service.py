@@ -21,7 +21,7 @@ from virtserial.daemon.keeper.path_policy import PathPolicy
 from virtserial.daemon.keeper.signals import Signals
 from virtserial.daemon.worker_code import InstalledWorker
 from virtserial.errors import ConfigError, StateError
-from virtserial.loop import EventLoop
+from virtserial.loop import EPOLLIN, EventLoop
 from virtserial.monitor.registry import Registration
 from virtserial.options.vhost_user_device import vhost_user_argument
 
@@ -71,6 +71,9 @@ class Service:
         )
         self._monitors: Monitors | None = None
         self._signals = Signals(self._loop, self._renew)
+        if options.exit_with_parent:
+            parent = os.pidfd_open(os.getppid())
+            self._loop.watch(parent, EPOLLIN, lambda _: self._loop.stop())
         self._registration = Registration(self._keeper, options.name or _name_of(machine))
 
     def start(

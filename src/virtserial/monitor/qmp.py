@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from virtserial import __version__
 from virtserial.errors import VirtserialError
 from virtserial.monitor.json_stream import JsonError, JsonStream
+from virtserial.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

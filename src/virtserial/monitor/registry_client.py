@@ -11,10 +11,10 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
-from virtserial import __version__
 from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN, EPOLLOUT
 from virtserial.monitor.inventory import inventory, processes
+from virtserial.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
