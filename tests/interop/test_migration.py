@@ -6,19 +6,21 @@ import hashlib
 import os
 import signal
 import socket
+import subprocess
 import sys
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support.guests.dropin_guest import PROGRAM, device_processes
+from support.guests.dropin_guest import PROGRAM, QUIET, device_processes, environment
 from support.guests.host_end import HostEnd
 from support.guests.moved_guest import MACHINE, MovedGuest, Traffic, make_qcow2
 from support.waiting import wait_until
 
 from virtserial.migration.bus import parent_of
 from virtserial.monitor.qmp import QmpError
+from virtserial.rig.guest import KERNEL_OPTIONS
+from virtserial.rig.image import guest_image
 
 ROUNDS = int(os.environ.get("VIRTSERIAL_MIGRATIONS", "3"))
 """Live migrations in a row."""
@@ -296,36 +298,38 @@ def test_a_destination_with_other_ports_ends_with_a_line_and_the_source_goes_on(
         traffic.check()
 
 
-ECHO = """
-import os, threading
-def echo(fd):
+AGENT = """
+import json, os, threading
+def serve(fd):
     while True:
-        data = os.read(fd, 100)
-        if data:
-            os.write(fd, data)
-threading.Thread(target=echo, args=(os.open('/dev/virtio-ports/org.test.1', os.O_RDWR),), daemon=True).start()
+        for line in os.read(fd, 1000).splitlines():
+            assert json.loads(line) == {"execute": "guest-ping"}
+            os.write(fd, b'{"return": {}}\\n')
+threading.Thread(target=serve, args=(os.open('/dev/virtio-ports/agent', os.O_RDWR),), daemon=True).start()
 """
+POOL = Path(__file__).parents[2] / "examples" / "warm_guests.py"
 
 
-def test_ten_forks_of_one_stream_each_answer_on_their_own_port():
-    with MovedGuest(devices()) as guest, ExitStack() as stack:
-        guest.session()(ECHO)
+def test_ten_forks_of_one_stream_each_answer_on_their_own_port(folder):
+    """The example's pool of warm guests."""
+    words = devices(ports=["agent"])
+    with MovedGuest(words) as guest:
+        guest.session()(AGENT)
         guest.vm.qmp("stop")
-        guest.vm.qmp("migrate", uri=f"file:{guest.folder}/warm")
+        guest.vm.qmp("migrate", uri=f"file:{folder}/warm")
         assert guest.vm.migration()["status"] == "completed"
-        forks = []
-        for _ in range(10):
-            forks.append(fork := guest.fork("-incoming", f"file:{guest.folder}/warm"))
-            stack.callback(fork.close)
-        for number, fork in enumerate(forks):
-            fork.wait_status("paused")
-            fork.qmp("cont")
-            began = time.monotonic()
-            end = HostEnd(f"{fork.folder}/org.test.1")
-            end.send(b"fork %d" % number)
-            assert end.receive_until(b"fork %d" % number, 5)
-            print("fork", number, "answered after", round(time.monotonic() - began, 3))
-            end.close()
+    image = guest_image()
+    kernel = ["-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", KERNEL_OPTIONS]
+    machine = [*MACHINE, *QUIET, *kernel, *("-serial", "null", "-serial", "null")]
+    with subprocess.Popen(
+        [sys.executable, POOL, f"{folder}/warm", "10", "--", *machine, *words],
+        env=environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as pool:  # fmt: skip
+        answers = [pool.stdout.readline() for _ in range(10)]
+        print(*answers)
+        assert all("answered after" in line for line in answers)
+        pool.stdin.close()
+        assert pool.wait(30) == 0
 
 
 def test_what_a_user_sees_of_a_migration(shared):
