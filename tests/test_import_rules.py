@@ -27,6 +27,7 @@ FLOORS = [
     {"monitor", "migration"},
     {"guest"},
     {"client"},
+    {"metrics"},
     {"dropin"},
     {"driver"},
     {"embed"},

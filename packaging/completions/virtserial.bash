@@ -15,9 +15,11 @@ _virtserial() {
                     --verbose --help" -- "$word")
                 ;;
         esac
-    elif [[ ${COMP_WORDS[1]} =~ ^(restart|ports|ssh)$ && $before != --monitor ]]; then
+    elif [ "${COMP_WORDS[1]}" = exporter ]; then
+        mapfile -t COMPREPLY < <(compgen -W "--listen --tls-cert --tls-key --max-ports --once --help" -- "$word")
+    elif [[ ${COMP_WORDS[1]} =~ ^(restart|ports|ssh|health)$ && $before != --monitor ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(virtserial ls 2> /dev/null | awk 'NR > 1 {print $1}')
-            --monitor --worker --json --watch --help" -- "$word")
+            --monitor --worker --json --watch --wait --help" -- "$word")
     elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} =~ ^(console|pipe|send|receive|log|record)$ ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$(virtserial ports 2> /dev/null | awk 'NR > 1 {print $1}')" -- "$word")
     else

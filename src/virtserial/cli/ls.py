@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from virtserial.cli.overview import Seen, add_options, show, size
+from virtserial.cli.overview import add_options, show, size
 from virtserial.client.names import ports_of
 from virtserial.guest import programs
+
+if TYPE_CHECKING:
+    from virtserial.client.survey import Seen
 
 PROGRAM = "virtserial ls"
 HEADING = ("VM", "PID", "USER", "CONTROLLERS", "PORTS ", "OPEN ", "CLIENTS ", "TO HOST ", "TO GUEST ", "DISCARDED ",

@@ -30,6 +30,8 @@ COMMANDS = {
     "log": "carry log lines over a port, and keep them while the other end is away",
     "ls": "list the virtual machines that run here",
     "ports": "list ports, their state and counters",
+    "health": "say whether they are well, for scripts and units",
+    "exporter": "give Prometheus the figures of all that runs here",
     "demo": "move files over ports and use consoles, on an embedded guest",
 }
 

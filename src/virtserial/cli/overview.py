@@ -1,15 +1,15 @@
-"""What `ls` and `ports` share: asking every VM at once, tables, --json, --watch."""
+"""What `ls` and `ports` share: tables, --json, --watch."""
 
 from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from virtserial.client.registry import Vm, running_vms
-from virtserial.errors import ConfigError, VirtserialError
+from virtserial.client.registry import running_vms
+from virtserial.client.survey import look
+from virtserial.errors import ConfigError
 from virtserial.guest.files.messages import printable
 from virtserial.guest.files.report import amount
 
@@ -17,18 +17,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from virtserial.client.registry import Vm
+    from virtserial.client.survey import Seen
+
 CLEAR = "\x1b[H\x1b[2J"
-GIVE_UP = 5.0
-"""Seconds for all answers: each keeper has its 3."""
-
-
-class Seen(NamedTuple):
-    """A VM, with what it serves; or why that is not known."""
-
-    vm: Vm
-    inventory: dict[str, Any]
-    error: str = ""
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --json and --watch."""
@@ -37,25 +29,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--watch", nargs="?", type=float, const=1.0, metavar="SECONDS",
         help="show it again every second, or every SECONDS, until Ctrl-C",
     )  # fmt: skip
-
-
-def look(vms: Sequence[Vm]) -> list[Seen]:
-    """Ask every VM, all at the same time: one that hangs holds up no other."""
-    seen = {vm: Seen(vm, {}, "no answer") for vm in vms}
-
-    def ask(vm: Vm) -> None:
-        try:
-            seen[vm] = Seen(vm, vm.inventory())
-        except VirtserialError as error:
-            seen[vm] = Seen(vm, {}, str(error))
-
-    threads = [threading.Thread(target=ask, args=(vm,), daemon=True) for vm in vms]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + GIVE_UP
-    for thread in threads:
-        thread.join(max(deadline - time.monotonic(), 0))
-    return [seen[vm] for vm in vms]
 
 
 def show(

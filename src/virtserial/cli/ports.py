@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from virtserial.cli.overview import Seen, add_options, show, size
+from virtserial.cli.overview import add_options, show, size
 from virtserial.client.monitor import HostPort, Monitor
 from virtserial.client.names import ports_of
 from virtserial.client.registry import find_vm, running_vms
@@ -17,6 +17,7 @@ from virtserial.guest.ports import list_ports
 
 if TYPE_CHECKING:
     from virtserial.client.names import VmPort
+    from virtserial.client.survey import Seen
 
 PROGRAM = "virtserial ports"
 HEADING = ("PORT", "NR ", "KIND", "GUEST", "CLIENTS ", "TO HOST ", "TO GUEST ", "DISCARDED ", "DROPPED ", "HOST END")

@@ -91,14 +91,17 @@ class Vm(NamedTuple):
             raise
         return Monitor(connection, answer_time, f"VM '{self.name}' (process {self.pid})")
 
-    def inventory(self) -> dict[str, Any]:
+    def inventory(self, *, ping: bool = False) -> dict[str, Any]:
         """What it serves: see monitor/inventory.py.
+
+        Args:
+            ping: let the keeper find out whether its worker hangs; a later answer has the result.
 
         Raises:
             ConfigError, PeerError: it does not answer.
         """
         with self.connect() as monitor:
-            answer = monitor.execute("x-virtserial-inventory")
+            answer = monitor.execute("x-virtserial-inventory", {"ping": True} if ping else None)
         if not isinstance(answer, dict) or not all(
             isinstance(answer.get(part), list) and all(isinstance(each, dict) for each in answer[part])
             for part in ("controllers", "ports")

@@ -207,7 +207,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "x-virtserial-query-clients": Command(lambda operations, _: operations.query_clients(), {}),
     "x-virtserial-query": Command(lambda operations, _: processes(operations.keeper), {}),
-    "x-virtserial-inventory": Command(lambda operations, _: inventory(operations.keeper), {}),
+    "x-virtserial-inventory": Command(
+        lambda operations, _, ping: inventory(operations.keeper, bool(ping)), {"ping": Optional(bool)}
+    ),
     "x-virtserial-resize": Command(
         lambda operations, _, *size: operations.resize(*size), {"id": str, "cols": int, "rows": int}
     ),

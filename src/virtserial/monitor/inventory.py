@@ -11,18 +11,26 @@ from typing import TYPE_CHECKING
 from virtserial.channel.connections import SharedConnection, unlogged
 from virtserial.channel.messages import Connect
 from virtserial.daemon.keeper.counters import read_counters
+from virtserial.daemon.keeper.hang_watch import LATENCY_BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from virtserial.daemon.keeper.hang_watch import HangWatch
     from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Controller, Port
 
 _CREDENTIALS = struct.Struct("3i")
 
 
-def inventory(keeper: Keeper) -> dict[str, object]:
-    """Return what x-virtserial-inventory answers."""
+def inventory(keeper: Keeper, ping: bool = False) -> dict[str, object]:
+    """Return what x-virtserial-inventory answers.
+
+    Args:
+        ping: find out whether the worker hangs; a later answer has the result.
+    """
+    if ping:
+        keeper.workers.hang_watch.ping()
     machine = keeper.machine
     consoles = [port for port in machine.ports() if port.is_console]
     return {
@@ -89,6 +97,17 @@ def processes(keeper: Keeper) -> dict[str, object]:
         "restarts": workers.restarts,
         "upgrades": workers.upgrades,
         "doubtful-bytes": workers.doubtful,
+        "worker-latency": _latency(workers.hang_watch),
+    }
+
+
+def _latency(watch: HangWatch) -> dict[str, object]:
+    latency = watch.latency
+    return {
+        "bounds": LATENCY_BOUNDS,
+        "counts": latency.counts,
+        "seconds": latency.seconds,
+        "unanswered": watch.unanswered,
     }
 
 

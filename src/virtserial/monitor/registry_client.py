@@ -158,7 +158,7 @@ COMMANDS: Final[Mapping[str, Callable[[Keeper, Mapping[str, Any]], object]]] = {
     "qmp_capabilities": lambda *_: None,
     "x-virtserial-query": lambda keeper, _: processes(keeper),
     "x-virtserial-query-clients": lambda keeper, _: keeper.back_ends.clients(),
-    "x-virtserial-inventory": lambda keeper, _: inventory(keeper),
+    "x-virtserial-inventory": lambda keeper, arguments: inventory(keeper, arguments.get("ping") is True),
     "x-virtserial-restart": _restart,
     "x-virtserial-disconnect": _disconnect,
     "x-virtserial-resize": _resize,

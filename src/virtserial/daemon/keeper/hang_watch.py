@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final
 
 from virtserial.channel.messages import Ping
 from virtserial.daemon.keeper.successor import START_TIMEOUT
@@ -15,12 +17,35 @@ if TYPE_CHECKING:
     from virtserial.daemon.keeper.worker_process import WorkerProcess
     from virtserial.loop import EventLoop, Timer
 
+LATENCY_BOUNDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Seconds."""
+
+
+class Latency:
+    """How long workers took to answer, one after the other: what waits in their loop waits as long.
+
+    Attributes:
+        counts: answers up to each of LATENCY_BOUNDS, and later ones.
+        seconds: the sum of all.
+    """
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LATENCY_BOUNDS) + 1)
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.seconds += seconds
+
 
 class HangWatch:
     """
     Args:
         send: sends a Ping to the worker.
         hangs: called when it hangs.
+
+    Attributes:
+        latency: of every answer to `ping`.
     """
 
     def __init__(self, loop: EventLoop, send: Callable[[Ping], None], hangs: Callable[[], None]) -> None:
@@ -31,6 +56,13 @@ class HangWatch:
         self._pings = self._pongs = 0
         self._unread = 0
         self._timer: Timer | None = None
+        self._asked: float | None = None
+        self.latency = Latency()
+
+    @property
+    def unanswered(self) -> float:
+        """Seconds since a `ping` that the worker has not answered yet; 0 if there is none."""
+        return 0.0 if self._asked is None else time.monotonic() - self._asked
 
     def begin(self, worker: WorkerProcess) -> None:
         """Watch a worker that has just started: it may take START_TIMEOUT."""
@@ -42,13 +74,15 @@ class HangWatch:
     def end(self) -> None:
         """The worker is gone."""
         self._worker = None
+        self._answered()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def ping(self) -> None:
         """Find out whether the worker hangs, unless that is being found out."""
-        if self._timer is None:
+        if self._timer is None and self._worker is not None:
+            self._asked = time.monotonic()
             self._ping(SEND_TIMEOUT)
 
     def _ping(self, timeout: float) -> None:
@@ -66,9 +100,16 @@ class HangWatch:
         if not self._pongs <= number <= self._pings:
             raise StateError(f"Pong {number} to Ping {self._pings}")
         self._pongs = number
+        if number == self._pings:
+            self._answered()
         if number == self._pings and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _answered(self) -> None:
+        if self._asked is not None:
+            self.latency.add(self.unanswered)
+            self._asked = None
 
     def _look(self) -> None:
         self._timer = None

@@ -87,7 +87,7 @@ class Keeper:
             lambda message, fds: self._reports.handle(message, fds),
             lambda controller: self.vmms.detach(controller),
         )
-        self._heartbeat = Heartbeat(loop, self.workers.ping)
+        self._heartbeat = Heartbeat(loop, self.workers.hang_watch.ping)
         self.back_ends = BackEnds(
             loop, machine, chardevs, self.held, self.workers, self._heartbeat, path_policy, sandbox
         )

@@ -83,7 +83,7 @@ class Supervisor:
         refusal: why the last request for new code came to nothing, or None.
         doubtful: bytes that were moved twice, or not at all, because a worker was killed over them.
         left: what workers have left to the next.
-        ping: finds out whether the worker hangs.
+        hang_watch: `ping` finds out whether the worker hangs.
     """
 
     def __init__(
@@ -114,8 +114,7 @@ class Supervisor:
         self._retired: Callable[[], None] | None = None
         self._started = 0.0
         self._young_deaths = 0
-        self._hang_watch = HangWatch(loop, self.send, self._end_hung_worker)
-        self.ping = self._hang_watch.ping
+        self.hang_watch = HangWatch(loop, self.send, self._end_hung_worker)
         self._restart_timer: Timer | None = None
         self._stop_timer: Timer | None = None
         self._requests = 0
@@ -140,7 +139,7 @@ class Supervisor:
         self._loop.watch(worker.channel.fileno(), EPOLLIN, self._worker_spoke)
         self._loop.watch(worker.pidfd, EPOLLIN, self._worker_exited)
         self._backlog = 0
-        self._hang_watch.begin(worker)
+        self.hang_watch.begin(worker)
         self._brief(worker)
 
     def start_or_try_again(self) -> None:
@@ -173,7 +172,7 @@ class Supervisor:
         self._loop.unwatch(worker.pidfd)
 
     def _cancel_timers(self) -> None:
-        self._hang_watch.end()
+        self.hang_watch.end()
         for timer in (self._restart_timer, self._stop_timer):
             if timer is not None:
                 timer.cancel()
@@ -182,7 +181,7 @@ class Supervisor:
     def _worker_exited(self, _: int) -> None:
         worker, self.worker = self.worker, None
         assert worker is not None
-        self._hang_watch.end()
+        self.hang_watch.end()
         self._unwatch(worker)
         while self._receive(worker):
             pass
@@ -316,7 +315,7 @@ class Supervisor:
             self._end_hung_worker()
         except OSError:
             return  # its end is on its way to us
-        self.ping()
+        self.hang_watch.ping()
 
     def _end_hung_worker(self) -> None:
         if self.worker is not None:
@@ -398,7 +397,7 @@ class Supervisor:
     def _act_on(self, worker: WorkerProcess, message: FromWorker, fds: list[int]) -> None:
         match message:
             case Pong(number):
-                self._hang_watch.pong(number)
+                self.hang_watch.pong(number)
             case Started(doubtful):
                 self._serves(worker, doubtful)
             case Backlog():

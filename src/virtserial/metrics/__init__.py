@@ -1,0 +1,1 @@
+"""What this machine's ports do, in figures: for Prometheus, for scripts."""

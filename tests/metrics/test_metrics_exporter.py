@@ -1,0 +1,182 @@
+"""`virtserial exporter` beside real keepers that come, go, are killed, restart and hang."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from support.certificates import Authority
+from support.embedded_guest import EmbeddedGuest
+from support.exporter import exporter, scrape, value, values
+from support.pretender import pretender
+from support.programs import run
+from support.serving import serve
+from support.waiting import wait_until
+
+pytest.importorskip("prometheus_client")
+PORT = "org.example.0"
+
+
+@pytest.fixture(scope="module")
+def registry(module_folder):
+    return module_folder / "vms"
+
+
+def machine(folder, name):
+    return [
+        "--name", name, "-device", f"virtio-serial,id=ser0,socket={folder}/{name}.sock",
+        "-chardev", f"socket,id=c0,path={folder}/{name}0,server=on,wait=off",
+        "-device", f"virtserialport,chardev=c0,name={PORT}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alpha(module_folder, registry):
+    with serve(*machine(module_folder, "alpha"), registry=registry) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def url(alpha, registry):
+    with exporter(registry) as where:
+        yield where
+
+
+def test_bytes_of_a_guest_are_told_exactly(alpha, url, module_folder):
+    with EmbeddedGuest(str(module_folder / "alpha.sock"), PORT) as guest:
+        guest.check_port(PORT, f"{module_folder}/alpha0", 300_000)
+        figures = scrape(url)
+    for way in ("to_host", "to_guest"):
+        assert value(figures, "virtserial_port_bytes_total", vm="alpha", port=PORT, direction=way) == 300_000
+    assert value(figures, "virtserial_controller_vmm_connected", vm="alpha") == 1
+    assert value(figures, "virtserial_resident_memory_bytes", vm="alpha", process="worker") > 1 << 20
+
+
+def test_the_worker_s_latency_is_measured_at_each_scrape(alpha, url):
+    answers = "virtserial_worker_latency_seconds_count"
+    before = value(scrape(url), answers, vm="alpha")
+    wait_until(lambda: value(scrape(url), answers, vm="alpha") > before, step=0.3)
+
+
+def test_vms_that_come_and_go_have_series_while_they_are_there(alpha, url, registry, module_folder):
+    with serve(*machine(module_folder, "beta"), registry=registry) as beta:
+        wait_until(lambda: values(scrape(url), "virtserial_vm_up", vm="beta") == [1], step=0.3)
+        beta.kill()
+        beta.wait()
+        wait_until(lambda: not values(scrape(url), "virtserial_vm_up", vm="beta"), step=0.3)
+    assert values(scrape(url), "virtserial_vm_up", vm="alpha") == [1]
+
+
+def worker_of(keeper):
+    return int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()[0])
+
+
+def test_a_killed_worker_and_a_restart_are_counted(alpha, url, registry):
+    os.kill(worker_of(alpha.pid), signal.SIGKILL)
+    wait_until(lambda: value(scrape(url), "virtserial_worker_restarts_total", vm="alpha") == 1, step=0.3)
+    assert run("restart", "alpha", VIRTSERIAL_REGISTRY=str(registry))[0] == 0
+    wait_until(lambda: values(scrape(url), "virtserial_keeper_upgrades_total", vm="alpha") == [1], step=0.3)
+
+
+def test_a_worker_that_hangs_is_found_by_a_scrape(alpha, url):
+    before = value(scrape(url), "virtserial_worker_restarts_total", vm="alpha")
+    os.kill(worker_of(alpha.pid), signal.SIGSTOP)
+    try:
+        unanswered = "virtserial_worker_unanswered_seconds"
+        wait_until(lambda: any(each > 1 for each in values(scrape(url), unanswered, vm="alpha")), step=0.3)
+    finally:
+        wait_until(lambda: values(scrape(url), "virtserial_worker_restarts_total", vm="alpha") > [before], step=0.3)
+
+
+def test_one_that_hangs_and_one_that_lies_cost_a_scrape_less_than_five_seconds(alpha, url, registry, module_folder):
+    with serve(*machine(module_folder, "slow"), registry=registry) as slow, pretender(registry, b'{"return": 5}\r\n'):
+        slow.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(1.1)  # A survey is good for a second.
+            begun = time.monotonic()
+            figures = scrape(url)
+            assert time.monotonic() - begun < 5
+        finally:
+            slow.send_signal(signal.SIGCONT)
+    for name, is_up in (("alpha", 1), ("slow", 0), ("pretender", 0)):
+        assert value(figures, "virtserial_vm_up", vm=name) == is_up
+
+
+def test_other_paths_and_garbage_are_refused(url):
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(url.removesuffix("metrics") + "other", timeout=20)
+    place = url.split("/")[2].rpartition(":")
+    with socket.create_connection((place[0], int(place[2])), 20) as client:
+        client.sendall(b"\0\xff" * 50_000 + b"\r\n\r\n")
+        wait_until(lambda: not _receive(client))
+    assert scrape(url)
+
+
+def _receive(client):
+    try:
+        return client.recv(65536)
+    except ConnectionError:
+        return b""
+
+
+def test_clients_that_ask_nothing_do_not_add_up(url):
+    host, _, port = url.split("/")[2].rpartition(":")
+    clients = [socket.create_connection((host, int(port)), 20) for _ in range(40)]
+    closed = 0
+    for client in clients:
+        client.settimeout(0.05)
+        try:
+            closed += client.recv(1) == b""
+        except TimeoutError:
+            continue
+    for client in clients:
+        client.close()
+    assert closed >= 20
+    wait_until(lambda: _try(url), step=0.2)
+
+
+def _try(url):
+    try:
+        return scrape(url)
+    except (OSError, urllib.error.URLError):
+        return None
+
+
+def test_https(alpha, registry, tmp_path):
+    folder = Authority(tmp_path / "authority", "test").issue(tmp_path / "server", "server")
+    trust = ssl.create_default_context(cafile=f"{folder}/ca-cert.pem")
+    options = ["--tls-cert", f"{folder}/server-cert.pem", "--tls-key", f"{folder}/server-key.pem"]
+    with exporter(registry, *options) as where:
+        assert where.startswith("https://127.0.0.1:")
+        assert values(scrape(where, context=trust), "virtserial_vm_up", vm="alpha") == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--listen", "nowhere:x"], "--listen nowhere:x"),
+        (["--listen", "127.0.0.1:99999999"], "--listen 127.0.0.1:99999999"),
+        (["--tls-cert", "/nothing.pem"], "--tls-cert /nothing.pem, --tls-key : No such file or directory"),
+    ],
+)
+def test_a_wrong_option_is_one_line(words, said):
+    status, output, errors = run("exporter", *words)
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"virtserial: {said}")
+
+
+def test_the_missing_extra_is_named(tmp_path):
+    (tmp_path / "prometheus_client.py").write_text("raise ModuleNotFoundError(name='prometheus_client')\n")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}:{Path(__file__).parents[2]}/src"
+    assert run("exporter", PYTHONPATH=path) == (
+        1, "",
+        "virtserial: virtserial exporter needs the package prometheus_client, which is not installed\n"
+        "virtserial: pip install 'virtserial[metrics]' has it\n",
+    )  # fmt: skip
