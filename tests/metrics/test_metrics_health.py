@@ -68,6 +68,8 @@ def test_a_keeper_that_hangs(alpha, registry):
 
 
 def test_a_worker_that_hangs_is_ill_and_is_replaced(alpha, registry):
+    # One that is still starting has more time.
+    assert health(registry, "--wait", "10")[0] == 0
     worker = int(Path(f"/proc/{alpha.pid}/task/{alpha.pid}/children").read_text().split()[0])
     os.kill(worker, signal.SIGSTOP)
     status, line, _ = health(registry)
