@@ -29,13 +29,13 @@ from contestants import serve
 from embedded import PORT, TO_HOST, GuestPort, Stream, over_port
 from ratios import paired_ratio, summarize
 from scale import Echo
+from virtserial.conformance.driver import HostileDriver
+from virtserial.conformance.steps import BUFFER, MAX_PORTS, TX
+from virtserial.conformance.vfio_user_vmm import Vmm
 from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.loop import EventLoop
-from virtserial.testing.hostile.driver import HostileDriver
-from virtserial.testing.hostile.over_vfio_user import Vmm
-from virtserial.testing.hostile.steps import BUFFER, MAX_PORTS, TX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

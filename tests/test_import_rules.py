@@ -31,7 +31,7 @@ FLOORS = [
     {"dropin"},
     {"driver"},
     {"embed"},
-    {"rig", "testing"},
+    {"rig", "conformance", "testing"},
     {"cli"},
 ]
 """A room imports from its own floor and from those above it in this list."""

@@ -7,16 +7,16 @@ import struct
 from fuzz.any_bytes import AnyBytes
 from support.driver_devices import LyingDevice
 
+from virtserial.conformance.driver import HostileDriver
+from virtserial.conformance.steps import AVAIL_OFFSET, BUFFER, QUEUES, RING_STRIDE, RINGS, USED_OFFSET
 from virtserial.driver.console_driver import ConsoleDriver
 from virtserial.errors import DriverError, PeerError, StateError
 from virtserial.memory.region import MessageRegion
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable
 from virtserial.pci.function import VFIO_PCI_CONFIG_REGION_INDEX
-from virtserial.testing.hostile.driver import HostileDriver
 from virtserial.testing.hostile.in_memory import InMemoryMachine
 from virtserial.testing.hostile.over_legacy import LegacyMachine
-from virtserial.testing.hostile.steps import AVAIL_OFFSET, BUFFER, QUEUES, RING_STRIDE, RINGS, USED_OFFSET
 from virtserial.virtio.queue import Virtqueue
 from virtserial.virtio.ring.chains import MAX_CHAIN_LENGTH
 from virtserial.virtio.ring.record import QueueRecord

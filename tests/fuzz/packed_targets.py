@@ -7,13 +7,13 @@ import struct
 from fuzz.any_bytes import AnyBytes
 from fuzz.device_targets import BASE, LIMIT, MEMORY, SIZE, GuestBytes
 
+from virtserial.conformance.packed_driver import PackedHostileDriver
+from virtserial.conformance.steps import AVAIL_OFFSET, BUFFER, QUEUES, RING_STRIDE, RINGS, USED_OFFSET
 from virtserial.errors import DriverError, PeerError
 from virtserial.memory.region import MessageRegion
 from virtserial.memory.state import StateMemory
 from virtserial.memory.table import MemoryTable
 from virtserial.testing.hostile.in_memory import InMemoryMachine
-from virtserial.testing.hostile.packed_driver import PackedHostileDriver
-from virtserial.testing.hostile.steps import AVAIL_OFFSET, BUFFER, QUEUES, RING_STRIDE, RINGS, USED_OFFSET
 from virtserial.virtio.queue import Virtqueue
 from virtserial.virtio.ring.chains import MAX_CHAIN_LENGTH
 from virtserial.virtio.ring.packed.driver import PackedLayout, PackedQueue

@@ -9,7 +9,7 @@ from support.device_process import DeviceProcess, controller_options, port_optio
 from support.fetched import fetch_or_skip
 from support.neighbour import Neighbour
 
-from virtserial.testing.hostile.qemu_oracle import QemuMachine
+from virtserial.conformance.qemu_machine import QemuMachine
 
 
 @pytest.fixture(scope="module")

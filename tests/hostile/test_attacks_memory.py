@@ -10,10 +10,10 @@ import time
 import pytest
 from support.raw_vmm import VERSION, RawVmm
 
+from virtserial.conformance.driver import HostileDriver
+from virtserial.conformance.steps import BUFFER, TX
+from virtserial.conformance.vfio_user_vmm import Vmm
 from virtserial.errors import PeerError
-from virtserial.testing.hostile.driver import HostileDriver
-from virtserial.testing.hostile.over_vfio_user import Vmm
-from virtserial.testing.hostile.steps import BUFFER, TX
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 

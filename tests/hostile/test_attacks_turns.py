@@ -10,11 +10,11 @@ import pytest
 from support.device_process import DeviceProcess, connect, controller_options, port_options
 from support.raw_vmm import VERSION, RawVmm
 
+from virtserial.conformance.driver import HostileDriver
+from virtserial.conformance.steps import BUFFER, NOTIFY, STATUS, TX
+from virtserial.conformance.vfio_user_vmm import Vmm
 from virtserial.errors import PeerError
 from virtserial.pci.layout import REGISTER_BAR
-from virtserial.testing.hostile.driver import HostileDriver
-from virtserial.testing.hostile.over_vfio_user import Vmm
-from virtserial.testing.hostile.steps import BUFFER, NOTIFY, STATUS, TX
 from virtserial.vfio_user import wire
 
 SECONDS = 4

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from virtserial.conformance.cases import CASES
+from virtserial.conformance.driver import HostileDriver, HostileError
+from virtserial.conformance.legacy_cases import LEGACY_CASES, LEGACY_OUTCOMES, legacy_outcome
+from virtserial.conformance.packed_cases import NOT_PACKED, PACKED, PACKED_OUTCOMES, PACKED_QEMU, packed_outcome
+from virtserial.conformance.packed_driver import PackedHostileDriver
+from virtserial.conformance.steps import Case, Outcome, Start
 from virtserial.testing.hostile.__main__ import main
-from virtserial.testing.hostile.cases import CASES
-from virtserial.testing.hostile.driver import HostileDriver, HostileError
 from virtserial.testing.hostile.in_memory import InMemoryMachine
-from virtserial.testing.hostile.legacy_cases import LEGACY_CASES, LEGACY_OUTCOMES, legacy_outcome
 from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
 from virtserial.testing.hostile.over_vhost_user import VhostUserMachine
-from virtserial.testing.hostile.packed_cases import NOT_PACKED, PACKED, PACKED_OUTCOMES, PACKED_QEMU, packed_outcome
-from virtserial.testing.hostile.packed_driver import PackedHostileDriver
-from virtserial.testing.hostile.steps import Case, Outcome, Start
 from virtserial.testing.hostile.table import differences
 
 DEVIATIONS = Path(__file__).parents[2] / "docs" / "deviations.md"

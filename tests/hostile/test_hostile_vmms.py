@@ -19,10 +19,10 @@ from support.raw_vmm import VERSION, RawVmm
 from support.served_device import build_server
 from support.waiting import wait_until
 
+from virtserial.conformance.driver import HostileDriver
+from virtserial.conformance.steps import BUFFER, TX
 from virtserial.errors import PeerError
-from virtserial.testing.hostile.driver import HostileDriver
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
-from virtserial.testing.hostile.steps import BUFFER, TX
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 from virtserial.vfio_user.stream import TURN_SECONDS, MessageStream

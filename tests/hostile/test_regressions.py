@@ -20,8 +20,8 @@ from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT, ROOT
 from support.waiting import wait_until
 
+from virtserial.conformance.cases import CASES
 from virtserial.errors import PeerError
-from virtserial.testing.hostile.cases import CASES
 from virtserial.vfio_user.client import Client
 
 RX, TX = queues_of(1)

@@ -136,8 +136,8 @@ def remove(check):
 
 def _failing_cases():
     """The names of the cases that do not come out as expected on our device in this process."""
-    from virtserial.testing.hostile.cases import CASES
-    from virtserial.testing.hostile.driver import HostileDriver
+    from virtserial.conformance.cases import CASES
+    from virtserial.conformance.driver import HostileDriver
     from virtserial.testing.hostile.in_memory import InMemoryMachine
 
     failing = []
@@ -187,7 +187,7 @@ def _without(path, line, text, what):
 
 def try_all(only=""):
     """Print a line for each check; return the survivors, and the cases that noticed nothing."""
-    from virtserial.testing.hostile.cases import CASES
+    from virtserial.conformance.cases import CASES
 
     for what in {"cases", *(" ".join(_tests_of(check)) for check in checks() if only in check.name)}:
         fails, words = _in_mutant(NOTHING, what)

@@ -1,8 +1,6 @@
-"""Drivers that break the rules: cases as data, and the devices they are run against.
+"""Our device as machines for the cases of virtserial.conformance: in this process, and in its own.
 
-    python3 -m virtserial.testing.hostile          prints the table
+    python3 -m virtserial.testing.hostile          prints what became of every case, also on QEMU's own device
 
-`cases` says what the driver does and what must come of it, `steps` in which words; `driver` does it to any `Machine`:
-our device in this process (`in_memory`), our device behind a vfio-user socket (`over_vfio_user`), and QEMU's own by
-its qtest protocol (`qemu_oracle`).  Where QEMU's device does something else, the case says what, and why ours does not.
+Where QEMU's device does something else, the case says what, and why ours does not.
 """

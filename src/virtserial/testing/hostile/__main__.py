@@ -11,22 +11,22 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from virtserial.conformance.cases import CASES
+from virtserial.conformance.driver import HostileDriver, HostileError
+from virtserial.conformance.legacy_cases import legacy_outcome
+from virtserial.conformance.qemu_machine import QemuMachine
 from virtserial.rig.cache import RigUnavailable
-from virtserial.testing.hostile.cases import CASES
-from virtserial.testing.hostile.driver import HostileDriver, HostileError
 from virtserial.testing.hostile.in_memory import InMemoryMachine
-from virtserial.testing.hostile.legacy_cases import legacy_outcome
 from virtserial.testing.hostile.over_legacy import LegacyMachine
 from virtserial.testing.hostile.over_vfio_user import VfioUserMachine
 from virtserial.testing.hostile.over_vhost_user import VhostUserMachine
-from virtserial.testing.hostile.qemu_oracle import QemuMachine
 from virtserial.testing.hostile.table import differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from virtserial.testing.hostile.driver import Machine
-    from virtserial.testing.hostile.steps import Case
+    from virtserial.conformance.driver import Machine
+    from virtserial.conformance.steps import Case
 
 MACHINES: dict[str, Callable[[], Machine]] = {
     "memory": InMemoryMachine,

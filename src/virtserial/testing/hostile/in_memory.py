@@ -7,12 +7,12 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
+from virtserial.conformance.steps import MAX_PORTS, MEMORY_SIZE
 from virtserial.console.device import ConsoleDevice
 from virtserial.memory.region import FileRegion, MappedRegion
 from virtserial.memory.state import StateMemory
 from virtserial.pci.function import VirtioPciFunction
 from virtserial.pci.layout import REGISTER_BAR
-from virtserial.testing.hostile.steps import MAX_PORTS, MEMORY_SIZE
 from virtserial.testing.memory_driver import MOMENT, StepScheduler
 from virtserial.virtio.features import TRANSPORT_FEATURES, VIRTIO_F_RING_PACKED
 

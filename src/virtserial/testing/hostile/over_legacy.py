@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from virtserial.pci.layout import LEGACY_BAR
-from virtserial.pci.legacy import HEADER_SIZE, ISR_STATUS, PAGE_SHIFT
-from virtserial.testing.hostile.in_memory import InMemoryMachine
-from virtserial.testing.hostile.steps import (
+from virtserial.conformance.steps import (
     AVAIL_OFFSET,
     DEVICE_CONFIG,
     DRIVER_FEATURE,
@@ -30,6 +27,9 @@ from virtserial.testing.hostile.steps import (
     STATUS,
     USED_OFFSET,
 )
+from virtserial.pci.layout import LEGACY_BAR
+from virtserial.pci.legacy import HEADER_SIZE, ISR_STATUS, PAGE_SHIFT
+from virtserial.testing.hostile.in_memory import InMemoryMachine
 from virtserial.virtio.ring.split.layout import LEGACY_RING_ALIGNMENT, descriptor_table_size, used_ring_start
 from virtserial.virtio.status import FEATURES_OK
 

@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
 import select
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import virtserial
-from virtserial.errors import PeerError
-from virtserial.pci.layout import NOTIFY_AREA, PCI_BASE_ADDRESS_0, PCI_COMMAND, REGISTER_BAR
+from virtserial.conformance.driver import PATIENCE, HostileDriver, HostileError
+from virtserial.conformance.processes import ProcessHouse
+from virtserial.conformance.steps import MAX_PORTS
+from virtserial.conformance.vfio_user_vmm import Vmm
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
-from virtserial.testing.hostile.driver import PATIENCE, HostileDriver, HostileError
-from virtserial.testing.hostile.served_processes import ProcessHouse
-from virtserial.testing.hostile.steps import BAR, MAX_PORTS, MEMORY_SIZE, STATUS
-from virtserial.vfio_user.client import Client
-from virtserial.vfio_user.wire import VFIO_PCI_CONFIG_REGION_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-QUIET: Final = 0.05
-"""Seconds: longer than a device waits for a map that may be on its way (daemon.worker.guest_device.FAULT_GRACE)."""
-LOOKS: Final = 8
-"""Round trips after that: each is at least one turn of the worker's loop, and no case has work for more turns."""
-
-
-class _MemoryByMessages:
-    """Serves DMA_READ and DMA_WRITE (vfio_user.client.DmaHandler).
-
-    Attributes:
-        asked: how often the device has asked.
-    """
-
-    def __init__(self, memory: mmap.mmap) -> None:
-        self._memory = memory
-        self.asked = 0
-
-    def read(self, iova: int, length: int) -> bytes:
-        return self._memory[self._range(iova, length)]
-
-    def write(self, iova: int, data: bytes) -> None:
-        self._memory[self._range(iova, len(data))] = data
-
-    def _range(self, iova: int, length: int) -> slice:
-        self.asked += 1
-        if iova + length > MEMORY_SIZE:
-            raise PeerError(f"{length} bytes at {iova:#x}: there is no memory")
-        return slice(iova, iova + length)
 
 
 class ServedVmm(Protocol):
@@ -66,67 +31,6 @@ class ServedVmm(Protocol):
     def step(self) -> None: ...
     def settle(self) -> None: ...
     def close(self) -> None: ...
-
-
-class Vmm:
-    """A VMM on a controller's socket, with memory for its driver.
-
-    Args:
-        shared: the device gets the memory's file; else it asks for every byte by messages.
-    """
-
-    def __init__(self, path: Path, *, shared: bool = True) -> None:
-        self._fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self._fd, MEMORY_SIZE)
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self._memory = mmap.mmap(self._fd, MEMORY_SIZE)
-        self._by_messages = _MemoryByMessages(self._memory)
-        self._client = Client(path, timeout=PATIENCE, dma_handler=self._by_messages)
-        self._client.dma_map(0, MEMORY_SIZE, fd=self._fd if shared else None)
-        for offset, value in (
-            (PCI_BASE_ADDRESS_0 + 4 * REGISTER_BAR, BAR.to_bytes(8, "little")),
-            (PCI_COMMAND, (6).to_bytes(2, "little")),
-        ):
-            self._client.region_write(VFIO_PCI_CONFIG_REGION_INDEX, offset, value)
-
-    def read(self, address: int, length: int) -> bytes:
-        return self._memory[address : address + length]
-
-    def write(self, address: int, data: bytes) -> None:
-        self._memory[address : address + len(data)] = data
-
-    def load(self, offset: int, width: int) -> int:
-        return int.from_bytes(self._client.region_read(REGISTER_BAR, offset, width), "little")
-
-    def store(self, offset: int, value: int, width: int) -> None:
-        # QEMU posts writes to doorbells and waits for the others.
-        posted = offset >= NOTIFY_AREA
-        self._client.region_write(REGISTER_BAR, offset, value.to_bytes(width, "little"), posted)
-
-    def step(self) -> None:
-        self.load(STATUS, 1)
-
-    def settle(self) -> None:
-        asked = -1
-        while asked != self._by_messages.asked:
-            # While it asks for memory, a look may be answered in the middle of a turn.
-            asked = self._by_messages.asked
-            end = time.monotonic() + QUIET
-            while (left := end - time.monotonic()) > 0:
-                select.select([self._client], [], [], left)
-                self._client.poll()
-            for _ in range(LOOKS):
-                self.step()
-
-    def told(self) -> bool | None:
-        return None
-
-    def check(self) -> None: ...
-
-    def close(self) -> None:
-        self._client.close()
-        self._memory.close()
-        os.close(self._fd)
 
 
 class _Witness(Vmm):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from virtserial.testing.hostile.cases import CASES
+from virtserial.conformance.cases import CASES
 
 
 def differences() -> str:

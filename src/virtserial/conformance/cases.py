@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from virtserial.testing.hostile.device_cases import DEVICE_CASES
-from virtserial.testing.hostile.ring_cases import RING_CASES
+from virtserial.conformance.device_cases import DEVICE_CASES
+from virtserial.conformance.ring_cases import RING_CASES
 
 CASES: Final = RING_CASES + DEVICE_CASES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from virtserial.testing.hostile.ring_cases import DEAF, OPEN, STOPPED, STOPPED_AT_SETUP, send
-from virtserial.testing.hostile.steps import (
+from virtserial.conformance.ring_cases import DEAF, OPEN, STOPPED, STOPPED_AT_SETUP, send
+from virtserial.conformance.steps import (
     BAR,
     BUFFER,
     CONTROL_BUFFERS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from virtserial.testing.hostile.steps import (
+from virtserial.conformance.steps import (
     BAR,
     BUFFER,
     CONTROL_RX,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from virtserial.testing.hostile.cases import CASES
-from virtserial.testing.hostile.ring_cases import DEAF, OPEN, STOPPED, STOPPED_AT_SETUP
-from virtserial.testing.hostile.steps import (
+from virtserial.conformance.cases import CASES
+from virtserial.conformance.ring_cases import DEAF, OPEN, STOPPED, STOPPED_AT_SETUP
+from virtserial.conformance.steps import (
     BUFFER,
     INDIRECT,
     NEXT,

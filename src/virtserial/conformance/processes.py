@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtserial.client.qmp import QmpClient
-from virtserial.testing.hostile.driver import PATIENCE, HostileError
+from virtserial.conformance.driver import PATIENCE, HostileError
 
 if TYPE_CHECKING:
     import subprocess

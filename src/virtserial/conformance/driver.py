@@ -6,8 +6,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from virtserial.errors import VirtserialError
-from virtserial.testing.hostile.steps import (
+from virtserial.conformance.steps import (
     AVAIL_OFFSET,
     BUFFER,
     CONTROL_BUFFERS,
@@ -47,11 +46,12 @@ from virtserial.testing.hostile.steps import (
     Store,
     Used,
 )
+from virtserial.errors import VirtserialError
 from virtserial.virtio.features import VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1
 from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK
 
 if TYPE_CHECKING:
-    from virtserial.testing.hostile.steps import Case
+    from virtserial.conformance.steps import Case
 
 USUAL_FEATURES: Final = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | 2
 """What "open" accepts beside VIRTIO_CONSOLE_F_MULTIPORT: what every device here offers."""

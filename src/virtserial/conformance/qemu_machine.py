@@ -8,12 +8,12 @@ import subprocess
 import time
 from typing import Final
 
+from virtserial.conformance.driver import PATIENCE, HostileError
+from virtserial.conformance.processes import ProcessHouse
+from virtserial.conformance.steps import BAR, MAX_PORTS, MEMORY_SIZE, STATUS
 from virtserial.pci.layout import PCI_BASE_ADDRESS_0, PCI_COMMAND, REGISTER_BAR
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 from virtserial.rig.qemu import find_qemu
-from virtserial.testing.hostile.driver import PATIENCE, HostileError
-from virtserial.testing.hostile.served_processes import ProcessHouse
-from virtserial.testing.hostile.steps import BAR, MAX_PORTS, MEMORY_SIZE, STATUS
 
 SLOT: Final = 4
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from virtserial.testing.hostile.device_cases import ALL_BUT_TX
-from virtserial.testing.hostile.ring_cases import DEAF, OPEN, STOPPED
-from virtserial.testing.hostile.steps import (
+from virtserial.conformance.device_cases import ALL_BUT_TX
+from virtserial.conformance.ring_cases import DEAF, OPEN, STOPPED
+from virtserial.conformance.steps import (
     LEGACY,
     RING_STRIDE,
     RINGS,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from virtserial.testing.hostile.driver import HostileDriver
-from virtserial.testing.hostile.steps import NEXT, QUEUES, RING_SIZE, RING_STRIDE, RINGS
+from virtserial.conformance.driver import HostileDriver
+from virtserial.conformance.steps import NEXT, QUEUES, RING_SIZE, RING_STRIDE, RINGS
 from virtserial.virtio.features import VIRTIO_F_RING_PACKED
 from virtserial.virtio.ring.packed.layout import INDEX, LAP_FLAGS, START, advance, available_flags, used_flags
 
 if TYPE_CHECKING:
-    from virtserial.testing.hostile.driver import Machine
+    from virtserial.conformance.driver import Machine
 
 _NOTHING: Final = (0, 0, 0, 0)
 _EVENT_WORDS: Final = {2 + RING_SIZE: 0, 0: 1}

@@ -1,0 +1,11 @@
+"""Does a virtio console device do as virtio 1.3 says, and survive a driver that does not?
+
+| file | subject |
+|---|---|
+| steps.py, driver.py, packed_driver.py | what a driver does, in the specification's words; who does it to a `Machine` |
+| ring_cases.py, device_cases.py, packed_cases.py, legacy_cases.py, cases.py | the hostile cases, as data |
+| vfio_user_vmm.py, vhost_user_vmm.py, qemu_machine.py | machines: VMMs on sockets; QEMU's own device by qtest |
+| processes.py | what devices in processes have: a folder, hosts, a monitor |
+
+This project's own tests play the same cases (testing/hostile, tests/hostile).
+"""
