@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from support.places import ROOT
 
-from virtserial.cli.main import COMMANDS
+from virtserial.cli.commands import COMMANDS
 from virtserial.guest.sshd import PORT
 
 PAGES = ("virtserial.1", "virtserial-qemu.1", "virtserial.7")

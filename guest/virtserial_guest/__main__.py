@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import Callable, Sequence, cast
+from typing import TYPE_CHECKING, Callable, Sequence, cast
 
 from . import __version__, programs
 from .files.messages import printable
 from .ports import list_ports, open_port, wait_for_port
 from .stream import EpollStream
+from .words import Parser, did_you_mean
+
+if TYPE_CHECKING:
+    import argparse
 
 PROGRAM = "virtserial-guest"
 USAGE = """usage: {} COMMAND [OPTION...]
@@ -31,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"{PROGRAM}: {words[0]!r} is not a command; --help lists them", file=sys.stderr)
+        hint = did_you_mean(words[0], COMMANDS) or "--help lists them"
+        print(f"{PROGRAM}: {words[0]!r} is not a command; {hint}", file=sys.stderr)
         return 2
     program = f"{PROGRAM} {words[0]}"
     return programs.run(program, lambda: COMMANDS[words[0]][1](program, words[1:]))
@@ -59,7 +63,7 @@ def serve_ssh(program: str, words: list[str]) -> int:
 
 def show_ports(program: str, words: list[str]) -> int:
     """`ports`: a table of this guest's ports."""
-    parser = argparse.ArgumentParser(prog=program, description="List the virtio-serial ports of this guest.")
+    parser = Parser(program, description="List the virtio-serial ports of this guest.")
     parser.add_argument("--run-dir", metavar="FOLDER", help="of a user-space driver that has its ports there")
     options = parser.parse_args(words)
     rows: list[tuple[str, ...]] = [("PORT", "NAME", "HOST", "GUEST", "SENT", "RECEIVED", "DISCARDED")]

@@ -21,6 +21,7 @@ from .log import SPOOL, LogCollector, LogInput, LogSender
 from .recording import OUTPUT, Recorder
 from .stream import READ_SIZE, EpollStream
 from .terminal import Console, parse_escape, serve_program, terminal_size
+from .words import Parser, seconds, size
 
 Opener = Callable[[argparse.Namespace], EpollStream]
 Adder = Callable[[argparse.ArgumentParser], None]
@@ -69,7 +70,7 @@ def receive(
     parser.add_argument(
         "--all-links", action="store_true", help="also make symbolic links that lead out of the folder"
     )
-    parser.add_argument("--limit", type=_size, metavar="SIZE", help="bytes of files in all, at most (k, M, G, T)")
+    parser.add_argument("--limit", type=size, metavar="SIZE", help="bytes of files in all, at most (k, M, G, T)")
     _add_transfer_options(parser)
     options = parser.parse_args(words)
     reporter = Reporter("received", other, options.quiet, _on_terminal(options))
@@ -104,9 +105,11 @@ def log(program: str, words: list[str], add_address: Adder, open_end: Opener, co
     part.add_argument("--from", dest="source", metavar="FILE", help="send the lines of FILE (- is standard input)")
     part.add_argument("--to", dest="output", metavar="FILE", help="append what comes to FILE (- is standard output)")
     parser.add_argument("--follow", action="store_true", help="with --from FILE: go on when it grows")
-    parser.add_argument("--spool", type=_size, default=SPOOL, metavar="SIZE", help="bytes to keep meanwhile")
+    parser.add_argument("--spool", type=size, default=SPOOL, metavar="SIZE", help="bytes to keep meanwhile")
     parser.add_argument("--once", action="store_true", help="with --to: end when the sender has sent all it had")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long without the other end")
+    parser.add_argument(
+        "--timeout", type=seconds, metavar="SECONDS", help="give up after so long without the other end"
+    )
     options = parser.parse_args(words)
     if options.output or (collects and not options.source):
         return _collect(options, open_end)
@@ -162,8 +165,8 @@ def console(program: str, words: list[str], add_address: Adder, open_end: Opener
             return 0
         recorder = None
         if options.record:
-            size = terminal_size(0) if os.isatty(0) else (24, 80)
-            recorder = Recorder(options.record, options.port, size, options.limit, options.keep, _to_stderr)
+            screen = terminal_size(0) if os.isatty(0) else (24, 80)
+            recorder = Recorder(options.record, options.port, screen, options.limit, options.keep, _to_stderr)
         if os.isatty(0):
             print("[virtserial: Ctrl-] and q leave]" if escape == 0x1D else "[virtserial: console]", flush=True)
         try:
@@ -181,8 +184,8 @@ def record(program: str, words: list[str], add_address: Adder, open_end: Opener)
     add_recording(parser, "file")
     parser.add_argument("--console", action="store_true", help="as text, for terminals: asciicast v2")
     options = parser.parse_args(words)
-    size = (24, 80) if options.console else None
-    recorder = Recorder(options.file, options.port, size, options.limit, options.keep, _to_stderr)
+    screen = (24, 80) if options.console else None
+    recorder = Recorder(options.file, options.port, screen, options.limit, options.keep, _to_stderr)
     present = None
     try:
         with open_end(options) as stream:
@@ -209,7 +212,7 @@ def record(program: str, words: list[str], add_address: Adder, open_end: Opener)
 def add_recording(parser: argparse.ArgumentParser, where: str) -> None:
     """Add the file of a recording, and its limits."""
     parser.add_argument(where, metavar="FILE", help="the recording (docs/recording.md)")
-    parser.add_argument("--limit", type=_size, metavar="SIZE", help="of the file, at most (k, M, G, T)")
+    parser.add_argument("--limit", type=size, metavar="SIZE", help="of the file, at most (k, M, G, T)")
     parser.add_argument(
         "--keep", type=int, default=0, metavar="N", help="go on in a new file, and keep N full ones: FILE.1 to FILE.N"
     )
@@ -237,13 +240,15 @@ def run(program: str, command: Callable[[], int]) -> int:
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
+    return Parser(program, description=description)
 
 
 def _add_transfer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but what failed")
     parser.add_argument("--progress", action="store_true", help="show progress though standard error is no terminal")
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long without the other end")
+    parser.add_argument(
+        "--timeout", type=seconds, metavar="SECONDS", help="give up after so long without the other end"
+    )
 
 
 def _on_terminal(options: argparse.Namespace) -> bool:
@@ -252,12 +257,3 @@ def _on_terminal(options: argparse.Namespace) -> bool:
 
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _size(text: str) -> int:
-    factors = {"": 1, "k": 10, "m": 20, "g": 30, "t": 40}
-    digits = text.rstrip("kKmMgGtT")
-    suffix = text[len(digits) :].lower()
-    if not digits.isdigit() or suffix not in factors:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write a number, then k, M, G or T")
-    return int(digits) * (1 << factors[suffix] if suffix else 1)

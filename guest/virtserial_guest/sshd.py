@@ -16,6 +16,7 @@ from .errors import PortRemoved
 from .files.messages import printable
 from .link import Link
 from .tunnel import Program, TunnelServer
+from .words import Parser
 
 if TYPE_CHECKING:
     from .stream import EpollStream
@@ -38,8 +39,8 @@ def sshd(
     open_end: Callable[[argparse.Namespace], EpollStream],
 ) -> int:
     """Serve until the port is gone."""
-    parser = argparse.ArgumentParser(
-        prog=program, allow_abbrev=False,
+    parser = Parser(
+        program,
         description="Run sshd for each connection that `virtserial ssh` makes over a port. It reads its own "
         "configuration, keys and accounts; it needs no network and listens nowhere.",
         epilog=f"The port that `virtserial ssh VM` looks for is {PORT}.",

@@ -9,7 +9,7 @@ from support.places import ROOT
 from support.programs import run
 
 import virtserial
-from virtserial.cli.main import COMMANDS
+from virtserial.cli.commands import COMMANDS
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help", "-help"])

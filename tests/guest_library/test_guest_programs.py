@@ -17,8 +17,8 @@ from virtserial.guest.__main__ import COMMANDS
 from virtserial.guest.files.report import Reporter, amount, duration
 from virtserial.guest.files.sender import Progress
 from virtserial.guest.files.source import Total
-from virtserial.guest.programs import _size
 from virtserial.guest.terminal import EscapeKeys, parse_escape
+from virtserial.guest.words import size as _size
 from virtserial.rig import RigUnavailable
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "guest")}

@@ -124,7 +124,10 @@ class SocketClientChardev(Chardev):
             else:
                 return connection
         reason = failure.strerror if failure else "no address"
-        raise ConfigError(f"Failed to connect to '{self.address.peer_text()}': {reason}")
+        raise ConfigError(
+            f"Failed to connect to '{self.address.peer_text()}': {reason}",
+            "is it running? add server=on to listen there, or reconnect-ms=1000 to wait for it",
+        )
 
     def _connect(self, connection: socket.socket, place: object) -> None:
         if isinstance(self.address, UnixAddress) and not self.address.abstract:

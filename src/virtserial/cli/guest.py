@@ -8,34 +8,46 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from virtserial.errors import ConfigError, UsageError
+from virtserial.errors import ConfigError, PeerError, UsageError
+from virtserial.guest.words import did_you_mean
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Sequence
 
     from virtserial.driver.attachment import DeviceSession, Shape
+    from virtserial.loop import EventLoop
 
-USAGE = """usage: virtserial guest attach DEVICE... [--as cuse|pty|socket|auto] [--run-dir DIR] [--mode MODE]
-                               [--owner USER] [--group GROUP] [--ready-fd FD]
+USAGE = """usage: virtserial guest attach DEVICE... [--as cuse|pty|socket|auto]
+                               [--run-dir DIR] [--mode MODE] [--owner USER]
+                               [--group GROUP] [--wait] [--ready-fd FD]
        virtserial guest bind ADDRESS...
        virtserial guest unbind ADDRESS...
 
-attach drives virtio console devices from this process until SIGTERM or SIGINT.  A DEVICE is the path of a vfio-user
-socket, vhost-user:PATH for a vhost-user socket, or the PCI address (0000:00:05.0) of a function bound to vfio-pci.
+attach drives virtio console devices from this process until SIGTERM or SIGINT.
+A DEVICE is the path of a vfio-user socket, vhost-user:PATH for a vhost-user
+socket, or the PCI address (0000:00:05.0) of a function bound to vfio-pci.
 Their ports are shown
 
-  --as cuse     as character devices /dev/vportDpN with links /dev/virtio-ports/NAME (Linux: CONFIG_CUSE, root)
+  --as cuse     as character devices /dev/vportDpN with links
+                /dev/virtio-ports/NAME (Linux: CONFIG_CUSE, root)
   --as pty      as pseudo-terminals DIR/vportDpN, links DIR/virtio-ports/NAME
   --as socket   as unix sockets, under the same names
   --as auto     (default) as cuse where that is possible, else as pty
 
-and consoles as terminals, /dev/hvcK or DIR/hvcK, for a getty.  A port's name is in
-DIR/class/virtio-ports/vportDpN/name.  DIR is /run/virtserial, or $XDG_RUNTIME_DIR/virtserial without root.
+and consoles as terminals, /dev/hvcK or DIR/hvcK, for a getty.  A port's name is
+in DIR/class/virtio-ports/vportDpN/name.  DIR is /run/virtserial, or
+$XDG_RUNTIME_DIR/virtserial without root.  --wait waits for sockets that do not
+exist or listen yet.
 
-bind binds PCI functions to vfio-pci, unbind gives them back to the driver that the system chooses.
+bind binds PCI functions to vfio-pci, unbind gives them back to the driver that
+the system chooses.
 """
 DEV = Path("/dev")
+LOOK_AGAIN = 0.2
+"""Seconds between two attempts to reach a server."""
+_RIGHTS = {"user": "owner", "group": "group"}
+"""By what an owner of nodes is: the option."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -45,7 +57,8 @@ def run(words: Sequence[str]) -> int:
         print(USAGE, end="")
         return 0 if words else 2
     if words[0] not in commands:
-        print(f"virtserial guest: {words[0]!r} is not a command; `virtserial guest --help` lists them", file=sys.stderr)
+        hint = did_you_mean(words[0], commands) or "`virtserial guest --help` lists them"
+        print(f"virtserial guest: {words[0]!r} is not a command; {hint}", file=sys.stderr)
         return 2
     return commands[words[0]](words[1:])
 
@@ -74,11 +87,13 @@ def _addresses(command: str, words: Sequence[str]) -> list[str]:
     from virtserial.driver.pci_binding import full_address
 
     if not words:
-        raise UsageError(f"guest {command}: give PCI addresses")
+        raise UsageError(f"guest {command}: a PCI address is missing", "`lspci -D` lists them")
     addresses = [full_address(word) for word in words]
     for word, address in zip(words, addresses, strict=True):
         if address is None:
-            raise ConfigError(f"guest {command}: {word!r} is not a PCI address such as 0000:00:05.0")
+            raise UsageError(
+                f"guest {command}: {word!r} is not a PCI address such as 0000:00:05.0", "`lspci -D` lists them"
+            )
     return [address for address in addresses if address is not None]
 
 
@@ -109,7 +124,8 @@ def attach(words: Sequence[str]) -> int:
         with stopped_by_signals(loop):
             for number, device in enumerate(options.devices, first):
                 sessions.append(DeviceSession(loop, device, number, makers, say))
-                sessions[-1].open()
+                if not _open(sessions[-1], device, loop, options.wait):
+                    return 0
             say(f"ready: {len(sessions)} {'device' if len(sessions) == 1 else 'devices'}, ports as {shape}")
             if options.ready_fd is not None:
                 os.close(options.ready_fd)
@@ -122,6 +138,41 @@ def attach(words: Sequence[str]) -> int:
         directory.close()
         loop.close()
     return 0
+
+
+def _open(session: DeviceSession, device: str, loop: EventLoop, waits: bool) -> bool:
+    """Open a device, perhaps when its server is there; False: a signal came first.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    while True:
+        try:
+            session.open()
+            return True
+        except (ConfigError, PeerError) as error:
+            if not waits:
+                text = str(error) if device in str(error) else f"{device}: {error}"
+                hint = error.hint if isinstance(error, ConfigError) else ""
+                raise ConfigError(f"guest attach: {text}", hint or _way_out(device)) from error
+        woken: list[bool] = []
+
+        def wake(woken: list[bool] = woken) -> None:
+            woken.append(True)
+            loop.stop()
+
+        loop.call_later(LOOK_AGAIN, wake)
+        loop.run()
+        if not woken:
+            return False
+
+
+def _way_out(device: str) -> str:
+    from virtserial.driver.pci_binding import full_address
+
+    if full_address(device) is None:
+        return "is its server running? --wait waits for it"
+    return f"`lspci -D` lists PCI functions, and `virtserial guest bind {device}` binds one to vfio-pci"
 
 
 class Lines:
@@ -157,22 +208,33 @@ class Lines:
 
 
 def _attach_options(words: Sequence[str]) -> Namespace:
-    from argparse import ArgumentParser
-
     from virtserial.daemon.keeper.run_directory import run_directory
+    from virtserial.guest.words import Parser
 
-    parser = ArgumentParser(prog="virtserial guest attach", usage=USAGE.removeprefix("usage: "))
-    parser.add_argument("devices", nargs="+")
-    parser.add_argument("--as", dest="shape", choices=("cuse", "pty", "socket", "auto"), default="auto")
-    parser.add_argument("--run-dir", type=Path, default=Path(run_directory()))
-    parser.add_argument("--mode", type=lambda text: int(text, 8), default=0o600)
-    parser.add_argument("--owner")
-    parser.add_argument("--group")
-    parser.add_argument("--ready-fd", type=int)
-    options = parser.parse_args(words)
-    if not 0 <= options.mode <= 0o777:
-        raise ConfigError(f"guest attach: --mode {options.mode:o}: 0 to 777")
-    return options
+    parser = Parser("virtserial guest attach", description="Drive virtio console devices from this process.")
+    parser.add_argument(
+        "devices", nargs="+", metavar="DEVICE",
+        help="the path of a vfio-user socket, vhost-user:PATH, or the PCI address of a function bound to vfio-pci",
+    )  # fmt: skip
+    parser.add_argument(
+        "--as", dest="shape", choices=("cuse", "pty", "socket", "auto"), default="auto",
+        help="what ports look like; `virtserial guest --help` tells more (default: cuse where possible, else pty)",
+    )  # fmt: skip
+    parser.add_argument("--run-dir", type=Path, default=Path(run_directory()), metavar="DIR", help="of the nodes")
+    parser.add_argument("--mode", type=_mode, default=0o600, metavar="MODE", help="of the nodes, octal (default: 600)")
+    parser.add_argument("--owner", metavar="USER", help="of the nodes")
+    parser.add_argument("--group", metavar="GROUP", help="of the nodes")
+    parser.add_argument("--wait", action="store_true", help="wait for sockets that do not exist or listen yet")
+    parser.add_argument("--ready-fd", type=int, metavar="FD", help="closed when every device is in use")
+    return parser.parse_args(words)
+
+
+def _mode(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    if not text or not set(text) <= set("01234567") or int(text, 8) > 0o777:
+        raise ArgumentTypeError(f"{text!r} is no mode: write octal digits, 0 to 777")
+    return int(text, 8)
 
 
 def _shape(wanted: str) -> Shape:
@@ -196,4 +258,4 @@ def _id(kind: str, name: str | None) -> int:
     try:
         return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
     except KeyError:
-        raise ConfigError(f"guest attach: there is no {kind} {name!r}") from None
+        raise ConfigError(f"guest attach: --{_RIGHTS[kind]} {name}: there is no such {kind}") from None

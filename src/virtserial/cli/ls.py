@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
 
 from virtserial.cli.overview import add_options, show, size
 from virtserial.client.names import ports_of
 from virtserial.guest import programs
+from virtserial.guest.words import Parser
 
 if TYPE_CHECKING:
     from virtserial.client.survey import Seen
@@ -19,8 +19,8 @@ HEADING = ("VM", "PID", "USER", "CONTROLLERS", "PORTS ", "OPEN ", "CLIENTS ", "T
 
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, allow_abbrev=False,
+    parser = Parser(
+        PROGRAM,
         description="List the virtual machines of this user, for root of all users, that virtserial serves here.",
         epilog="They are found by their entries in $XDG_RUNTIME_DIR/virtserial/vms, for root /run/virtserial/vms.",
     )  # fmt: skip

@@ -6,6 +6,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
+from virtserial.cli.commands import COMMANDS, listing
 from virtserial.errors import ConfigError, UsageError, VirtserialError
 from virtserial.options.keyval import did_you_mean
 from virtserial.version import __version__
@@ -13,33 +14,12 @@ from virtserial.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-COMMANDS = {
-    "serve": "serve devices to VMMs over vfio-user",
-    "guest": "drive devices from a guest without the kernel's driver: attach, bind, unbind",
-    "save": "save the state of a controller to a file",
-    "restart": "upgrade a running device in place to the installed code",
-    "restore": "load a saved state into a controller",
-    "send": "send files and folders over a port",
-    "receive": "receive files and folders over a port, into one folder",
-    "console": "use a port from this terminal",
-    "ssh": "use ssh to a virtual machine over a port, without a network",
-    "ssh-config": "print what ~/.ssh/config needs for scp, rsync and others to do so too",
-    "pipe": "join standard input and output to a port",
-    "record": "record what a port says, with the times",
-    "replay": "play a recording: on this terminal, into a port, or in a guest's place",
-    "log": "carry log lines over a port, and keep them while the other end is away",
-    "ls": "list the virtual machines that run here",
-    "ports": "list ports, their state and counters",
-    "health": "say whether they are well, for scripts and units",
-    "exporter": "give Prometheus the figures of all that runs here",
-    "demo": "move files over ports and use consoles, on an embedded guest",
-}
-
 USAGE = """usage: virtserial COMMAND [OPTION...]
 
-{commands}
+{}
 
-`virtserial COMMAND --help` shows a command's options, `virtserial --version` the version.
+`virtserial COMMAND --help` shows a command's options, `virtserial --version`
+the version.  virtserial-qemu takes a QEMU command line and serves its ports.
 """
 
 
@@ -47,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; return its exit status: 0 success, 1 failure, 2 wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "-help", "help"):
-        commands = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
-        print(USAGE.format(commands=commands), end="")
+        print(USAGE.format(listing()), end="")
         return 0 if words else 2
     if words[0] in ("-V", "--version", "-version"):
         print(f"virtserial {__version__}")

@@ -12,6 +12,7 @@ from virtserial.client.survey import look
 from virtserial.errors import ConfigError
 from virtserial.guest.files.messages import printable
 from virtserial.guest.files.report import amount
+from virtserial.guest.words import seconds
 
 if TYPE_CHECKING:
     import argparse
@@ -26,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --json and --watch."""
     parser.add_argument("--json", action="store_true", help="for programs: one JSON value, with --watch one a line")
     parser.add_argument(
-        "--watch", nargs="?", type=float, const=1.0, metavar="SECONDS",
+        "--watch", nargs="?", type=seconds, const=1.0, metavar="SECONDS",
         help="show it again every second, or every SECONDS, until Ctrl-C",
     )  # fmt: skip
 

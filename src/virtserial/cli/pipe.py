@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import select
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from virtserial.cli.end import add_address, open_end
 from virtserial.errors import PeerError
 from virtserial.guest import programs
 from virtserial.guest.stream import Buffer, EpollStream, advance
+from virtserial.guest.words import Parser, seconds
+
+if TYPE_CHECKING:
+    import argparse
 
 PROGRAM = "virtserial pipe"
 READ_SIZE = 1 << 16
@@ -22,13 +26,13 @@ LINGER = 0.5
 
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, allow_abbrev=False,
+    parser = Parser(
+        PROGRAM,
         description="Join standard input and output to a port, until the port's other side closes.",
     )  # fmt: skip
     add_address(parser)
     parser.add_argument(
-        "--timeout", type=float, default=10.0, metavar="SECONDS", help="for a connection to be made (default: 10)"
+        "--timeout", type=seconds, default=10.0, metavar="SECONDS", help="for a connection to be made (default: 10)"
     )
     parser.add_argument(
         "--session", action="store_true",

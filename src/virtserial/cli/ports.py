@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from virtserial.guest import programs
 from virtserial.guest.__main__ import print_table, show_ports
 from virtserial.guest.files.messages import printable
 from virtserial.guest.ports import list_ports
+from virtserial.guest.words import Parser
 
 if TYPE_CHECKING:
     from virtserial.client.names import VmPort
@@ -25,8 +25,8 @@ HEADING = ("PORT", "NR ", "KIND", "GUEST", "CLIENTS ", "TO HOST ", "TO GUEST ", 
 
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, allow_abbrev=False,
+    parser = Parser(
+        PROGRAM,
         description="List the ports of the virtual machines that virtserial serves here, of one of them, or of the "
         "machine of a monitor. In a guest without any: the guest's own ports.",
     )  # fmt: skip

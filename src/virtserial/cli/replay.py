@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import select
@@ -15,8 +14,10 @@ from virtserial.cli.end import HELP_OF_PORT, open_end
 from virtserial.errors import ConfigError, PeerError
 from virtserial.guest import programs
 from virtserial.guest.recording import INPUT, OUTPUT, Recording
+from virtserial.guest.words import Parser, seconds
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
 PROGRAM = "virtserial replay"
@@ -25,8 +26,8 @@ READ_SIZE = 1 << 16
 
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, allow_abbrev=False,
+    parser = Parser(
+        PROGRAM,
         description="Play a recording at its pace: what the guest said on this terminal; what was said to the guest "
         "into PORT; or, with --listen, what the guest said to a client that says what was said then.",
     )  # fmt: skip
@@ -35,9 +36,9 @@ def run(words: list[str]) -> int:
     parser.add_argument("--monitor", metavar="QMP", help="a QMP socket that knows the address of PORT, a name or id")
     parser.add_argument("--listen", metavar="PATH", help="stand in for the guest at a UNIX socket, for one client")
     parser.add_argument("--speed", type=float, default=1.0, metavar="N", help="N times as fast; 0: without any pauses")
-    parser.add_argument("--idle", type=float, metavar="SECONDS", help="the longest pause")
+    parser.add_argument("--idle", type=seconds, metavar="SECONDS", help="the longest pause")
     parser.add_argument(
-        "--timeout", type=float, default=10.0, metavar="SECONDS", help="for the other side to connect, and to take "
+        "--timeout", type=seconds, default=10.0, metavar="SECONDS", help="for the other side to connect, and to take "
         "or say what the recording has next (default: 10)",
     )  # fmt: skip
     options = parser.parse_args(words)

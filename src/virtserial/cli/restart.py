@@ -7,24 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from virtserial.client.qmp import QmpClient
-from virtserial.errors import ConfigError, PeerError, UsageError, VirtserialError
+from virtserial.errors import ConfigError, PeerError, VirtserialError
+from virtserial.guest.words import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-USAGE = """usage: virtserial restart VM [--worker]
-       virtserial restart --monitor SOCKET [--worker]
-
-  VM                    a virtual machine as `virtserial ls` lists it
-  --monitor SOCKET      the QMP socket of the process (its -qmp unix:SOCKET,server=on,wait=off)
-  --worker              only the process that moves the bytes; the one that holds the connections keeps its code
-
-Upgrades both processes of the device to the code that is installed now.  Guests, VMMs, host programs and clients of the
-monitor stay connected, and no byte is lost or doubled; TLS, websocket and telnet connections have to be made again.  If
-the new code cannot take over, the old one stays.  Under virtserial-qemu it is always --worker.
-"""
-
-HELP = "`virtserial restart --help` lists the options"
 TIMEOUT = 60.0
 LOOK_AGAIN = 0.02
 
@@ -35,10 +23,26 @@ def run(words: list[str]) -> int:
     Raises:
         ConfigError: that failed; the old code stays.
     """
-    if not words or words[0] in ("-h", "--help", "-help"):
-        print(USAGE, end="")
-        return 0 if words else 2
-    connect, worker_only = _options(words)
+    parser = Parser(
+        "virtserial restart",
+        description="Upgrade both processes of a device to the code that is installed now. Guests, VMMs, host programs "
+        "and clients of the monitor stay connected, and no byte is lost or doubled; TLS, websocket and telnet "
+        "connections have to be made again. If the new code cannot take over, the old one stays. Under "
+        "virtserial-qemu it is always --worker.",
+    )
+    parser.add_argument("vm", metavar="VM", nargs="?", help="a virtual machine as `virtserial ls` lists it")
+    parser.add_argument(
+        "--monitor", metavar="SOCKET",
+        help="in place of VM: the QMP socket of the process (its -qmp unix:SOCKET,server=on,wait=off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--worker", action="store_true",
+        help="only the process that moves the bytes; the one that holds the connections keeps its code",
+    )  # fmt: skip
+    options = parser.parse_args(words)
+    if (options.monitor is None) == (options.vm is None):
+        parser.error("say VM, or --monitor SOCKET")
+    connect, worker_only = partial(_connect, options.monitor, options.vm), options.worker
     with connect() as monitor:
         before = _when_settled(monitor)
         whole = bool(before.get("keeper-can-restart")) and not worker_only
@@ -54,23 +58,6 @@ def run(words: list[str]) -> int:
         print(f"keeper {now['keeper-pid']} runs the code that is installed now")
     print(f"worker {before['worker-pid']} is replaced by {now['worker-pid']}")
     return 0
-
-
-def _options(words: list[str]) -> tuple[Callable[[], QmpClient], bool]:
-    path, name, worker_only = None, None, False
-    remaining = iter(words)
-    for word in remaining:
-        if word == "--monitor":
-            path = next(remaining, None)
-        elif word == "--worker":
-            worker_only = True
-        elif name is None and not word.startswith("-"):
-            name = word
-        else:
-            raise UsageError(f"{word}: invalid option", HELP)
-    if (path is None) == (name is None):
-        raise UsageError("say VM, or --monitor SOCKET", HELP)
-    return partial(_connect, path, name), worker_only
 
 
 def _connect(path: str | None, name: str | None) -> QmpClient:

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 
-from virtserial.cli.serve_options import USAGE, Options, build, build_monitors, build_objects
+from virtserial.cli.serve_options import HELP, USAGE, Options, build, build_monitors, build_objects, refused
 from virtserial.cli.service import Service, predecessor
 from virtserial.daemon.keeper.signals import keep_children
-from virtserial.errors import ConfigError, VirtserialError
+from virtserial.errors import UsageError, VirtserialError
 
 
 def run(words: list[str]) -> int:
@@ -50,7 +50,7 @@ def _start(options: Options, passed: list[tuple[str, int]]) -> Service:
     machine, chardevs = build(options, objects)
     monitors = build_monitors(options, machine, chardevs)
     if not machine.controllers and not monitors:
-        raise ConfigError("no controller: say -device virtio-serial,socket=PATH")
+        raise UsageError("no controller: say -device virtio-serial,socket=PATH", HELP)
     service = Service(options, machine, chardevs, objects)
     service.start(monitors, passed, ready_fd, vmm_fd)
     return service
@@ -58,17 +58,28 @@ def _start(options: Options, passed: list[tuple[str, int]]) -> Service:
 
 def _helped(options: Options) -> bool:
     """Whether an option asked for help, which was given."""
-    if any(text in ("help", "?") for text in options.chardevs):
+    if any(text.partition(",")[0] in ("help", "?") for text in options.chardevs):
         from virtserial.options.chardev_options import chardev_help
 
         print(chardev_help(), end="")
         return True
+    if any(text in ("help", "?") for text in options.objects):
+        print("List of user creatable objects:\n  tls-creds-x509")
+        return True
     for text in options.devices:
         driver, _, rest = text.partition(",")
+        if driver in ("help", "?"):
+            from virtserial.options.way_out import devices_help
+
+            print(devices_help(), end="")
+            return True
         if rest in ("help", "?"):
             from virtserial.options.device_options import device_help
 
-            print(device_help(driver), end="")
+            try:
+                print(device_help(driver), end="")
+            except ConfigError as error:
+                raise refused("-device", text, error) from None
             return True
     return False
 
@@ -78,7 +89,8 @@ def _descriptor(option: str, value: str) -> int:
         fd = int(value)
         os.fstat(fd)
     except (ValueError, OverflowError, OSError):
-        raise ConfigError(f"{option} {value}: not an open descriptor") from None
+        hint = f"{option} takes the number of a descriptor that this process inherits"
+        raise UsageError(f"{option} {value}: not an open descriptor", hint) from None
     return fd
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError, UsageError
-from virtserial.options.device_options import VHOST_USER
+from virtserial.options.device_options import ALIASES, DRIVERS, VHOST_USER
 from virtserial.options.keyval import did_you_mean
 from virtserial.options.machine_name import machine_name
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 USAGE = """usage: virtserial serve OPTION...
 
-  -device virtio-serial[,id=ID][,socket=PATH][,max_ports=N][,vectors=N][,unplug=on]...
+Devices:
+  -device virtio-serial[,id=ID][,socket=PATH][,max_ports=N][,vectors=N]...
                         a controller; it listens at PATH for one VMM at a time
   -device vhost-user-serial[,id=ID][,socket=PATH][,max_ports=N]...
                         the same for a VMM that speaks vhost-user
@@ -27,35 +28,46 @@ USAGE = """usage: virtserial serve OPTION...
                         a port
   -device virtconsole[,bus=ID.0][,nr=N][,name=NAME][,chardev=ID]
                         a console
+  -device help          list the devices; -device DRIVER,help their properties
+Host ends:
   -chardev KIND,id=ID,...
-                        a port's host end
-  -object tls-creds-x509,id=ID,dir=PATH,endpoint=server|client[,verify-peer=off]
+                        a port's host end; -chardev help lists the kinds
+  -object tls-creds-x509,id=ID,dir=PATH,endpoint=server|client
                         certificates for a chardev socket's tls-creds=ID
-  -qmp CHARDEV          a monitor for programs (QMP), as -qmp unix:PATH,server=on,wait=off; -qmp-pretty indents
-  -monitor CHARDEV      a monitor for people (HMP)
+Monitors:
+  -qmp CHARDEV          for programs (QMP), as -qmp unix:PATH,server=on,wait=off;
+                        -qmp-pretty indents
+  -monitor CHARDEV      for people (HMP), as -monitor stdio
   -mon chardev=ID[,mode=readline|control][,pretty=on|off]
-                        a monitor on a -chardev
-  -device DRIVER,help   list a driver's properties; -chardev help lists the kinds
-  --name NAME           what `virtserial ls` and names like NAME/PORT call this virtual machine
+                        on a -chardev
+The process:
+  --name NAME           what `virtserial ls` and names like NAME/PORT call this
+                        virtual machine
   --ready-fd N          close descriptor N once every socket is ready
   --exit-with-parent    end when the process that started this one does
-  --trust-vmm           map guest memory even if the VMM can take its pages away
-  --allow-path PATH     let monitors use PATH and everything below it, beside the paths of these options
-  --sandbox=off         do not confine the process that handles the guest's bytes
-  --socket-path=PATH    the conventions of vhost-user back ends: a vhost-user-serial controller `vhost-user` at PATH,
+  --trust-vmm           map guest memory even if the VMM can take pages away
+  --allow-path PATH     let monitors use PATH and everything below it, beside
+                        the paths of these options
+  --sandbox=off         do not confine the process that handles guests' bytes
+  -v, --verbose         log more (twice: the guest driver's messages too)
+By the conventions of vhost-user back ends:
+  --socket-path=PATH    a vhost-user-serial controller `vhost-user` at PATH,
   --fd=N                or for the VMM that is connected to descriptor N
   --print-capabilities  print what this back end is, as JSON
-  -v, --verbose         log more (twice: the guest driver's messages too)
 
-Options are QEMU's: key=value with ,, for a comma, or JSON.  When ready it prints, for each controller, the argument
-for QEMU (10.1 or newer).  SIGTERM ends it; SIGUSR2 upgrades it in place to the installed code.
+Options are QEMU's: key=value with ,, for a comma, or JSON.  When ready it
+prints, for each controller, the argument for QEMU (10.1 or newer).  SIGTERM
+ends it; SIGUSR2 upgrades it in place to the installed code.
 """
 
 
 MONITOR_OPTIONS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
+PROCESS_OPTIONS = ("-name", "-ready-fd", "-allow-path")
+TAKES_NEXT = ("-device", "-chardev", "-object", *MONITOR_OPTIONS, *PROCESS_OPTIONS)
+"""Options whose argument is the next word."""
 KNOWN = (
-    *("-device", "-chardev", "-object", *MONITOR_OPTIONS, "-ready-fd", "-trust-vmm", "-allow-path", "-sandbox=off"),
-    *("-name", "-verbose", "-help", "-socket-path", "-fd", "-print-capabilities", "-exit-with-parent"),
+    *TAKES_NEXT,
+    *("-trust-vmm", "-sandbox=off", "-verbose", "-help", "-socket-path=", "-fd=", "-print-capabilities", "-exit-with-parent"),
 )
 HELP = "`virtserial serve --help` lists the options"
 
@@ -93,10 +105,10 @@ class Options:
             if option == "-print-capabilities":
                 self.print_capabilities = True
                 continue
-            if option in ("-device", "-chardev", "-object", "-name", "-ready-fd", "-allow-path", *MONITOR_OPTIONS):
+            if option in TAKES_NEXT:
                 value = next(remaining, None)
                 if value is None:
-                    raise UsageError(f"{word}: requires an argument")
+                    raise UsageError(f"{word}: requires an argument", way_out(option) or HELP)
                 if option == "-device":
                     self.devices.append(value)
                 elif option == "-chardev":
@@ -122,19 +134,41 @@ class Options:
             elif option in ("-h", "-help"):
                 self.help = True
             else:
-                raise UsageError(f"{word}: invalid option", did_you_mean(option, KNOWN) or HELP)
+                raise UsageError(f"{word}: invalid option", _meant(word) or HELP)
         if vhost_user_path is not None and self.vmm_fd is not None:
-            raise UsageError("--socket-path and --fd exclude each other")
+            raise UsageError("--socket-path and --fd exclude each other", "leave out one of the two")
         if vhost_user_path is not None or self.vmm_fd is not None:
             socket = "" if vhost_user_path is None else ",socket=" + vhost_user_path.replace(",", ",,")
             self.devices.insert(0, f"{VHOST_USER},id=vhost-user{socket}")
+
+
+def _meant(word: str) -> str:
+    option = "-" + word.lstrip("-")
+    if option.partition("=")[0] in (*TAKES_NEXT, "-verbose", "-trust-vmm"):
+        name, _, value = word.partition("=")
+        return f"write '{name} {value}'" if option.partition("=")[0] in TAKES_NEXT else f"write '{name}' alone"
+    if not word.startswith("-"):
+        return f"did you mean '-device {word}'?" if word.partition(",")[0] in (*DRIVERS, *ALIASES) else ""
+    return did_you_mean(option, KNOWN)
+
+
+def refused(option: str, text: str, error: ConfigError) -> UsageError:
+    """The error that names the option, and what to try."""
+    return UsageError(f"{option} {text}: {error}", error.hint or way_out(option, text))
+
+
+def way_out(option: str, text: str = "") -> str:
+    """See virtserial.options.way_out."""
+    from virtserial.options import way_out as advice
+
+    return advice.way_out(option, text) if option not in PROCESS_OPTIONS else ""
 
 
 def build_objects(options: Options) -> dict[str, TlsCredentials]:
     """Return the objects of -object, by id.
 
     Raises:
-        ConfigError: in QEMU's words, with the option.
+        UsageError: in QEMU's words, with the option.
     """
     from virtserial.options.object_options import parse_object
 
@@ -143,7 +177,7 @@ def build_objects(options: Options) -> dict[str, TlsCredentials]:
         try:
             credentials = parse_object(text, objects)
         except ConfigError as error:
-            raise ConfigError(f"-object {text}: {error}", error.hint) from None
+            raise refused("-object", text, error) from None
         objects[credentials.id] = credentials
     return objects
 
@@ -152,7 +186,7 @@ def build(options: Options, objects: dict[str, TlsCredentials]) -> tuple[Machine
     """Return the machine and the chardevs of the options; nothing is opened.
 
     Raises:
-        ConfigError: in QEMU's words, with the option.
+        UsageError: in QEMU's words, with the option.
     """
     from virtserial.daemon.keeper.run_directory import run_directory
     from virtserial.machine.build import plug
@@ -172,7 +206,7 @@ def build(options: Options, objects: dict[str, TlsCredentials]) -> tuple[Machine
         for text in options.devices:
             plug(machine, parse_device(text), chardevs, run_directory())
     except ConfigError as error:
-        raise ConfigError(f"{option} {text}: {error}", error.hint) from None
+        raise refused(option, text, error) from None
     return machine, chardevs
 
 
@@ -180,7 +214,7 @@ def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chard
     """Return the monitors of the options, and add the chardevs that they imply to `chardevs`.
 
     Raises:
-        ConfigError: in QEMU's words, with the option.
+        UsageError: in QEMU's words, with the option.
     """
     if not options.monitors:
         return []
@@ -202,12 +236,14 @@ def build_monitors(options: Options, machine: Machine, chardevs: dict[str, Chard
             if needed is not None:
                 chardevs[monitor.chardev] = parse_chardev(needed, chardevs)
             if monitor.chardev not in chardevs:
-                raise ConfigError(f'chardev "{monitor.chardev}" not found')
+                hint = did_you_mean(monitor.chardev, chardevs) or f"it needs a -chardev KIND,id={monitor.chardev},..."
+                raise ConfigError(f'chardev "{monitor.chardev}" not found', hint)
             chardev = chardevs[monitor.chardev]
             taken = any(other.chardev == chardev.id for other in monitors) or machine.user_of(chardev.id) is not None
             if chardev.hub or (taken and not chardev.mux):
-                raise ConfigError(f"chardev '{monitor.chardev}' is already in use")
+                hint = "give it a -chardev of its own, or share this one with mux=on"
+                raise ConfigError(f"chardev '{monitor.chardev}' is already in use", hint)
             monitors.append(monitor)
     except ConfigError as error:
-        raise ConfigError(f"{option} {text}: {error}", error.hint) from None
+        raise refused(option, text, error) from None
     return monitors

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-
 from virtserial.cli.ssh import DOMAIN, proxy_command, sharing
+from virtserial.guest.words import Parser
 
 HEAD = f"""# Virtual machines that virtserial serves, as NAME{DOMAIN}, without a network.
 # Put this into ~/.ssh/config:   virtserial ssh-config >> ~/.ssh/config
@@ -14,8 +13,8 @@ Host *{DOMAIN}
 
 def run(words: list[str]) -> int:
     """Print it."""
-    parser = argparse.ArgumentParser(
-        prog="virtserial ssh-config", allow_abbrev=False,
+    parser = Parser(
+        "virtserial ssh-config",
         description=f"Print the lines for ~/.ssh/config by which `ssh NAME{DOMAIN}` reaches the VM called NAME.",
     )  # fmt: skip
     parser.parse_args(words)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
 from virtserial.machine.model import DEFAULT_MAX_PORTS, Controller, Port
+from virtserial.options import keyval
 from virtserial.options.device_options import VHOST_USER
 from virtserial.options.interfaces import interfaces_of
 from virtserial.options.values import Values
@@ -40,7 +41,10 @@ def plug(
     chardev = properties.text("chardev")
     machine.bus(options.bus, options.driver)
     if chardev is not None and chardev not in chardevs:
-        raise ConfigError(f"Property '{options.driver}.chardev' can't find value '{chardev}'")
+        raise ConfigError(
+            f"Property '{options.driver}.chardev' can't find value '{chardev}'",
+            keyval.did_you_mean(chardev, chardevs) or f"it needs a -chardev KIND,id={chardev},...",
+        )
     cols, rows = properties.number("cols") or 0, properties.number("rows") or 0
     if max(cols, rows) > MAX_CONSOLE_SIZE:
         raise ConfigError(f"console of {cols} columns and {rows} rows, at most {MAX_CONSOLE_SIZE} each")
@@ -71,7 +75,7 @@ def _controller(machine: Machine, options: DeviceOptions, run_directory: str) ->
     max_ports = DEFAULT_MAX_PORTS if max_ports is None else max_ports
     socket = properties.text("socket") or os.path.join(run_directory, f"{name}.sock")
     if any(controller.socket == socket for controller in machine.controllers):
-        raise ConfigError(f"socket {socket}: another controller listens there")
+        raise ConfigError(f"socket {socket}: another controller listens there", "give each a socket= of its own")
     return Controller(
         id=options.id,
         bus=machine.name_bus(options.id),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from virtserial.console.wire import MAX_PORTS
 from virtserial.errors import ConfigError
+from virtserial.options.keyval import did_you_mean, there_is
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ DEFAULT_MAX_PORTS = 31
 MAX_VECTORS = 2048
 """PCI_MSIX_FLAGS_QSIZE + 1: as many as an MSI-X table can have."""
 
+MORE_PORTS = "a second -device virtio-serial has room for more ports"
 MAX_VHOST_USER_PORTS = 127
 """vhost-user names the queue of an eventfd by 8 bits: 256 queues, two for each port and two for control."""
 
@@ -213,13 +215,16 @@ class Machine:
         """
         self._claim_id(controller.id)
         if controller.max_ports == 0:
-            raise ConfigError("Maximum number of serial ports not specified")
+            raise ConfigError("Maximum number of serial ports not specified", f"max_ports= is 1 to {MAX_PORTS}")
         if controller.max_ports > MAX_PORTS:
-            raise ConfigError(f"maximum ports supported: {MAX_PORTS}")
+            raise ConfigError(f"maximum ports supported: {MAX_PORTS}", MORE_PORTS)
         if controller.vhost_user and controller.max_ports > MAX_VHOST_USER_PORTS:
-            raise ConfigError(f"maximum ports supported over vhost-user: {MAX_VHOST_USER_PORTS}")
+            raise ConfigError(f"maximum ports supported over vhost-user: {MAX_VHOST_USER_PORTS}", MORE_PORTS)
         if controller.vectors > MAX_VECTORS:
-            raise ConfigError(f"{controller.name}: vectors={controller.vectors}, MSI-X has at most {MAX_VECTORS}")
+            raise ConfigError(
+                f"{controller.name}: vectors={controller.vectors}, MSI-X has at most {MAX_VECTORS}",
+                "without vectors= there are enough",
+            )
         controller.index = self._plugged_controllers
         self._plugged_controllers += 1
         self.controllers.append(controller)
@@ -245,10 +250,14 @@ class Machine:
         """
         if name is None:
             if not self.controllers:
-                raise ConfigError(f"No 'virtio-serial-bus' bus found for device '{driver}'")
+                raise ConfigError(
+                    f"No 'virtio-serial-bus' bus found for device '{driver}'",
+                    "a controller comes first: -device virtio-serial",
+                )
             return self.controllers[-1]
         if name not in self._buses:
-            raise ConfigError(f"Bus '{name}' not found")
+            hint = did_you_mean(name, self._buses) or there_is("bus", self._buses)
+            raise ConfigError(f"Bus '{name}' not found", hint)
         return self._buses[name]
 
     # Ports
@@ -279,28 +288,31 @@ class Machine:
         controller = self.bus(bus, driver)
         self._claim_id(device_id)
         if chardev is not None and len(self.users_of(chardev)) + chardev_fronts >= chardev_users:
-            why = (
-                f"chardev '{chardev}' is already in use"
-                if chardev_users <= 1
-                else f"too many uses of multiplexed chardev '{chardev}' (maximum is {chardev_users})"
-            )
-            raise ConfigError(f"Property '{driver}.chardev' can't take value '{chardev}': {why}")
+            why = f"chardev '{chardev}' is already in use"
+            hint = "give each port a -chardev of its own, or share this one with mux=on"
+            if chardev_users > 1:
+                why = f"too many uses of multiplexed chardev '{chardev}' (maximum is {chardev_users})"
+                hint = "give it another -chardev"
+            raise ConfigError(f"Property '{driver}.chardev' can't take value '{chardev}': {why}", hint)
         takes_zero = is_console and 0 not in controller.ports
         if number is None and takes_zero:
             number = 0
         if number is not None and number in controller.ports:
-            raise ConfigError(f"virtio-serial-bus: A port already exists at id {number}")
+            hint = "give it another nr=, or none: then it gets the next free number"
+            raise ConfigError(f"virtio-serial-bus: A port already exists at id {number}", hint)
         if name in self._names:
-            raise ConfigError(f"virtio-serial-bus: A port already exists by name {name}")
+            raise ConfigError(f"virtio-serial-bus: A port already exists by name {name}", "give it another name=")
         if number is None:
             number = self._free_number(controller)
         if number >= controller.max_ports:
             raise ConfigError(
-                f"virtio-serial-bus: Out-of-range port id specified, max. allowed: {controller.max_ports - 1}"
+                f"virtio-serial-bus: Out-of-range port id specified, max. allowed: {controller.max_ports - 1}",
+                f"give controller {controller.name} a larger max_ports=, up to {MAX_PORTS}",
             )
         if number == 0 and not is_console:
             raise ConfigError(
-                "Port number 0 on virtio-serial devices reserved for virtconsole devices for backward compatibility."
+                "Port number 0 on virtio-serial devices reserved for virtconsole devices for backward compatibility.",
+                f"nr= is 1 to {controller.max_ports - 1} for a virtserialport",
             )
         self._plugged_ports += 1
         port = Port(device_id, controller, number, name, is_console, chardev, cols, rows, self._plugged_ports)
@@ -335,8 +347,11 @@ class Machine:
         for number in range(1, limit):
             if number not in controller.ports:
                 return number
-        raise ConfigError("virtio-serial-bus: Maximum port limit for this device reached")
+        raise ConfigError(
+            "virtio-serial-bus: Maximum port limit for this device reached",
+            f"give controller {controller.name} a larger max_ports=, up to {MAX_PORTS}",
+        )
 
     def _claim_id(self, device_id: str | None) -> None:
         if device_id is not None and device_id in self._ids:
-            raise ConfigError(f"Duplicate device ID '{device_id}'")
+            raise ConfigError(f"Duplicate device ID '{device_id}'", "give each device an id= of its own, or none")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BOOL, NUMBER, SIZE, STRING = keyval.to_bool, keyval.to_number, keyval.to_size, keyval.to_string
 
 NONE: Mapping[str, Any] = {}
+PATH_MISSING = "add path=PATH"
+ADDRESSES = "a socket has path=PATH, or host=HOST,port=PORT, or fd=N"
 
 PARAMETERS: Mapping[str, Callable[[str, object], object]] = {
     # qemu_chardev_opts of chardev/char.c: any of them is taken with any kind, and has the right type.
@@ -75,14 +77,14 @@ def parse_chardev(
     if chardev_id is not None:
         chardev_id = keyval.check_identifier(chardev_id)
         if chardev_id in chardevs:
-            raise ConfigError(f"Duplicate ID '{chardev_id}' for chardev")
+            raise ConfigError(f"Duplicate ID '{chardev_id}' for chardev", "give each -chardev an id= of its own")
     values: dict[str, object] = {}
     for name, value in options.items():
         if name not in PARAMETERS:
             raise ConfigError(f"Invalid parameter '{name}'", keyval.did_you_mean(name, PARAMETERS))
         values[name] = PARAMETERS[name](name, value)
     if chardev_id is None:
-        raise ConfigError("chardev: no id specified")
+        raise ConfigError("chardev: no id specified", "write KIND,id=ID,... and name it by chardev=ID")
     if "backend" not in values:
         raise ConfigError(f'chardev: "{chardev_id}" missing backend')
     return make_chardev(chardev_id, str(values["backend"]), values, chardevs, objects)
@@ -107,7 +109,10 @@ def make_chardev(
     maker = _MAKERS.get(kind)
     if maker is None:
         if kind in QEMU_ONLY:
-            raise ConfigError(f"'{kind}' is not supported by virtserial: it is a back end of QEMU's own")
+            raise ConfigError(
+                f"'{kind}' is not supported by virtserial: it is a back end of QEMU's own",
+                f"`-chardev help` lists those that are, as {', '.join(list(_MAKERS)[:4])}",
+            )
         raise ConfigError(f"'{kind}' is not a valid char driver name", keyval.did_you_mean(kind, _MAKERS))
     words = ChardevValues(values, chardevs, objects)
     if words.flag("tn3270"):
@@ -144,7 +149,7 @@ def _file(chardev_id: str, values: ChardevValues) -> Chardev:
 
     path = values.text("path")
     if path is None:
-        raise ConfigError("chardev: file: no filename given")
+        raise ConfigError("chardev: file: no filename given", PATH_MISSING)
     return FileChardev(
         chardev_id, path, input_path=values.text("input-path"), append=values.flag("append")
     )
@@ -155,7 +160,7 @@ def _pipe(chardev_id: str, values: ChardevValues) -> Chardev:
 
     path = values.text("path")
     if path is None:
-        raise ConfigError("chardev: pipe: no device path given")
+        raise ConfigError("chardev: pipe: no device path given", PATH_MISSING)
     return PipeChardev(chardev_id, path)
 
 
@@ -176,7 +181,7 @@ def _ringbuf(chardev_id: str, values: ChardevValues) -> Chardev:
 
     size = values.number("size") or DEFAULT_SIZE
     if size & (size - 1):
-        raise ConfigError("size of ringbuf chardev must be power of two")
+        raise ConfigError("size of ringbuf chardev must be power of two", f"as size=64k; {size} is none")
     return RingbufChardev(chardev_id, size, values.text("backend") or "ringbuf")
 
 
@@ -185,7 +190,7 @@ def _handler(chardev_id: str, values: ChardevValues) -> Chardev:
 
     class_name, path = values.text("class"), values.text("path")
     if not class_name and not path:
-        raise ConfigError("chardev: handler: neither 'class' nor 'path' given")
+        raise ConfigError("chardev: handler: neither 'class' nor 'path' given", "path=FILE.py,class=NAME")
     return HandlerChardev(chardev_id, class_name=class_name, path=path)
 
 
@@ -198,10 +203,10 @@ def _hub(chardev_id: str, values: ChardevValues) -> Chardev:
         if part is None:
             break
         if part not in values.chardevs:
-            raise ConfigError(f"hub: chardev can't be found by id '{part}'")
+            raise ConfigError(f"hub: chardev can't be found by id '{part}'", "its -chardev comes before the hub's")
         parts.append(values.chardevs[part])
     if not parts:
-        raise ConfigError("hub: 'chardevs' list is not defined")
+        raise ConfigError("hub: 'chardevs' list is not defined", "chardevs.0=ID,chardevs.1=ID name its parts")
     return HubChardev(chardev_id, parts)
 
 
@@ -211,7 +216,7 @@ def _udp(chardev_id: str, values: ChardevValues) -> Chardev:
 
     port = values.text("port")
     if not port:
-        raise ConfigError("chardev: udp: remote port not specified")
+        raise ConfigError("chardev: udp: remote port not specified", "write udp,id=ID,host=HOST,port=PORT")
     host, ipv4, ipv6 = values.text("host") or "localhost", values.switch("ipv4"), values.switch("ipv6")
     remote = InetAddress(host, port, None, ipv4, ipv6)
     local = InetAddress(values.text("localaddr") or "", values.text("localport") or "0")
@@ -223,7 +228,7 @@ def _serial(chardev_id: str, values: ChardevValues) -> Chardev:
 
     path = values.text("path")
     if path is None:
-        raise ConfigError("chardev: serial/tty: no device path given")
+        raise ConfigError("chardev: serial/tty: no device path given", PATH_MISSING)
     given = {
         field: values.given[name]
         for field, name in (
@@ -245,11 +250,13 @@ def _socket(chardev_id: str, values: ChardevValues) -> Chardev:
     reconnect_seconds = _reconnect_seconds(values)
     sharing = _sharing(values, server)
     if "fd" in values and reconnect_seconds is not None:
-        raise ConfigError(f"'{_reconnect_name(values)}' option is incompatible with 'fd' address type")
+        hint = "a descriptor cannot be opened again: leave it out"
+        raise ConfigError(f"'{_reconnect_name(values)}' option is incompatible with 'fd' address type", hint)
     if server:
         if reconnect_seconds is not None:
             raise ConfigError(
-                f"'{_reconnect_name(values)}' option is incompatible with socket in server listen mode"
+                f"'{_reconnect_name(values)}' option is incompatible with socket in server listen mode",
+                "it is for clients: leave out server=on, or leave it out",
             )
         if sharing is not None:
             from virtserial.chardev.shared_server import SharedSocketServer
@@ -263,7 +270,9 @@ def _socket(chardev_id: str, values: ChardevValues) -> Chardev:
             chardev_id, address, wait=values.flag("wait", True), nodelay=nodelay, layers=layers
         )
     if values.flag("wait"):
-        raise ConfigError("'wait' option is incompatible with socket in client connect mode")
+        raise ConfigError(
+            "'wait' option is incompatible with socket in client connect mode", "add server=on to listen"
+        )
     from virtserial.chardev.socket_client import SocketClientChardev
 
     return SocketClientChardev(
@@ -278,7 +287,10 @@ def _socket_layers(values: ChardevValues, server: bool) -> SocketLayers:
     if (name := values.text("tls-creds")) is not None:
         credentials = values.objects.get(name)
         if credentials is None:
-            raise ConfigError(f"No TLS credentials with id '{name}'")
+            hint = f"it needs an -object tls-creds-x509,id={name},dir=PATH,endpoint=..."
+            raise ConfigError(
+                f"No TLS credentials with id '{name}'", keyval.did_you_mean(name, values.objects) or hint
+            )
     if "tls-authz" in values:
         if credentials is None:
             raise ConfigError("'tls_authz' option requires 'tls_creds' option")
@@ -287,7 +299,7 @@ def _socket_layers(values: ChardevValues, server: bool) -> SocketLayers:
         credentials.check_endpoint(server)
     websocket = values.flag("websocket")
     if websocket and not server:
-        raise ConfigError("Websocket client is not implemented")
+        raise ConfigError("Websocket client is not implemented", "add server=on to listen")
     return SocketLayers(server, values.flag("telnet"), websocket, credentials)
 
 
@@ -300,9 +312,11 @@ def _sharing(values: ChardevValues, server: bool) -> Sharing | None:
     from virtserial.chardev.shared_server import MAX_BACKLOG, SLOW, Sharing
 
     if not server:
-        raise ConfigError(f"'{given[0]}' option is incompatible with socket in client connect mode")
+        raise ConfigError(
+            f"'{given[0]}' option is incompatible with socket in client connect mode", "add server=on to listen"
+        )
     if values.flag("mux"):
-        raise ConfigError(f"'{given[0]}' option is incompatible with 'mux=on'")
+        raise ConfigError(f"'{given[0]}' option is incompatible with 'mux=on'", "leave out one of the two")
     clients = values.number("clients") if "clients" in values else 1
     if clients is None or not 1 <= clients <= MAX_CLIENTS:
         raise ConfigError(f"Parameter 'clients' expects a number from 1 to {MAX_CLIENTS}")
@@ -322,7 +336,7 @@ def _reconnect_seconds(values: ChardevValues) -> float | None:
     """`reconnect` is in seconds and was removed in QEMU 10; None: neither was given."""
     milliseconds, seconds = values.number("reconnect-ms"), values.number("reconnect")
     if milliseconds is not None and seconds is not None:
-        raise ConfigError("'reconnect' and 'reconnect-ms' are mutually exclusive")
+        raise ConfigError("'reconnect' and 'reconnect-ms' are mutually exclusive", "leave out one of the two")
     return milliseconds / 1000 if milliseconds is not None else seconds
 
 
@@ -331,16 +345,16 @@ def _socket_address(values: ChardevValues) -> Address:
 
     path, host, fd = values.text("path"), values.text("host"), values.text("fd")
     if sum(value is not None for value in (path, host, fd)) > 1:
-        raise ConfigError("None or one of 'path', 'fd' or 'host' option required.")
+        raise ConfigError("None or one of 'path', 'fd' or 'host' option required.", ADDRESSES)
     if path is not None:
         return UnixAddress(path, values.flag("abstract"), values.flag("tight", True))
     if host is not None:
         port = values.text("port")
         if port is None:
-            raise ConfigError("chardev: socket: no port given")
+            raise ConfigError("chardev: socket: no port given", ADDRESSES)
         return InetAddress(host, port, values.number("to"), values.switch("ipv4"), values.switch("ipv6"))
     if fd is None or not fd.isdecimal() or not fd.isascii() or int(fd) >= 1 << 31:
-        raise ConfigError(f"Unable to parse FD number {fd or ''}")
+        raise ConfigError(f"Unable to parse FD number {fd or ''}", ADDRESSES)
     return FdAddress(int(fd))
 
 

@@ -189,7 +189,7 @@ def make_device(
     for name, value in remaining.items():
         spec = known.get(name)
         if spec is None:
-            raise ConfigError(f"Property '{driver}.{name}' not found", keyval.did_you_mean(name, known))
+            raise ConfigError(f"Property '{driver}.{name}' not found", keyval.did_you_mean(name, (*known, "id", "bus")))
         checked = _checked(name, spec, value, typed=typed)
         _check_choice(driver, name, checked)
         if spec.role == USED:
@@ -211,7 +211,8 @@ def _check_choice(driver: str, name: str, value: object) -> None:
     if name == "disable-legacy" and value not in CHOICES[name]:
         raise ConfigError(f"Parameter '{name}' does not accept value '{value}'")
     if name in CHOICES and value not in CHOICES[name]:
-        raise ConfigError(f"Property '{driver}.{name}' doesn't take value '{value}'")
+        hint = f"{name}= takes {', '.join(CHOICES[name])}"
+        raise ConfigError(f"Property '{driver}.{name}' doesn't take value '{value}'", hint)
 
 
 _CONVERT: Mapping[str, Callable[[str, object], object]] = {
@@ -231,7 +232,8 @@ def device_help(driver: str) -> str:
     """
     driver = ALIASES.get(driver, driver)
     if driver not in DRIVERS:
-        raise ConfigError(f"'{driver}' is not a valid device model name")
+        hint = keyval.did_you_mean(driver, (*DRIVERS, *ALIASES)) or "`-device help` lists the devices"
+        raise ConfigError(f"'{driver}' is not a valid device model name", hint)
     lines = [f"{driver} options:"]
     for name, spec in sorted(DRIVERS[driver].items()):
         if spec.role == USED:

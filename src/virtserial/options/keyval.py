@@ -22,6 +22,8 @@ _NUMBER = re.compile(r"\s*([+-]?)(0[xX][0-9A-Fa-f]{1,40}|0[0-7]{0,40}|[1-9][0-9]
 _SIZE = re.compile(r"\s*(-?)([0-9]{1,40}(?:\.[0-9]{1,40})?|0[xX][0-9A-Fa-f]{1,40})([bBkKmMgGtTpPeE]?)\Z")
 _SIZE_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 
+MOST_NAMES = 8
+"""How many names a hint lists."""
 IDENTIFIER_TEXT = (
     "Parameter 'id' expects an identifier\n"
     "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
@@ -105,6 +107,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     found = difflib.get_close_matches(word, list(known), 1)
     return f"did you mean '{found[0]}'?" if found else ""
+
+
+def there_is(what: str, names: Iterable[str]) -> str:
+    """Return a hint at what could have been named: "the buses are ser0.0, ser1.0"."""
+    known = list(names)
+    if not known:
+        return f"there is no {what}"
+    if len(known) == 1:
+        return f"the only {what} is {known[0]}"
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    return f"the {plural} are {', '.join(known[:MOST_NAMES])}{more}"
 
 
 def check_identifier(value: object) -> str:

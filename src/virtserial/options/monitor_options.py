@@ -37,7 +37,7 @@ def parse_mon(text: str) -> MonitorOptions:
     options = keyval.parse_options(text, "chardev")
     for name in options:
         if name not in ("chardev", "mode", "pretty", "id"):
-            raise ConfigError(f"Invalid parameter '{name}'")
+            raise ConfigError(f"Invalid parameter '{name}'", keyval.did_you_mean(name, ("chardev", "mode", "pretty")))
     mode = str(options.get("mode", "readline"))
     if mode not in MODES:
         raise ConfigError(f'unknown monitor mode "{mode}"')

@@ -33,7 +33,7 @@ def parse_object(text: str, ids_in_use: Container[str] = ()) -> TlsCredentials:
     values: dict[str, object] = {}
     for name, value in options.items():
         if name not in TLS_CREDS_X509:
-            raise ConfigError(f"Invalid parameter '{name}'")
+            raise ConfigError(f"Invalid parameter '{name}'", keyval.did_you_mean(name, TLS_CREDS_X509))
         values[name] = TLS_CREDS_X509[name](name, value)
     if object_id is None:
         raise ConfigError("Parameter 'id' is missing")

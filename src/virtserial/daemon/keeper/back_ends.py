@@ -99,7 +99,10 @@ class BackEnds:
         """
         for chardev in self.chardevs.values():
             if chardev.id not in self.later:
-                self.open_one(chardev, announce)
+                try:
+                    self.open_one(chardev, announce)
+                except ConfigError as error:
+                    raise ConfigError(f"-chardev {chardev.kind},id={chardev.id}: {error}", error.hint) from error
 
     def open_one(self, chardev: Chardev, announce: Callable[[str], None]) -> None:
         """Open one of those to begin with.
