@@ -46,6 +46,7 @@ ELSEWHERE = {
     "state/pci_state.py": ("tests/state/test_device_state.py", "a part of the same state"),
     "options/monitor_options.py": ("tests/monitor/test_monitor_qmp.py", "needs a running monitor"),
     "options/values.py": ("tests/options/test_chardev_options.py", "values of options, by these options"),
+    "options/way_out.py": ("tests/cli/test_cli_mistakes.py", "what is said of a hundred mistakes"),
     "options/vhost_user_device.py": ("tests/daemon/test_daemon_vhost_user.py", "printed by the program"),
     "options/vfio_user_device.py": ("tests/dropin/test_planner.py", "written into QEMU's words there"),
     "machine/build.py": ("tests/machine/test_model.py", "plugs what the model then tells of"),

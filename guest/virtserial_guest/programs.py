@@ -158,7 +158,7 @@ def console(program: str, words: list[str], add_address: Adder, open_end: Opener
     try:
         escape = parse_escape(options.escape)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"--escape {options.escape}: {error}")
     with open_end(options) as stream:
         if options.command is not None:
             serve_program(stream, options.command or [os.environ.get("SHELL", "/bin/sh")])

@@ -9,7 +9,7 @@ from support.places import ROOT
 from support.programs import run
 
 import virtserial
-from virtserial.cli.commands import COMMANDS
+from virtserial.cli.commands import COMMANDS, GROUPS
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help", "-help"])
@@ -49,6 +49,16 @@ def test_every_command_has_a_help(command):
     assert output.startswith(f"usage: virtserial {command}")
 
 
+def test_help_is_in_groups_and_every_help_fits_80_columns():
+    assert [line for line in run("--help")[1].splitlines() if line.endswith(":") and line[0] != " "] == [
+        f"{title}:" for title in GROUPS
+    ]
+    for words in ([], *([command] for command in COMMANDS), ["guest", "attach"]):
+        assert max(map(len, run(*words, "--help", COLUMNS="80")[1].splitlines())) <= 80
+    output = run("--help", program=("-m", "virtserial.cli.qemu"), VIRTSERIAL_QEMU="/bin/true")[1]
+    assert max(map(len, output.splitlines())) <= 80
+
+
 def test_installed_program_and_module_are_the_same():
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["scripts"]["virtserial"] == "virtserial.cli.main:main"
@@ -67,6 +77,8 @@ def test_serve_without_options_is_its_help_and_a_wrong_use():
     ("words", "first"),
     [
         (["-chardev", "help"], "Available chardev backend types"),
+        (["-device", "help"], 'name "virtio-serial-pci", bus PCI, alias "virtio-serial"'),
+        (["-object", "help"], "List of user creatable objects"),
         (["-device", "virtserialport,help"], "virtserialport options"),
     ],
 )

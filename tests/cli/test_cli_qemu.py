@@ -39,6 +39,15 @@ def test_explain_prints_qemu_s_command_line_and_whose_everything_is():
 """
 
 
+def test_explain_may_stand_anywhere():
+    words = ["-m", "256", "-machine", "none"]
+    options = [[*words[:at], "--explain", *words[at:]] for at in (0, 2, 4)]
+    assert len({run_qemu(*each) for each in options}) == 1
+    # But the argument of an option is that, whatever it looks like.
+    status, output, _ = run_qemu("-machine", "none", "-name", "--explain", qemu="/bin/echo")
+    assert (status, output) == (0, "-machine none -name --explain\n")
+
+
 def test_explain_says_why_nothing_is_ours():
     status, output, _ = run_qemu("--explain", "-machine", "none", "-S")
     assert status == 0
@@ -55,7 +64,28 @@ def test_help_and_version_speak_of_both(word, said):
     status, output, errors = run_qemu(word)  # the QEMU is /bin/true
     assert (status, errors) == (0, "")
     assert output.startswith(said)
+    assert output.startswith(run_qemu("-m", "64", word)[1].rstrip())
     assert run_qemu(word[1:])[1] == ""
+
+
+def test_help_needs_no_qemu():
+    status, output, errors = run_qemu("--help", qemu="/nowhere/qemu")
+    assert (status, output[:6]) == (0, "usage:")
+    assert errors.splitlines()[0] == "virtserial-qemu: VIRTSERIAL_QEMU=/nowhere/qemu: no such program"
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        (("-device", "virtio-serial,help"), "virtserial adds unplug=, socket=, resize-order=; "),
+        (("-device", "virtconsole,?"), "virtserial adds cols=, rows=; "),
+        (("-chardev", "help"), "virtserial adds the kind handler"),
+    ],
+)
+def test_qemu_s_help_is_qemu_s_and_what_we_add_is_on_standard_error(words, added):
+    status, output, errors = run_qemu(*words, qemu="/bin/echo")
+    assert (status, output) == (0, f"{' '.join(words)}\n")
+    assert errors.startswith(f"virtserial-qemu: {' '.join(words)}: {added}")
 
 
 def test_name_that_was_probably_meant_is_a_second_line():
@@ -72,6 +102,7 @@ def test_explain_says_what_is_wrong():
     assert errors == (
         "virtserial-qemu: -device virtserialport,nr=99: "
         "virtio-serial-bus: Out-of-range port id specified, max. allowed: 30\n"
+        "virtserial-qemu: give controller virtio-serial0 a larger max_ports=, up to 511\n"
     )
 
 

@@ -93,7 +93,7 @@ WRONG = {
 }
 
 
-OPENED = [*WRONG][[*WRONG].index("file that cannot be made") :]
+OPENED = {*[*WRONG][[*WRONG].index("file that cannot be made") :]} - {"socket that another controller has"}
 """These show when things are opened: exit status 1, not 2."""
 
 

@@ -206,9 +206,10 @@ def test_example_of_a_clipboard_is_the_same_on_both_sides(machine, tmp_path):
         (("send", "unix:/nowhere", "/etc/hosts", "/etc/../etc/hosts"), "virtserial send: hosts: more than one of the "
                                                                       "paths would arrive under this name\n"),
         (("receive", "unix:/nowhere", "/proc/no"), "virtserial receive: /proc/no: No such file or directory\n"),
-        (("log", "/no/socket"), "virtserial: /no/socket: No such file or directory; write unix:PATH for a socket that "
-                                "does not exist yet\n"),
-        (("ports", "--monitor", "/no/qmp"), "virtserial: monitor /no/qmp: No such file or directory\n"),
+        (("log", "/no/socket"), "virtserial: /no/socket: No such file or directory\nvirtserial: `virtserial ports` "
+                                "lists ports by name; unix:PATH waits for a socket that does not exist yet\n"),
+        (("ports", "--monitor", "/no/qmp"), "virtserial: monitor /no/qmp: No such file or directory\nvirtserial: "
+                                            "a process listens there if it has -qmp unix:/no/qmp,server=on,wait=off\n"),
     ],
 )  # fmt: skip
 def test_words_that_lead_nowhere(words, said):

@@ -191,7 +191,10 @@ def test_no_device_there_is_one_line_and_status_1(tmp_path):
         timeout=20,
     )
     assert result.returncode == 1
-    assert result.stderr == f"virtserial: {tmp_path}/none: No such file or directory\n"
+    assert result.stderr == (
+        f"virtserial: guest attach: {tmp_path}/none: No such file or directory\n"
+        "virtserial: is its server running? --wait waits for it\n"
+    )
 
 
 class Reader(PortListener):

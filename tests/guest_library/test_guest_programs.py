@@ -48,7 +48,8 @@ def test_every_command_has_a_help(command):
 
 def test_version_and_wrong_words():
     assert run("--version") == (0, f"virtserial-guest {__version__}\n", "")
-    assert run("sent") == (2, "", "virtserial-guest: 'sent' is not a command; --help lists them\n")
+    assert run("sent") == (2, "", "virtserial-guest: 'sent' is not a command; did you mean 'send'?\n")
+    assert run("xyz") == (2, "", "virtserial-guest: 'xyz' is not a command; --help lists them\n")
     assert run("receive", "no.such.port", "/tmp") == (
         1, "", "virtserial-guest receive: no port is named 'no.such.port'\n"
     )  # fmt: skip

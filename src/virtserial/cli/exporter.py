@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
+from virtserial.guest.words import Parser
 from virtserial.metrics.catalogue import EXTRA
 from virtserial.metrics.survey import MAX_PORTS, Survey
 
@@ -25,8 +25,8 @@ def run(words: list[str]) -> int:
     Raises:
         ConfigError: the extra is not installed, or it cannot listen.
     """
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, allow_abbrev=False,
+    parser = Parser(
+        PROGRAM,
         description="Serve the figures of this user's virtual machines, for root of all users', to Prometheus.",
     )  # fmt: skip
     parser.add_argument("--listen", default=LISTEN, metavar="HOST:PORT", help=f"where, {LISTEN} if not said")

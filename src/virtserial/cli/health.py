@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from typing import TYPE_CHECKING
 
 from virtserial.client.registry import find_vm, running_vms
 from virtserial.errors import ConfigError
+from virtserial.guest.words import Parser, seconds
 from virtserial.metrics.health import Health, examine
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ MAX_NAMED = 5
 
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, allow_abbrev=False,
+    parser = Parser(
+        PROGRAM,
         description="Say in one line whether the virtual machines here are well: their two processes answer.",
         epilog="Exit status: 0 all are well, 1 one is not, 2 wrong usage, 3 it does not run (or nothing does).",
     )  # fmt: skip
     parser.add_argument("vms", nargs="*", metavar="VM", help="only these VMs")
-    parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="until they run and are well")
+    parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="until they run and are well")
     parser.add_argument("--json", action="store_true", help="for programs: one JSON value")
     options = parser.parse_args(words)
     deadline = time.monotonic() + options.wait

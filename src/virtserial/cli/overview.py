@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING
 
 from virtserial.client.registry import running_vms
 from virtserial.client.survey import look
-from virtserial.errors import ConfigError
 from virtserial.guest.files.messages import printable
 from virtserial.guest.files.report import amount
 from virtserial.guest.words import seconds
@@ -22,14 +22,23 @@ if TYPE_CHECKING:
     from virtserial.client.survey import Seen
 
 CLEAR = "\x1b[H\x1b[2J"
+LEAST_INTERVAL = 0.1
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add --json and --watch."""
     parser.add_argument("--json", action="store_true", help="for programs: one JSON value, with --watch one a line")
     parser.add_argument(
-        "--watch", nargs="?", type=seconds, const=1.0, metavar="SECONDS",
+        "--watch", nargs="?", type=_interval, const=1.0, metavar="SECONDS",
         help="show it again every second, or every SECONDS, until Ctrl-C",
     )  # fmt: skip
+
+
+def _interval(text: str) -> float:
+    value = seconds(text)
+    if value < LEAST_INTERVAL:
+        raise ArgumentTypeError(f"{text!r} is too often: at least {LEAST_INTERVAL} seconds")
+    return value
 
 
 def show(
@@ -46,8 +55,6 @@ def show(
         document: what --json prints.
         choose: whom to ask.
     """
-    if options.watch is not None and options.watch < 0.1:
-        raise ConfigError(f"--watch {options.watch:g}: at least 0.1 seconds")
     while True:
         begun = time.monotonic()
         seen = look(choose())

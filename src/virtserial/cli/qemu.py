@@ -6,7 +6,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from virtserial.errors import ConfigError
+from virtserial.dropin.command_line import WITHOUT_ARGUMENT
+from virtserial.errors import ConfigError, UsageError
 from virtserial.version import __version__
 
 if TYPE_CHECKING:
@@ -14,47 +15,92 @@ if TYPE_CHECKING:
 
     from virtserial.dropin.plan import Plan
 
-EXPLAIN = "--explain"
-TAKE_HOSTS = "--take-hosts-from"
 NAME = "virtserial-qemu"
+OWN_OPTIONS = ("explain", "take-hosts-from", "help", "version")
 ABOUT = {
-    "--version": f"{NAME}, virtserial {__version__}, starts:",
-    "--help": f"""usage: {NAME} [--explain | --take-hosts-from PID] [OPTION OF QEMU...]
+    "version": f"{NAME}, virtserial {__version__}, starts:",
+    "help": f"""usage: {NAME} [--explain | --take-hosts-from PID] [OPTION OF QEMU...]
 
-  --explain             must come first: print the command line that QEMU would get, and what virtserial serves
-  --take-hosts-from PID must come first, with -incoming: take the hosts' connections over from the {NAME} on this
-                        machine that the guest leaves; PID is its QEMU's, or the path of its run directory
+  --explain             start nothing: print the command line that QEMU would
+                        get, and what virtserial serves
+  --take-hosts-from PID with -incoming: take the hosts' connections over from
+                        the {NAME} on this machine that the guest
+                        leaves; PID is its QEMU's, or the path of its run
+                        directory
+  --help, --version     this and QEMU's; -help and -version are QEMU's alone
 
-virtserial serves the virtio-serial controllers, ports, consoles and monitors of QEMU's options; QEMU gets all others as
-they are.  VIRTSERIAL_QEMU names the QEMU.  Its own help:
+virtserial serves the virtio-serial controllers, ports, consoles and monitors of
+QEMU's options; QEMU gets all others as they are.  VIRTSERIAL_QEMU names the
+QEMU.  Its own help:
 """,
 }
 """Printed before QEMU's own answer; QEMU answers alone to -version and -help, which programs parse."""
 
 
+class Words:
+    """The command line, without our own options; they may stand wherever QEMU would look for an option.
+
+    Attributes:
+        qemu: QEMU's words.
+        explain: --explain.
+        hosts_from: of --take-hosts-from, or None.
+        about: "help" or "version", for --help or --version.
+
+    Raises:
+        UsageError: an option lacks its argument.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.qemu: list[str] = []
+        self.explain = False
+        self.hosts_from: str | None = None
+        self.about = ""
+        remaining = iter(words)
+        for word in remaining:
+            name = word[2:] if word.startswith("--") else word[1:] if word.startswith("-") else ""
+            if name == "explain":
+                self.explain = True
+                continue
+            if name == "take-hosts-from":
+                self.hosts_from = next(remaining, None)
+                if self.hosts_from is None:
+                    raise UsageError(f"{word}: requires an argument", "it is the process number of the QEMU before")
+                continue
+            if word in ("--help", "--version"):
+                self.about = name
+            self.qemu.append(word)
+            if name and name not in WITHOUT_ARGUMENT:
+                self.qemu += [value for value in (next(remaining, None),) if value is not None]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exec QEMU with the given arguments; return 1 if that fails, 0 after --explain."""
+    """Exec QEMU with the given arguments; return 0 after --explain, 1 if something fails, 2 for wrong own options."""
     # Ctrl-C before anything is started: no traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    about = ""
     try:
-        if len(words) == 1 and words[0] in ABOUT:
-            print(ABOUT[words[0]], flush=True)
-        if words[:1] == [EXPLAIN]:
-            explain(words[1:])
+        words = Words(sys.argv[1:] if arguments is None else arguments)
+        about = words.about
+        if about:
+            print(ABOUT[about], flush=True)
+        if words.explain and not about:
+            explain(words.qemu)
         else:
-            run(words)
+            run(words.qemu, words.hosts_from)
     except ConfigError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         if error.hint:
             print(f"{NAME}: {error.hint}", file=sys.stderr)
-        return 1
+        return 0 if about else 2 if isinstance(error, UsageError) else 1
     return 0
 
 
-def run(words: Sequence[str]) -> None:
+def run(words: Sequence[str], hosts_from: str | None = None) -> None:
     """Start the device process and exec QEMU; does not return.
+
+    Args:
+        hosts_from: of --take-hosts-from.
 
     Raises:
         ConfigError: that failed; nothing is left running.
@@ -70,12 +116,10 @@ def run(words: Sequence[str]) -> None:
     program = find_program(architecture, sys.argv[0])
     streams = Streams()
     run_directory = choose_run_folder()
-    hosts_from = None
-    if words[:1] == [TAKE_HOSTS]:
-        hosts_from, words = run_folder_of("".join(words[1:2])), words[2:]
+    left = None if hosts_from is None else run_folder_of(hosts_from)
     plan = make_plan(words, run_directory=run_directory, connect=streams.connect, architecture=architecture)
-    if hosts_from is not None:
-        plan.take_hosts_from(hosts_from)
+    if left is not None:
+        plan.take_hosts_from(left)
     for remark in plan.remarks:
         print(f"{NAME}: {remark}", file=sys.stderr)
     if plan.untouched is not None:

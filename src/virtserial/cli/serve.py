@@ -9,7 +9,7 @@ import sys
 from virtserial.cli.serve_options import HELP, USAGE, Options, build, build_monitors, build_objects, refused
 from virtserial.cli.service import Service, predecessor
 from virtserial.daemon.keeper.signals import keep_children
-from virtserial.errors import UsageError, VirtserialError
+from virtserial.errors import ConfigError, UsageError, VirtserialError
 
 
 def run(words: list[str]) -> int:

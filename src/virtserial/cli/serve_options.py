@@ -35,7 +35,7 @@ Host ends:
   -object tls-creds-x509,id=ID,dir=PATH,endpoint=server|client
                         certificates for a chardev socket's tls-creds=ID
 Monitors:
-  -qmp CHARDEV          for programs (QMP), as -qmp unix:PATH,server=on,wait=off;
+  -qmp CHARDEV          for programs (QMP), as unix:PATH,server=on,wait=off;
                         -qmp-pretty indents
   -monitor CHARDEV      for people (HMP), as -monitor stdio
   -mon chardev=ID[,mode=readline|control][,pretty=on|off]
@@ -67,7 +67,8 @@ TAKES_NEXT = ("-device", "-chardev", "-object", *MONITOR_OPTIONS, *PROCESS_OPTIO
 """Options whose argument is the next word."""
 KNOWN = (
     *TAKES_NEXT,
-    *("-trust-vmm", "-sandbox=off", "-verbose", "-help", "-socket-path=", "-fd=", "-print-capabilities", "-exit-with-parent"),
+    *("-trust-vmm", "-sandbox=off", "-verbose", "-help", "-socket-path=", "-fd=", "-print-capabilities"),
+    "-exit-with-parent",
 )
 HELP = "`virtserial serve --help` lists the options"
 
@@ -154,7 +155,10 @@ def _meant(word: str) -> str:
 
 def refused(option: str, text: str, error: ConfigError) -> UsageError:
     """The error that names the option, and what to try."""
-    return UsageError(f"{option} {text}: {error}", error.hint or way_out(option, text))
+    from virtserial.options.way_out import refusal
+
+    named = refusal(option, text, error)
+    return UsageError(str(named), named.hint)
 
 
 def way_out(option: str, text: str = "") -> str:

@@ -9,16 +9,18 @@ import sys
 
 from virtserial.client.names import find_vm_port
 from virtserial.daemon.keeper.run_directory import run_directory
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, UsageError
 from virtserial.guest.sshd import PORT
 
 DOMAIN = ".vm"
 """What hosts of ~/.ssh/config end in."""
 USAGE = f"""usage: virtserial ssh [USER@]VM[/PORT] [SSH-OPTION...] [COMMAND...]
 
-Runs ssh to a virtual machine that `virtserial ls` lists, over its port {PORT} or PORT; in the guest,
-`python3 -m virtserial_guest sshd` serves that.  No network is used.  Options and COMMAND are ssh's own.
-Several sessions share one connection (ControlMaster).  For scp, sftp, rsync and others: `virtserial ssh-config`.
+Runs ssh to a virtual machine that `virtserial ls` lists, over its port
+{PORT} or PORT; in the guest, `python3 -m virtserial_guest sshd`
+serves that.  No network is used.  Options and COMMAND are ssh's own.
+Several sessions share one connection (ControlMaster).  For scp, sftp, rsync
+and others: `virtserial ssh-config`.
 """
 
 
@@ -32,7 +34,8 @@ def run(words: list[str]) -> int:
         print(USAGE, end="")
         return 0 if words else 2
     if words[0].startswith("-"):
-        raise ConfigError("say the VM first, then ssh's options", "`virtserial ssh --help` shows the order")
+        hint = "`virtserial ssh --help` shows the order"
+        raise UsageError(f"{words[0]}: say the VM first, then ssh's options", hint)
     user, at, name = words[0].rpartition("@")
     port = find_ssh_port(name)
     program = shutil.which("ssh")

@@ -45,20 +45,21 @@ def parse_address(text: str) -> Address:
         return UnixAddress(_without_options(rest))
     if kind == "tcp" and colon:
         host, _, port = _without_options(rest).rpartition(":")
-        if not port.isdigit() or not 0 < int(port) < 1 << 16:
-            raise ConfigError(f"{text}: {port!r} is not a TCP port")
+        if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise ConfigError(f"{text}: {port!r} is not a TCP port", "write tcp:HOST:PORT; PORT is 1 to 65535")
         return TcpAddress(host.strip("[]") or "localhost", int(port))
     if kind == "pty" and colon:
         return TerminalAddress(rest)
     try:
         mode = os.stat(text).st_mode
     except OSError as error:
-        raise ConfigError(f"{text}: {error.strerror}; write unix:PATH for a socket that does not exist yet") from error
+        hint = "`virtserial ports` lists ports by name; unix:PATH waits for a socket that does not exist yet"
+        raise ConfigError(f"{text}: {error.strerror}", hint) from error
     if stat.S_ISSOCK(mode):
         return UnixAddress(text)
     if stat.S_ISCHR(mode):
         return TerminalAddress(text)
-    raise ConfigError(f"{text}: neither a socket nor a terminal")
+    raise ConfigError(f"{text}: neither a socket nor a terminal", "`virtserial ports` lists ports by name")
 
 
 def _without_options(text: str) -> str:

@@ -81,11 +81,20 @@ class VmPort(NamedTuple):
             ConfigError: nobody can, or another user's programs listen there.
         """
         if not self.host_end:
-            raise ConfigError(f"port '{self.full_name}' has no host end: its guest talks to nobody")
+            raise ConfigError(
+                f"port '{self.full_name}' has no host end: its guest talks to nobody",
+                "give it one: -chardev socket,id=ID,path=PATH,server=on,wait=off and chardev=ID",
+            )
         if not self.host_end.startswith(REACHABLE):
-            raise ConfigError(f"the host end of port '{self.full_name}' is {self.host_end}: it takes no connections")
+            raise ConfigError(
+                f"the host end of port '{self.full_name}' is {self.host_end}: it takes no connections",
+                "programs can use a -chardev socket with server=on, and a pty",
+            )
         if self.kind == "socket" and ",server=on" not in self.host_end:
-            raise ConfigError(f"the host end of port '{self.full_name}' is {self.host_end}: it connects there itself")
+            raise ConfigError(
+                f"the host end of port '{self.full_name}' is {self.host_end}: it connects there itself",
+                "with server=on it listens there for programs",
+            )
         if self.vm.owner != os.geteuid():
             raise ConfigError(
                 f"VM '{self.vm.name}' belongs to {self.vm.user}, who says where its ports are",

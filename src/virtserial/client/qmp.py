@@ -177,5 +177,6 @@ def _connect(text: str, seconds: float) -> socket.socket:
         connection.close()
         # The queue of a UNIX socket is full, which is what a monitor that serves nobody comes to.
         reason = "it accepts no connection" if isinstance(error, BlockingIOError) else error.strerror or error
-        raise ConfigError(f"monitor {text}: {reason}") from error
+        hint = f"a process listens there if it has -qmp {text if ':' in text else f'unix:{text}'},server=on,wait=off"
+        raise ConfigError(f"monitor {text}: {reason}", hint) from error
     return connection

@@ -12,6 +12,7 @@ from virtserial.errors import ConfigError
 from virtserial.options import keyval
 from virtserial.options.chardev_options import parse_chardev
 from virtserial.options.object_options import parse_object
+from virtserial.options.way_out import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ class ChardevWords:
         text: the -chardev argument, with the -set options that change it.
         settings: those -set options.
         chardev: the parsed chardev, or None if we cannot have it.
-        failure: why not; `is_qemu_s`: because only QEMU has it, else the words are wrong.
+        failure: why not, as a ConfigError; `is_qemu_s`: because only QEMU has it, else the words are wrong.
         users: our options that use it (ports, monitors).
         qemu_users: QEMU's options that use it, one entry per use.
         hub: the hub that it belongs to.
@@ -46,7 +47,7 @@ class ChardevWords:
         self.id = chardev_id
         self.settings: list[Option] = []
         self.chardev: Chardev | None = None
-        self.failure = ""
+        self.failure = ConfigError("")
         self.is_qemu_s = False
         self.users: list[Option] = []
         self.qemu_users: list[Option] = []
@@ -55,10 +56,6 @@ class ChardevWords:
     @property
     def kind(self) -> str:
         return str(keyval.parse_options(self.text, "backend").get("backend", ""))
-
-    def error(self, text: str) -> ConfigError:
-        """An error about it, in QEMU's form."""
-        return ConfigError(f"-chardev {self.text}: {text}")
 
 
 def collect(options: Sequence[Option], brought_along: Sequence[tuple[Option, str]]) -> dict[str, ChardevWords]:
@@ -75,9 +72,9 @@ def collect(options: Sequence[Option], brought_along: Sequence[tuple[Option, str
         try:
             chardev_id = str(keyval.parse_options(text, "backend").get("id", ""))
             if chardev_id in found:
-                raise ConfigError(f"Duplicate ID '{chardev_id}' for chardev")
+                raise ConfigError(f"Duplicate ID '{chardev_id}' for chardev", "give each -chardev an id= of its own")
         except ConfigError as error:
-            raise ConfigError(f"-chardev {text}: {error}") from None
+            raise refusal("-chardev", text, error) from None
         found[chardev_id] = ChardevWords(option, text, chardev_id)
     for option, value in arguments_of(options, "set"):
         place, equals, text = value.partition("=")
@@ -122,8 +119,8 @@ class Maker:
             self._load_credentials(words.text)
             words.chardev = parse_chardev(self._with_paths(words.text), self.chardevs, self.objects)
         except ConfigError as error:
-            words.failure = str(error)
-            words.is_qemu_s = NOT_OURS in words.failure or UNKNOWN_KIND in words.failure
+            words.failure = error
+            words.is_qemu_s = NOT_OURS in str(error) or UNKNOWN_KIND in str(error)
             return
         # Ctrl-a x ends QEMU.
         words.chardev.mux_quit = words.chardev.mux
@@ -197,7 +194,7 @@ def is_ours(words: ChardevWords) -> bool:
         return words.hub.chardev is not None and is_ours(words.hub)
     if words.chardev is None:
         if words.users:
-            raise words.error(words.failure)
+            raise refusal("-chardev", words.text, words.failure)
         return False
     if words.users:
         _check_number_of_users(words, words.chardev.max_users)
@@ -213,4 +210,5 @@ def _check_number_of_users(words: ChardevWords, most: int) -> None:
         if most <= 1
         else f"too many uses of multiplexed chardev '{words.id}' (maximum is {most})"
     )
-    raise ConfigError(f"{users[-1].text}: {why}")
+    hint = "give each user a -chardev of its own" + (", or share this one with mux=on" if most <= 1 else "")
+    raise ConfigError(f"{users[-1].text}: {why}", hint)

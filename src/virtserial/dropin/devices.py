@@ -21,6 +21,7 @@ from virtserial.options.device_options import (
     make_device,
 )
 from virtserial.options.vfio_user_device import typed_value, vfio_user_device
+from virtserial.options.way_out import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,7 +75,8 @@ class Device:
 
     def error(self, error: Exception | str) -> ConfigError:
         """An error about this option, in QEMU's form."""
-        return ConfigError(f"{self.option.text}: {error}", error.hint if isinstance(error, ConfigError) else "")
+        error = error if isinstance(error, ConfigError) else ConfigError(str(error))
+        return refusal(f"-{self.option.name}", self.option.value or "", error)
 
     def options(self, bus: str | None = None) -> DeviceOptions:
         """Return the checked options; `bus`: the name of a port's bus.
@@ -108,7 +110,7 @@ def collect(options: Sequence[Option], architecture: str) -> tuple[list[Device],
         try:
             given = keyval.parse_options(value, "driver")
         except ConfigError as error:
-            raise ConfigError(f"{option.text}: {error}") from None
+            raise refusal("-device", value, error) from None
         driver = resolve(str(given.pop("driver", "")))
         if architecture in ARCHITECTURES_WITHOUT_PCI_ALIAS and driver == "virtio-serial-pci":
             driver = "virtio-serial-ccw"
@@ -176,11 +178,14 @@ def place_ports(devices: Sequence[Device]) -> list[Device]:
             controllers.append(device)
             continue
         if not controllers:
-            raise device.error(f"No 'virtio-serial-bus' bus found for device '{device.driver}'")
+            hint = "a controller comes first: -device virtio-serial"
+            raise device.error(ConfigError(f"No 'virtio-serial-bus' bus found for device '{device.driver}'", hint))
         bus = device.properties.get("bus")
         found = [controller for controller in controllers if bus in (None, controller.bus)]
         if not found:
-            raise device.error(f"Bus '{bus}' not found")
+            buses = [controller.bus for controller in controllers]
+            hint = keyval.did_you_mean(str(bus), buses) or keyval.there_is("bus", buses)
+            raise device.error(ConfigError(f"Bus '{bus}' not found", hint))
         device.controller = found[-1]
         found[-1].ports.append(device)
     return controllers

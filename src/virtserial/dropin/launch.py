@@ -84,7 +84,8 @@ def start(plan: Plan, streams: Streams, run_directory: str) -> None:
     os.close(reader)
     os.close(held)
     if answer != READY:
-        raise ConfigError(answer.decode(errors="replace") or "the device process has ended; see its log")
+        text, _, hint = answer.decode(errors="replace").partition("\0")
+        raise ConfigError(text or "the device process has ended; see its log", hint)
 
 
 def exec_qemu(program: str, plan: Plan, streams: Streams) -> NoReturn:
@@ -148,7 +149,8 @@ def _serve(plan: Plan, streams: Streams, run_directory: str, status: int) -> NoR
                     _to_null(sys.stdout.fileno(), sys.stderr.fileno())
                 process.run()
         except VirtserialError as error:
-            _report(status, str(error))
+            hint = f"\0{error.hint}" if isinstance(error, ConfigError) and error.hint else ""
+            _report(status, f"{error}{hint}")
     except BaseException:
         import traceback
 
@@ -162,7 +164,7 @@ def _report(status: int, text: str) -> None:
     if status >= 0:
         os.write(status, text.encode()[:4000])
     else:
-        print(f"{NAME}: {text}", file=sys.stderr, flush=True)
+        print(f"{NAME}: {text}".replace("\0", f"\n{NAME}: "), file=sys.stderr, flush=True)
 
 
 def _close_what_is_not_ours(plan: Plan, streams: Streams, status: int) -> None:

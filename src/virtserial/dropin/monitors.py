@@ -8,6 +8,7 @@ from virtserial.dropin.command_line import Option, arguments_of
 from virtserial.errors import ConfigError
 from virtserial.options import keyval
 from virtserial.options.monitor_options import MonitorOptions, modern_chardev, parse_mon, parse_monitor
+from virtserial.options.way_out import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +55,7 @@ def collect(options: Sequence[Option]) -> list[MonitorWords]:
             try:
                 found.append(MonitorWords(option, parse_mon(value), None))
             except ConfigError as error:
-                raise ConfigError(f"{option.text}: {error}") from None
+                raise refusal("-mon", value, error) from None
         elif option.name in MODES:
             if value.startswith("none"):
                 continue

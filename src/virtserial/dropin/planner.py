@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from virtserial.chardev.stdio import StdioChardev
 from virtserial.dropin import accelerator, chardevs, devices, memory, monitors
 from virtserial.dropin.command_line import Option, arguments_of, split, words_of
+from virtserial.dropin.drivers import resolve
 from virtserial.dropin.plan import Plan
 from virtserial.dropin.readconfig import read_config_files
 from virtserial.dropin.references import chardevs_used, redirect
@@ -19,11 +20,13 @@ from virtserial.machine.build import plug
 from virtserial.machine.model import Controller
 from virtserial.migration.start import StartOfMachine, object_properties
 from virtserial.options import keyval
+from virtserial.options.device_options import DRIVERS, NOT_QEMU_S
 from virtserial.options.interfaces import EXPRESS_PORTS, choose_legacy
 from virtserial.options.machine_name import machine_name
+from virtserial.options.way_out import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from virtserial.dropin.chardevs import ChardevWords
     from virtserial.dropin.devices import Device
@@ -35,6 +38,8 @@ CONTROL = "control"
 ARRIVALS = ("incoming", "loadvm")
 """Options by which a guest does not boot, but goes on."""
 ANSWER_AND_EXIT = ("h", "help", "version", "dump-vmstate")
+HELP = ("help", "?")
+MORE_CHARDEVS = "virtserial adds the kind handler (Python), and for sockets clients=, backlog=, slow= and watch="
 ASK_FOR_HELP = (
     *("device", "machine", "M", "cpu", "accel", "chardev", "object", "netdev", "nic", "net", "audio", "audiodev"),
     *("d", "trace", "L", "display", "vga", "smp", "tpmdev", "spice", "global", "plugin"),
@@ -65,7 +70,7 @@ def make_plan(
     if given is None:
         return Plan(list(words), "the last option lacks its argument")
     if (reason := _why_untouched(given)) is not None:
-        return Plan(list(words), reason)
+        return Plan(list(words), reason, remarks=list(_additions(given)))
     _check_json(given)
     options = read_config_files(given)
     if not all(os.path.isfile(path) for _, path in arguments_of(given, "readconfig")):
@@ -82,11 +87,23 @@ def _why_untouched(options: Sequence[Option]) -> str | None:
         if option.name in ANSWER_AND_EXIT:
             return f"-{option.name} answers and exits"
     for option, value in arguments_of(options, *ASK_FOR_HELP):
-        if not value.startswith("{") and any(word in ("help", "?") for word in value.split(",")):
+        if not value.startswith("{") and any(word in HELP for word in value.split(",")):
             return f"{option.text} asks for help"
     if memory.read_machine(options, "").type == "none":
         return "-machine none has no devices"
     return None
+
+
+def _additions(options: Sequence[Option]) -> Iterator[str]:
+    """What QEMU's answer to `help` lacks."""
+    for option, value in arguments_of(options, "device", "chardev"):
+        first, *rest = value.split(",")
+        if option.name == "chardev" and first in HELP:
+            yield f"{option.text}: {MORE_CHARDEVS}"
+        elif (driver := resolve(first)) in DRIVERS and rest and rest[-1] in HELP:
+            added = ", ".join(f"{name}=" for name in DRIVERS[driver] if name in NOT_QEMU_S)
+            if added:
+                yield f"{option.text}: virtserial adds {added}; `virtserial serve -device {first},help` tells more"
 
 
 def _check_json(options: Sequence[Option]) -> None:
@@ -94,7 +111,7 @@ def _check_json(options: Sequence[Option]) -> None:
         try:
             keyval.parse_options(value, "")
         except ConfigError as error:
-            raise ConfigError(f"{option.text}: {error}") from None
+            raise refusal(f"-{option.name}", value, error) from None
 
 
 class _Planner:
@@ -151,7 +168,8 @@ class _Planner:
         seen = set(self._others)
         for device in self._devices:
             if device.id is not None and device.id in seen:
-                raise device.error(f"Duplicate device ID '{device.id}'")
+                hint = "give each device an id= of its own, or none"
+                raise device.error(ConfigError(f"Duplicate device ID '{device.id}'", hint))
             if device.id is not None:
                 seen.add(device.id)
 
@@ -163,7 +181,8 @@ class _Planner:
                 continue
             words = self._chardevs.get(name)
             if words is None:
-                raise port.error(f"Property '{port.driver}.chardev' can't find value '{name}'")
+                hint = keyval.did_you_mean(name, self._chardevs) or f"it needs a -chardev KIND,id={name},..."
+                raise port.error(ConfigError(f"Property '{port.driver}.chardev' can't find value '{name}'", hint))
             if words.chardev is None and words.is_qemu_s:
                 return f"only QEMU has a chardev of kind {words.kind} ('{name}', which a port uses)"
         return None

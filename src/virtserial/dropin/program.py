@@ -10,6 +10,7 @@ from virtserial.errors import ConfigError
 OLDEST = (10, 1)
 """The first QEMU with vfio-user-pci."""
 NAMES = re.compile(r"(?:virtserial-qemu(?:-system)?|qemu-system)-(\w+)")
+INSTALL = f"install QEMU {OLDEST[0]}.{OLDEST[1]} or newer, or set VIRTSERIAL_QEMU=/path/to/qemu-system-ARCH"
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -31,14 +32,14 @@ def find_program(architecture: str, called_as: str) -> str:
     if "/" in name:
         if os.access(name, os.X_OK) and os.path.isfile(name):
             return name
-        raise ConfigError(f"VIRTSERIAL_QEMU={name}: no such program")
+        raise ConfigError(f"VIRTSERIAL_QEMU={name}: no such program", INSTALL)
     for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
         path = os.path.join(folder, name)
         if os.access(path, os.X_OK) and os.path.isfile(path) and not _is_this_program(path, called_as):
             return path
     if chosen:
-        raise ConfigError(f"VIRTSERIAL_QEMU={name}: not found on PATH")
-    raise ConfigError(f"{name} not found on PATH; VIRTSERIAL_QEMU can name it")
+        raise ConfigError(f"VIRTSERIAL_QEMU={name}: not found on PATH", INSTALL)
+    raise ConfigError(f"{name} not found on PATH; VIRTSERIAL_QEMU can name it", INSTALL)
 
 
 def _is_this_program(path: str, called_as: str) -> bool:
@@ -86,5 +87,6 @@ class VersionCheck:
         if version < OLDEST:
             raise ConfigError(
                 f"{self._program} is QEMU {version[0]}.{version[1]}: virtserial needs vfio-user-pci, "
-                f"which came with {OLDEST[0]}.{OLDEST[1]}"
+                f"which came with {OLDEST[0]}.{OLDEST[1]}",
+                INSTALL,
             )

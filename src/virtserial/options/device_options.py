@@ -140,6 +140,9 @@ DRIVERS: Mapping[str, Mapping[str, Property]] = {
     "virtconsole": {**PORT_PROPERTIES, **CONSOLE_PROPERTIES},
 }
 
+NOT_QEMU_S = ("socket", "unplug", "resize-order", "cols", "rows")
+"""Properties that QEMU's devices of these names have not."""
+
 CHOICES = {
     "resize-order": ("cols-rows", "rows-cols"),
     "disable-legacy": ("on", "off", "auto"),

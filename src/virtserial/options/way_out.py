@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from virtserial.errors import ConfigError
 from virtserial.options.device_options import ALIASES, DRIVERS
 
 MONITOR = "write unix:PATH,server=on,wait=off, or stdio, or chardev:ID"
@@ -29,6 +30,11 @@ def way_out(option: str, text: str) -> str:
     if driver in DRIVERS or driver in ALIASES:
         return f"`-device {driver},help` lists its properties"
     return "`-device help` lists the devices"
+
+
+def refusal(option: str, text: str, error: ConfigError) -> ConfigError:
+    """An error that names its option, in QEMU's form, and a way out."""
+    return ConfigError(f"{option} {text}: {error}", error.hint or way_out(option, text))
 
 
 def devices_help() -> str:

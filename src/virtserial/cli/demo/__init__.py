@@ -17,11 +17,11 @@ MAX_MIB = 4096
 
 def run(arguments: Sequence[str]) -> int:
     """Parse the options of `virtserial demo` and run it; the exit status."""
-    from argparse import ArgumentParser
+    from virtserial.guest.words import Parser
 
-    parser = ArgumentParser(prog="virtserial demo", description=__doc__.partition("\n\n")[2] if __doc__ else None)
+    parser = Parser("virtserial demo", description=__doc__.partition("\n\n")[2] if __doc__ else None)
     parser.add_argument(
-        "--size", type=int, metavar="MIB", help="size of each of the 8 files (default: 32; 4 with --guest qemu)"
+        "--size", type=_mebibytes, metavar="MIB", help="size of each of the 8 files (default: 32; 4 with --guest qemu)"
     )
     parser.add_argument(
         "--guest",
@@ -31,8 +31,14 @@ def run(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     size = DEFAULT_MIB[options.guest] if options.size is None else options.size
-    if not 1 <= size <= MAX_MIB:
-        parser.error(f"--size {size}: 1 to {MAX_MIB} MiB")
     from virtserial.cli.demo.conductor import conduct
 
     return conduct(size << 20, options.guest)
+
+
+def _mebibytes(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_MIB:
+        raise ArgumentTypeError(f"{text!r} is no size: 1 to {MAX_MIB} MiB")
+    return int(text)
