@@ -73,6 +73,7 @@ def test_our_process_does_as_expected_with_packed_rings_and_heals(case, over_vfi
 
 
 @pytest.mark.qemu
+@pytest.mark.reference
 @each_packed_case
 def test_qemus_device_does_the_same_with_packed_rings_or_what_is_listed(case, qemu_machine):
     expected = PACKED_QEMU.get(case.name.split()[0], case.qemu) or packed_outcome(case)
@@ -105,6 +106,7 @@ def test_it_does_the_same_behind_a_vhost_user_front_end(case, over_vhost_user):
 
 
 @pytest.mark.qemu
+@pytest.mark.reference
 @each_case
 def test_qemus_device_does_the_same_or_what_is_listed(case, qemu_machine):
     outcome = HostileDriver(qemu_machine).play(case)
