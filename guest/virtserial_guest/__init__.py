@@ -20,7 +20,7 @@ from .stream import PortStream
 if TYPE_CHECKING:
     from .aio import AsyncStream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AsyncStream",
     "NoSuchPort",

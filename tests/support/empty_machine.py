@@ -45,16 +45,17 @@ class EmptyMachine:
 
 
 @contextlib.contextmanager
-def empty_machine(programs_there=(), shared=()):
+def empty_machine(programs_there=(), shared=(), root=None):
     """Start one; it ends with all that it runs.
 
     Args:
         programs_there: files to copy into its /usr/local/bin: pairs of a name and a path.
         shared: folders that are there at the same place.
+        root: an installed Debian, which stays as it is; default: PACKAGES, unpacked.
     """
-    unpacked = fetch_or_skip(programs, *PACKAGES)
+    lower, files = (root, {}) if root else (fetch_or_skip(programs, *PACKAGES).root, ACCOUNTS)
     with tempfile.TemporaryDirectory(prefix="vs-") as scratch:
-        cell = Cell(unpacked.root, Path(scratch), shared, ACCOUNTS)
+        cell = Cell(lower, Path(scratch), shared, files)
         binaries = Path(scratch, "written/usr/local/bin")
         binaries.mkdir(parents=True)
         for name, source in programs_there:
