@@ -8,7 +8,8 @@ import sys
 
 from support.places import ROOT
 
-NOT_SHIPPED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", ".coverage*")
+SHIPPED = ("CHANGELOG.md", "LICENSE", "README.md", "docs", "examples", "guest", "man", "packaging",
+           "pyproject.toml", "scripts", "src")  # fmt: skip
 
 
 def build_pyz(folder):
@@ -26,5 +27,10 @@ def build_wheels(tree, folder):
 
 
 def copy_tree(target):
-    """A copy of this source tree, without what was built in it."""
-    shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
+    """Copy what packages are built from."""
+    target.mkdir()
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
