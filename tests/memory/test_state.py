@@ -61,7 +61,7 @@ def test_a_block_of_a_wrong_size_is_refused(size):
 def test_a_block_of_another_version_is_refused():
     state = StateMemory(bytearray(64))
     state.u64[1] = 99
-    with pytest.raises(StateError, match="of version 99; this program reads version 1"):
+    with pytest.raises(StateError, match="of version 99; this program reads version 2"):
         StateMemory(state.u8)
 
 

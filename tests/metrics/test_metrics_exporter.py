@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.certificates import Authority
+from support.device_process import connect
 from support.embedded_guest import EmbeddedGuest
 from support.exporter import exporter, scrape, value, values
 from support.pretender import pretender
@@ -57,6 +58,25 @@ def test_bytes_of_a_guest_are_told_exactly(alpha, url, module_folder):
         assert value(figures, "virtserial_port_bytes_total", vm="alpha", port=PORT, direction=way) == 300_000
     assert value(figures, "virtserial_controller_vmm_connected", vm="alpha") == 1
     assert value(figures, "virtserial_resident_memory_bytes", vm="alpha", process="worker") > 1 << 20
+
+
+def test_messages_and_the_time_for_which_a_guest_waits_are_told(alpha, url, module_folder):
+    def told(name, **labels):
+        return value(scrape(url), f"virtserial_port_{name}_total", vm="alpha", port=PORT, **labels)
+
+    with EmbeddedGuest(str(module_folder / "alpha.sock"), PORT) as guest, connect(f"{module_folder}/alpha0") as host:
+        received = guest.open(PORT)
+        guest.run_until(lambda: received.port.host_connected)
+        for count in range(1, 6):
+            received.port.write(b"message")
+            assert host.recv(100) == b"message"
+            guest.loop.run_once(timeout=0.01)
+        wait_until(lambda: told("messages", direction="to_host") == count, step=0.3)
+        # The host reads no more: the guest waits.
+        guest.run_until(lambda: not received.port.write(b"x" * 50_000))
+        before = wait_until(lambda: told("throttled_seconds"), step=0.3)
+        assert told("throttled_seconds") >= before
+        wait_until(lambda: told("throttled_seconds") > before + 0.5, step=0.3)
 
 
 def test_the_worker_s_latency_is_measured_at_each_scrape(alpha, url):

@@ -74,6 +74,7 @@ def test_laps_change_the_flags_and_chains_lie_over_the_end(memory):
         assert (content(batch), batch.heads) == (b"x%dyz" % (turn % 10), [turn])
         ring.give_back(batch.heads)
     assert house.queue.record.position == 48 % 5 | 0x8000 * (48 // 5 % 2 == 0)
+    assert house.queue.record.chains == 24
 
 
 def test_a_ring_of_any_size_can_be_full(memory):

@@ -11,6 +11,7 @@ from virtserial.memory.table import MemoryTable
 from virtserial.virtio.queue import Virtqueue
 from virtserial.virtio.ring.chains import MAX_CHAIN_LENGTH
 from virtserial.virtio.ring.device_ring import DETACHED
+from virtserial.virtio.ring.record import QueueRecord
 from virtserial.virtio.ring.split.access import MappedRing, RemoteRing
 
 EVERYTHING = 1 << 20
@@ -141,6 +142,21 @@ def test_indices_wrap_at_65536(make_house, event_idx):
         queue.ring.give_back(batch.heads, [turn] * 5)
         assert [(used.head, used.length) for used in ring.harvest()] == [(head, turn) for head in sent]
     assert queue.record.position == ring.used_idx == (0xFFF9 + 60) & 0xFFFF
+    assert queue.record.chains + queue.record.position == 0xFFF9 + 60
+
+
+def test_chains_that_are_given_back_one_by_one_are_counted_over_the_wrap(make_house):
+    house = make_house(start=0xFFFE)
+    ring = house.queue.ring
+    for count in range(1, 5):
+        house.ring.add([b"x"])
+        if ring.lone_message(100) is None:
+            ring.give_back(ring.readable_chains(16, EVERYTHING).heads)
+        else:
+            ring.give_back_one(0)
+        assert house.queue.record.chains + house.queue.record.position == 0xFFFE + count
+    house.queue.reset()
+    assert house.queue.record.chains == 0
 
 
 def test_a_full_ring_at_every_position(make_house):
@@ -294,17 +310,17 @@ def test_attaching_to_unmapped_or_misaligned_rings_is_refused(memory):
     memory.map_into(table)
     ring = RingBuilder(memory)
     for name, address in (("desc", 8), ("avail", 1), ("used", 2)):
-        queue = Virtqueue(5, 64, StateMemory(bytearray(112)))
+        queue = Virtqueue(5, 64, StateMemory(bytearray(64 + QueueRecord.SIZE)))
         broken = RingBuilder(memory)
         setattr(broken, name, BASE + PAGE + address)
         with pytest.raises(DriverError, match=r"queue 5: .* is not aligned"):
             join(queue, broken, table)
         assert queue.ring is DETACHED
         setattr(broken, name, BASE + memory.size - 16)
-        queue = Virtqueue(5, 64, StateMemory(bytearray(112)))
+        queue = Virtqueue(5, 64, StateMemory(bytearray(64 + QueueRecord.SIZE)))
         with pytest.raises(AddressError, match="queue 5"):
             join(queue, broken, table)
-    queue = Virtqueue(5, 64, StateMemory(bytearray(112)))
+    queue = Virtqueue(5, 64, StateMemory(bytearray(64 + QueueRecord.SIZE)))
     join(queue, ring, table)
     assert queue.ring.lies_in(ring.used, ring.used + 1)
     assert queue.ring.lies_in(ring.desc, ring.desc + 1)

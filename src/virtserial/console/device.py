@@ -17,6 +17,7 @@ from virtserial.console.moderation import Moderation
 from virtserial.console.port import TURN_BYTES, Port
 from virtserial.console.records import ConsoleRecord, PortRecord
 from virtserial.console.slot import PortSlot
+from virtserial.console.throttling import throttling_ended
 from virtserial.console.turns import Turns
 from virtserial.console.unowned import UnownedQueues
 from virtserial.console.wire import (
@@ -192,6 +193,7 @@ class ConsoleDevice(VirtioDevice):
         if self.live:
             self._guarded(lambda: self.unowned.discard(slot))
         port.set_guest_open(False)
+        throttling_ended(slot.record, self.now())
         # A turn it had asked for must not meet the next port of this number.
         self.turns.remove(port)
         port.plugged = False

@@ -16,6 +16,7 @@ from virtserial.accounting import Ledger
 from virtserial.console.lane import RECEIVE, STREAM_WINDOW, TRANSMIT, Lane
 from virtserial.console.moderation import DIALOGUE_QUIET, SIGNAL_QUIET
 from virtserial.console.stream_pace import STREAM_CHAIN, ReceivePace, TransmitPace
+from virtserial.console.throttling import throttling_began, throttling_ended
 from virtserial.errors import BackendError, StateError, VirtserialError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Port(Lane):
 
     def stop(self) -> None:
         """The device was reset or failed: what the driver said is void, what it queued is not ours any more."""
-        self.throttled = False
+        self._flows()
         self._receive_pace.reset()
         self.work = 0
         self.set_guest_open(False)
@@ -138,6 +139,7 @@ class Port(Lane):
 
     def attach(self, host: HostEnd) -> None:
         """Join a host end."""
+        self._flows()  # A predecessor may have been killed while it was throttled.
         self.host = host
         host.listener = self
         host.wants_input = self.guest_open
@@ -181,7 +183,7 @@ class Port(Lane):
         self.host_closed()
 
     def _host_gone(self) -> None:
-        self.throttled = False
+        self._flows()
         self.record.dropped += len(self.backlog)
         self.backlog.clear()
         if not self.is_console:
@@ -191,8 +193,12 @@ class Port(Lane):
 
     def host_writable(self) -> None:
         """The host end takes bytes again."""
-        self.throttled = False
+        self._flows()
         self.schedule(TRANSMIT)
+
+    def _flows(self) -> None:
+        self.throttled = False
+        throttling_ended(self.record, self._owner.now())
 
     # Work
 
@@ -257,6 +263,7 @@ class Port(Lane):
             moderation.chains_returned(queue)
             if self.throttled:
                 queue.ring.disarm()
+                throttling_began(self.record, self._owner.now())
             return not self.throttled
         if not self._transmit_pace.is_stream(count, done, self.record.received, waiting):
             quiet = DIALOGUE_QUIET if done < STREAM_CHAIN and not waiting else SIGNAL_QUIET

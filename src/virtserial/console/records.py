@@ -26,7 +26,7 @@ class PortRecord(Record):
     """A port; it belongs to the number, whichever port has it."""
 
     __slots__ = ()
-    SIZE = 56
+    SIZE = 72
     pending = U16(0)
     """Control messages the driver still has to get (console/control.py)."""
     known = U16(2)
@@ -47,3 +47,7 @@ class PortRecord(Record):
     dropped = U64(40)
     doubtful = U64(48)
     """Bytes that may have been moved twice, or not at all, because a worker was killed while it moved them."""
+    throttled = U64(56)
+    """Nanoseconds for which the driver had to wait because the host end took nothing."""
+    throttled_since = U64(64)
+    """When it began to wait, in nanoseconds of the loop's clock; 0: it does not."""

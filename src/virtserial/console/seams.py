@@ -237,7 +237,6 @@ class PortOwner(Protocol):
     controller: int
     ledger: Ledger
     port_events: PortEvents
-
     @property
     def input_waits(self) -> bool:
         """See Scheduler."""
@@ -253,6 +252,10 @@ class PortOwner(Protocol):
 
     def signal(self, queue: Virtqueue) -> None:
         """Interrupt the driver now if it wants to hear of the chains returned on `queue`."""
+        ...
+
+    def now(self) -> float:
+        """See Scheduler."""
         ...
 
     def guest_opened(self, number: int) -> None:

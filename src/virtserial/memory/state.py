@@ -19,7 +19,7 @@ if sys.byteorder != "little":  # pragma: no cover - refused at start
     raise StateError("virtserial runs on little-endian machines only: its views of guest memory are native")
 
 MAGIC = 0x6C61697265737476  # "vtserial"
-VERSION = 1
+VERSION = 2
 HEADER_SIZE = 64
 
 

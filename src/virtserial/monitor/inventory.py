@@ -81,6 +81,9 @@ def _port(keeper: Keeper, port: Port, consoles: list[Port]) -> dict[str, object]
         "discarded": counters.discarded,
         "dropped": counters.dropped,
         "doubtful": counters.doubtful,
+        "throttled-ns": counters.throttled,
+        "messages-to-host": counters.sent,
+        "messages-to-guest": counters.filled,
     }
 
 

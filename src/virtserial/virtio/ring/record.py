@@ -16,7 +16,7 @@ class QueueRecord(Record):
     """Registers and position of one queue."""
 
     __slots__ = ()
-    SIZE = 48
+    SIZE = 56
     size = U16(0)
     enabled = U16(2)
     vector = U16(VECTOR)
@@ -37,6 +37,10 @@ class QueueRecord(Record):
     """The device area: a split queue's used ring, a packed queue's device event suppression."""
     progress = U64(PROGRESS)
     """`position` in the low 16 bits, `offset` above: one store commits both."""
+
+    chains = U64(48)
+    """Chains that the device has used since the queue was reset; of a split queue without those that `position` counts,
+    so that the hot path counts by the wrapping of the index."""
 
     @property
     def position(self) -> int:

@@ -215,6 +215,7 @@ class PackedRing:
         self.offset = offset
         self.position = record.progress = offset << 16 | end
         record.began = end
+        record.chains += count
         self._memory.commits += 1
 
     def _slots_of(self, count: int) -> list[int]:

@@ -202,6 +202,8 @@ class SplitRing:
         mapped.used32[at] = self._head
         mapped.used32[at + 1] = written
         position = self._next = (position + 1) & 0xFFFF
+        if not position:
+            record.chains += 1 << 16
         self._awaited = False
         self.offset = 0
         # Commit point, as in `give_back`.
@@ -222,7 +224,10 @@ class SplitRing:
         # It named one as the chain to hear of when others were still to come before it, and so waits for that one.
         self._awaited = 0 < ahead < len(heads)
         access.store_used(position, heads, lengths)
-        position = self._next = (position + len(heads)) & 0xFFFF
+        new = (position + len(heads)) & 0xFFFF
+        if new < position:
+            self._record.chains += 1 << 16
+        position = self._next = new
         self.offset = offset
         # Commit point: after a crash here, attaching republishes used.idx.
         self.position = self._record.progress = offset << 16 | position
