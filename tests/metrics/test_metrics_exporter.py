@@ -67,11 +67,11 @@ def test_messages_and_the_time_for_which_a_guest_waits_are_told(alpha, url, modu
     with EmbeddedGuest(str(module_folder / "alpha.sock"), PORT) as guest, connect(f"{module_folder}/alpha0") as host:
         received = guest.open(PORT)
         guest.run_until(lambda: received.port.host_connected)
-        for count in range(1, 6):
+        for _ in range(5):
             received.port.write(b"message")
             assert host.recv(100) == b"message"
             guest.loop.run_once(timeout=0.01)
-        wait_until(lambda: told("messages", direction="to_host") == count, step=0.3)
+        wait_until(lambda: told("messages", direction="to_host") == 5, step=0.3)
         # The host reads no more: the guest waits.
         guest.run_until(lambda: not received.port.write(b"x" * 50_000))
         before = wait_until(lambda: told("throttled_seconds"), step=0.3)
