@@ -1,20 +1,28 @@
 """A guest agent: answers the host's requests, one JSON object a line, and survives the host's coming and going.
 
     guest# python3 guest_agent.py org.example.agent
-    host$ echo '{"do": "run", "words": ["uname", "-r"]}' | socat -t 5 - UNIX:/run/vm/agent
-    {"ok": true, "status": 0, "output": "6.1.0\\n"}
+    host$  PYTHONPATH=src python3 examples/guest_agent.py unix:/run/vm/agent '{"do": "run", "words": ["uname", "-r"]}'
+    {"id": "5f0c6a9e", "ok": true, "status": 0, "output": "6.1.0\\n"}
+
+An answer has the id of its request.  A host that leaves early, or says nothing more (shutdown(SHUT_WR), as with
+`echo | socat`: a port has no half-closed state), leaves its answer to the next one, which knows it by the id.
 
 The host may do all here that the agent's user may.
 """
 
 import contextlib
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
 
-from virtserial_guest import PeerAway, open_port, wait_for_port
+try:
+    from virtserial.client import HostStream
+    from virtserial.guest import PeerAway, open_port, wait_for_port
+except ImportError:  # in a guest there is the guest's library alone
+    from virtserial_guest import PeerAway, open_port, wait_for_port
 
 
 def ping(_request):
@@ -39,11 +47,13 @@ ACTIONS = {"ping": ping, "facts": facts, "read": read, "run": run}
 
 
 def answer(line):
+    told = {}
     try:
         request = json.loads(line)
-        return {"ok": True, **ACTIONS[request["do"]](request)}
+        told = {"id": request["id"]} if "id" in request else {}
+        return {**told, "ok": True, **ACTIONS[request["do"]](request)}
     except Exception as error:  # whatever a request leads to is told, and the next one is served
-        return {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        return {**told, "ok": False, "error": f"{type(error).__name__}: {error}"}
 
 
 def serve(name):
@@ -53,8 +63,26 @@ def serve(name):
             port.wait_connected()
             with contextlib.suppress(PeerAway):  # a host that does not wait for its answer
                 while (line := port.readline()).endswith(b"\n"):
-                    port.write(json.dumps(answer(line)).encode() + b"\n")
+                    if line.strip():
+                        port.write(json.dumps(answer(line)).encode() + b"\n")
+
+
+def ask(address, request, timeout=30):
+    """The host's half: ask, and wait for the answer to this request."""
+    request = {"id": os.urandom(4).hex(), **request}
+    with HostStream(address) as port:
+        port.wait_connected(timeout)
+        # The empty line ends what a host that was cut short has left behind.
+        port.write(b"\n" + json.dumps(request).encode() + b"\n", timeout)
+        while line := port.readline(timeout=timeout):
+            told = json.loads(line)
+            if told.get("id") == request["id"]:
+                return told
+    raise SystemExit("the guest's agent has gone")
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    if len(sys.argv) == 3:
+        print(json.dumps(ask(sys.argv[1], json.loads(sys.argv[2]))))
+    else:
+        serve(sys.argv[1])

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Callable, Sequence, cast
 
 from . import __version__, programs
 from .files.messages import printable
+from .hints import did_you_mean
 from .ports import list_ports, open_port, wait_for_port
 from .stream import EpollStream
-from .words import Parser, did_you_mean
+from .words import Parser
 
 if TYPE_CHECKING:
     import argparse

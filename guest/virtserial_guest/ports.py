@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Iterator, NamedTuple
 
 from .errors import NoSuchPort
+from .hints import did_you_mean
 
 if TYPE_CHECKING:
     from .stream import PortStream
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 NODE = re.compile(r"vport(\d+)p(\d+)$")
 CLASSES = ("/sys/class/virtio-ports", "/run/virtserial/class/virtio-ports")
 DEVICES = "/dev"
+MOST_NAMES = 8
+"""Ports that an error lists."""
 DEBUGFS = "/sys/kernel/debug/virtio-ports"
 LOOK_AGAIN = 1.0
 """Seconds after which wait_for_port() looks again without a uevent: links and name files come after the uevent."""
@@ -78,11 +81,31 @@ def find_port(name: str, root: str = "/", run_directory: str | None = None) -> P
     for port in list_ports(root, run_directory):
         if name in (port.name, port.path, os.path.basename(port.path)) and name:
             return port
-    if os.path.isabs(name):
-        matched = NODE.match(os.path.basename(os.path.realpath(name)))
-        if matched and os.path.exists(name):
-            return Port("", name, int(matched[1]), int(matched[2]))
-    raise NoSuchPort(f"no port is named {name!r}")
+    if os.path.isabs(name) and os.path.exists(name):
+        # Of a user-space driver whose folder nobody has named: a node, a pseudo-terminal, a socket, or a link to one.
+        for path in (name, os.path.realpath(name), *_links(name)):
+            matched = NODE.match(os.path.basename(path))
+            if matched:
+                return Port("", name, int(matched[1]), int(matched[2]))
+    raise NoSuchPort(f"no port is named {name!r}" + _near(name, list_ports(root, run_directory)))
+
+
+def _links(path: str) -> Iterator[str]:
+    """Where a link leads, step by step."""
+    for _ in range(8):
+        if not os.path.islink(path):
+            return
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+        yield path
+
+
+def _near(name: str, ports: list[Port]) -> str:
+    """What could have been meant, for the end of a message."""
+    names = [port.name or os.path.basename(port.path) for port in ports]
+    hint = did_you_mean(name, names)
+    if hint or not names:
+        return f"; {hint}" if hint else ": this guest has no virtio-serial port"
+    return f"; there are: {', '.join(names[:MOST_NAMES])}" + (" ..." if len(names) > MOST_NAMES else "")
 
 
 def open_port(name: str) -> PortStream:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any, Iterable, NoReturn, Sequence
+from typing import Any, NoReturn, Sequence
+
+from .hints import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,14 +39,6 @@ class Parser(argparse.ArgumentParser):
             hint = did_you_mean(wrong, known)
         hint = hint or f"`{self.prog} --help` lists the options"
         self.exit(2, f"{self.prog}: {message}\n{self.prog}: {hint}\n")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a hint at the name that was probably meant; empty if none is like it."""
-    import difflib
-
-    found = difflib.get_close_matches(word, list(known), 1)
-    return f"did you mean '{found[0]}'?" if found else ""
 
 
 def seconds(text: str) -> float:

@@ -153,21 +153,28 @@ def test_ports_are_sockets_where_that_is_asked_for(server, tmp_path):
         ((), 2, ""),
         (("--help",), 0, ""),
         (("conquer",), 2, "virtserial guest: 'conquer' is not a command; `virtserial guest --help` lists them\n"),
-        (("bind",), 2, "virtserial: guest bind: give PCI addresses\n"),
-        (("unbind", "x"), 1, "virtserial: guest unbind: 'x' is not a PCI address such as 0000:00:05.0\n"),
+        (("bind",), 2, "virtserial: guest bind: a PCI address is missing\n"),
+        (("unbind", "x"), 2, "virtserial: guest unbind: 'x' is not a PCI address such as 0000:00:05.0\n"),
         (("bind", "ffff:ff:1f.7"), 1, "virtserial: ffff:ff:1f.7: there is no such PCI function\n"),
-        (("attach", "ffff:ff:1f.7", "--as", "pty"), 1, "virtserial: ffff:ff:1f.7: there is no such PCI function\n"),
-        (("attach", "x", "--mode", "1777"), 1, "virtserial: guest attach: --mode 1777: 0 to 777\n"),
+        (
+            ("attach", "ffff:ff:1f.7", "--as", "pty"), 1,
+            "virtserial: guest attach: ffff:ff:1f.7: there is no such PCI function\n",
+        ),
+        (
+            ("attach", "x", "--mode", "1777"), 2,
+            "virtserial guest attach: argument --mode: '1777' is no mode: write octal digits, 0 to 777\n",
+        ),
         (("attach", "x", "--run-dir", "/proc/x"), 1, "virtserial: /proc/x: No such file or directory\n"),
     ],
 )
-def test_words_that_cannot_be_followed_are_one_line(words, status, complaint, tmp_path):
+def test_words_that_cannot_be_followed_are_one_line_and_a_way_out(words, status, complaint, tmp_path):
     run_directory = () if "--run-dir" in words or "attach" not in words else ("--run-dir", str(tmp_path))
     result = subprocess.run(
         [sys.executable, "-m", "virtserial", "guest", *words, *run_directory],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=20,
     )  # fmt: skip
-    assert (result.returncode, result.stderr) == (status, complaint)
+    assert (result.returncode, "".join(result.stderr.splitlines(keepends=True)[:1])) == (status, complaint)
+    assert result.stderr.count("\n") <= 2
     assert result.stdout.startswith("usage: virtserial guest attach DEVICE...") == (not complaint)
 
 
@@ -298,7 +305,8 @@ def test_the_demonstration_moves_every_file_and_leaves_nothing(short_folder):
     assert os.listdir(short_folder) == []
 
 
-def test_an_interrupted_demonstration_leaves_nothing(short_folder):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_demonstration_leaves_nothing(short_folder, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "virtserial", "demo", "--size", "512"],
         env={**ENVIRONMENT, "TMPDIR": short_folder},
@@ -310,10 +318,62 @@ def test_an_interrupted_demonstration_leaves_nothing(short_folder):
     while line and not line.startswith("host process"):
         line = process.stdout.readline()
     pids = [int(word.rstrip(",:")) for word in line.split() if word.rstrip(",:").isdigit()][:2]
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
+    process.send_signal(number)  # Who is impatient does not end the clean-up.
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr == "virtserial demo: interrupted\n"
     assert os.listdir(short_folder) == []
     assert len(pids) == 2
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_demonstration_without_terminals_says_so_in_a_line(short_folder):
+    """As in a container without /dev/pts."""
+    patched = Path(short_folder, "python")
+    patched.mkdir()
+    (patched / "sitecustomize.py").write_text(
+        "import os\n"
+        "def openpty():\n    raise FileNotFoundError(2, os.strerror(2))\n"
+        "os.openpty = openpty\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "virtserial", "demo", "--size", "1"],
+        env={**ENVIRONMENT, "TMPDIR": short_folder, "PYTHONPATH": f"{patched}:{ENVIRONMENT['PYTHONPATH']}"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("virtserial demo: the guest end: Failed to create PTY: No such file or directory")
+    assert "Traceback" not in done.stderr
+    assert os.listdir(short_folder) == ["python"]
+
+
+def test_attach_waits_for_its_server(tmp_path):
+    ready, ready_at_child = os.pipe()
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "virtserial", "guest", "attach", str(tmp_path / "device"), "--wait", "--as", "socket",
+         "--run-dir", str(tmp_path / "run"), "--ready-fd", str(ready_at_child)],
+        env=ENVIRONMENT, pass_fds=[ready_at_child], stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(ready_at_child)
+    try:
+        assert not select.select([ready], [], [], 0.5)[0]
+        device = f"virtio-serial,socket={tmp_path}/device"
+        server = start("virtserial", "serve", "-device", device, stdout=subprocess.DEVNULL)
+        try:
+            assert select.select([ready], [], [], 20)[0]
+        finally:
+            stop(server)
+    finally:
+        os.close(ready)
+        assert stop(driver) == 0
+
+
+def test_attach_that_waits_ends_at_a_signal(tmp_path):
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "virtserial", "guest", "attach", str(tmp_path / "no"), "--wait", "--as", "socket",
+         "--run-dir", str(tmp_path / "run")],
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    until(lambda: (tmp_path / "run").exists())
+    assert stop(driver) in (0, -signal.SIGTERM)

@@ -51,7 +51,7 @@ def test_version_and_wrong_words():
     assert run("sent") == (2, "", "virtserial-guest: 'sent' is not a command; did you mean 'send'?\n")
     assert run("xyz") == (2, "", "virtserial-guest: 'xyz' is not a command; --help lists them\n")
     assert run("receive", "no.such.port", "/tmp") == (
-        1, "", "virtserial-guest receive: no port is named 'no.such.port'\n"
+        1, "", "virtserial-guest receive: no port is named 'no.such.port': this guest has no virtio-serial port\n"
     )  # fmt: skip
 
 

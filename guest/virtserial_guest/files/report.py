@@ -51,6 +51,7 @@ class Reporter:
         self._shows = show_progress and not quiet
         self._clock = clock
         self._begun = self._shown_at = clock()
+        self._joined: float | None = None
         self._first: tuple[float, int] | None = None
         self._in_session = self._had_session = False
         self._has_line = False
@@ -69,6 +70,8 @@ class Reporter:
         """A session started or ended."""
         if begun and self._had_session and not self._quiet:
             self._say("connected again, going on")
+        if begun and self._joined is None:
+            self._joined = self._clock()
         self._in_session = begun
         self._had_session = True
         self._first = None
@@ -110,8 +113,10 @@ class Reporter:
     def finish(self, progress: Progress) -> None:
         """The summary."""
         if not self._quiet:
-            seconds = self._clock() - self._begun
-            text = f"{self._verb} {progress.files} files, {amount(progress.size)} in {seconds:.1f} s"
+            # The wait for the other end is not part of it.
+            seconds = self._clock() - (self._begun if self._joined is None else self._joined)
+            files = "1 file" if progress.files == 1 else f"{progress.files} files"
+            text = f"{self._verb} {files}, {amount(progress.size)} in {seconds:.1f} s"
             self._say(text + (f", {self.failures} failed" if self.failures else ""))
 
     def _say(self, text: str) -> None:

@@ -44,7 +44,8 @@ class PtyChardev(Chardev):
         try:
             master_fd, slave_fd = os.openpty()
         except OSError as error:
-            raise ConfigError(f"Failed to create PTY: {error.strerror}") from error
+            hint = "" if os.path.exists("/dev/pts/ptmx") else "/dev/pts is missing: mount -t devpts devpts /dev/pts"
+            raise ConfigError(f"Failed to create PTY: {error.strerror}", hint) from error
         try:
             self.terminal = os.ttyname(slave_fd)
             tty.setraw(slave_fd)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError, PeerError, UsageError
-from virtserial.guest.words import did_you_mean
+from virtserial.guest.hints import did_you_mean
 
 if TYPE_CHECKING:
     from argparse import Namespace

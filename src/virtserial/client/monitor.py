@@ -77,18 +77,25 @@ class Monitor(QmpClient):
         return self.execute("qom-get", {"path": path, "property": name})
 
     def find_port(self, name: str) -> HostPort:
-        """Return the port of a name, or of a device id.
+        """Return the port of a name, a device id, a chardev, or hvcN for the Nth console.
 
         Raises:
             ConfigError: there is none.
             PeerError: no answer, or the connection is lost.
         """
         ports = self.ports()
-        for port in ports:
-            if name == port.name or (name and name == port.id):
-                return port
-        names = ", ".join(repr(port.name or port.id) for port in ports) or "none"
-        raise ConfigError(f"no port is named {name!r}; there are: {names}")
+        consoles = iter(range(len(ports)))
+        callings = [
+            (port, [port.name, port.id, f"hvc{next(consoles)}" if port.is_console else "", port.chardev])
+            for port in ports
+        ]
+        # A name may be another port's id: names come first.
+        for place in range(4):
+            for port, names in callings:
+                if name and name == names[place]:
+                    return port
+        told = ", ".join(repr(next(filter(None, names), "?")) for _, names in callings) or "none"
+        raise ConfigError(f"no port is named {name!r}; there are: {told}")
 
     def wait_guest(self, name: str, is_open: bool = True, timeout: float | None = None) -> bool:
         """Wait until the guest has a port open (or closed); False after `timeout` seconds.

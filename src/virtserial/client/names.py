@@ -15,7 +15,7 @@ REACHABLE = ("unix:", "tcp:", "pty:")
 """Host ends that a program can connect to."""
 
 
-TEXTS = frozenset(("controller", "id", "name", "console", "chardev", "kind", "host_end", "watch", "folder"))
+TEXTS = frozenset(("controller", "id", "name", "console", "chardev", "kind", "speaks", "host_end", "watch", "folder"))
 
 
 class VmPort(NamedTuple):
@@ -27,6 +27,7 @@ class VmPort(NamedTuple):
         id, name: "" for none.
         console: hvcN for a console, as the guest most probably calls it, else "".
         chardev, kind, host_end: its back end; "" for none.
+        speaks: telnet, websocket or tls, which clients have to speak there; "" for nothing.
         clients: how many are connected; None if only they know.
         max_clients: how many may be at once.
         watch: the path where others may look on; "" for none.
@@ -44,6 +45,7 @@ class VmPort(NamedTuple):
     console: str
     chardev: str
     kind: str
+    speaks: str
     host_end: str
     clients: int | None
     max_clients: int
@@ -84,6 +86,11 @@ class VmPort(NamedTuple):
             raise ConfigError(
                 f"port '{self.full_name}' has no host end: its guest talks to nobody",
                 "give it one: -chardev socket,id=ID,path=PATH,server=on,wait=off and chardev=ID",
+            )
+        if self.speaks:
+            raise ConfigError(
+                f"the host end of port '{self.full_name}' speaks {self.speaks}: {self.host_end}",
+                f"use a {self.speaks} client, or a -chardev socket without {self.speaks}",
             )
         if not self.host_end.startswith(REACHABLE):
             raise ConfigError(
@@ -127,7 +134,7 @@ def ports_of(vm: Vm, inventory: Mapping[str, Any]) -> list[VmPort]:
 
 
 def _checked(vm: Vm, port: Mapping[str, Any], field: str) -> Any:  # noqa: ANN401  # a JSON value
-    value = port.get(field.replace("_", "-"))
+    value = port.get(field.replace("_", "-"), "" if field == "speaks" else None)
     kind = str if field in TEXTS else int | None if field == "clients" else int
     if not isinstance(value, kind):
         raise PeerError(f"VM '{vm.name}': a port has {value!r} for its {field}")

@@ -70,6 +70,7 @@ def _port(keeper: Keeper, port: Port, consoles: list[Port]) -> dict[str, object]
         "console": f"hvc{consoles.index(port)}" if port.is_console else "",
         "chardev": port.chardev or "",
         "kind": chardev.kind if chardev is not None else "",
+        "speaks": _protocol(chardev.recipe[1]) if chardev is not None else "",
         "host-end": chardev.filename.removeprefix("disconnected:") if chardev is not None else "",
         "clients": clients,
         "max-clients": sharing.get("clients") or 1,
@@ -85,6 +86,12 @@ def _port(keeper: Keeper, port: Port, consoles: list[Port]) -> dict[str, object]
         "messages-to-host": counters.sent,
         "messages-to-guest": counters.filled,
     }
+
+
+def _protocol(values: Mapping[str, object]) -> str:
+    """What a socket's clients have to speak; "" for nothing but the port's bytes."""
+    named = (name for name in ("telnet", "websocket") if values.get(name))
+    return next(named, "tls" if values.get("tls-creds") else "")
 
 
 def processes(keeper: Keeper) -> dict[str, object]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from virtserial.rig.cache import RigUnavailable
+from virtserial.rig.progress import announce, follow, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -135,7 +136,7 @@ def unpack(packages: PackageSet, folder: Path) -> None:
     mirror = choose_mirror(machine_sources(), os.environ.get("VIRTSERIAL_DEBIAN_MIRROR"))
     with tempfile.TemporaryDirectory(prefix="virtserial-apt-") as scratch:
         apt = _PrivateApt(Path(scratch), mirror, packages)
-        archives = apt.download()
+        archives = apt.download(folder.parent)
         for archive in archives:
             _run(["dpkg-deb", "-x", str(archive), str(folder)])
         names = sorted(archive.name.removesuffix(".deb").replace("%3a", ":") for archive in archives)
@@ -148,6 +149,7 @@ class _PrivateApt:
     def __init__(self, folder: Path, mirror: Mirror, packages: PackageSet) -> None:
         self._folder = folder
         self._packages = packages
+        self._archive = mirror.archive
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True)
         (folder / "status").touch()
@@ -183,29 +185,53 @@ class _PrivateApt:
         lines += [f'{name} "{value}";' for name, value in settings.items()]
         (folder / "apt.conf").write_text("\n".join(lines) + "\n")
 
-    def download(self) -> list[Path]:
-        """The .deb files of the wanted packages and all they depend on."""
+    def download(self, place: Path) -> list[Path]:
+        """The .deb files of the wanted packages and all they depend on.
+
+        Args:
+            place: where they will be, for the announcement.
+        """
         self._apt("update")
         try:
-            self._install(self._packages.wanted)
+            self._install(self._packages.wanted, place)
         except RigUnavailable:
             if not self._packages.fallback:
                 raise
-            self._install(self._packages.fallback)
+            self._install(self._packages.fallback, place)
         return sorted((self._folder / "archives").glob("*.deb"))
 
-    def _install(self, wanted: tuple[str, ...]) -> None:
+    def _install(self, wanted: tuple[str, ...], place: Path) -> None:
         target = ["-t", f"{self._packages.release}-backports"] if self._packages.backports else []
-        self._apt("install", "--download-only", "--yes", *target, *wanted)
+        words = ["install", "--download-only", "--yes", *target, *wanted]
+        announce(wanted[0].partition("=")[0], size_of(self._apt(*words, "--print-uris")), self._archive, place)
+        reader, writer = os.pipe()
+        command = ["apt-get", "-q", "-o", f"APT::Status-Fd={writer}", *words]
+        with subprocess.Popen(
+            command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True, pass_fds=(writer,),
+        ) as process:  # fmt: skip
+            os.close(writer)
+            with open(reader) as status:
+                follow(status)
+            _, errors = process.communicate()
+        _check(command[:2] + words, process.returncode, errors)
 
-    def _apt(self, *arguments: str) -> None:
-        environment = {**os.environ, "APT_CONFIG": str(self._folder / "apt.conf"), "LC_ALL": "C"}
-        _run(["apt-get", "-q", *arguments], environment)
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "APT_CONFIG": str(self._folder / "apt.conf"), "LC_ALL": "C"}
+
+    def _apt(self, *arguments: str) -> str:
+        return _run(["apt-get", "-q", *arguments], self._environment)
 
 
-def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
+def _run(command: list[str], environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        complaints = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg-deb:"))]
-        reason = (complaints or done.stderr.splitlines() or ["no message"])[-1]
+    _check(command, done.returncode, done.stderr)
+    return done.stdout
+
+
+def _check(command: list[str], status: int, errors: str) -> None:
+    if status:
+        complaints = [line for line in errors.splitlines() if line.startswith(("E:", "dpkg-deb:"))]
+        reason = (complaints or errors.splitlines() or ["no message"])[-1]
         raise RigUnavailable(f"{' '.join(command[:4])} failed: {reason.strip()}")

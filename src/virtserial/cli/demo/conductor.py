@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -22,8 +23,11 @@ from virtserial.errors import VirtserialError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 READY_SECONDS = 10.0
 END_SECONDS = 10.0
+DIGITS = 12
+"""Hexadecimal digits of a sha1 in the table, which fits 80 columns."""
 STILL_SECONDS = {"embedded": 30.0, "qemu": 180.0}
 """How long nothing may be heard of an end before the demonstration is given up."""
 END_MODULES = {"embedded": "virtserial.cli.demo.guest_end", "qemu": "virtserial.cli.demo.linux_guest"}
@@ -162,8 +166,8 @@ class Demonstration:
             ends.append(host)
             guest = End("guest", END_MODULES[self._guest], plan)
             ends.append(guest)
-            say(f"host process {host.process.pid}, guest process {guest.process.pid}: {plan.size >> 20} MiB each way "
-                f"on each port, made from random bytes")  # fmt: skip
+            say(f"host process {host.process.pid}, guest process {guest.process.pid}: "
+                f"{plan.size >> 20} MiB each way on each port")  # fmt: skip
             self._follow(ends, lambda: host.ready and guest.ready)
             self._display.begin()
             for end in ends:
@@ -179,6 +183,9 @@ class Demonstration:
             self._display.update(last=True)
             return self._compare(host, guest)
         finally:
+            # A second signal must not end this.
+            for number in ENDINGS:
+                signal.signal(number, signal.SIG_IGN)
             # The ends first: the server then sees its clients leave in good order.
             for process in (*(end.process for end in ends), server):
                 stop(process)
@@ -223,14 +230,15 @@ class Demonstration:
                 sent, received = sender.digests[port.name, "out"], receiver.digests[port.name, "in"]
                 equal = equal and sent == received
                 rate = f"{receiver.rates[port.name]:.0f}"
-                rows.append([port.name, direction, rate, sent, received, "equal" if sent == received else "DIFFERENT"])
+                verdict = "equal" if sent == received else "DIFFERENT"
+                rows.append([port.name, direction, rate, sent[:DIGITS], received[:DIGITS], verdict])
         print()
-        self._display.table(["port", "direction", "MB/s", "sha1 at the sender", "sha1 at the receiver", ""], rows)
+        self._display.table(["port", "direction", "MB/s", "sha1 sent", "sha1 received", ""], rows)
         print()
         answered = len(self._latencies) - len(self._refused)
         median = statistics.median(self._latencies) * 1e3 if self._latencies else 0
-        print(f"{answered} of {len(self._latencies)} commands on {len(self._plan.consoles)} consoles answered as "
-              f"expected while the files moved, {median:.0f} ms in the median")  # fmt: skip
+        print(f"{answered} of {len(self._latencies)} commands on {len(self._plan.consoles)} consoles answered rightly "
+              f"meanwhile, median {median:.0f} ms")  # fmt: skip
         for line in self._refused:
             print(f"wrong answer on {line}")
         return equal and not self._refused and bool(answered)
@@ -246,17 +254,27 @@ def conduct(size: int, guest: str) -> int:
     Returns:
         The exit status: 0 only if every file and every answer was right.
     """
+    if guest == "qemu":
+        # Now, because it may take minutes, in which nothing else moves.
+        from virtserial.rig.image import guest_image
+        from virtserial.rig.qemu import find_qemu
+
+        find_qemu()
+        guest_image()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="virtserial-demo-") as folder:
         plan = Plan.make(Path(folder), size, guest_folder="/tmp/demo" if guest == "qemu" else None)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in ENDINGS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, signal.default_int_handler)
         try:
             right = Demonstration(plan, guest).run()
         except (DemoFailed, subprocess.TimeoutExpired) as error:
             print(f"virtserial demo: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("virtserial demo: interrupted", file=sys.stderr)
+            with contextlib.suppress(OSError):  # The terminal may be gone.
+                print("virtserial demo: interrupted", file=sys.stderr)
             return 130
     print(f"{'all sha1sums are equal' if right else 'NOT all is as it should be'}; {time.monotonic() - started:.1f} s")
     return 0 if right else 1

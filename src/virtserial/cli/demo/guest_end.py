@@ -21,7 +21,7 @@ from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.pty_ports import PtyPort
 from virtserial.driver.run_directory import RunDirectory
 from virtserial.driver.vfio_user_device import open_vfio_user_device
-from virtserial.errors import BackendError, PeerError
+from virtserial.errors import BackendError, ConfigError, PeerError, VirtserialError
 from virtserial.host_end.base import HostEnd
 from virtserial.loop import EPOLLIN, EventLoop
 
@@ -207,8 +207,9 @@ def main() -> int:
         loop.watch(sys.stdin.fileno(), EPOLLIN, lambda _events: loop.stop())
         loop.run()
         digests.join()
-    except (PeerError, BackendError) as error:
-        report("failed", reason=str(error))
+    except (VirtserialError, OSError) as error:
+        hint = f"; {error.hint}" if isinstance(error, ConfigError) and error.hint else ""
+        report("failed", reason=f"{error}{hint}")
         return 1
     finally:
         for controller in controllers:
