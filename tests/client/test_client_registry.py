@@ -76,6 +76,16 @@ def test_ports_are_found_by_every_name_that_they_have(keeper, folder):
         assert ports["hvc0"].address
 
 
+@pytest.mark.parametrize("speaks", ["telnet", "websocket"])
+def test_a_port_that_speaks_more_than_bytes_is_refused_with_a_way_out(folder, registry, speaks):
+    chardev = f"socket,id=c9,path={folder}/c9,server=on,wait=off,{speaks}=on"
+    with serve(*machine(folder, "alpha", "-chardev", chardev, "-device", "virtserialport,chardev=c9,name=web"),
+               registry=registry):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"'alpha/web' speaks {speaks}: unix:") as raised:
+            assert find_vm_port("alpha/web").address
+        assert raised.value.hint == f"use a {speaks} client, or a -chardev socket without {speaks}"
+
+
 def test_a_client_is_counted_and_named(keeper, folder):
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(f"{folder}/alpha0")

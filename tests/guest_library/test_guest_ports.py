@@ -74,6 +74,27 @@ def test_port_is_found_by_every_name_it_has(root, name):
     assert find_port(name.format(root=root), str(root)).number == 1
 
 
+def test_a_node_of_a_folder_that_nobody_has_named_is_found_by_its_path(root, tmp_path):
+    """As `virtserial guest attach --run-dir` makes it: a link to a link to a pseudo-terminal."""
+    run = tmp_path / "run"
+    (run / "virtio-ports").mkdir(parents=True)
+    (tmp_path / "7").touch()
+    (run / "vport2p3").symlink_to(tmp_path / "7")
+    (run / "virtio-ports/org.e").symlink_to("../vport2p3")
+    for path in (f"{run}/virtio-ports/org.e", f"{run}/vport2p3"):
+        assert find_port(path, str(root)) == Port("", path, 2, 3)
+
+
+def test_near_names_are_suggested(root):
+    with pytest.raises(NoSuchPort, match="'org.a': this guest has no virtio-serial port"):
+        find_port("org.a", str(root))
+    plug(root, "vport0p1", "org.example.a")
+    with pytest.raises(NoSuchPort, match="'org.exmaple.a'; did you mean 'org.example.a'?"):
+        find_port("org.exmaple.a", str(root))
+    with pytest.raises(NoSuchPort, match="'x'; there are: org.example.a"):
+        find_port("x", str(root))
+
+
 @pytest.mark.parametrize("name", ["", "org", "vport0p2", "/dev/null", "../vport0p1"])
 def test_what_is_no_port_is_not_found(root, name):
     plug(root, "vport0p1", "org.a")

@@ -218,6 +218,16 @@ def test_progress_is_a_bar_with_the_rate_since_the_first_byte():
     )
 
 
+def test_the_summary_does_not_count_the_wait(capsys):
+    now = [0.0]
+    reporter = Reporter("sent", "the guest", quiet=False, show_progress=False, clock=lambda: now[0])
+    now[0] += 50
+    reporter.session(True)
+    now[0] += 2
+    reporter.finish(Progress(1, 10 << 20, b"a"))
+    assert capsys.readouterr().err == "sent 1 file, 10.0 MiB in 2.0 s\n"
+
+
 def test_progress_says_whom_it_waits_for(capsys):
     now = [0.0]
     reporter = Reporter("sent", "the guest", quiet=False, show_progress=True, clock=lambda: now[0])
