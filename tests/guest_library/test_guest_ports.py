@@ -86,12 +86,12 @@ def test_a_node_of_a_folder_that_nobody_has_named_is_found_by_its_path(root, tmp
 
 
 def test_near_names_are_suggested(root):
-    with pytest.raises(NoSuchPort, match="'org.a': this guest has no virtio-serial port"):
+    with pytest.raises(NoSuchPort, match=r"'org.a': this guest has no virtio-serial port"):
         find_port("org.a", str(root))
     plug(root, "vport0p1", "org.example.a")
-    with pytest.raises(NoSuchPort, match="'org.exmaple.a'; did you mean 'org.example.a'?"):
+    with pytest.raises(NoSuchPort, match=r"'org.exmaple.a'; did you mean 'org.example.a'\?"):
         find_port("org.exmaple.a", str(root))
-    with pytest.raises(NoSuchPort, match="'x'; there are: org.example.a"):
+    with pytest.raises(NoSuchPort, match=r"'x'; there are: org.example.a"):
         find_port("x", str(root))
 
 
