@@ -49,7 +49,7 @@ class FrontEndStream(PeekedSocket):
         """Whether a reply waits for room in the socket: nothing else is handled before that."""
         return bool(self._unsent)
 
-    def serve(self) -> bool:
+    def serve(self, _events: int | None = None) -> bool:
         """Handle what has arrived, for about TURN_SECONDS.
 
         Returns whether there may be more that no edge of EPOLLET will tell of: then call again soon.

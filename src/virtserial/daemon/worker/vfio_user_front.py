@@ -5,16 +5,14 @@ Every descriptor that the VMM sends goes to the keeper before the message that b
 
 from __future__ import annotations
 
-import logging
 import mmap
-import socket
 from typing import TYPE_CHECKING
 
-from virtserial.channel.messages import DmaMap, DropIrq, Irq, VmmGone
+from virtserial.channel.messages import DmaMap, DropIrq, Irq
 from virtserial.console.device import ConsoleDevice
 from virtserial.daemon.worker.guest_memory import GuestMemory
+from virtserial.daemon.worker.vmm_connection import VmmConnection
 from virtserial.errors import AccessInterrupted, PeerError
-from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from virtserial.pci.function import VirtioPciFunction
 from virtserial.pci.layout import PCI_CONFIG_SPACE_SIZE, MsixLayout
 from virtserial.pci.msix import INTERRUPTS, MsixMessages
@@ -24,6 +22,7 @@ from virtserial.vfio_user.server import Server
 from virtserial.vfio_user.stream import MessageStream
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from virtserial.accounting import Note
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from virtserial.daemon.worker.front import FrontOwner
     from virtserial.memory.state import StateMemory
 
-log = logging.getLogger("virtserial.device")
-
-VMM_EVENTS = EPOLLIN | EPOLLRDHUP | EPOLLET
 CHECK_INTERVAL = 0.25
 """Seconds between two looks for requests of ours that are not answered."""
 
@@ -60,13 +56,12 @@ class VfioUserFront(VirtioPciFunction):
 
     def __init__(self, owner: FrontOwner, state: StateMemory, config: Controller) -> None:
         self._owner = owner
-        self._stream: MessageStream | None = None
         self._access: MessageMemory | None = None
-        self._half_done: Note | None = None
         self._post: Callable[[int, int], bool] | None = None
-        self._retry_asked = self._waits_for_room = False
-        self._checking = False
-        self.memory = GuestMemory(owner, config.trust_vmm, self._message_access, self._after_accesses, self._lose)
+        self._retry_asked = self._checking = False
+        self._vmm = VmmConnection(owner, self._open_stream, self._has_left)
+        self._vmm.has_room = self._has_room
+        self.memory = GuestMemory(owner, config.trust_vmm, self._message_access, self._after_accesses, self._vmm.lose)
         super().__init__(
             owner.console,
             state,
@@ -83,86 +78,51 @@ class VfioUserFront(VirtioPciFunction):
     # The VMM's connection
 
     def connect(self, fd: int) -> None:
-        """Serve a VMM; a predecessor's is served from where that was killed."""
-        if self._stream is not None:
-            self._disconnect("a new VMM has come")
-        self._stream = MessageStream(socket.socket(fileno=fd), self._server)
-        self._waits_for_room = False
-        half_done, self._half_done = self._half_done, None
-        if half_done is not None:
-            self._stream.finish(half_done)
-        self._owner.loop.watch(fd, VMM_EVENTS, self._serve)
-        log.info("%s: VMM connected", self._owner.name)
+        self._vmm.connect(fd)
 
-    def _serve(self, events: int | None = None) -> None:
-        stream = self._stream
-        if stream is None:
-            return
-        loop = self._owner.loop
-        try:
-            if stream.serve(events):
-                loop.add_turn(self._serve)
-            if self._access is not None and self._access.answered:
-                self._owner.console.turns.repeat()
-            if stream.wants_to_send != self._waits_for_room:
-                self._watch_for_room(stream)
-        except PeerError as error:
-            self._disconnect(str(error))
-        except Exception:
-            self._owner.broken()
-            self._disconnect("internal error")
-        else:
-            if stream.at_end:
-                self._disconnect("")
+    def finish(self, note: Note) -> None:
+        self._vmm.finish(note)
 
-    def _watch_for_room(self, stream: MessageStream) -> None:
-        self._waits_for_room = stream.wants_to_send
-        self._owner.loop.rewatch(stream.fileno(), VMM_EVENTS | (EPOLLOUT if self._waits_for_room else 0))
-        if not self._waits_for_room and self.messages is not None and self.messages.has_pending:
+    def close(self) -> None:
+        """The device is unplugged."""
+        self._vmm.disconnect("")
+
+    def _open_stream(self, sock: socket.socket) -> MessageStream:
+        return MessageStream(sock, self._server)
+
+    def _has_left(self) -> None:
+        self._access = self._post = self._vmm.served = None
+        self._server.disconnected()
+        # "the device state should otherwise be retained" (vfio-user): for a guest whose VMM is gone there is none.
+        self.reset()
+
+    def _served(self) -> None:
+        if self._access is not None and self._access.answered:
+            self._owner.console.turns.repeat()
+
+    def _has_room(self) -> None:
+        if self.messages is not None and self.messages.has_pending:
             self.ask_for_retry()
 
     def _after_accesses(self) -> None:
         """Memory was accessed by messages: the socket may hold some of the VMM's that no edge tells of any more."""
-        self._serve()
-        if self._stream is not None and self._stream.asked and not self._checking:
+        self._vmm.serve()
+        stream = self._vmm.stream
+        if stream is not None and stream.asked and not self._checking:
             self._checking = True
             self._owner.loop.call_later(CHECK_INTERVAL, self._check_replies)
 
     def _check_replies(self) -> None:
         """A VMM that leaves a request of ours unanswered loses its connection."""
         self._checking = False
-        if self._stream is not None:
+        stream = self._vmm.stream
+        if stream is not None:
             try:
-                self._stream.asked.check()
+                stream.asked.check()
             except PeerError as error:
-                self._disconnect(str(error))
+                self._vmm.disconnect(str(error))
             else:
                 self._after_accesses()
-
-    def _lose(self, reason: str) -> None:
-        """The connection cannot be used any more: let go of it in a turn, outside of what is going on."""
-        self._owner.loop.add_turn(lambda: self._disconnect(reason))
-
-    def _disconnect(self, reason: str) -> None:
-        stream, self._stream = self._stream, None
-        if stream is None:
-            return
-        self._access = self._post = None
-        if reason:
-            self._owner.log.error("VMM's connection is closed: %s", reason)
-        else:
-            log.info("%s: VMM has left", self._owner.name)
-        self._owner.loop.unwatch(stream.fileno())
-        # The keeper holds the socket too, and closes it without leaving bytes unread.
-        stream.abandon()
-        self._server.disconnected()
-        # "the device state should otherwise be retained" (vfio-user): for a guest whose VMM is gone there is none.
-        self.reset()
-        self._owner.send(VmmGone(self._owner.index))
-
-    def close(self) -> None:
-        """The device is unplugged."""
-        self._disconnect("")
 
     def reset(self) -> None:
         """The VMM resets the function; it runs after that, whatever it did before."""
@@ -172,10 +132,6 @@ class VfioUserFront(VirtioPciFunction):
             self._owner.resume()
 
     # After a dead predecessor
-
-    def finish(self, note: Note) -> None:
-        """A predecessor was killed over this message."""
-        self._half_done = note
 
     def restore(self, message: DmaMap | Irq, fds: Sequence[int]) -> None:
         """Take a map or an interrupt eventfd that a predecessor had."""
@@ -189,7 +145,7 @@ class VfioUserFront(VirtioPciFunction):
         """Look for messages, and send those of interrupts that a predecessor could not."""
         if self.messages is not None and self.messages.has_pending:
             self.ask_for_retry()
-        self._serve()
+        self._vmm.serve()
 
     # VfioDevice: guest memory
 
@@ -203,12 +159,12 @@ class VfioUserFront(VirtioPciFunction):
         self.memory.unmap_all()
 
     def _message_access(self) -> MessageMemory:
-        if self._stream is None:
+        stream = self._vmm.stream
+        if stream is None:
             raise AccessInterrupted(f"{self._owner.name}: the VMM has left")
         if self._access is None:
-            self._access = MessageMemory(
-                self._stream, self._server.session, self.memory.patience, self._owner.console.fail
-            )
+            self._access = MessageMemory(stream, self._server.session, self.memory.patience, self._owner.console.fail)
+            self._vmm.served = self._served
         return self._access
 
     # A machine that moves (relocation.py)
@@ -220,8 +176,8 @@ class VfioUserFront(VirtioPciFunction):
         self.memory.store_posted(stores)
 
     def settle(self) -> None:
-        if self._stream is not None:
-            self._stream.settle()
+        if self._vmm.stream is not None:
+            self._vmm.stream.settle()
             self._owner.add_turn(self._after_accesses)
 
     # VfioDevice: interrupts
@@ -247,9 +203,7 @@ class VfioUserFront(VirtioPciFunction):
             return False
         if self._post(address, data):
             return True
-        stream = self._stream
-        if stream is not None and stream.wants_to_send and not self._waits_for_room:
-            self._watch_for_room(stream)
+        self._vmm.watch_for_room()
         return False
 
     def ask_for_retry(self) -> None:
@@ -260,14 +214,14 @@ class VfioUserFront(VirtioPciFunction):
 
     def _retry_messages(self) -> None:
         self._retry_asked = False
-        if self._stream is None or self.messages is None:
+        if self._vmm.stream is None or self.messages is None:
             return
         if self._post is None:
             access = self._message_access()
             try:
                 access.prepare_posts(INTERRUPTS)
             except PeerError as error:
-                self._disconnect(str(error))
+                self._vmm.disconnect(str(error))
                 return
             self._post = access.post
         self.messages.send_pending()

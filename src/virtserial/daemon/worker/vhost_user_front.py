@@ -12,13 +12,12 @@ answered, as an `Irq` whose index is one of these:
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
 import socket
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from virtserial.channel.messages import DmaMap, DropIrq, Irq, VmmGone
+from virtserial.channel.messages import DmaMap, DropIrq, Irq
 from virtserial.console.device import ConsoleDevice
 from virtserial.console.wire import (
     CONTROL_RECEIVEQ,
@@ -30,9 +29,10 @@ from virtserial.console.wire import (
 from virtserial.daemon.worker.guest_memory import GuestMemory
 from virtserial.daemon.worker.shared_log import SharedLog
 from virtserial.daemon.worker.state_transfer import StateTransfer
+from virtserial.daemon.worker.vmm_connection import VmmConnection
 from virtserial.daemon.worker.vring_descriptors import VringDescriptors
 from virtserial.errors import AccessInterrupted, AddressError, ConfigError, PeerError, StateError
-from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from virtserial.loop import EPOLLET, EPOLLOUT
 from virtserial.state.vhost_user_state import VhostUserState
 from virtserial.vhost_user.server import Server
 from virtserial.vhost_user.stream import FrontEndStream
@@ -51,11 +51,8 @@ if TYPE_CHECKING:
     from virtserial.vhost_user.backend import Ring
     from virtserial.vhost_user.wire import MemoryRegion
 
-log = logging.getLogger("virtserial.device")
-
 CHANNEL: Final = 0
 LOG: Final = 4
-VMM_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLET
 READ_WRITE: Final = 3
 _CONFIG_CHANGE: Final = message(VHOST_USER_BACKEND_CONFIG_CHANGE_MSG)
 
@@ -82,83 +79,39 @@ class VhostUserFront:
         self._console = owner.console
         self._console.transport = self
         self.num_queues = self._console.num_queues
-        self._stream: FrontEndStream | None = None
-        self._waits_for_room = False
-        self._half_done: Note | None = None
+        self._vmm = VmmConnection(owner, self._open_stream, self._has_left)
         self._vrings = VringDescriptors(owner.loop, self.num_queues, self._kicked, owner.ledger.account)
         self.queue_interrupt = self._vrings.call
         self._channel: socket.socket | None = None
         self._log: SharedLog | None = None
         self._transfer: StateTransfer | None = None
-        self.memory = GuestMemory(owner, config.trust_vmm, self._no_access, lambda: None, self._lose)
+        self.memory = GuestMemory(owner, config.trust_vmm, self._no_access, lambda: None, self._vmm.lose)
         self._server = Server(self, state, lambda why: owner.log.error("refused: %s", why))
         self.saved = VhostUserState(self._console)
 
     # The front end's connection
 
     def connect(self, fd: int) -> None:
-        """Serve a front end; a predecessor's is served from where that was killed."""
-        if self._stream is not None:
-            self._disconnect("a new VMM has come")
-        self._stream = FrontEndStream(socket.socket(fileno=fd), self._server, self._owner.index, self._owner.ledger)
-        self._waits_for_room = False
-        half_done, self._half_done = self._half_done, None
-        if half_done is not None:
-            self._stream.finish(half_done)
-        self._owner.loop.watch(fd, VMM_EVENTS, self._serve)
-        log.info("%s: VMM connected", self._owner.name)
+        self._vmm.connect(fd)
 
-    def _serve(self, _: int = 0) -> None:
-        stream = self._stream
-        if stream is None:
-            return
-        try:
-            if stream.serve():
-                self._owner.loop.add_turn(self._serve)
-            if stream.wants_to_send != self._waits_for_room:
-                self._waits_for_room = stream.wants_to_send
-                more = EPOLLOUT if self._waits_for_room else 0
-                self._owner.loop.rewatch(stream.fileno(), VMM_EVENTS | more)
-        except PeerError as error:
-            self._disconnect(str(error))
-        except Exception:
-            self._owner.broken()
-            self._disconnect("internal error")
-        else:
-            if stream.at_end:
-                self._disconnect("")
+    def finish(self, note: Note) -> None:
+        self._vmm.finish(note)
 
-    def _lose(self, reason: str) -> None:
-        """The connection cannot be used any more: let go of it in a turn, outside of what is going on."""
-        self._owner.loop.add_turn(lambda: self._disconnect(reason))
+    def close(self) -> None:
+        """The device is unplugged."""
+        self._vmm.disconnect("")
 
-    def _disconnect(self, reason: str) -> None:
-        stream, self._stream = self._stream, None
-        if stream is None:
-            return
-        if reason:
-            self._owner.log.error("VMM's connection is closed: %s", reason)
-        else:
-            log.info("%s: VMM has left", self._owner.name)
-        self._owner.loop.unwatch(stream.fileno())
-        # The keeper holds the socket too, and closes it without leaving bytes unread.
-        stream.abandon()
+    def _open_stream(self, sock: socket.socket) -> FrontEndStream:
+        return FrontEndStream(sock, self._server, self._owner.index, self._owner.ledger)
+
+    def _has_left(self) -> None:
         self._server.disconnected()
         self._vrings.close()
         self._take_channel(None)
         self._take_log(None)
         self._end_transfer()
-        self._owner.send(VmmGone(self._owner.index))
-
-    def close(self) -> None:
-        """The device is unplugged."""
-        self._disconnect("")
 
     # After a dead predecessor
-
-    def finish(self, note: Note) -> None:
-        """A predecessor was killed over this message."""
-        self._half_done = note
 
     def restore(self, message: DmaMap | Irq, fds: Sequence[int]) -> None:
         """Take what a predecessor had from its front end."""
@@ -179,7 +132,7 @@ class VhostUserFront:
     def take_over(self) -> None:
         """Look for messages, and tell of a change that a predecessor has not told."""
         self._tell_config_change()
-        self._serve()
+        self._vmm.serve()
 
     # VhostDevice: memory
 
