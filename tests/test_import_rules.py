@@ -32,6 +32,7 @@ FLOORS = [
     {"driver"},
     {"embed"},
     {"rig", "conformance", "testing"},
+    {"fleet"},
     {"cli"},
 ]
 """A room imports from its own floor and from those above it in this list."""

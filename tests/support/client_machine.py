@@ -14,12 +14,12 @@ READY_TIME = 30
 
 
 @contextmanager
-def running(*words):
+def running(*words, environment=ENVIRONMENT):
     """A `virtserial` command that is ready; ended afterwards."""
     ready, ready_at_child = os.pipe()
     command = [sys.executable, "-m", "virtserial", *words, "--ready-fd", str(ready_at_child)]
     process = subprocess.Popen(
-        command, env=ENVIRONMENT, pass_fds=[ready_at_child],
+        command, env=environment, pass_fds=[ready_at_child],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(ready_at_child)

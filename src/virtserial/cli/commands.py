@@ -19,6 +19,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "ports": "list ports, their state and counters",
         "health": "say whether they are well, for scripts and units",
         "exporter": "give Prometheus the figures of all that runs here",
+        "fleet": "join, list and set up a fleet: ports as HOST/VM/PORT",
     },
     "Use a port": {
         "console": "use a port from this terminal",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.cli.end import add_address, named_port, open_end
+from virtserial.cli.end import add_address, named_port, open_end, open_in_fleet
 from virtserial.client.named_stream import open_free
 from virtserial.errors import ConfigError
 from virtserial.guest import programs
@@ -28,7 +28,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(options: argparse.Namespace) -> EpollStream:
-    port = named_port(options)
+    try:
+        port = named_port(options)
+    except ConfigError as error:
+        return open_in_fleet(options.port, error, force=options.force, only_watch=options.watch, history=True)
     if port is not None:
         return open_free(port, options.force, options.watch)
     if options.force:

@@ -10,6 +10,7 @@ from virtserial.client.host_stream import HostStream
 from virtserial.client.monitor import Monitor
 from virtserial.client.named_stream import open_free
 from virtserial.client.names import find_vm_port
+from virtserial.client.registry import running_vms
 from virtserial.errors import ConfigError
 from virtserial.guest.guest_port import GuestPort
 from virtserial.guest.ports import find_port, list_ports
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 HELP_OF_PORT = (
     "the host's end: VM/PORT as `virtserial ports` lists it, or VM for its console; unix:PATH, tcp:HOST:PORT, pty:PATH "
-    "or a path; with --monitor the port's name or id. In a guest: the port's name or its device's path"
+    "or a path; HOST/VM/PORT of the fleet; with --monitor the port's name or id. In a guest: the port's name or its "
+    "device's path"
 )
 KINDS = ("unix:", "tcp:", "pty:")
 
@@ -40,7 +42,10 @@ def open_end(options: argparse.Namespace) -> EpollStream:
         ConfigError: there is no such port, its host end takes no connections, or it is busy.
         PeerError: who knows of it does not answer.
     """
-    port = named_port(options)
+    try:
+        port = named_port(options)
+    except ConfigError as error:
+        return open_in_fleet(options.port, error)
     if port is not None:
         return open_free(port)
     text: str = options.port
@@ -68,6 +73,34 @@ def named_port(options: argparse.Namespace) -> VmPort | None:
             raise
     parse_address(text)  # A relative path: a socket or a terminal, or it says what is wrong.
     return None
+
+
+def open_in_fleet(
+    text: str, unknown: ConfigError, default: str | None = None, force: bool = False, only_watch: bool = False,
+    history: bool = False,
+) -> EpollStream:  # fmt: skip
+    """Open HOST/VM/PORT, or HOST/VM, of the fleet (docs/fleet.md).
+
+    Args:
+        unknown: why it is no port of a VM that runs here.
+        default: the port where PORT is left out; None: the console, or the only one.
+        force, only_watch, history: see FleetStream.
+
+    Raises:
+        ConfigError: no fleet is set up here, it has no such port, or the port is busy.
+        PeerError: the broker or the host's agent does not answer.
+    """
+    from virtserial.fleet.broker import load_settings, settings_file
+
+    host, slash, _ = text.partition("/")
+    if not slash or settings_file() is None or any(vm.name == host for vm in running_vms()):
+        raise unknown
+    settings = load_settings()
+    try:
+        from virtserial.fleet.stream import FleetStream
+    except ImportError as error:
+        raise ConfigError(f"{unknown}; for the fleet nats-py is missing", "pip install 'virtserial[fleet]'") from error
+    return FleetStream(settings, text, default, force, only_watch, history)
 
 
 def _guest_has(text: str) -> bool:

@@ -1,0 +1,175 @@
+"""`virtserial fleet`: the hosts, VMs and ports that are reached over a broker (docs/fleet.md)."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from virtserial.cli.overview import CLEAR, text_of
+from virtserial.errors import ConfigError
+from virtserial.fleet.broker import Settings, connect, load_settings, set_up
+from virtserial.guest import programs
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from virtserial.fleet.directory import Directory
+
+PROGRAM = "virtserial fleet"
+VM_HEADING = ("HOST/VM", "USER", "PORTS ", "OPEN ", "CLIENTS ", "PUBLISHED ")
+PORT_HEADING = ("HOST/VM/PORT", "KIND", "GUEST", "CLIENTS ", "PUBLISHED")
+LEAST_INTERVAL = 0.5
+"""Seconds between two pictures of --watch."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, allow_abbrev=False, description="Hosts, their VMs and ports, over a NATS broker (docs/fleet.md)."
+    )
+    parser.add_argument("--config", metavar="FILE", help="the fleet's file instead of $VIRTSERIAL_FLEET")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    setup = actions.add_parser("setup", help="make what a fleet keeps at the broker, or change it")
+    setup.add_argument("--replicas", type=int, default=1, choices=(1, 3, 5), help="servers that keep each message")
+    setup.add_argument("--kept", type=int, default=256, metavar="N", help="messages of output kept of each port")
+    setup.add_argument("--size", type=int, default=1024, metavar="MIB", help="output kept of all ports")
+    setup.add_argument("--memory", action="store_true", help="keep it in memory, not in files")
+
+    join = actions.add_parser("join", help="bring this host's VMs into the fleet, until SIGTERM")
+    join.add_argument("--host", metavar="NAME", help="the name of this host (default: its own)")
+    join.add_argument("--vm", action="append", metavar="PATTERN", help="only VMs of such names")
+    join.add_argument(
+        "--publish", action="append", default=[], metavar="PATTERN",
+        help="VM/PORT whose output goes to the broker all the time, for late readers",
+    )  # fmt: skip
+
+    ls = actions.add_parser("ls", help="list the fleet's VMs, or the ports of some")
+    ls.add_argument("names", nargs="*", metavar="HOST[/VM]", help="list the ports of these")
+    ls.add_argument("--json", action="store_true", help="for programs: one JSON value, with --watch one a line")
+    ls.add_argument("--watch", action="store_true", help="show it again when something changes, until Ctrl-C")
+
+    restart = actions.add_parser("restart", help="upgrade the device process of a VM to the installed code")
+    restart.add_argument("vm", metavar="HOST/VM")
+    restart.add_argument("--worker", action="store_true", help="only the process that moves the bytes")
+
+    options = parser.parse_args(words)
+    settings = load_settings(options.config)
+    action = {"setup": _setup, "join": _join, "ls": _ls, "restart": _restart}[options.action]
+    return programs.run(PROGRAM, lambda: asyncio.run(_status(action(options, settings))))
+
+
+async def _status(action: Awaitable[None]) -> int:
+    await action
+    return 0
+
+
+def _say(line: str) -> None:
+    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+
+
+async def _setup(options: argparse.Namespace, settings: Settings) -> None:
+    async with await connect(settings, "virtserial fleet setup", _say) as client:
+        await set_up(client, options.replicas, options.kept, options.size << 20, options.memory)
+
+
+async def _join(options: argparse.Namespace, settings: Settings) -> None:
+    from virtserial.fleet.agent import Agent, host_name
+
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
+    log = logging.getLogger("virtserial.fleet")
+    host = options.host or host_name()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    joining = asyncio.ensure_future(connect(settings, f"virtserial fleet join {host}", log.warning, None))
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((joining, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not joining.done():
+        joining.cancel()
+        return
+    client = joining.result()
+    try:
+        await Agent(client, host, options.vm or ["*"], options.publish).run(stop)
+    finally:
+        await client.close()
+
+
+async def _ls(options: argparse.Namespace, settings: Settings) -> None:
+    from virtserial.fleet.directory import Directory
+
+    async with await connect(settings, "virtserial fleet ls", _say) as client:
+        host = options.names[0].partition("/")[0] if len(options.names) == 1 else None
+        directory = Directory(client, host)
+        try:
+            await directory.load()
+            while True:
+                _show(directory, options)
+                if not options.watch:
+                    return
+                until = time.monotonic() + LEAST_INTERVAL
+                await directory.change(5.0)
+                while (left := until - time.monotonic()) > 0:
+                    await directory.change(left)
+        finally:
+            await directory.stop()
+
+
+def _show(directory: Directory, options: argparse.Namespace) -> None:
+    names: list[str] = options.names
+    vms = {
+        f"{host}/{vm}": record
+        for (host, vm), record in directory.vms().items()
+        if not names or host in names or f"{host}/{vm}" in names
+    }
+    known = {*directory.hosts(), *vms}
+    for name in names:
+        if name not in known and not options.watch:
+            raise ConfigError(f"no '{name}' is in the fleet", "`virtserial fleet ls` lists all")
+    if options.json:
+        hosts = {name: asdict(record) for name, record in directory.hosts().items()}
+        print(json.dumps({"hosts": hosts, "vms": {name: asdict(vm) for name, vm in vms.items()}}), flush=True)
+        return
+    rows: list[tuple[str, ...]]
+    if names:
+        rows = [PORT_HEADING]
+        rows += [
+            (f"{name}/{port.name}", port.console or "port", "open" if port.guest_open else "closed",
+             "?" if port.clients is None else str(port.clients), port.error or ("yes" if port.published else "no"))
+            for name, vm in vms.items() for port in vm.ports
+        ]  # fmt: skip
+    else:
+        rows = [VM_HEADING]
+        rows += [
+            (name, vm.user, str(len(vm.ports)), str(sum(port.guest_open for port in vm.ports)),
+             str(sum(port.clients or 0 for port in vm.ports)), str(sum(port.published for port in vm.ports)))
+            for name, vm in vms.items()
+        ]  # fmt: skip
+    clear = CLEAR if options.watch and sys.stdout.isatty() else ""
+    sys.stdout.write(clear + (text_of(rows) if len(rows) > 1 else "no VM is in the fleet\n"))
+    for name, record in directory.hosts().items():
+        if record.lost or record.refused:
+            refused = ", ".join(f"{count} {what}" for what, count in record.refused.items())
+            sys.stdout.write(f"host {name}: {record.lost} bytes lost{'; refused: ' if refused else ''}{refused}\n")
+    sys.stdout.flush()
+
+
+async def _restart(options: argparse.Namespace, settings: Settings) -> None:
+    from virtserial.fleet.operations import check
+    from virtserial.fleet.protocol import token
+    from virtserial.fleet.session import ask
+
+    host, _, vm = options.vm.partition("/")
+    async with await connect(settings, "virtserial fleet restart", _say) as client:
+        check(await ask(client, f"vs.{token(host)}.{token(vm)}.restart", {"keeper": not options.worker}, 10.0))
+    print(f"the device of '{options.vm}' restarts")

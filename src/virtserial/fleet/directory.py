@@ -1,0 +1,160 @@
+"""What is in the fleet: hosts, their VMs and ports, from the records that agents keep; and names looked up there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from nats.errors import Error
+
+from virtserial.client.registry import suggestion
+from virtserial.errors import ConfigError, PeerError, VirtserialError
+from virtserial.fleet.protocol import (
+    HOSTS,
+    LIFETIME,
+    PORTS,
+    HostRecord,
+    Place,
+    PortRecord,
+    VmRecord,
+    name_of,
+    read_host,
+    read_vm,
+    token,
+)  # fmt: skip
+from virtserial.fleet.reader import Reader, Stored
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+ANSWER_TIME = 10.0
+MAX_UNREAD = 1000
+"""Records that make no sense are counted up to here."""
+
+
+class Directory:
+    """
+    Args:
+        client: a connection.
+        host: only this one; None for all.
+    """
+
+    def __init__(self, client: Client, host: str | None = None) -> None:
+        key = ">" if host is None else token(host)
+        self._readers = (
+            Reader(client, f"KV_{HOSTS}", f"$KV.{HOSTS}.{key}"),
+            Reader(client, f"KV_{PORTS}", f"$KV.{PORTS}.{key}" + (".*" if host is not None else "")),
+        )
+        self._hosts: dict[str, tuple[HostRecord, float]] = {}
+        self._vms: dict[tuple[str, str], VmRecord] = {}
+        self.unread = 0
+
+    async def load(self) -> None:
+        """Read all there is by now.
+
+        Raises:
+            ConfigError: there is no fleet, or no right to see it.
+            PeerError: the broker does not answer in time.
+        """
+        try:
+            async with asyncio.timeout(ANSWER_TIME):
+                for reader in self._readers:
+                    await reader.start()
+                    while reader.pending:
+                        self._take(await reader.next())
+        except TimeoutError as error:
+            raise PeerError(f"the broker does not show the fleet in {ANSWER_TIME:g} s") from error
+        except Error as error:
+            raise ConfigError(
+                f"the broker does not show the fleet: {error}",
+                "`virtserial fleet setup` makes one",
+            ) from error
+
+    async def change(self, seconds: float | None = None) -> bool:
+        """Wait for a change of any record; False if there is none in so many seconds."""
+        waiting = [asyncio.ensure_future(reader.next(seconds)) for reader in self._readers]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            # The other one may have got a message in the meantime: it is not thrown away.
+            found = [task.result() for task in waiting if task.done()]
+        finally:
+            for task in waiting:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        for message in found:
+            self._take(message)
+        return any(found)
+
+    async def stop(self) -> None:
+        """Look no more."""
+        for reader in self._readers:
+            await reader.stop()
+
+    def _take(self, message: Stored | None) -> None:
+        if message is None:
+            return
+        gone = message.headers.get("KV-Operation") is not None
+        try:
+            _, bucket, *names = message.subject.split(".")
+            host, *vm = map(name_of, names)
+            if bucket == HOSTS:
+                if gone:
+                    self._hosts.pop(host, None)
+                else:
+                    self._hosts[host] = read_host(message.data), time.monotonic()
+            elif gone:
+                self._vms.pop((host, vm[0]), None)
+            else:
+                self._vms[host, vm[0]] = read_vm(message.data)
+        except (VirtserialError, ValueError, IndexError, TypeError):
+            self.unread = min(self.unread + 1, MAX_UNREAD)
+
+    def hosts(self) -> dict[str, HostRecord]:
+        """The hosts whose agents live, by name."""
+        oldest = time.monotonic() - LIFETIME
+        return {name: record for name, (record, heard) in sorted(self._hosts.items()) if heard > oldest}
+
+    def vms(self) -> dict[tuple[str, str], VmRecord]:
+        """The VMs of these hosts, by HOST and VM."""
+        hosts = self.hosts()
+        return {
+            names: record
+            for names, record in sorted(self._vms.items())
+            if names[0] in hosts and hosts[names[0]].agent == record.agent
+        }
+
+    def find(self, text: str, default: str | None = None) -> tuple[Place, PortRecord]:
+        """Return the port that HOST/VM/PORT names, or HOST/VM.
+
+        Args:
+            default: the name of PORT where it is left out; None: the console, or the only port.
+
+        Raises:
+            ConfigError: there is none; near names are in the hint.
+        """
+        host, _, rest = text.partition("/")
+        if host not in self.hosts():
+            raise ConfigError(f"no host called '{host}' is in the fleet", suggestion(host, list(self.hosts())))
+        vms = {vm: record for (owner, vm), record in self.vms().items() if owner == host}
+        # A VM's name may have a slash, as a port's may.
+        vm = max((name for name in vms if rest == name or rest.startswith(f"{name}/")), key=len, default=None)
+        if vm is None:
+            wanted = rest.partition("/")[0]
+            raise ConfigError(f"host '{host}' has no VM '{wanted}'", suggestion(wanted, list(vms)))
+        ports, port_name = vms[vm].ports, rest[len(vm) + 1 :] or default
+        if port_name is None:
+            found = [port for port in ports if port.console] or (ports if len(ports) == 1 else [])
+        else:
+            found = [port for port in ports if port.name == port_name] or [p for p in ports if port_name in p.aliases]
+        if not found:
+            known = suggestion(port_name or "", [port.name for port in ports])
+            what = f"has no port '{port_name}'" if port_name else f"has no console: say which of its {len(ports)} ports"
+            raise ConfigError(f"'{host}/{vm}' {what}", known)
+        return Place(host, vm, found[0].name), found[0]
+
+    def all_vms(self) -> list[str]:
+        """The VMs of every record, also of agents that are gone."""
+        return [vm for _, vm in self._vms]

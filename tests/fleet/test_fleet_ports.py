@@ -1,0 +1,244 @@
+"""Ports over the fleet: a real broker, a real device with its driver, the agent, and the programs that people use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import termios
+import threading
+import time
+
+import pytest
+from support.places import ROOT
+from support.waiting import wait_until
+
+from virtserial.client import HostStream
+from virtserial.errors import ConfigError
+from virtserial.fleet.broker import connect, load_settings
+from virtserial.fleet.protocol import NUMBER, PIECE, SESSION, document, write
+
+WAIT = 20
+PORT = "org.example.0"
+IN = "vs.h1.alpha.org=2Eexample=2E0.in"
+CTL = "vs.h1.alpha.org=2Eexample=2E0.ctl"
+
+
+def test_ls_shows_hosts_vms_and_ports(host):
+    status, output, errors = host.run("fleet", "ls")
+    assert (status, errors) == (0, "")
+    heading, row = output.splitlines()[:2]
+    assert heading.split() == ["HOST/VM", "USER", "PORTS", "OPEN", "CLIENTS", "PUBLISHED"]
+    assert row.split()[0] == "h1/alpha"
+    status, output, _ = host.run("fleet", "ls", "h1")
+    assert [row.split()[0] for row in output.splitlines()[1:4]] == [
+        "h1/alpha/con0", "h1/alpha/many", "h1/alpha/org.example.0",
+    ]  # fmt: skip
+    status, _, errors = host.run("fleet", "ls", "h2")
+    assert (status, "no 'h2' is in the fleet" in errors) == (1, True)
+
+
+def test_bytes_go_both_ways_exactly(host, open_port):
+    data = os.urandom(3_000_000)
+    with host.guest(PORT) as guest:
+        stream = open_port(PORT)
+        for sender, receiver in ((stream, guest), (guest, stream)):
+            sending = threading.Thread(target=sender.write, args=(data, 60))
+            sending.start()
+            assert receiver.readexactly(len(data), 60) == data
+            sending.join()
+
+
+def test_pipe_and_send_take_names_of_the_fleet(host, start_program, folder):
+    with host.guest(PORT) as guest:
+        pipe = start_program("pipe", f"h1/alpha/{PORT}", environment=host.environment, stdin=-1)
+        pipe.stdin.write(b"to the guest\n")
+        pipe.stdin.flush()
+        assert guest.readline(WAIT) == b"to the guest\n"
+        guest.write(b"to the host\n", WAIT)
+        assert pipe.stdout.readline() == b"to the host\n"
+        pipe.stdin.close()
+        assert pipe.wait(WAIT) == 0
+        pipe.stdin = None
+    (folder / "file").write_bytes(os.urandom(500_000))
+    guest = f"unix:{host.folder}/h1.run/virtio-ports/{PORT}"
+    receiver = start_program("receive", guest, str(folder / "got"), environment=host.environment)
+    status, _, errors = host.run("send", f"h1/alpha/{PORT}", str(folder / "file"))
+    assert status == 0, errors
+    receiver.wait(WAIT)
+    assert (folder / "got" / "file").read_bytes() == (folder / "file").read_bytes()
+
+
+def test_an_exclusive_port_has_one_session_and_force_takes_it(host, open_port):
+    first = open_port(PORT)
+    with pytest.raises(ConfigError, match=r"port 'h1/alpha/org.example.0' is busy: .*@.* has it"):
+        open_port(PORT)
+    with host.guest(PORT) as guest:
+        second = open_port(PORT, force=True)
+        second.write(b"mine\n", WAIT)
+        assert guest.readline(WAIT) == b"mine\n"
+        said = []
+        wait_until(lambda: said.extend(first.news()) or any("has ended, or another" in line for line in said), WAIT)
+
+
+def test_a_client_on_the_host_keeps_its_port(host, open_port):
+    with HostStream(f"unix:{host.folder}/h1.c0") as local:
+        assert local.wait_connected(WAIT)
+        wait_until(lambda: host.clients(PORT))
+        with pytest.raises(ConfigError, match="is busy: process"):
+            open_port(PORT)
+    wait_until(lambda: not host.clients(PORT))
+
+
+def test_a_late_reader_gets_what_was_published(host, start_program):
+    with host.guest("many") as guest:
+        guest.write(b"before anybody came\n", WAIT)
+        console = start_program(
+            "console", "--watch", "h1/alpha/many", environment=host.environment, stdin=asyncio.subprocess.DEVNULL
+        )
+        assert console.stdout.readline().endswith(b"before anybody came\n")
+        guest.write(b"and now\n", WAIT)
+        assert console.stdout.readline() == b"and now\n"
+
+
+def test_several_sessions_share_a_port_for_many(host, open_port):
+    with host.guest("many") as guest:
+        first, second = open_port("many"), open_port("many")
+        first.write(b"one\n", WAIT)
+        assert guest.readline(WAIT) == b"one\n"
+        second.write(b"two\n", WAIT)
+        assert guest.readline(WAIT) == b"two\n"
+        guest.write(b"to both\n", WAIT)
+        assert (first.readline(WAIT), second.readline(WAIT)) == (b"to both\n", b"to both\n")
+
+
+def test_a_console_has_the_size_of_the_terminal(host, open_port):
+    stream = open_port("con0")
+    terminal = os.open(os.path.realpath(host.folder / "h1.pty"), os.O_RDWR | os.O_NOCTTY)
+    try:
+        stream.set_terminal_size(33, 111)
+        wait_until(lambda: termios.tcgetwinsize(terminal) == (33, 111), WAIT)
+    finally:
+        os.close(terminal)
+
+
+def test_no_such_port_or_host(host, open_port):
+    with pytest.raises(ConfigError, match="has no port 'none'"):
+        open_port("none")
+    status, _, errors = host.run("pipe", "h9/alpha/x")
+    assert (status, "no host called 'h9' is in the fleet" in errors, "there is: 'h1'" in errors) == (1, True, True)
+    status, _, errors = host.run("pipe", "h1/beta/x")
+    assert (status, "host 'h1' has no VM 'beta'" in errors) == (1, True)
+
+
+def asked(host, *requests):
+    """Answers to requests, each (subject, headers, payload); a payload may be a function of the answers so far."""
+
+    async def ask_all():
+        client = await connect(load_settings(str(host.file)), "test", print)
+        answers = []
+        try:
+            for subject, headers, payload in requests:
+                data = payload(answers) if callable(payload) else payload
+                answers.append(document((await client.request(subject, data, timeout=5, headers=headers)).data))
+        finally:
+            await client.close()
+        return answers
+
+    return asyncio.run(ask_all())
+
+
+def refused(host):
+    return host.listed()["hosts"]["h1"]["refused"]
+
+
+def test_input_goes_in_order_and_once(host):
+    name = {SESSION: "s" * 32}
+    sent = [(IN, {**name, NUMBER: number}, data) for number, data in [
+        ("1", b"a"), ("1", b"a"), ("2", b"b"), ("2", b"b"), ("1", b"a"), ("4", b"d"), ("3", b"c"), ("0", b"z"),
+    ]]  # fmt: skip
+    with host.guest(PORT) as guest:
+        opened, *answers = asked(host, (CTL, name, write({"do": "open", "who": "test"})), *sent)
+        assert opened["window"] == 64
+        assert [answer.get("done") for answer in answers] == [1, 1, 2, 2, None, None, 3, None]
+        assert "number 4 is not the next, 3" in answers[5]["error"]
+        assert guest.readexactly(3, WAIT) == b"abc"
+        with pytest.raises(TimeoutError):
+            guest.read(timeout=0.3)
+        asked(host, (CTL, name, write({"do": "close"})))
+    wait_until(lambda: not host.clients(PORT))
+    wait_until(lambda: refused(host).get("out of order") == 3, WAIT, step=0.5)
+
+
+@pytest.mark.parametrize(
+    ("subject", "headers", "payload", "kind"),
+    [
+        (IN, {SESSION: "nobody's", NUMBER: "1"}, b"x", "no session"),
+        (IN, {SESSION: "nobody's", NUMBER: "1" * 400}, b"x", "garbage"),
+        (IN, {}, b"x", "garbage"),
+        (IN, {SESSION: "nobody's", NUMBER: "-1"}, b"x", "garbage"),
+        (CTL, {SESSION: "short"}, b"{}", "garbage"),
+        (CTL, {SESSION: "long enough"}, b"{", "garbage"),
+        (CTL, {SESSION: "long enough"}, b'{"do": "dance"}', "garbage"),
+        (CTL, {SESSION: "long enough"}, b" " * 70_000, "too large"),
+        (CTL, {SESSION: "long enough"}, b'{"do": "keep", "taken": 99999999}', "no session"),
+        ("vs.h1.alpha.gone.in", {SESSION: "nobody's", NUMBER: "1"}, b"x", "no such port"),
+        ("vs.h1.alpha.=2e.in", {SESSION: "nobody's", NUMBER: "1"}, b"x", "garbage"),
+        ("vs.h1.beta.restart", {}, b"{}", "no such port"),
+        ("vs.h1.alpha.explode", {}, b"{}", "garbage"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_counted(host, subject, headers, payload, kind):
+    before = refused(host).get(kind, 0)
+    (answer,) = asked(host, (subject, headers or None, payload))
+    assert "error" in answer
+    wait_until(lambda: refused(host).get(kind, 0) == before + 1, WAIT, step=0.5)
+
+
+def test_input_that_is_too_large_is_refused(host):
+    name = {SESSION: "t" * 32}
+    _, answer, _ = asked(
+        host, (CTL, name, write({"do": "open", "who": "test"})), (IN, {**name, NUMBER: "1"}, bytes(PIECE + 1)),
+        (CTL, name, write({"do": "close"})),
+    )  # fmt: skip
+    assert answer["error"] == f"{PIECE + 1} bytes: a message has at most {PIECE}"
+
+
+def test_a_second_host_of_the_name_is_refused(host):
+    second = host.join(wait=False)
+    assert second.wait(40) == 1
+    assert "a host called 'h1' is in the fleet already" in second.stderr.read()
+    assert len(host.ports()) == 3
+
+
+def test_a_device_restarts_over_the_fleet_and_a_session_goes_on(host, open_port):
+    with host.guest(PORT) as guest:
+        stream = open_port(PORT)
+        assert host.run("fleet", "restart", "h1/alpha") == (0, "the device of 'h1/alpha' restarts\n", "")
+        for number in range(20):
+            stream.write(b"%d\n" % number, WAIT)
+            assert guest.readline(WAIT) == b"%d\n" % number
+            time.sleep(0.05)
+
+
+def test_ls_watch_shows_what_changes(host, start_program):
+    watching = start_program("fleet", "ls", "--watch", "--json", environment=host.environment)
+    first = json.loads(watching.stdout.readline())
+    assert not next(p for p in first["vms"]["h1/alpha"]["ports"] if p["name"] == PORT)["guest_open"]
+    with host.guest(PORT):
+        while True:
+            shown = json.loads(watching.stdout.readline())
+            if next(p for p in shown["vms"]["h1/alpha"]["ports"] if p["name"] == PORT)["guest_open"]:
+                break
+
+
+def test_the_page_s_commands_work(host, folder):
+    page = (ROOT / "docs" / "fleet.md").read_text()
+    commands = [line.partition("$ ")[2] for line in page.splitlines() if line.startswith("    desk$ ")]
+    assert len(commands) >= 5
+    (folder / "report").write_text("x")
+    for command in commands:
+        words = command.partition("  #")[0].split()
+        if words[:2] == ["virtserial", "fleet"] and words[2] != "join":
+            status, _, errors = host.run(*[word for word in words[1:] if word != "--watch"])
+            assert status == 0, f"{command}: {errors}"

@@ -1,0 +1,112 @@
+"""NATS servers for tests: Debian's nats-server, one or a cluster, with the fleet's file that leads there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from support.waiting import wait_until
+
+from virtserial.rig.cache import RigUnavailable
+from virtserial.rig.programs import programs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def nats_server():
+    """The words that start a server; skips where it cannot be had (in CI that is a failure)."""
+    try:
+        return programs("nats-server").command("nats-server")
+    except RigUnavailable as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(reason))
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+class Server:
+    """A server; it may be killed, frozen and started again at the same place."""
+
+    def __init__(self, folder: Path, name: str, configuration: str, port: int) -> None:
+        self.folder, self.name, self.port = folder, name, port
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.conf").write_text(
+            f'server_name: {name}\nlisten: "127.0.0.1:{port}"\n'
+            f'jetstream {{ store_dir: "{folder}/{name}", max_mem: 512MB, max_file: 8GB }}\n{configuration}'
+        )
+        self.process = None
+        self.start()
+
+    def start(self):
+        with open(self.folder / f"{self.name}.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [*nats_server(), "-c", str(self.folder / f"{self.name}.conf")], stdout=log, stderr=log
+            )
+        wait_until(self._listens, 20)
+
+    def _listens(self):
+        assert self.process.poll() is None, self.log
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    @property
+    def log(self):
+        return (self.folder / f"{self.name}.log").read_text()[-3000:]
+
+    def freeze(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Broker:
+    """One server, or a cluster of them.
+
+    Args:
+        folder: for everything.
+        servers: how many.
+        accounts: more of each server's configuration: accounts and users.
+        scheme: of the addresses.
+    """
+
+    def __init__(self, folder: Path, servers: int = 1, accounts: str = "", scheme: str = "nats") -> None:
+        self.folder = folder
+        ports = [free_port() for _ in range(servers)]
+        routes = [free_port() for _ in range(servers)]
+        self.servers = []
+        for number, (port, route) in enumerate(zip(ports, routes, strict=True)):
+            others = ", ".join(f'"nats://127.0.0.1:{other}"' for other in routes if other != route)
+            cluster = f'cluster {{ name: c, listen: "127.0.0.1:{route}", routes: [{others}] }}\n' if others else ""
+            self.servers.append(Server(folder, f"n{number}", cluster + accounts, port))
+        self.addresses = [f"{scheme}://127.0.0.1:{port}" for port in ports]
+
+    def file(self, name: str = "fleet", **keys: str) -> Path:
+        """Write the fleet's file."""
+        path = self.folder / f"{name}.toml"
+        addresses = ", ".join(f'"{each}"' for each in self.addresses)
+        lines = [f"servers = [{addresses}]", *(f'{key} = "{value}"' for key, value in keys.items())]
+        path.write_text("\n".join(lines))
+        path.chmod(0o600)
+        return path
+
+    def stop(self):
+        for server in self.servers:
+            server.thaw() if server.process.poll() is None else None
+            server.kill()

@@ -1,0 +1,117 @@
+"""A host of a fleet: a device process, the user-space driver that shows the guest's ports as sockets, and the agent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+
+from support import client_machine
+from support.places import ENVIRONMENT
+from support.programs import run
+from support.waiting import wait_until
+
+from virtserial.client import HostStream, Monitor
+from virtserial.fleet.broker import load_settings
+from virtserial.fleet.stream import FleetStream
+
+
+class FleetHost:
+    """Host NAME with the VM alpha.
+
+    Args:
+        folder: for everything.
+        file: the fleet's file.
+    """
+
+    def __init__(self, folder, file, name="h1", setup=()):
+        self.folder, self.file, self.name = folder, file, name
+        self.environment = {
+            **ENVIRONMENT, "VIRTSERIAL_FLEET": str(file), "VIRTSERIAL_REGISTRY": str(folder / f"{name}.vms"),
+        }  # fmt: skip
+        self._setup = setup
+        self._ending = contextlib.ExitStack()
+        self.agents = []
+
+    def __enter__(self):
+        folder, name = self.folder, self.name
+        enter = self._ending.enter_context
+        try:
+            enter(
+                client_machine.running(
+                    "serve", "--name", "alpha", "-device", f"virtio-serial,id=ser0,socket={folder}/{name}.device",
+                    *("-chardev", f"socket,id=c0,path={folder}/{name}.c0,server=on,wait=off"),
+                    *("-device", "virtserialport,id=port0,chardev=c0,name=org.example.0"),
+                    *("-chardev", f"socket,id=c1,path={folder}/{name}.c1,server=on,wait=off,clients=8"),
+                    *("-device", "virtserialport,id=port1,chardev=c1,name=many"),
+                    *("-chardev", f"pty,id=c2,path={folder}/{name}.pty"),
+                    *("-device", "virtconsole,id=con0,chardev=c2"),
+                    *("-qmp", f"unix:{folder}/{name}.qmp,server=on,wait=off"),
+                    environment=self.environment,
+                )
+            )
+            enter(
+                client_machine.running(
+                    "guest", "attach", f"{folder}/{name}.device", "--as", "socket", "--run-dir", f"{folder}/{name}.run"
+                )
+            )
+            wait_until(lambda: (folder / f"{name}.run/virtio-ports/many").exists())
+            assert self.run("fleet", "setup", "--memory", *self._setup) == (0, "", "")
+        except BaseException:
+            self._ending.close()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._ending.close()
+
+    def run(self, *words):
+        """Run a program to its end."""
+        return run(*words, **self.environment)
+
+    def join(self, *options, wait=True, name=None):
+        """Start an agent; it is in the fleet, and shows its ports."""
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "virtserial", "fleet", "join", "--host", name or self.name, *options],
+            env=self.environment, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._ending.callback(agent.stderr.close)
+        self._ending.callback(agent.wait)
+        self._ending.callback(agent.kill)
+        self._ending.callback(self._end, agent)
+        self.agents.append(agent)
+        if wait:
+            wait_until(lambda: len(self.ports()) == 3, 40, step=0.2)
+        return agent
+
+    def _end(self, agent):
+        agent.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            agent.wait(10)
+
+    def listed(self):
+        """What `fleet ls --json` shows."""
+        status, output, errors = self.run("fleet", "ls", "--json")
+        assert status == 0, errors
+        return json.loads(output)
+
+    def ports(self):
+        """The ports of alpha in the fleet, by name."""
+        vm = self.listed()["vms"].get(f"{self.name}/alpha", {"ports": []})
+        return {port["name"]: port for port in vm["ports"]}
+
+    def stream(self, port, **options):
+        """A port, over the fleet."""
+        return FleetStream(load_settings(str(self.file)), f"{self.name}/alpha/{port}", **options)
+
+    def guest(self, port):
+        """The guest's end of a port."""
+        stream = HostStream(f"unix:{self.folder}/{self.name}.run/virtio-ports/{port}")
+        assert stream.wait_connected(20)
+        return stream
+
+    def clients(self, name):
+        """Who has a port on the host itself, as its monitor knows."""
+        with Monitor(f"{self.folder}/{self.name}.qmp") as monitor:
+            return monitor.find_port(name).host_connected
