@@ -8,6 +8,8 @@ VirtserialError
 +- PeerError              a VMM broke vfio-user, a monitor QMP.  The connection closes, or the request is refused.
 |   +- AddressSpaceFull   its maps use up their part of our address space; we access its memory by system calls.
 |   +- RequestRefused     it answered a request of ours with an error; the connection stays.
+|   +- SessionEnded       a fleet's agent knows a session no more.
++- Refused                a request over the fleet is refused; the text is for the client.
 +- BackendError           a host end failed (disk full, broken pipe).  Its port closes towards the guest.
 +- StateError             a call out of order: a mistake in this program or in the use of its interfaces.
 +- AccessInterrupted      the device was reset during a memory access by message; the turn is dropped.

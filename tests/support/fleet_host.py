@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
 import subprocess
 import sys
 
@@ -13,7 +13,8 @@ from support.programs import run
 from support.waiting import wait_until
 
 from virtserial.client import HostStream, Monitor
-from virtserial.fleet.broker import load_settings
+from virtserial.fleet.broker import connect, load_settings
+from virtserial.fleet.directory import Directory
 from virtserial.fleet.stream import FleetStream
 
 
@@ -57,7 +58,7 @@ class FleetHost:
                 )
             )
             wait_until(lambda: (folder / f"{name}.run/virtio-ports/many").exists())
-            assert self.run("fleet", "setup", "--memory", *self._setup) == (0, "", "")
+            assert self.run("fleet", "setup", "--memory", "--size", "64", *self._setup) == (0, "", "")
         except BaseException:
             self._ending.close()
             raise
@@ -91,15 +92,19 @@ class FleetHost:
             agent.wait(10)
 
     def listed(self):
-        """What `fleet ls --json` shows."""
-        status, output, errors = self.run("fleet", "ls", "--json")
-        assert status == 0, errors
-        return json.loads(output)
+        """The fleet's directory, as it is now."""
+        return asyncio.run(self._directory())
+
+    async def _directory(self):
+        async with await connect(load_settings(str(self.file)), "test", print) as client:
+            directory = Directory(client)
+            await directory.load()
+            return directory
 
     def ports(self):
         """The ports of alpha in the fleet, by name."""
-        vm = self.listed()["vms"].get(f"{self.name}/alpha", {"ports": []})
-        return {port["name"]: port for port in vm["ports"]}
+        vm = self.listed().vms().get((self.name, "alpha"))
+        return {port.name: port for port in vm.ports} if vm is not None else {}
 
     def stream(self, port, **options):
         """A port, over the fleet."""
