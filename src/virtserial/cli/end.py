@@ -90,10 +90,9 @@ def open_in_fleet(
         ConfigError: no fleet is set up here, it has no such port, or the port is busy.
         PeerError: the broker or the host's agent does not answer.
     """
-    from virtserial.fleet.broker import load_settings, settings_file
+    from virtserial.fleet.broker import load_settings
 
-    host, slash, _ = text.partition("/")
-    if not slash or settings_file() is None or any(vm.name == host for vm in running_vms()):
+    if not may_be_in_fleet(text):
         raise unknown
     settings = load_settings()
     try:
@@ -101,6 +100,14 @@ def open_in_fleet(
     except ImportError as error:
         raise ConfigError(f"{unknown}; for the fleet nats-py is missing", "pip install 'virtserial[fleet]'") from error
     return FleetStream(settings, text, default, force, only_watch, history)
+
+
+def may_be_in_fleet(text: str) -> bool:
+    """Whether a name that is no VM's of here is looked up in the fleet: HOST/VM, where no VM of here is called HOST."""
+    from virtserial.fleet.broker import settings_file
+
+    host, slash, _ = text.partition("/")
+    return bool(slash) and settings_file() is not None and all(vm.name != host for vm in running_vms())
 
 
 def _guest_has(text: str) -> bool:

@@ -16,6 +16,7 @@ from virtserial.cli.overview import CLEAR, text_of
 from virtserial.errors import ConfigError
 from virtserial.fleet.broker import Settings, connect, load_settings, set_up
 from virtserial.guest import programs
+from virtserial.guest.words import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -31,9 +32,7 @@ LEAST_INTERVAL = 0.5
 
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, allow_abbrev=False, description="Hosts, their VMs and ports, over a NATS broker (docs/fleet.md)."
-    )
+    parser = Parser(PROGRAM, description="Hosts, their VMs and ports, over a NATS broker (docs/fleet.md).")
     parser.add_argument("--config", metavar="FILE", help="the fleet's file instead of $VIRTSERIAL_FLEET")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 
+from virtserial.cli.end import may_be_in_fleet
 from virtserial.client.names import find_vm_port
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.errors import ConfigError, UsageError
@@ -14,11 +15,11 @@ from virtserial.guest.sshd import PORT
 
 DOMAIN = ".vm"
 """What hosts of ~/.ssh/config end in."""
-USAGE = f"""usage: virtserial ssh [USER@]VM[/PORT] [SSH-OPTION...] [COMMAND...]
+USAGE = f"""usage: virtserial ssh [USER@][HOST/]VM[/PORT] [SSH-OPTION...] [COMMAND...]
 
-Runs ssh to a virtual machine that `virtserial ls` lists, over its port
-{PORT} or PORT; in the guest, `python3 -m virtserial_guest sshd`
-serves that.  No network is used.  Options and COMMAND are ssh's own.
+Runs ssh to a virtual machine that `virtserial ls` lists, or `virtserial fleet
+ls`, over its port {PORT} or PORT; in the guest,
+`python3 -m virtserial_guest sshd` serves that.  No network is used.  Options and COMMAND are ssh's own.
 Several sessions share one connection (ControlMaster).  For scp, sftp, rsync
 and others: `virtserial ssh-config`.
 """
@@ -37,11 +38,17 @@ def run(words: list[str]) -> int:
         hint = "`virtserial ssh --help` shows the order"
         raise UsageError(f"{words[0]}: say the VM first, then ssh's options", hint)
     user, at, name = words[0].rpartition("@")
-    port = find_ssh_port(name)
+    try:
+        port = find_ssh_port(name)
+        host = port.partition("/")[0].replace(" ", "-")
+    except ConfigError:
+        # The ProxyCommand says whether the fleet has it.
+        if not may_be_in_fleet(name):
+            raise
+        port, host = name, ".".join(reversed(name.split("/")[:2]))
     program = shutil.which("ssh")
     if program is None:
         raise ConfigError("there is no ssh on this host: install OpenSSH's client")
-    host = port.partition("/")[0].replace(" ", "-")
     options = [f"ProxyCommand={proxy_command(port)}", f"HostKeyAlias={host}{DOMAIN}", *sharing(run_folder())]
     arguments = [word for option in options for word in ("-o", option)]
     sys.stdout.flush()

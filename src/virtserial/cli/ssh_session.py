@@ -12,7 +12,9 @@ import select
 import struct
 import sys
 import time
+from typing import TYPE_CHECKING
 
+from virtserial.cli.end import open_in_fleet
 from virtserial.cli.ssh import DOMAIN, find_ssh_port
 from virtserial.client.named_stream import open_free
 from virtserial.client.names import find_vm_port
@@ -20,7 +22,11 @@ from virtserial.errors import ConfigError, PeerError, VirtserialError
 from virtserial.guest.conversation import converse
 from virtserial.guest.errors import NoPartner, PortError
 from virtserial.guest.link import Link
+from virtserial.guest.sshd import PORT
 from virtserial.guest.tunnel import TunnelClient
+
+if TYPE_CHECKING:
+    from virtserial.guest.stream import EpollStream
 
 VERSION = b"SSH-2.0-virtserial\r\n"
 SSH_MSG_DISCONNECT = 1
@@ -44,9 +50,9 @@ def join(name: str, timeout: float) -> int:
     """
     heard = False
     try:
-        name = find_ssh_port(name.removesuffix(DOMAIN))
+        name = name.removesuffix(DOMAIN)
         link = Link(TunnelClient.purpose)
-        with open_free(find_vm_port(name)) as stream:
+        with _open(name) as stream:
             client = TunnelClient(link, stream, sys.stdin.fileno(), sys.stdout.fileno())
             try:
                 converse(stream, link, client, timeout)
@@ -68,6 +74,15 @@ def join(name: str, timeout: float) -> int:
             _tell_ssh(f"{error}; {hint}" if hint else str(error))
         raise
     return 0
+
+
+def _open(name: str) -> EpollStream:
+    """Open the port of a VM of here, or of HOST/VM of the fleet, which as a host's name is VM.HOST."""
+    try:
+        return open_free(find_vm_port(find_ssh_port(name)))
+    except ConfigError as error:
+        vm, _, host = name.rpartition(".")
+        return open_in_fleet(name if "/" in name or not vm else f"{host}/{vm}", error, PORT)
 
 
 def _tell_ssh(reason: str) -> None:
