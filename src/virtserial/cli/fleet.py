@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -19,6 +18,7 @@ from virtserial.guest import programs
 from virtserial.guest.words import Parser
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Awaitable
 
     from virtserial.fleet.directory import Directory

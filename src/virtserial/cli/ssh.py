@@ -19,9 +19,9 @@ USAGE = f"""usage: virtserial ssh [USER@][HOST/]VM[/PORT] [SSH-OPTION...] [COMMA
 
 Runs ssh to a virtual machine that `virtserial ls` lists, or `virtserial fleet
 ls`, over its port {PORT} or PORT; in the guest,
-`python3 -m virtserial_guest sshd` serves that.  No network is used.  Options and COMMAND are ssh's own.
-Several sessions share one connection (ControlMaster).  For scp, sftp, rsync
-and others: `virtserial ssh-config`.
+`python3 -m virtserial_guest sshd` serves that.  No network is used.  Options
+and COMMAND are ssh's own.  Several sessions share one connection
+(ControlMaster).  For scp, sftp, rsync and others: `virtserial ssh-config`.
 """
 
 
