@@ -52,7 +52,8 @@ def join(name: str, timeout: float) -> int:
     try:
         name = name.removesuffix(DOMAIN)
         link = Link(TunnelClient.purpose)
-        with _open(name) as stream:
+        stream, name = _open(name)
+        with stream:
             client = TunnelClient(link, stream, sys.stdin.fileno(), sys.stdout.fileno())
             try:
                 converse(stream, link, client, timeout)
@@ -76,13 +77,15 @@ def join(name: str, timeout: float) -> int:
     return 0
 
 
-def _open(name: str) -> EpollStream:
-    """Open the port of a VM of here, or of HOST/VM of the fleet, which as a host's name is VM.HOST."""
+def _open(name: str) -> tuple[EpollStream, str]:
+    """Open the port of a VM of here, or of HOST/VM of the fleet, which as a host's name is VM.HOST; return its name."""
     try:
-        return open_free(find_vm_port(find_ssh_port(name)))
+        found = find_ssh_port(name)
     except ConfigError as error:
         vm, _, host = name.rpartition(".")
-        return open_in_fleet(name if "/" in name or not vm else f"{host}/{vm}", error, PORT)
+        name = name if "/" in name or not vm else f"{host}/{vm}"
+        return open_in_fleet(name, error, PORT), name
+    return open_free(find_vm_port(found)), found
 
 
 def _tell_ssh(reason: str) -> None:
