@@ -184,8 +184,9 @@ WRONG = [
     (CTL, {SESSION: "long enough"}, b'{"do": "keep", "taken": 99999999}', "no session"),
     ("vs.h1.alpha.gone.in", {SESSION: "nobody's", NUMBER: "1"}, b"x", "no such port"),
     ("vs.h1.alpha.=2e.in", {SESSION: "nobody's", NUMBER: "1"}, b"x", "garbage"),
-    ("vs.h1.beta.restart", None, b"{}", "no such port"),
-    ("vs.h1.alpha.explode", None, b"{}", "garbage"),
+    ("vs.h1.beta.restart", {SESSION: "long enough"}, b"{}", "no such port"),
+    ("vs.h1.alpha.explode", {SESSION: "long enough"}, b"{}", "garbage"),
+    ("vs.h1.alpha.restart", {"Vs-At": "a 1"}, b"{}", "garbage"),
 ]
 """Requests that make no sense, and what each is counted as."""
 

@@ -24,6 +24,7 @@ class FleetHost:
     Args:
         folder: for everything.
         file: the fleet's file.
+        setup: options of `fleet setup`; None: it is there already.
     """
 
     def __init__(self, folder, file, name="h1", setup=()):
@@ -58,7 +59,8 @@ class FleetHost:
                 )
             )
             wait_until(lambda: (folder / f"{name}.run/virtio-ports/many").exists())
-            assert self.run("fleet", "setup", "--memory", "--size", "64", *self._setup) == (0, "", "")
+            if self._setup is not None:
+                assert self.run("fleet", "setup", "--memory", "--size", "64", *self._setup) == (0, "", "")
         except BaseException:
             self._ending.close()
             raise
@@ -71,11 +73,11 @@ class FleetHost:
         """Run a program to its end."""
         return run(*words, **self.environment)
 
-    def join(self, *options, wait=True, name=None):
-        """Start an agent; it is in the fleet, and shows its ports."""
+    def join(self, *options, wait=True, name=None, file=None):
+        """Start an agent, perhaps with another file for the fleet; it is in the fleet, and shows its ports."""
         agent = subprocess.Popen(
             [sys.executable, "-m", "virtserial", "fleet", "join", "--host", name or self.name, *options],
-            env=self.environment, stderr=subprocess.PIPE, text=True,
+            env={**self.environment, "VIRTSERIAL_FLEET": str(file or self.file)}, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self._ending.callback(agent.stderr.close)
         self._ending.callback(agent.wait)

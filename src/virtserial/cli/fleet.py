@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from virtserial.cli.overview import CLEAR, text_of
 from virtserial.errors import ConfigError
 from virtserial.fleet.broker import Settings, connect, load_settings, set_up
+from virtserial.fleet.roles import ROLES, configuration
 from virtserial.guest import programs
 from virtserial.guest.words import Parser
 
@@ -59,7 +61,15 @@ def run(words: list[str]) -> int:
     restart.add_argument("vm", metavar="HOST/VM")
     restart.add_argument("--worker", action="store_true", help="only the process that moves the bytes")
 
+    roles = actions.add_parser("role", help="print a user's permissions, for nats-server's configuration")
+    roles.add_argument("role", choices=ROLES)
+    roles.add_argument("place", nargs="?", default="", metavar="HOST[/VM]", help="an agent's host; where others may")
+    roles.add_argument("--inbox", default="_INBOX", metavar="PREFIX", help="as in the user's fleet.toml")
+
     options = parser.parse_args(words)
+    if options.action == "role":
+        print(configuration(options.role, options.place, options.inbox), end="")
+        return 0
     settings = load_settings(options.config)
     action = {"setup": _setup, "join": _join, "ls": _ls, "restart": _restart}[options.action]
     return programs.run(PROGRAM, lambda: asyncio.run(_status(action(options, settings))))
@@ -165,10 +175,11 @@ def _show(directory: Directory, options: argparse.Namespace) -> None:
 
 async def _restart(options: argparse.Namespace, settings: Settings) -> None:
     from virtserial.fleet.operations import check
-    from virtserial.fleet.protocol import token
+    from virtserial.fleet.protocol import SESSION, token
     from virtserial.fleet.session import ask
 
     host, _, vm = options.vm.partition("/")
     async with await connect(settings, "virtserial fleet restart", _say) as client:
-        check(await ask(client, f"vs.{token(host)}.{token(vm)}.restart", {"keeper": not options.worker}, 10.0))
+        subject = f"vs.{token(host)}.{token(vm)}.restart"
+        check(await ask(client, subject, {"keeper": not options.worker}, 10.0, {SESSION: secrets.token_hex(8)}))
     print(f"the device of '{options.vm}' restarts")

@@ -301,6 +301,8 @@ class Agent:
     async def _operation(self, message: Msg) -> None:
         words = message.subject.split(".")
         try:
+            if SESSION not in (message.headers or {}):
+                raise Refused("garbage", f"a request has the header {SESSION}")
             vm = self._vms.get(name_of(words[2]))
             if vm is None:
                 raise Refused("no such port", f"there is no VM '{self.host}/{name_of(words[2])}'")

@@ -162,6 +162,8 @@ async def connect(
             raise ConfigError(f"{', '.join(settings.servers)}: {error}") from error
         return client
     connecting.cancel()
+    await asyncio.gather(connecting, return_exceptions=True)
+    await client.close()
     if refused.done():
         raise ConfigError(f"the broker refuses us: {refused.result()}")
     raise PeerError(f"no broker answers at {', '.join(settings.servers)}{last and ': '}{last}")

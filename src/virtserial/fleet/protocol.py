@@ -9,9 +9,9 @@ HOST, VM and PORT are tokens: letters, digits, - and _ stay, any other byte of t
 | session | vs.HOST.VM.PORT.ctl | Vs-Session | {"do": "open", "who", "force"} | {"agent", "from", "window"} | client |
 | | | | {"do": "keep", "taken", "size"} | {"guest_open", "lost"} | client |
 | | | | {"do": "close"} | {} | client |
-| restart | vs.HOST.VM.restart | | {"keeper": bool} | {} | operator |
-| plug | vs.HOST.VM.plug | | {"chardev-add": {...}, "device_add": {...}} | {} | operator |
-| unplug | vs.HOST.VM.unplug | | {"id"} | {} | operator |
+| restart | vs.HOST.VM.restart | Vs-Session | {"keeper": bool} | {} | operator |
+| plug | vs.HOST.VM.plug | Vs-Session | {"chardev-add": {...}, "device_add": {...}} | {} | operator |
+| unplug | vs.HOST.VM.unplug | Vs-Session | {"id"} | {} | operator |
 
 | bucket (KV) | key | value | lives |
 |---|---|---|---|

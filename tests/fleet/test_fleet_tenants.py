@@ -1,0 +1,193 @@
+"""Tenants, roles, credentials and TLS: what a user without rights sees and may do, at a broker with all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+
+import pytest
+from support.broker import Broker
+from support.certificates import Authority
+from support.fleet_host import FleetHost
+from support.nats_accounts import Operator
+from support.waiting import wait_until
+
+from virtserial.errors import ConfigError, PeerError
+from virtserial.fleet.broker import connect, load_settings, set_up
+from virtserial.fleet.protocol import SESSION, write
+from virtserial.fleet.roles import configuration, permissions
+from virtserial.fleet.session import ask
+from virtserial.fleet.stream import FleetStream
+
+WAIT = 20
+HEADERS = {SESSION: "s" * 32}
+
+
+@pytest.fixture(scope="module")
+def tenants(module_folder):
+    """A broker with TLS, and the tenants red and blue; `file(tenant, role)` is a user's file for the fleet."""
+    authority = Authority(module_folder / "ca", "authority")
+    keys = authority.issue(module_folder / "tls", "server")
+    operator = Operator(module_folder, "red", "blue")
+    tls = f'tls {{ cert_file: "{keys}/server-cert.pem", key_file: "{keys}/server-key.pem" }}\n'
+    broker = Broker(module_folder / "broker", accounts=tls + operator.configuration, scheme="tls")
+
+    def file(tenant, role, place=""):
+        name = f"{tenant}-{role}"
+        inbox = f"_INBOX_{role}"
+        rights = permissions(role, place, inbox) if role != "admin" else None
+        creds = operator.credentials(tenant, name, rights)
+        return broker.file(name, creds=str(creds), ca=authority.certificate, inbox=inbox)
+
+    yield file
+    broker.stop()
+
+
+@pytest.fixture(scope="module")
+def red(module_folder, tenants):
+    """Host h1 with the VM alpha, both of the tenant red; its agent has no other right than an agent's."""
+
+    async def set_up_all():
+        for tenant in ("red", "blue"):
+            async with await connect(load_settings(str(tenants(tenant, "admin"))), "test", print) as client:
+                await set_up(client, memory=True, size=16 << 20)
+
+    asyncio.run(set_up_all())
+    with FleetHost(module_folder, tenants("red", "watch"), setup=None) as host:
+        host.join("--publish", "alpha/many", file=tenants("red", "agent", "h1"))
+        yield host
+
+
+def test_a_typist_has_a_session_and_a_watcher_has_not(red, tenants):
+    with red.guest("many") as guest, red.guest("org.example.0") as other:
+        guest.write(b"published\n", WAIT)
+        with FleetStream(load_settings(str(tenants("red", "type"))), "h1/alpha/org.example.0") as stream:
+            stream.write(b"typed\n", WAIT)
+            assert other.readline(WAIT) == b"typed\n"
+            other.write(b"answered\n", WAIT)
+            assert stream.readline(WAIT) == b"answered\n"
+        watcher = load_settings(str(tenants("red", "watch")))
+        with FleetStream(watcher, "h1/alpha/many", only_watch=True, history=True) as stream:
+            assert stream.readline(WAIT) == b"published\n"
+        with pytest.raises(PeerError, match="or we may not do this"):
+            FleetStream(watcher, "h1/alpha/many")
+
+
+def test_another_tenant_sees_nothing(red, tenants):
+    red.file = tenants("blue", "operate")
+    try:
+        assert red.listed().hosts() == {}
+    finally:
+        red.file = tenants("red", "watch")
+    with pytest.raises(ConfigError, match="no host called 'h1' is in the fleet"):
+        FleetStream(load_settings(str(tenants("blue", "operate"))), "h1/alpha/many")
+    assert heard_by(tenants("blue", "admin"), lambda: say_something(red)) == []
+    assert heard_by(tenants("red", "admin"), lambda: say_something(red)) != []
+
+
+def say_something(host):
+    with host.guest("many") as guest:
+        guest.write(b"a secret\n", WAIT)
+
+
+def heard_by(file, action):
+    """The subjects of all messages that a user gets who listens to everything."""
+
+    async def listen():
+        heard = []
+        async with await connect(load_settings(str(file)), "test", print) as client:
+            subscription = await client.subscribe("vs.>")
+            await client.flush()
+            await asyncio.to_thread(action)
+            with contextlib.suppress(Exception):
+                while True:
+                    heard.append((await subscription.next_msg(1)).subject)
+        return heard
+
+    return asyncio.run(listen())
+
+
+@pytest.mark.parametrize(("role", "may"), [("type", False), ("operate", True)])
+def test_only_an_operator_restarts_devices(red, tenants, role, may):
+    async def restart():
+        async with await connect(load_settings(str(tenants("red", role))), "test", lambda _: None) as client:
+            return await ask(client, "vs.h1.alpha.restart", {"keeper": False}, 3, HEADERS)
+
+    if may:
+        assert asyncio.run(restart()) == {}
+    else:
+        with pytest.raises(PeerError):
+            asyncio.run(restart())
+
+
+def test_an_agent_speaks_for_its_own_host_only(red, tenants):
+    said = []
+
+    async def lie():
+        async with await connect(load_settings(str(tenants("red", "agent", "h7"))), "test", said.append) as client:
+            for subject in ("$KV.vs_hosts.h1", "$KV.vs_ports.h1.alpha", "vs.h1.alpha.many.out"):
+                await client.publish(subject, write({"agent": "liar"}))
+            await client.flush()
+            await asyncio.sleep(0.3)
+
+    before = red.listed().hosts()["h1"].agent
+    asyncio.run(lie())
+    assert len([line for line in said if "permissions violation" in line]) == 3
+    assert red.listed().hosts()["h1"].agent == before
+
+
+def test_wrong_credentials_and_unknown_certificates_are_said(red, tenants, module_folder):
+    settings = load_settings(str(tenants("red", "watch")))
+    stranger = Operator(module_folder, "red").credentials("red", "stranger")
+    with pytest.raises(ConfigError, match="the broker refuses us: nats: 'Authorization Violation'"):
+        asyncio.run(connect(dataclasses.replace(settings, creds=str(stranger)), "test", print, 5))
+    with pytest.raises(PeerError, match=r"no broker answers at tls://127.*certificate verify failed"):
+        asyncio.run(connect(dataclasses.replace(settings, ca=""), "test", lambda _: None, 2))
+
+
+def test_a_password_that_others_may_read_is_refused(tmp_path):
+    file = tmp_path / "fleet.toml"
+    file.write_text('servers = ["nats://x"]\nuser = "u"\npassword = "p"\n')
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match="it has a password, and others may read it"):
+        load_settings(str(file))
+    file.chmod(0o600)
+    assert load_settings(str(file)).password == "p"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("servers = 1", "servers is a list"), ("servers = []", "servers is a list"), ("x", "fleet.toml"),
+     ('servers = ["a"]\nwrong = 1', "there is no key 'wrong'"), ('servers = ["a"]\ncreds = 1', "creds is no text")],
+)  # fmt: skip
+def test_mistakes_in_the_file_are_said(tmp_path, text, complaint):
+    (tmp_path / "fleet.toml").write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        load_settings(str(tmp_path / "fleet.toml"))
+
+
+def test_a_role_is_a_part_of_a_configuration(folder):
+    text = configuration("operate", "h1/alpha")
+    assert "vs.h1.alpha.restart" in text
+    assert json.loads(text.partition(":")[2])["subscribe"] == {"allow": ["_INBOX.>"]}
+    accounts = f'accounts {{ A {{ jetstream: enabled, users: [ {{ user: u, password: p, {text} }} ] }} }}\n'
+    broker = Broker(folder / "broker", accounts=accounts)
+    try:
+        file = broker.file(user="u", password="p")
+
+        async def look():
+            async with await connect(load_settings(str(file)), "test", print) as client:
+                return client.is_connected
+
+        assert asyncio.run(look())
+    finally:
+        broker.stop()
+    for wrong in (("agent", ""), ("agent", "h1/alpha"), ("king", "")):
+        with pytest.raises(ConfigError):
+            permissions(*wrong)
+
+
+def test_nothing_was_lost(red):
+    wait_until(lambda: red.listed().hosts()["h1"].lost == 0)
