@@ -70,6 +70,13 @@ class Server:
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)
 
+    def heal(self):
+        """Serve again, whatever was done to it."""
+        if self.process.poll() is None:
+            self.thaw()
+        else:
+            self.start()
+
     def kill(self):
         if self.process.poll() is None:
             self.process.kill()
@@ -108,5 +115,4 @@ class Broker:
 
     def stop(self):
         for server in self.servers:
-            server.thaw() if server.process.poll() is None else None
             server.kill()

@@ -13,8 +13,10 @@ from support.programs import run
 from support.waiting import wait_until
 
 from virtserial.client import HostStream, Monitor
+from virtserial.errors import VirtserialError
 from virtserial.fleet.broker import connect, load_settings
 from virtserial.fleet.directory import Directory
+from virtserial.fleet.protocol import STREAM
 from virtserial.fleet.stream import FleetStream
 
 
@@ -102,6 +104,21 @@ class FleetHost:
             directory = Directory(client)
             await directory.load()
             return directory
+
+    def lost(self):
+        """The bytes that the host says are lost; None while it or the broker says nothing."""
+        with contextlib.suppress(KeyError, VirtserialError):
+            return self.listed().hosts()[self.name].lost
+        return None
+
+    def stream_leader(self):
+        """The name of the server that leads the stream of output."""
+
+        async def ask():
+            async with await connect(load_settings(str(self.file)), "test", print) as client:
+                return (await client.jetstream().stream_info(STREAM)).cluster.leader
+
+        return asyncio.run(ask())
 
     def ports(self):
         """The ports of alpha in the fleet, by name."""

@@ -146,10 +146,14 @@ class Agent:
                 continue
             try:
                 found = await hosts.get(self._key)
-            except KeyNotFoundError:
+            except (KeyNotFoundError, TimeoutError):
                 continue
+            other = read_host(found.value or b"")
+            if other.agent == self._outlet.agent:
+                # Our own word, whose answer was lost.
+                self._revision = found.revision or 0
+                return
             if (seen and found.revision != seen) or time.monotonic() > deadline:
-                other = read_host(found.value or b"")
                 since = time.strftime("%Y-%m-%d %H:%M", time.localtime(other.since))
                 raise ConfigError(
                     f"a host called '{self.host}' is in the fleet already: {other.machine}, since {since}",

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nats.errors import Error
+from nats.js.errors import ServiceUnavailableError
 
 from virtserial.client.registry import suggestion
 from virtserial.errors import ConfigError, PeerError, VirtserialError
@@ -61,7 +62,7 @@ class Directory:
         try:
             async with asyncio.timeout(ANSWER_TIME):
                 for reader in self._readers:
-                    await reader.start()
+                    await self._start(reader)
                     while reader.pending:
                         self._take(await reader.next())
         except TimeoutError as error:
@@ -71,6 +72,16 @@ class Directory:
                 f"the broker does not show the fleet: {error}",
                 "`virtserial fleet setup` makes one",
             ) from error
+
+    async def _start(self, reader: Reader) -> None:
+        while True:
+            try:
+                await reader.start()
+            except ServiceUnavailableError:
+                # A cluster that has just lost or got a server chooses who leads.
+                await asyncio.sleep(0.5)
+            else:
+                return
 
     async def change(self, seconds: float | None = None) -> bool:
         """Wait for a change of any record; False if there is none in so many seconds."""

@@ -1,0 +1,169 @@
+"""What fails under a fleet: one of three servers, two of three, a slow one, the agent; and what then is lost and said.
+
+The cluster's servers are killed and frozen with SIGKILL and SIGSTOP in mid-stream.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+from support.broker import Broker
+from support.embedded_guest import jumps
+from support.fleet_host import FleetHost
+from support.waiting import wait_until
+
+from virtserial.fleet.served_port import MAX_UNSTORED
+
+WAIT = 40
+long = pytest.mark.skipif("VIRTSERIAL_FLEET_FAILURES" not in os.environ, reason="VIRTSERIAL_FLEET_FAILURES=1 runs it")
+PORT = "org.example.0"
+
+
+@pytest.fixture(scope="module")
+def cluster(module_folder):
+    cluster = Broker(module_folder / "broker", servers=3)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def host(module_folder, cluster):
+    """Host h1; its port `many` is published, and each message is kept by three servers."""
+    with FleetHost(module_folder, cluster.file(), setup=("--replicas", "3", "--kept", "2000")) as host:
+        host.join("--publish", "alpha/many")
+        yield host
+
+
+@pytest.fixture(autouse=True)
+def healed(host, cluster):
+    """Ends each test with three servers that serve, and a fleet that is whole."""
+    yield
+    for server in cluster.servers:
+        server.heal()
+    wait_until(lambda: host.lost() is not None and len(host.ports()) == 3, WAIT, step=0.5)
+
+
+class Writer(threading.Thread):
+    """Writes data into the guest's end of a port, without a pause; knows how long a single write has taken at most."""
+
+    def __init__(self, guest, data, rate):
+        super().__init__(daemon=True)
+        self._guest, self._data, self._rate = guest, data, rate
+        self.longest = 0.0
+        self.start()
+
+    def run(self):
+        for start in range(0, len(self._data), 4000):
+            begun = time.monotonic()
+            self._guest.write(self._data[start : start + 4000], 60)
+            self.longest = max(self.longest, time.monotonic() - begun)
+            time.sleep(4000 / self._rate)
+
+
+def leader(host, cluster):
+    """The server that the stream's messages go through."""
+    name = host.stream_leader()
+    return next(server for server in cluster.servers if server.name == name)
+
+
+def test_a_session_goes_on_when_the_leader_is_killed(host, cluster):
+    data = random.randbytes(4_000_000)
+    with host.guest(PORT) as guest, host.stream(PORT) as stream:
+        writer = Writer(guest, data, 1_000_000)
+        got = stream.readexactly(1_000_000, WAIT)
+        leader(host, cluster).kill()
+        got += stream.readexactly(len(data) - len(got), WAIT)
+        assert got == data
+        writer.join()
+        typed = random.randbytes(300_000)
+        stream.write(typed, WAIT)
+        assert guest.readexactly(len(typed), WAIT) == typed
+
+
+def test_two_of_three_gone_loses_output_that_is_counted_and_no_guest_waits(host, cluster):
+    before = host.lost()
+    data = random.randbytes(6_000_000)
+    with host.guest("many") as guest, host.stream("many", only_watch=True, history=True) as reader:
+        first = random.randbytes(100_000)
+        guest.write(first, WAIT)
+        got = bytearray(reader.readexactly(len(first), WAIT))
+        while not bytes(got).endswith(first[-1000:]):
+            got += reader.read(timeout=WAIT)
+        got.clear()
+        one, two = cluster.servers[:2]
+        one.kill()
+        two.kill()
+        writer = Writer(guest, data, 1_000_000)
+        writer.join()
+        assert writer.longest < 1.0
+        one.heal()
+        two.heal()
+        last = b"the last bytes"
+        while not bytes(got).endswith(last):
+            if b"the last" not in got[-100:]:
+                guest.write(last, WAIT)
+            got += reader.read(timeout=WAIT)
+            time.sleep(0.5)
+        said = reader.news()
+    places, _ = jumps(data, bytes(got[: got.index(last)]))
+    missing = sum(found - expected for expected, found in places)
+    assert missing >= len(data) - 2 * MAX_UNSTORED - 200_000
+    assert sum(int(line.split()[0]) for line in said if "bytes of output are lost" in line) == missing
+    wait_until(lambda: host.lost() == before + missing, WAIT, step=1)
+
+
+@long
+def test_a_frozen_broker_stalls_no_guest_and_the_session_goes_on(host, cluster):
+    data = random.randbytes(2_000_000)
+    with host.guest("many") as guest, host.stream("many") as stream:
+        for server in cluster.servers:
+            server.freeze()
+        thawing = threading.Timer(6, lambda: [server.thaw() for server in cluster.servers])
+        thawing.start()
+        writer = Writer(guest, data, 1_000_000)
+        writer.join()
+        assert writer.longest < 4.0
+        thawing.join()
+        guest.write(b"after", WAIT)
+        got = b""
+        while not got.endswith(b"after"):
+            got += stream.read(timeout=WAIT)
+
+
+def test_a_killed_agent_comes_back_and_the_console_with_it(host):
+    with host.guest(PORT) as guest, host.stream(PORT) as stream:
+        stream.write(b"one\n", WAIT)
+        assert guest.readline(WAIT) == b"one\n"
+        host.agents[0].send_signal(signal.SIGKILL)
+        host.agents[0].wait()
+        begun = time.monotonic()
+        host.join("--publish", "alpha/many")
+        assert time.monotonic() - begun < 35
+        said = []
+        wait_until(lambda: said.extend(stream.news()) or "the port is ours again" in said or stream.connected, WAIT)
+        # What was typed in between is lost or said to be doubtful; what is typed now arrives.
+        for _ in range(200):
+            if stream.connected:
+                stream.send([b"two\n"])
+            stream.receive()
+            if guest.wait(0.3) and b"two\n" in (guest.receive() or b""):
+                break
+        else:
+            pytest.fail(f"nothing arrives: {said}")
+
+
+@long
+def test_a_client_that_is_killed_lets_its_port_go(host, start_program):
+    with host.guest(PORT) as guest:
+        pipe = start_program("pipe", f"h1/alpha/{PORT}", environment=host.environment, stdin=-1)
+        pipe.stdin.write(b"x\n")
+        pipe.stdin.flush()
+        assert guest.readline(WAIT) == b"x\n"
+        pipe.kill()
+        pipe.wait()
+        wait_until(lambda: not host.clients(PORT), 25, step=0.2)
