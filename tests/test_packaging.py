@@ -26,6 +26,9 @@ def test_systemd_accepts_the_units(tmp_path):
         # The program that is named must be there.
         units.append(tmp_path / f"virtserial@vm1.{kind}")
         units[-1].write_text(text.replace("/usr/bin/virtserial ", f"{shutil.which('true')} "))
+    exporter = (ROOT / "packaging/systemd/virtserial-exporter.service").read_text()
+    units.append(tmp_path / "virtserial-exporter.service")
+    units[-1].write_text(exporter.replace("/usr/bin/virtserial ", f"{shutil.which('true')} "))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
     assert done.returncode == 0
     assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line]
@@ -64,7 +67,7 @@ def test_the_wheel_has_every_module_and_what_is_shipped_beside_them(archives):
     shared = {name.partition("/data/share/")[2] for name in wheel}
     for page in PAGES:
         assert f"man/man{page[-1]}/{page}" in shared or page == "virtserial-guest.1"
-    for folder in ("systemd", "tmpfiles.d", "udev", "guest", "apparmor"):
+    for folder in ("systemd", "tmpfiles.d", "udev", "guest", "apparmor", "prometheus", "grafana"):
         for path in (ROOT / "packaging" / folder).iterdir():
             assert f"virtserial/{folder}/{path.name}" in shared
 
