@@ -22,6 +22,9 @@ VirtserialError
 +- GuestError             a guest of the rig is gone, too slow, or its script failed.
 +- DemoFailed             the demonstration did not show what it should.
 +- HostileError           a device did what no hostile case allows.
++- Violation              a device that is checked broke a rule of the specification.
++- Difference             it did otherwise than the safest where a driver broke a rule.
++- NotHere                a check needs what the device does not have.
 
 The errors that several rooms know are defined here, the others in the one room that raises them.  A message says which
 rule was broken, by which value, and what the limit is.  The guest's library has a tree of its own (guest/errors.py).

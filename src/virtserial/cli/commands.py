@@ -37,6 +37,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "Try it": {
         "demo": "move files over ports and use consoles, on an embedded guest",
+        "conformance": "check any virtio console device, also with hostile drivers",
     },
 }
 

@@ -95,8 +95,8 @@ class Machine(Protocol):
         """Let the device do all it has to do."""
         ...
 
-    def heard(self) -> bytes:
-        """Return what has come out at the host's ends since the last call."""
+    def heard(self) -> bytes | None:
+        """Return what has come out at the host's ends since the last call (None: it cannot be known)."""
         ...
 
     def told(self) -> bool | None:
@@ -117,10 +117,12 @@ class HostileDriver:
 
     Args:
         machine: what it drives; it stays the caller's.
+        features: what it accepts beside MULTIPORT, where a case does not say.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, features: int = USUAL_FEATURES) -> None:
         self.machine = machine
+        self._features = features
         self._avail = [0] * QUEUES
         self._seen: list[object] = []
 
@@ -165,6 +167,21 @@ class HostileDriver:
         self._write_descriptor(RINGS + queue * RING_STRIDE, index, address, length, flags, 0)
         self._offer(queue, index)
         self._ring(queue)
+
+    def bring_up(self, start: Start) -> None:
+        """Reset the device and bring it up to a point."""
+        self._do(start)
+
+    def reset_control(self, queues: tuple[int, ...]) -> None:
+        """Bring the device up with these queues alone, and tell it nothing yet."""
+        self._begin()
+        self._do(Start("live", queues=queues))
+
+    def used_elements(self, queue: int, since: int) -> list[tuple[int, int]]:
+        """Return (head, length) of the chains that came back, from number `since` on; the last 16 are known."""
+        count = self.used_index(queue)
+        ring = self._used_elements(queue)
+        return [ring[number % RING_SIZE] for number in range(max(since, count - RING_SIZE), count)]
 
     def offered(self, queue: int) -> int:
         """How many chains of a queue were made available since it was set up, modulo 65536."""
@@ -216,7 +233,7 @@ class HostileDriver:
             case Area(queue, desc, avail, used):
                 self._set_up_queue(queue, desc, avail, used)
             case Start(point, features, queues):
-                self._start(point, USUAL_FEATURES if features is None else features, queues)
+                self._start(point, self._features if features is None else features, queues)
 
     # Bringing the device up
 
@@ -320,4 +337,5 @@ class HostileDriver:
         self._offer(TX, _GOOD_INDEX)
         self._ring(TX)
         machine.settle()
-        return machine.heard() == _GOOD
+        heard = machine.heard()
+        return heard == _GOOD if heard is not None else self.used_index(TX) == self._avail[TX]

@@ -45,9 +45,9 @@ NOT_PACKED: Final[Mapping[str, str]] = {
 
 PACKED_OUTCOMES: Final[Mapping[str, tuple[Outcome, str]]] = {
     "c16": (STOPPED, "2.8.19: no indirect descriptor in a list"),
-    "c32": (Outcome(seen=(2,), heard=b"hello" * 2), "two descriptors of one buffer are two chains"),
-    "c33": (DEAF._replace(seen=(64, 3, 3, 3)), "any size but 0 is one for a packed queue"),
-    "c48": (Outcome(), "the descriptor is one of the next lap, at which the device does not look yet"),
+    "c32": (Outcome(seen=(2,), heard=b"hello" * 2), "2.8.1: two descriptors of one buffer are two chains"),
+    "c33": (DEAF._replace(seen=(64, 3, 3, 3)), "2.8: any size but 0 is one for a packed queue"),
+    "c48": (Outcome(), "2.8.1: the descriptor is one of the next lap, at which the device does not look yet"),
 }
 """By the number of the case: what comes of it, and why."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from virtserial.conformance.driver import HostileDriver
+from virtserial.conformance.driver import USUAL_FEATURES, HostileDriver
 from virtserial.conformance.steps import NEXT, QUEUES, RING_SIZE, RING_STRIDE, RINGS
 from virtserial.virtio.features import VIRTIO_F_RING_PACKED
 from virtserial.virtio.ring.packed.layout import INDEX, LAP_FLAGS, START, advance, available_flags, used_flags
@@ -25,8 +25,8 @@ _EVENT_WORDS: Final = {2 + RING_SIZE: 0, 0: 1}
 class PackedHostileDriver(HostileDriver):
     """See the module's text."""
 
-    def __init__(self, machine: Machine) -> None:
-        super().__init__(machine)
+    def __init__(self, machine: Machine, features: int = USUAL_FEATURES) -> None:
+        super().__init__(machine, features)
         self._forget()
 
     def _forget(self) -> None:
@@ -84,6 +84,10 @@ class PackedHostileDriver(HostileDriver):
             self._came_back[queue].append((identifier, length))
             self._used_at[queue] = advance(at, slots, RING_SIZE)
         return len(self._came_back[queue]) & 0xFFFF
+
+    def used_elements(self, queue: int, since: int) -> list[tuple[int, int]]:
+        """See HostileDriver.used_elements."""
+        return self._used_elements(queue)[since:]
 
     def _used_elements(self, queue: int) -> list[tuple[int, int]]:
         self.used_index(queue)

@@ -1,4 +1,4 @@
-"""QEMU's own virtio-serial-pci, driven register by register over the qtest protocol: what does it do with a case?"""
+"""A virtio console of a QEMU without a processor, driven register by register over the qtest protocol."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import os
 import select
 import subprocess
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from virtserial.conformance.driver import PATIENCE, HostileError
+from virtserial.conformance.host_ends import HostEnds
 from virtserial.conformance.processes import ProcessHouse
 from virtserial.conformance.steps import BAR, MAX_PORTS, MEMORY_SIZE, STATUS
-from virtserial.pci.layout import PCI_BASE_ADDRESS_0, PCI_COMMAND, REGISTER_BAR
+from virtserial.console.wire import VIRTIO_ID_CONSOLE
+from virtserial.pci.layout import (
+    PCI_BASE_ADDRESS_0,
+    PCI_COMMAND,
+    PCI_VENDOR_ID_REDHAT_QUMRANET,
+    REGISTER_BAR,
+    TRANSITIONAL_DEVICE_IDS,
+    VIRTIO_PCI_DEVICE_ID_BASE,
+)
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 from virtserial.rig.qemu import find_qemu
 
-SLOT: Final = 4
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_CONSOLES: Final = (VIRTIO_PCI_DEVICE_ID_BASE + VIRTIO_ID_CONSOLE, TRANSITIONAL_DEVICE_IDS[VIRTIO_ID_CONSOLE])
 _CONFIG_ADDRESS, _CONFIG_DATA = 0xCF8, 0xCFC
 _SUFFIX: Final = {1: "b", 2: "w", 4: "l", 8: "q"}
 LOOKS: Final = 6
@@ -24,39 +37,54 @@ _PIECE: Final = 1024
 
 
 class QemuMachine:
-    """A QEMU without a processor, with one controller as the cases expect it.
+    """A QEMU with a controller: its own device as the cases expect it, or what somebody's command line says.
+
+    Args:
+        options: QEMU's, with a virtio console on the first PCI bus; None: its own device, a console 0 and a port 1.
+        addresses: the host's ends of these options' ports.
+        program: QEMU; None: the rig's.
+        ports: more than one gives its own device so many ports, whose hosts are connected from the start.
 
     Raises:
         RigUnavailable: there is no QEMU, and none can be fetched.
+        HostileError: it does not start, or has no virtio console.
     """
 
     name = "QEMU"
 
-    def __init__(self) -> None:
-        program = find_qemu()
+    def __init__(
+        self,
+        options: Sequence[str] | None = None,
+        addresses: Mapping[int, str] | None = None,
+        *,
+        program: str | None = None,
+        ports: int = 1,
+    ) -> None:
+        command, environment = ((program,), {}) if program else (find_qemu().command, find_qemu().environment)
         self._house = ProcessHouse()
         self._received = b""
         folder = self._house.folder
-        options = ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
-        options += ["-device", f"virtio-serial-pci,id=vs,addr={SLOT}.0,disable-legacy=on,max_ports={MAX_PORTS}"]
-        options[-1] += ",packed=on"
-        for name, kind in (("c0", "virtconsole,nr=0"), ("c1", "virtserialport,nr=1,name=org.test.1")):
-            options += ["-chardev", f"socket,id={name},path={folder}/{name},server=on,wait=off"]
-            options += ["-device", f"{kind},bus=vs.0,chardev={name}"]
+        if options is None and ports > 1:
+            options, addresses = _many_ports(ports), {}
+        elif options is None:
+            options = _console_and_port(folder)
+            addresses = {number: f"unix:{folder}/c{number}" for number in (0, 1)}
+        self.hosts = HostEnds(addresses or {}, lambda: self._process.poll() is None)
         try:
             with (folder / "log").open("wb") as log:
-                self._house.process = subprocess.Popen(
+                self._process = self._house.process = subprocess.Popen(
                     [
-                        *ENDS_WITH_ITS_PARENT, *program.command, "-accel", "qtest", "-machine", "q35",
+                        *ENDS_WITH_ITS_PARENT, *command, "-accel", "qtest", "-machine", "q35",
                         "-m", f"{MEMORY_SIZE >> 20}", "-nodefaults", "-no-user-config", "-display", "none", *options,
                         "-qtest", "stdio", "-qtest-log", "/dev/null",
                     ],
-                    env={**os.environ, **program.environment},
+                    env={**os.environ, **environment},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                 )  # fmt: skip
-            self._house.join("c0", "c1")
+            self.hosts.connect_all()
+            self._slot = self._find()
             self._configure(PCI_BASE_ADDRESS_0 + 4 * REGISTER_BAR, BAR)
             self._configure(PCI_BASE_ADDRESS_0 + 4 * REGISTER_BAR + 4, 0)
             self._configure(PCI_COMMAND, 6)
@@ -66,8 +94,7 @@ class QemuMachine:
 
     def _command(self, text: str) -> str:
         """Send a command of qtest and return what stands behind its OK."""
-        process = self._house.process
-        assert process is not None
+        process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
         deadline = time.monotonic() + PATIENCE
@@ -92,8 +119,17 @@ class QemuMachine:
             if word != "IRQ":
                 raise HostileError(f"qtest: {text[:60]}: {line!r}")
 
+    def _find(self) -> int:
+        """Return the slot of the first virtio console."""
+        for slot in range(32):
+            self._command(f"outl {_CONFIG_ADDRESS:#x} {1 << 31 | slot << 11:#x}")
+            identity = int(self._command(f"inl {_CONFIG_DATA:#x}"), 0)
+            if identity & 0xFFFF == PCI_VENDOR_ID_REDHAT_QUMRANET and identity >> 16 in _CONSOLES:
+                return slot
+        raise HostileError("this QEMU has no virtio console on its first PCI bus")
+
     def _configure(self, offset: int, value: int) -> None:
-        self._command(f"outl {_CONFIG_ADDRESS:#x} {1 << 31 | SLOT << 11 | offset:#x}")
+        self._command(f"outl {_CONFIG_ADDRESS:#x} {1 << 31 | self._slot << 11 | offset:#x}")
         self._command(f"outl {_CONFIG_DATA:#x} {value:#x}")
 
     def load(self, offset: int, width: int) -> int:
@@ -117,9 +153,11 @@ class QemuMachine:
         for _ in range(LOOKS):
             self.step()
 
-    def heard(self) -> bytes:
+    def heard(self) -> bytes | None:
+        if 1 not in self.hosts:
+            return None
         data = b""
-        while piece := self._house.take_heard():
+        while piece := self.hosts.take():
             data += piece
             self.settle()
         return data
@@ -132,4 +170,21 @@ class QemuMachine:
         self._house.check_process("QEMU")
 
     def close(self) -> None:
+        self.hosts.close()
         self._house.close()
+
+
+def _console_and_port(folder: Path) -> list[str]:
+    options = ["-device", f"virtio-serial-pci,id=vs,disable-legacy=on,max_ports={MAX_PORTS},packed=on"]
+    for name, kind in (("c0", "virtconsole,nr=0"), ("c1", "virtserialport,nr=1,name=org.test.1")):
+        options += ["-chardev", f"socket,id={name},path={folder}/{name},server=on,wait=off"]
+        options += ["-device", f"{kind},bus=vs.0,chardev={name}"]
+    return options
+
+
+def _many_ports(count: int) -> list[str]:
+    options = ["-device", f"virtio-serial-pci,id=vs,disable-legacy=on,max_ports={count + 1},packed=on"]
+    for number in range(1, count + 1):
+        options += ["-chardev", f"ringbuf,id=c{number},size=4096"]
+        options += ["-device", f"virtserialport,nr={number},name=org.test.{number},bus=vs.0,chardev=c{number}"]
+    return options

@@ -31,6 +31,7 @@ BAR: Final = 0xE000_0000
 NEXT, WRITE, INDIRECT = 1, 2, 4
 
 # Registers in the BAR (virtio 1.3, 4.1.4.3; the areas where QEMU has them).
+DEVICE_FEATURE_SELECT, DEVICE_FEATURE, NUM_QUEUES = 0x00, 0x04, 0x12
 DRIVER_FEATURE_SELECT, DRIVER_FEATURE, STATUS, QUEUE_SELECT, QUEUE_SIZE = 0x08, 0x0C, 0x14, 0x16, 0x18
 QUEUE_ENABLE, QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE = 0x1C, 0x20, 0x28, 0x30
 ISR, DEVICE_CONFIG, NOTIFY = 0x1000, 0x2000, 0x3000
@@ -158,7 +159,7 @@ class Outcome(NamedTuple):
         interrupt: a configuration interrupt was raised.
         works: the driver's next message reaches the host.
         seen: what the steps have seen, and then the used elements of the case's queue as (head, length).
-        heard: the bytes that came out at the host's ends of ports 0 and 1.
+        heard: the bytes that came out at the host's ends of ports 0 and 1 (None: it cannot be known).
         told: the host's ends of a stopped device were told that the guest has left (None: not looked at).
     """
 
@@ -166,7 +167,7 @@ class Outcome(NamedTuple):
     interrupt: bool = False
     works: bool = True
     seen: tuple[object, ...] = ()
-    heard: bytes = b""
+    heard: bytes | None = b""
     told: bool | None = None
 
     def __str__(self) -> str:

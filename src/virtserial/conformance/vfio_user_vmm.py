@@ -10,7 +10,10 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from virtserial.conformance.driver import PATIENCE
+from virtserial.conformance.registers import RegisterMap
 from virtserial.conformance.steps import BAR, MEMORY_SIZE, STATUS
+from virtserial.console.wire import VIRTIO_ID_CONSOLE
+from virtserial.driver.pci_capabilities import find_capabilities
 from virtserial.errors import PeerError
 from virtserial.pci.layout import NOTIFY_AREA, PCI_BASE_ADDRESS_0, PCI_COMMAND, REGISTER_BAR
 from virtserial.vfio_user.client import Client
@@ -69,6 +72,14 @@ class Vmm:
             (PCI_COMMAND, (6).to_bytes(2, "little")),
         ):
             self._client.region_write(VFIO_PCI_CONFIG_REGION_INDEX, offset, value)
+        capabilities = find_capabilities(self._client, VIRTIO_ID_CONSOLE)
+        self._registers = RegisterMap(capabilities, self._read_register, self._write_register)
+
+    def _read_register(self, bar: int, offset: int, width: int) -> int:
+        return int.from_bytes(self._client.region_read(bar, offset, width), "little")
+
+    def _write_register(self, bar: int, offset: int, value: int, width: int) -> None:
+        self._client.region_write(bar, offset, value.to_bytes(width, "little"))
 
     def read(self, address: int, length: int) -> bytes:
         return self._memory[address : address + length]
@@ -77,12 +88,13 @@ class Vmm:
         self._memory[address : address + len(data)] = data
 
     def load(self, offset: int, width: int) -> int:
-        return int.from_bytes(self._client.region_read(REGISTER_BAR, offset, width), "little")
+        return self._read_register(*self._registers.place(offset), width)
 
     def store(self, offset: int, value: int, width: int) -> None:
         # QEMU posts writes to doorbells and waits for the others.
         posted = offset >= NOTIFY_AREA
-        self._client.region_write(REGISTER_BAR, offset, value.to_bytes(width, "little"), posted)
+        bar, place = self._registers.place(offset)
+        self._client.region_write(bar, place, value.to_bytes(width, "little"), posted)
 
     def step(self) -> None:
         self.load(STATUS, 1)

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Final
 from virtserial.conformance.driver import PATIENCE
 from virtserial.conformance.steps import (
     DEVICE_CONFIG,
+    DEVICE_FEATURE,
+    DEVICE_FEATURE_SELECT,
     DRIVER_FEATURE,
     DRIVER_FEATURE_SELECT,
     ISR,
     MEMORY_SIZE,
     NOTIFY,
+    NUM_QUEUES,
     QUEUE_DESC,
     QUEUE_DEVICE,
     QUEUE_DRIVER,
@@ -64,7 +67,8 @@ class FrontEndVmm:
         self._err = os.eventfd(0, os.EFD_NONBLOCK)
         self._channel, theirs = socket.socketpair()
         with theirs:
-            self._front_end.set(wire.VHOST_USER_SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+            if self._front_end.protocol_features & wire.VHOST_USER_PROTOCOL_F_BACKEND_REQ:
+                self._front_end.set(wire.VHOST_USER_SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
         self._registers: dict[tuple[int, int], int] = {}
         self._features = self._status = 0
         self._running: set[int] = set()
@@ -90,6 +94,10 @@ class FrontEndVmm:
             self._look()
             isr, self._registers[ISR, 0] = self._registers.get((ISR, 0), 0), 0
             return isr
+        if offset == DEVICE_FEATURE:
+            return self._offered >> 32 * self._registers.get((DEVICE_FEATURE_SELECT, 0), 0) & 0xFFFFFFFF
+        if offset == NUM_QUEUES:
+            return self._front_end.get(wire.VHOST_USER_GET_QUEUE_NUM)
         if DEVICE_CONFIG <= offset < NOTIFY:
             try:
                 data = self._front_end.get_config(offset - DEVICE_CONFIG, width)
@@ -125,7 +133,7 @@ class FrontEndVmm:
         elif offset == DRIVER_FEATURE:
             shift = 32 * self._registers.get((DRIVER_FEATURE_SELECT, 0), 0)
             self._features = self._features & ~(0xFFFFFFFF << shift) | value << shift
-        elif offset in (QUEUE_SELECT, DRIVER_FEATURE_SELECT):
+        elif offset in (QUEUE_SELECT, DRIVER_FEATURE_SELECT, DEVICE_FEATURE_SELECT):
             self._registers[offset, 0] = value
         elif offset == QUEUE_SIZE:
             if 0 < value <= self._size(self._selected) and not value & (value - 1):
@@ -160,7 +168,8 @@ class FrontEndVmm:
     def _reset(self) -> None:
         for queue in sorted(self._running):
             self._front_end.stop_vring(queue)
-        self._front_end.set(wire.VHOST_USER_RESET_DEVICE)
+        if self._front_end.protocol_features & wire.VHOST_USER_PROTOCOL_F_RESET_DEVICE:
+            self._front_end.set(wire.VHOST_USER_RESET_DEVICE)
         self._look()
         self._running.clear()
         self._enabled.clear()

@@ -1,0 +1,71 @@
+"""`virtserial conformance`: the hostile cases and the device contract, on any virtio console that can be reached."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from virtserial.errors import UsageError
+
+
+def run(words: list[str]) -> int:
+    """Run the checks; return 0 if the device passes, 1 if not.
+
+    Raises:
+        UsageError: the target is none.
+        VirtserialError: the device cannot be reached.
+    """
+    parser = argparse.ArgumentParser(
+        prog="virtserial conformance",
+        description="Check a virtio console device: what it owes to a good driver, and what it does with a bad one.",
+        epilog="The device's guest must be away: the checks take its place.  docs/conformance.md tells the rest.",
+    )
+    parser.add_argument(
+        "target", metavar="TARGET",
+        help="vfio-user:PATH, vhost-user:PATH, qemu: (QEMU's own device), or 'qemu:QEMU OPTION...'",
+    )  # fmt: skip
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help="only these, by their names, as k07 or c05")
+    parser.add_argument(
+        "--host", action="append", default=[], metavar="N=ADDRESS",
+        help="where port N's host end listens: unix:PATH or tcp:HOST:PORT; without, bytes are not compared",
+    )  # fmt: skip
+    parser.add_argument("--packed", action="store_true", help="use packed rings")
+    parser.add_argument("--tap", action="store_true", help="print TAP in place of the table")
+    parser.add_argument("--junit", metavar="FILE", help="write JUnit's XML too")
+    parser.add_argument(
+        "--strict", action="store_true", help="fail also where the specification allows what a device does otherwise"
+    )
+    options = parser.parse_intermixed_args(words)
+
+    from virtserial.conformance.check import Bench, run_checks
+    from virtserial.conformance.contract import CONTRACT
+    from virtserial.conformance.hostile import hostile_checks
+    from virtserial.conformance.report import is_failure, summary, tap, write_junit, write_row
+    from virtserial.conformance.targets import parse_target
+
+    target = parse_target(options.target, dict(map(_host, options.host)))
+    checks = [*CONTRACT, *hostile_checks(packed=options.packed)]
+    if unknown := set(options.checks) - {check.name for check in checks}:
+        raise UsageError(f"{', '.join(sorted(unknown))}: no such check")
+    chosen = [check for check in checks if not options.checks or check.name in options.checks]
+    bench = Bench(target, packed=options.packed)
+    results = []
+    try:
+        for result in run_checks(chosen, bench):
+            results.append(result)
+            if not options.tap:
+                write_row(result)
+    finally:
+        bench.close()
+    if options.junit:
+        write_junit(Path(options.junit), options.target, results, strict=options.strict)
+    sys.stdout.write(tap(results, strict=options.strict) if options.tap else f"\n{summary(results)}\n")
+    return int(any(is_failure(result.verdict, strict=options.strict) for result in results))
+
+
+def _host(text: str) -> tuple[int, str]:
+    number, equals, address = text.partition("=")
+    if not number.isdigit() or not equals:
+        raise UsageError(f"--host {text}: write the port's number, = and its address, as 1=unix:/run/vm/port1")
+    return int(number), address
