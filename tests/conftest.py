@@ -13,7 +13,8 @@ from support.folders import short_folder
 
 from virtserial.loop import EventLoop
 
-LIMITS = {"cli": 30, "client": 120, "daemon": 45, "driver": 60, "fleet": 90, "guest_library": 60, "metrics": 60}
+LIMITS = {"cli": 30, "client": 120, "daemon": 45, "driver": 60, "fleet": 90, "guest_library": 60, "metrics": 60,
+          "web": 90}
 """Seconds that a test of a room may take, where pyproject.toml's limit (for the real guests) is too long to wait."""
 SLOW_ROOMS = ("client", "daemon", "hostile", "monitor")
 WITH_GUESTS = ("interop", "clients")

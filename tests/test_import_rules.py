@@ -33,6 +33,7 @@ FLOORS = [
     {"embed"},
     {"rig", "conformance", "testing"},
     {"fleet"},
+    {"web"},
     {"cli"},
 ]
 """A room imports from its own floor and from those above it in this list."""

@@ -3,6 +3,7 @@
 VirtserialError
 +- ConfigError            the operator: an option, a path, a permission.  One line, exit status 1.
 |   +- UsageError         a command line that cannot be understood.  Exit status 2.
+|   +- BusyError          a port has no free place for a client.
 +- DriverError            the guest's driver broke the virtio specification.  Its device asks for a reset.
 |   +- AddressError       it named memory that no DMA map covers (the map may still be on its way).
 +- PeerError              a VMM broke vfio-user, a monitor QMP.  The connection closes, or the request is refused.
@@ -51,6 +52,10 @@ class ConfigError(VirtserialError):
 
 class UsageError(ConfigError):
     """A command line that cannot be understood; the text is what a user reads."""
+
+
+class BusyError(ConfigError):
+    """A port has no free place for a client."""
 
 
 class DriverError(VirtserialError):

@@ -18,6 +18,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "ls": "list the virtual machines that run here",
         "ports": "list ports, their state and counters",
         "health": "say whether they are well, for scripts and units",
+        "web": "serve a page with consoles and ports, for browsers",
         "exporter": "give Prometheus the figures of all that runs here",
         "fleet": "join, list and set up a fleet: ports as HOST/VM/PORT",
     },

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from virtserial.client.address import TerminalAddress
 from virtserial.client.host_stream import HostStream
 from virtserial.client.names import VmPort, ports_of
-from virtserial.errors import ConfigError, PeerError, VirtserialError
+from virtserial.errors import BusyError, PeerError, VirtserialError
 
 if TYPE_CHECKING:
     from virtserial.client.monitor import Monitor
@@ -110,7 +110,8 @@ def open_free(port: VmPort, force: bool = False, only_watch: bool = False) -> Na
         only_watch: nothing will be sent: a place among the watchers will do.
 
     Raises:
-        ConfigError: it is busy, or cannot be connected to.
+        BusyError: it has no free place.
+        ConfigError: it cannot be connected to.
         PeerError: the VM does not answer.
     """
     if only_watch and port.watch:
@@ -118,7 +119,7 @@ def open_free(port: VmPort, force: bool = False, only_watch: bool = False) -> Na
     is_busy = (port.clients or 0) >= port.max_clients
     if is_busy and not force:
         served = "one client" if port.max_clients == 1 else f"{port.max_clients} clients"
-        raise ConfigError(
+        raise BusyError(
             f"port '{port.full_name}' is busy: {_who(port.client_pid)} uses it, and it serves {served} at a time",
             f"`virtserial console --force` takes it away from that client; {MORE}",
         )
