@@ -28,16 +28,18 @@ def registry(monkeypatch):
     monkeypatch.setenv("VIRTSERIAL_REGISTRY", REGISTRY)
 
 
-@pytest.fixture(scope="module", params=["vfio-user", "packed", "vhost-user"])
+@pytest.fixture(scope="module", params=["vfio-user", "packed", "legacy", "vhost-user"])
 def words(request):
     """Our device as a target: the program's words."""
     vhost_user = request.param == "vhost-user"
-    properties = {"max_ports": 4} if vhost_user else {"max_ports": 4, "packed": True}
-    with virtserial.serve(["org.test.1"], consoles=["con"], vhost_user=vhost_user, **properties) as machine:
+    properties = {"vfio-user": {}, "packed": {"packed": True}, "legacy": {"disable-legacy": "off"}, "vhost-user": {}}
+    chosen = {"max_ports": 4, **properties[request.param]}
+    with virtserial.serve(["org.test.1"], consoles=["con"], vhost_user=vhost_user, **chosen) as machine:
         kind = "vhost-user" if vhost_user else "vfio-user"
         hosts = [machine.monitor.find_port(name).host_end for name in ("con", "org.test.1")]
-        target = [f"{kind}:{machine.socket}", *(["--packed"] if request.param == "packed" else [])]
-        yield [*target, *(f"--host={number}={address}" for number, address in enumerate(hosts))]
+        ways = [f"--{request.param}"] if request.param in ("packed", "legacy") else []
+        options = [f"--host={number}={address}" for number, address in enumerate(hosts)]
+        yield [f"{kind}:{machine.socket}", *ways, *options]
 
 
 def run(capsys, *words):
@@ -50,19 +52,22 @@ def run(capsys, *words):
 
 
 def test_our_device_keeps_the_contract(capsys, words, tmp_path):
-    status, told = run(capsys, *words, *CONTRACT_NAMES, *SOME, "--junit", str(tmp_path / "junit.xml"))
+    chosen = CONTRACT_NAMES if "--legacy" in words else [*CONTRACT_NAMES, *SOME]
+    status, told = run(capsys, *words, *chosen, "--junit", str(tmp_path / "junit.xml"))
     lines = told.out.splitlines()
     names = [line.split()[1] for line in lines if line.startswith("ok ")]
-    skipped = 1 if words[0].startswith("vhost-user") else 0
+    skipped = 2 if "--legacy" in words else 1 if words[0].startswith("vhost-user") else 0
     assert status == 0, told.out
-    assert len(names) == len(CONTRACT_NAMES) + len(SOME) - skipped, told.out
+    assert len(names) == len(chosen) - skipped, told.out
     suite = ET.parse(tmp_path / "junit.xml").getroot()
-    assert suite.attrib["tests"] == str(len(CONTRACT_NAMES) + len(SOME))
+    assert suite.attrib["tests"] == str(len(chosen))
     assert (suite.attrib["failures"], suite.attrib["skipped"]) == ("0", str(skipped))
     assert all(case.attrib["classname"].startswith("virtio 1.3, ") for case in suite)
 
 
 def test_without_hosts_what_cannot_be_seen_is_skipped(capsys, words):
+    if "--legacy" in words:
+        pytest.skip("there are no hostile cases by this interface")
     target = [word for word in words if not word.startswith("--host")]
     status, told = run(capsys, *target, "k09", "c01", "c48", "--tap")
     assert status == 0

@@ -15,6 +15,7 @@ from virtserial.conformance.steps import (
     NUM_QUEUES,
     QUEUE_SELECT,
     QUEUE_SIZE,
+    QUEUES,
     STATUS,
     TX,
 )
@@ -104,11 +105,13 @@ class Bench:
 
     Args:
         packed: the driver uses packed rings.
+        legacy: the target's driver uses the legacy interface.
     """
 
-    def __init__(self, target: Target, *, packed: bool = False) -> None:
+    def __init__(self, target: Target, *, packed: bool = False, legacy: bool = False) -> None:
         self.target = target
         self.packed = packed
+        self.legacy = legacy
         self.machine = target.open()
         try:
             self.geometry = Geometry.of(self.machine)
@@ -118,8 +121,17 @@ class Bench:
 
     def driver(self, machine: Machine | None = None) -> HostileDriver:
         """A new driver of the machine, or of another."""
-        kind = PackedHostileDriver if self.packed else HostileDriver
-        return kind(machine or self.machine, USUAL_FEATURES & self.geometry.features)
+        machine = machine or self.machine
+        features = USUAL_FEATURES & self.geometry.features
+        if self.packed:
+            return PackedHostileDriver(machine, features)
+        if not self.legacy:
+            return HostileDriver(machine, features)
+        sizes = []
+        for queue in range(min(QUEUES, self.geometry.queues)):
+            machine.store(QUEUE_SELECT, queue, 2)
+            sizes.append(machine.load(QUEUE_SIZE, 2))
+        return HostileDriver(machine, features, sizes)
 
     def renew(self) -> None:
         """Begin anew."""

@@ -149,6 +149,8 @@ def _status(bench: Bench) -> None:
 
 
 def _version(bench: Bench) -> None:
+    if bench.legacy:
+        raise NotHere("the legacy interface has no such feature")
     if not bench.geometry.features & VIRTIO_F_VERSION_1:
         raise Violation(f"the features {bench.geometry.features:#x} are without VIRTIO_F_VERSION_1")
 
@@ -175,6 +177,8 @@ def _sizes(bench: Bench) -> None:
 
 
 def _features(bench: Bench) -> None:
+    if bench.legacy:
+        raise NotHere("the legacy interface has no FEATURES_OK")
     bench.driver().bring_up(Start("features"))
     if not bench.machine.load(STATUS, 1) & FEATURES_OK:
         raise Violation("FEATURES_OK does not stay set for a subset of the device's features")

@@ -51,6 +51,8 @@ from virtserial.virtio.features import VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_
 from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.conformance.steps import Case
 
 USUAL_FEATURES: Final = VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | 2
@@ -118,10 +120,17 @@ class HostileDriver:
     Args:
         machine: what it drives; it stays the caller's.
         features: what it accepts beside MULTIPORT, where a case does not say.
+        ring_sizes: of the queues, where the driver cannot choose them.
     """
 
-    def __init__(self, machine: Machine, features: int = USUAL_FEATURES) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        features: int = USUAL_FEATURES,
+        ring_sizes: Sequence[int] = (RING_SIZE,) * QUEUES,
+    ) -> None:
         self.machine = machine
+        self._sizes = ring_sizes
         self._features = features
         self._avail = [0] * QUEUES
         self._seen: list[object] = []
@@ -178,10 +187,11 @@ class HostileDriver:
         self._do(Start("live", queues=queues))
 
     def used_elements(self, queue: int, since: int) -> list[tuple[int, int]]:
-        """Return (head, length) of the chains that came back, from number `since` on; the last 16 are known."""
+        """Return (head, length) of the chains that came back, from number `since` on, as far as the ring has them."""
         count = self.used_index(queue)
         ring = self._used_elements(queue)
-        return [ring[number % RING_SIZE] for number in range(max(since, count - RING_SIZE), count)]
+        size = self._sizes[queue]
+        return [ring[number % size] for number in range(max(since, count - size), count)]
 
     def offered(self, queue: int) -> int:
         """How many chains of a queue were made available since it was set up, modulo 65536."""
@@ -287,7 +297,7 @@ class HostileDriver:
         self.machine.write(RINGS + queue * RING_STRIDE + AVAIL_OFFSET + 2 * word, struct.pack("<H", value))
 
     def _offer(self, queue: int, head: int) -> None:
-        self._write_avail(queue, 2 + self._avail[queue] % RING_SIZE, head)
+        self._write_avail(queue, 2 + self._avail[queue] % self._sizes[queue], head)
         self._avail[queue] = (self._avail[queue] + 1) & 0xFFFF
         self._write_avail(queue, 1, self._avail[queue])
 
@@ -299,7 +309,7 @@ class HostileDriver:
         return int.from_bytes(self.machine.read(RINGS + queue * RING_STRIDE + USED_OFFSET + 2, 2), "little")
 
     def _used_elements(self, queue: int) -> list[tuple[int, int]]:
-        count = min(self.used_index(queue), RING_SIZE)
+        count = min(self.used_index(queue), self._sizes[queue])
         data = self.machine.read(RINGS + queue * RING_STRIDE + USED_OFFSET + 4, 8 * count)
         return list(struct.iter_unpack("<II", data))
 

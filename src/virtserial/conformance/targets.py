@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from virtserial.conformance.check import Target
 from virtserial.conformance.host_ends import HostEnds
 from virtserial.conformance.qemu_machine import QemuMachine
-from virtserial.conformance.vfio_user_vmm import Vmm
+from virtserial.conformance.vfio_user_vmm import LegacyVmm, Vmm
 from virtserial.conformance.vhost_user_vmm import FrontEndVmm
 from virtserial.errors import PeerError, UsageError
 
@@ -57,21 +57,24 @@ class SocketMachine:
         self._vmm.close()
 
 
-def parse_target(text: str, addresses: Mapping[int, str]) -> Target:
+def parse_target(text: str, addresses: Mapping[int, str], *, legacy: bool = False) -> Target:
     """Return the target of vfio-user:PATH, vhost-user:PATH, or qemu:[COMMAND LINE].
 
     Args:
         addresses: of the host's ends, by port number.
+        legacy: use the legacy interface, which only a vfio-user device has here.
 
     Raises:
         UsageError: it is none of these.
     """
     kind, colon, rest = text.partition(":")
+    if legacy and kind != "vfio-user":
+        raise UsageError(f"{text}: --legacy goes with vfio-user:PATH alone")
     if kind == "qemu" and colon:
         return _qemu(text, shlex.split(rest), addresses)
     path = Path(rest)
     if kind == "vfio-user" and rest:
-        return Target(text, lambda: _at_socket(text, path, Vmm, addresses))
+        return Target(text, lambda: _at_socket(text, path, LegacyVmm if legacy else Vmm, addresses))
     if kind == "vhost-user" and rest:
         return Target(text, lambda: _at_socket(text, path, FrontEndVmm, addresses))
     raise UsageError(

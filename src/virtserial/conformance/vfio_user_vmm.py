@@ -10,12 +10,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from virtserial.conformance.driver import PATIENCE
+from virtserial.conformance.legacy_registers import LegacyRegisters
 from virtserial.conformance.registers import RegisterMap
 from virtserial.conformance.steps import BAR, MEMORY_SIZE, STATUS
 from virtserial.console.wire import VIRTIO_ID_CONSOLE
-from virtserial.driver.pci_capabilities import find_capabilities
+from virtserial.driver.pci_capabilities import check_identity, find_capabilities
 from virtserial.errors import PeerError
-from virtserial.pci.layout import NOTIFY_AREA, PCI_BASE_ADDRESS_0, PCI_COMMAND, REGISTER_BAR
+from virtserial.pci.layout import LEGACY_BAR, NOTIFY_AREA, PCI_BASE_ADDRESS_0, PCI_COMMAND, REGISTER_BAR
 from virtserial.vfio_user.client import Client
 from virtserial.vfio_user.wire import VFIO_PCI_CONFIG_REGION_INDEX
 
@@ -69,9 +70,16 @@ class Vmm:
         self._client.dma_map(0, MEMORY_SIZE, fd=self._fd if shared else None)
         for offset, value in (
             (PCI_BASE_ADDRESS_0 + 4 * REGISTER_BAR, BAR.to_bytes(8, "little")),
-            (PCI_COMMAND, (6).to_bytes(2, "little")),
+            (PCI_COMMAND, (7).to_bytes(2, "little")),
         ):
             self._client.region_write(VFIO_PCI_CONFIG_REGION_INDEX, offset, value)
+        try:
+            self._find_registers()
+        except BaseException:
+            self.close()
+            raise
+
+    def _find_registers(self) -> None:
         capabilities = find_capabilities(self._client, VIRTIO_ID_CONSOLE)
         self._registers = RegisterMap(capabilities, self._read_register, self._write_register)
 
@@ -120,3 +128,27 @@ class Vmm:
         self._client.close()
         self._memory.close()
         os.close(self._fd)
+
+
+class LegacyVmm(Vmm):
+    """The same, with a driver of the legacy interface."""
+
+    def _find_registers(self) -> None:
+        if not check_identity(self._client, VIRTIO_ID_CONSOLE):
+            raise PeerError("device: it has no legacy interface")
+        self._legacy = LegacyRegisters(
+            lambda offset, width: self._read_register(LEGACY_BAR, offset, width),
+            lambda offset, value, width: self._write_register(LEGACY_BAR, offset, value, width),
+        )
+
+    def load(self, offset: int, width: int) -> int:
+        return self._legacy.load(offset, width)
+
+    def store(self, offset: int, value: int, width: int) -> None:
+        self._legacy.store(offset, value, width)
+
+    def read(self, address: int, length: int) -> bytes:
+        return super().read(self._legacy.moved(address), length)
+
+    def write(self, address: int, data: bytes) -> None:
+        super().write(self._legacy.moved(address), data)
