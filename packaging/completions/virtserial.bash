@@ -12,7 +12,7 @@ _virtserial() {
             *)
                 mapfile -t COMPREPLY < <(compgen -W "-device -chardev -object -qmp -monitor -mon --ready-fd --exit-with-parent --trust-vmm
                     --allow-path --sandbox=off --name
-                    --verbose --help" -- "$word")
+                    --log-format -D --verbose --help" -- "$word")
                 ;;
         esac
     elif [ "${COMP_WORDS[1]}" = exporter ]; then

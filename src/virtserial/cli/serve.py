@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from virtserial.cli.serve_options import HELP, USAGE, Options, build, build_monitors, build_objects, refused
 from virtserial.cli.service import Service, predecessor
 from virtserial.daemon.keeper.signals import keep_children
 from virtserial.errors import ConfigError, UsageError, VirtserialError
+
+if TYPE_CHECKING:
+    from virtserial.logs import LogFile
 
 
 def run(words: list[str]) -> int:
@@ -27,10 +31,7 @@ def run(words: list[str]) -> int:
     if options.print_capabilities:
         print('{"type": "console", "features": []}')
         return 0
-    logging.basicConfig(
-        level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbosity, 2)],
-        format="virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s",
-    )
+    log_file = _begin_log(options)
     keep_children()
     handover, passed = predecessor()
     if handover is not None:
@@ -39,8 +40,30 @@ def run(words: list[str]) -> int:
         service = Service.take_over(options, handover)
     else:
         service = _start(options, passed)
+    if log_file is not None:
+        log_file.close()
     service.run()
     return 0
+
+
+def _begin_log(options: Options) -> LogFile | None:
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbosity, 2)]
+    form = "virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s"
+    stream = os.environ.get("JOURNAL_STREAM", "")
+    if not (options.log_format or options.log_file or stream):
+        logging.basicConfig(level=level, format=form)
+        return None
+    from virtserial import logs
+
+    log_file = logs.LogFile(options.log_file) if options.log_file else None
+    if options.log_format == "json":
+        form = f"json {options.name}"
+    elif not options.log_format and log_file is None and logs.is_journal(stream):
+        form = f"journal {options.name}"
+    elif log_file is not None:
+        form = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+    logs.begin(level, form)
+    return log_file
 
 
 def _start(options: Options, passed: list[tuple[str, int]]) -> Service:

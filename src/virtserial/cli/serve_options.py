@@ -49,6 +49,9 @@ The process:
   --allow-path PATH     let monitors use PATH and everything below it, beside
                         the paths of these options
   --sandbox=off         do not confine the process that handles guests' bytes
+  --log-format text|json
+                        how the log is written; under systemd, without this, to the journal with its fields
+  -D FILE               append the log to FILE, not to standard error
   -v, --verbose         log more (twice: the guest driver's messages too)
 By the conventions of vhost-user back ends:
   --socket-path=PATH    a vhost-user-serial controller `vhost-user` at PATH,
@@ -62,9 +65,10 @@ ends it; SIGUSR2 upgrades it in place to the installed code.
 
 
 MONITOR_OPTIONS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
-PROCESS_OPTIONS = ("-name", "-ready-fd", "-allow-path")
+PROCESS_OPTIONS = ("-name", "-ready-fd", "-allow-path", "-log-format", "-D")
 TAKES_NEXT = ("-device", "-chardev", "-object", *MONITOR_OPTIONS, *PROCESS_OPTIONS)
 """Options whose argument is the next word."""
+LOG_FORMATS = ("text", "json")
 KNOWN = (
     *TAKES_NEXT,
     *("-trust-vmm", "-sandbox=off", "-verbose", "-help", "-socket-path=", "-fd=", "-print-capabilities"),
@@ -92,6 +96,8 @@ class Options:
         self.sandbox = True
         self.allowed_paths: list[str] = []
         self.verbosity = 0
+        self.log_format = ""
+        self.log_file = ""
         self.help = False
         remaining = iter(words)
         for word in remaining:
@@ -120,6 +126,12 @@ class Options:
                     self.name = machine_name(value)
                 elif option == "-allow-path":
                     self.allowed_paths.append(value)
+                elif option == "-log-format":
+                    if value not in LOG_FORMATS:
+                        raise UsageError(f"{word} {value}: one of {', '.join(LOG_FORMATS)}")
+                    self.log_format = value
+                elif option == "-D":
+                    self.log_file = value
                 elif option in MONITOR_OPTIONS:
                     self.monitors.append((option, value))
                 else:

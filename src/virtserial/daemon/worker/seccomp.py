@@ -145,7 +145,7 @@ CALLS = (
     Call("writev", 20, "guest memory to a host"),
     Call("write", 1, "interrupts (eventfds), replies, the log"),
     Call("recvmsg", 47, "the VMM's messages and their descriptors, the channel"),
-    Call("sendto", 44, "replies to the VMM, UDP datagrams to the connected peer",
+    Call("sendto", 44, "replies to the VMM, UDP datagrams to the connected peer, the journal",
          (Null(4, "the address"), Without(3, "flags but MSG_DONTWAIT, MSG_NOSIGNAL, MSG_MORE", _QUIET_FLAGS))),
     Call("ppoll", 271, "wait for less than a millisecond"),
     Call("recvfrom", 45, "peek at messages, take them off"),

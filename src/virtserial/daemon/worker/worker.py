@@ -277,6 +277,10 @@ def run_forked(parent: object, channel: WorkerEnd) -> NoReturn:
         fd = channel.fileno()
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        if "JOURNAL_STREAM" in os.environ:
+            from virtserial.logs import reopen
+
+            reopen()
         return channel
 
     _run(begin)
@@ -291,7 +295,7 @@ def run_spawned(fd: int, level: int, log_format: str) -> NoReturn:
     """
 
     def begin() -> WorkerEnd:
-        logging.basicConfig(level=level, format=log_format)
+        _begin_log(level, log_format)
         os.set_inheritable(fd, False)
         channel = worker_end(socket.socket(fileno=fd))
         import_host_ends()
@@ -299,6 +303,15 @@ def run_spawned(fd: int, level: int, log_format: str) -> NoReturn:
         return channel
 
     _run(begin)
+
+
+def _begin_log(level: int, form: str) -> None:
+    if form.startswith(("json ", "journal ")):
+        from virtserial.logs import begin
+
+        begin(level, form)
+    else:
+        logging.basicConfig(level=level, format=form)
 
 
 def _run(begin: Callable[[], WorkerEnd]) -> NoReturn:
