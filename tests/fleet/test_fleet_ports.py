@@ -224,6 +224,22 @@ def test_a_device_restarts_over_the_fleet_and_a_session_goes_on(host, open_port)
             time.sleep(0.05)
 
 
+def test_a_port_is_plugged_used_and_unplugged_over_the_fleet(host, open_port):
+    name = "h1/alpha/org.example.new"
+    assert host.run("fleet", "plug", "h1/alpha", "org.example.new") == (0, f"'{name}' is plugged in\n", "")
+    wait_until(lambda: "org.example.new" in host.ports(), WAIT, step=0.2)
+    with host.guest("org.example.new") as guest:
+        open_port("org.example.new").write(b"new\n", WAIT)
+        assert guest.readline(WAIT) == b"new\n"
+    status, _, errors = host.run("fleet", "plug", "h1/alpha", "org.example.new")
+    assert (status, "org.example.new" in errors) == (1, True)
+    assert host.run("fleet", "unplug", name) == (0, f"'{name}' is being unplugged\n", "")
+    wait_until(lambda: "org.example.new" not in host.ports(), WAIT, step=0.2)
+    for wrong in (["plug", "h1/alpha", "a/b"], ["plug", "h1/alpha", "x", "--clients", "65"], ["unplug", "h1/alpha/x"]):
+        assert host.run("fleet", *wrong)[0] == 1
+    assert host.run("fleet", "plug", "h1", "x")[0] == 2
+
+
 def test_ls_watch_shows_what_changes(host, start_program):
     watching = start_program("fleet", "ls", "--watch", "--json", environment=host.environment)
     first = json.loads(watching.stdout.readline())

@@ -37,12 +37,12 @@ def free_port():
 class Server:
     """A server; it may be killed, frozen and started again at the same place."""
 
-    def __init__(self, folder: Path, name: str, configuration: str, port: int) -> None:
+    def __init__(self, folder: Path, name: str, configuration: str, port: int, max_memory: str) -> None:
         self.folder, self.name, self.port = folder, name, port
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.conf").write_text(
             f'server_name: {name}\nlisten: "127.0.0.1:{port}"\n'
-            f'jetstream {{ store_dir: "{folder}/{name}", max_mem: 512MB, max_file: 8GB }}\n{configuration}'
+            f'jetstream {{ store_dir: "{folder}/{name}", max_mem: {max_memory}, max_file: 8GB }}\n{configuration}'
         )
         self.process = None
         self.start()
@@ -91,9 +91,12 @@ class Broker:
         servers: how many.
         accounts: more of each server's configuration: accounts and users.
         scheme: of the addresses.
+        max_memory: of JetStream, in each server.
     """
 
-    def __init__(self, folder: Path, servers: int = 1, accounts: str = "", scheme: str = "nats") -> None:
+    def __init__(
+        self, folder: Path, servers: int = 1, accounts: str = "", scheme: str = "nats", max_memory: str = "512MB"
+    ) -> None:
         self.folder = folder
         ports = [free_port() for _ in range(servers)]
         routes = [free_port() for _ in range(servers)]
@@ -101,7 +104,7 @@ class Broker:
         for number, (port, route) in enumerate(zip(ports, routes, strict=True)):
             others = ", ".join(f'"nats://127.0.0.1:{other}"' for other in routes if other != route)
             cluster = f'cluster {{ name: c, listen: "127.0.0.1:{route}", routes: [{others}] }}\n' if others else ""
-            self.servers.append(Server(folder, f"n{number}", cluster + accounts, port))
+            self.servers.append(Server(folder, f"n{number}", cluster + accounts, port, max_memory))
         self.addresses = [f"{scheme}://127.0.0.1:{port}" for port in ports]
 
     def file(self, name: str = "fleet", **keys: str) -> Path:

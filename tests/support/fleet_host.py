@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
+import os
 import subprocess
 import sys
+from unittest import mock
 
 from support import client_machine
 from support.places import ENVIRONMENT
-from support.programs import run
 from support.waiting import wait_until
 
+from virtserial.cli.main import main
 from virtserial.client import HostStream, Monitor
 from virtserial.errors import VirtserialError
 from virtserial.fleet.broker import connect, load_settings
@@ -44,7 +47,8 @@ class FleetHost:
         try:
             enter(
                 client_machine.running(
-                    "serve", "--name", "alpha", "-device", f"virtio-serial,id=ser0,socket={folder}/{name}.device",
+                    *("serve", "--allow-path", str(folder), "--name", "alpha"),
+                    *("-device", f"virtio-serial,id=ser0,socket={folder}/{name}.device"),
                     *("-chardev", f"socket,id=c0,path={folder}/{name}.c0,server=on,wait=off"),
                     *("-device", "virtserialport,id=port0,chardev=c0,name=org.example.0"),
                     *("-chardev", f"socket,id=c1,path={folder}/{name}.c1,server=on,wait=off,clients=8"),
@@ -72,11 +76,19 @@ class FleetHost:
         self._ending.close()
 
     def run(self, *words):
-        """Run a program to its end."""
-        return run(*words, **self.environment)
+        """Run a command to its end in this process, which has its imports; return what support.programs.run does."""
+        output, errors = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environment),
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            status = main(words)
+        return status, output.getvalue(), errors.getvalue()
 
     def join(self, *options, wait=True, name=None, file=None):
         """Start an agent, perhaps with another file for the fleet; it is in the fleet, and shows its ports."""
+        options = [*options, "--monitor", f"alpha={self.folder}/{self.name}.qmp"]
         agent = subprocess.Popen(
             [sys.executable, "-m", "virtserial", "fleet", "join", "--host", name or self.name, *options],
             env={**self.environment, "VIRTSERIAL_FLEET": str(file or self.file)}, stderr=subprocess.PIPE, text=True,

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from virtserial.cli.overview import CLEAR, text_of
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, UsageError
 from virtserial.fleet.broker import Settings, connect, load_settings, set_up
 from virtserial.fleet.roles import ROLES, configuration
 from virtserial.guest import programs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PROGRAM = "virtserial fleet"
 VM_HEADING = ("HOST/VM", "USER", "PORTS ", "OPEN ", "CLIENTS ", "PUBLISHED ")
 PORT_HEADING = ("HOST/VM/PORT", "KIND", "GUEST", "CLIENTS ", "PUBLISHED")
+OPERATION_TIME = 10.0
 LEAST_INTERVAL = 0.5
 """Seconds between two pictures of --watch."""
 
@@ -52,6 +53,11 @@ def run(words: list[str]) -> int:
         help="VM/PORT whose output goes to the broker all the time, for late readers",
     )  # fmt: skip
 
+    join.add_argument(
+        "--monitor", action="append", default=[], metavar="VM=SOCKET",
+        help="a VM's QMP socket, through which ports are plugged and unplugged",
+    )  # fmt: skip
+
     ls = actions.add_parser("ls", help="list the fleet's VMs, or the ports of some")
     ls.add_argument("names", nargs="*", metavar="HOST[/VM]", help="list the ports of these")
     ls.add_argument("--json", action="store_true", help="for programs: one JSON value, with --watch one a line")
@@ -60,6 +66,14 @@ def run(words: list[str]) -> int:
     restart = actions.add_parser("restart", help="upgrade the device process of a VM to the installed code")
     restart.add_argument("vm", metavar="HOST/VM")
     restart.add_argument("--worker", action="store_true", help="only the process that moves the bytes")
+
+    plug = actions.add_parser("plug", help="plug a port into a VM")
+    plug.add_argument("vm", metavar="HOST/VM")
+    plug.add_argument("port", metavar="PORT", help="its name")
+    plug.add_argument("--console", action="store_true", help="a console instead of a port")
+    plug.add_argument("--clients", type=int, default=1, metavar="N", help="how many may connect at once (default: 1)")
+    unplug = actions.add_parser("unplug", help="unplug a port of a VM")
+    unplug.add_argument("port", metavar="HOST/VM/PORT")
 
     roles = actions.add_parser("role", help="print a user's permissions, for nats-server's configuration")
     roles.add_argument("role", choices=ROLES)
@@ -71,7 +85,9 @@ def run(words: list[str]) -> int:
         print(configuration(options.role, options.place, options.inbox), end="")
         return 0
     settings = load_settings(options.config)
-    action = {"setup": _setup, "join": _join, "ls": _ls, "restart": _restart}[options.action]
+    action = {
+        "setup": _setup, "join": _join, "ls": _ls, "restart": _restart, "plug": _plug, "unplug": _unplug,
+    }[options.action]  # fmt: skip
     return programs.run(PROGRAM, lambda: asyncio.run(_status(action(options, settings))))
 
 
@@ -96,6 +112,9 @@ async def _join(options: argparse.Namespace, settings: Settings) -> None:
     logging.getLogger("nats").setLevel(logging.CRITICAL)
     log = logging.getLogger("virtserial.fleet")
     host = options.host or host_name()
+    monitors = dict(each.partition("=")[::2] for each in options.monitor)
+    if not all(monitors.values()):
+        raise UsageError("--monitor takes VM=SOCKET", "`virtserial fleet join --help` lists the options")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,7 +128,7 @@ async def _join(options: argparse.Namespace, settings: Settings) -> None:
         return
     client = joining.result()
     try:
-        await Agent(client, host, options.vm or ["*"], options.publish).run(stop)
+        await Agent(client, host, options.vm or ["*"], options.publish, monitors).run(stop)
     finally:
         await client.close()
 
@@ -174,12 +193,30 @@ def _show(directory: Directory, options: argparse.Namespace) -> None:
 
 
 async def _restart(options: argparse.Namespace, settings: Settings) -> None:
+    await _operate(settings, options.vm, "restart", {"keeper": not options.worker})
+    print(f"the device of '{options.vm}' restarts")
+
+
+async def _plug(options: argparse.Namespace, settings: Settings) -> None:
+    request = {"port": options.port, "console": options.console, "clients": options.clients}
+    await _operate(settings, options.vm, "plug", request)
+    print(f"'{options.vm}/{options.port}' is plugged in")
+
+
+async def _unplug(options: argparse.Namespace, settings: Settings) -> None:
+    vm, _, port = options.port.rpartition("/")
+    await _operate(settings, vm, "unplug", {"port": port})
+    print(f"'{options.port}' is being unplugged")
+
+
+async def _operate(settings: Settings, name: str, verb: str, request: dict[str, object]) -> None:
     from virtserial.fleet.operations import check
     from virtserial.fleet.protocol import SESSION, token
     from virtserial.fleet.session import ask
 
-    host, _, vm = options.vm.partition("/")
-    async with await connect(settings, "virtserial fleet restart", _say) as client:
-        subject = f"vs.{token(host)}.{token(vm)}.restart"
-        check(await ask(client, subject, {"keeper": not options.worker}, 10.0, {SESSION: secrets.token_hex(8)}))
-    print(f"the device of '{options.vm}' restarts")
+    host, _, vm = name.partition("/")
+    if not host or not vm:
+        raise UsageError(f"{name}: say HOST/VM", "`virtserial fleet ls` lists them")
+    async with await connect(settings, f"virtserial fleet {verb}", _say) as client:
+        subject = f"vs.{token(host)}.{token(vm)}.{verb}"
+        check(await ask(client, subject, request, OPERATION_TIME, {SESSION: secrets.token_hex(8)}))

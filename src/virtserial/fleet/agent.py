@@ -42,7 +42,7 @@ from virtserial.fleet.protocol import (
 from virtserial.fleet.served_port import Refused, ServedPort
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
@@ -69,14 +69,19 @@ class Agent:
         host: the name of this host in the fleet.
         vms: patterns of the VMs that belong to this fleet.
         publish: patterns of VM/PORT whose output goes to the stream all the time.
+        monitors: QMP sockets of VMs, by name: ports are plugged through these.
     """
 
-    def __init__(self, client: Client, host: str, vms: Sequence[str] = ("*",), publish: Sequence[str] = ()) -> None:
+    def __init__(
+        self, client: Client, host: str, vms: Sequence[str] = ("*",), publish: Sequence[str] = (),
+        monitors: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.host = host
         self._key = token(host)
         self._client = client
         self._outlet = Outlet(client)
         self._patterns, self._publish = tuple(vms), tuple(publish)
+        self._monitors = monitors or {}
         self._since = time.time()
         self._revision = 0
         self._ports: dict[tuple[str, str], ServedPort] = {}
@@ -314,7 +319,7 @@ class Agent:
             self._refuse(message, error.kind if isinstance(error, Refused) else "garbage", str(error))
             return
         log.info("%s of VM '%s' is asked for", words[3], vm.name)
-        self._begin(message, operate(vm, words[3], message.data))
+        self._begin(message, operate(vm, self._monitors.get(vm.name), words[3], message.data))
 
     def _begin(self, message: Msg, serving: Any) -> None:  # noqa: ANN401  # a coroutine
         if len(message.data) > MAX_CONTROL or len(self._requests) >= MAX_REQUESTS:

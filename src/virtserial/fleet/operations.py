@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from virtserial.client.names import ports_of
+from virtserial.client.plugging import plug, unplug
 from virtserial.errors import ConfigError, PeerError
 from virtserial.fleet.protocol import document
 
@@ -12,25 +14,46 @@ if TYPE_CHECKING:
     from virtserial.client.registry import Vm
 
 
-async def operate(vm: Vm, verb: str, data: bytes) -> dict[str, Any]:
+async def operate(vm: Vm, monitor: str | None, verb: str, data: bytes) -> dict[str, Any]:
     """Do what a request asks for; return the answer.
 
+    Args:
+        monitor: the VM's QMP socket, for ports; None if the agent knows none.
+
     Raises:
-        ConfigError: the VM's keeper refuses.
-        PeerError: the request makes no sense, or the keeper does not answer.
+        ConfigError: it is refused.
+        PeerError: the request makes no sense, or the VM does not answer.
     """
     request = document(data)
-    if verb == "restart":
-        arguments = {"keeper": True} if request.get("keeper") else {}
-        await asyncio.to_thread(_execute, vm, [("x-virtserial-restart", arguments)])
-        return {}
-    raise PeerError(f"there is no {verb!r:.40}")
+    match verb:
+        case "restart":
+            await asyncio.to_thread(_restart, vm, bool(request.get("keeper")))
+        case "plug" | "unplug" if monitor is None:
+            hint = "`virtserial fleet join --monitor VM=SOCKET`"
+            raise ConfigError(f"the agent knows no monitor of VM '{vm.name}'", hint)
+        case "plug":
+            clients = request.get("clients", 1)
+            if not isinstance(clients, int):
+                raise PeerError(f"clients is no number: {clients!r:.40}")
+            port = str(request.get("port"))
+            await asyncio.to_thread(plug, monitor or "", port, bool(request.get("console")), clients)
+        case "unplug":
+            await asyncio.to_thread(_unplug, vm, monitor or "", str(request.get("port")))
+        case _:
+            raise PeerError(f"there is no {verb!r:.40}")
+    return {}
 
 
-def _execute(vm: Vm, commands: list[tuple[str, dict[str, Any]]]) -> None:
-    with vm.connect() as monitor:
-        for command, arguments in commands:
-            monitor.execute(command, arguments)
+def _restart(vm: Vm, with_keeper: bool) -> None:
+    with vm.connect() as connected:
+        connected.execute("x-virtserial-restart", {"keeper": True} if with_keeper else {})
+
+
+def _unplug(vm: Vm, monitor: str, name: str) -> None:
+    found = [port for port in ports_of(vm, vm.inventory()) if name in port.names]
+    if len(found) != 1 or not found[0].id:
+        raise ConfigError(f"'{vm.name}' has no port '{name}' that can be unplugged: it needs an id")
+    unplug(monitor, found[0].id)
 
 
 def check(answer: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ HOST, VM and PORT are tokens: letters, digits, - and _ stay, any other byte of t
 | | | | {"do": "keep", "taken", "size"} | {"guest_open", "lost"} | client |
 | | | | {"do": "close"} | {} | client |
 | restart | vs.HOST.VM.restart | Vs-Session | {"keeper": bool} | {} | operator |
-| plug | vs.HOST.VM.plug | Vs-Session | {"chardev-add": {...}, "device_add": {...}} | {} | operator |
-| unplug | vs.HOST.VM.unplug | Vs-Session | {"id"} | {} | operator |
+| plug | vs.HOST.VM.plug | Vs-Session | {"port", "console", "clients"} | {} | operator |
+| unplug | vs.HOST.VM.unplug | Vs-Session | {"port"} | {} | operator |
 
 | bucket (KV) | key | value | lives |
 |---|---|---|---|

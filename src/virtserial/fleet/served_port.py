@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MAX_UNSTORED: Final = 1 << 18
 MAX_SESSIONS: Final = 64
 PATIENCE: Final = 2.0
+OPEN_AGAIN: Final = 3
+OPEN_PAUSE: Final = 0.2
 MAX_WHO: Final = 80
 
 
@@ -308,9 +310,17 @@ class ServedPort:
     async def _connect(self, force: bool) -> None:
         if self._stream is None or force:
             self._disconnect()
-            self._stream = await asyncio.to_thread(open_free, self.port, force)
+            self._stream = await self._open_port(force)
             asyncio.get_running_loop().add_reader(self._stream.fileno(), self._ready)
             self._ready()
+
+    async def _open_port(self, force: bool) -> NamedStream:
+        for _ in range(OPEN_AGAIN):
+            # The keeper may not have seen yet that our last session has gone.
+            with contextlib.suppress(VirtserialError):
+                return await asyncio.to_thread(open_free, self.port, force)
+            await asyncio.sleep(OPEN_PAUSE)
+        return await asyncio.to_thread(open_free, self.port, force)
 
     def _disconnect(self) -> None:
         if self._stream is not None:
