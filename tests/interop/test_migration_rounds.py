@@ -24,7 +24,10 @@ FEWER = ROUNDS // 5
 UNSHARED = [sys.executable, str(Path(__file__).parents[1] / "support/guests/unshared_qemu.py")]
 PORTS = {f"org.test.{number}": f"/dev/virtio-ports/org.test.{number}" for number in (1, 2, 3, 4)}
 
-pytestmark = pytest.mark.skipif(not ROUNDS, reason="takes minutes: VIRTSERIAL_MIGRATIONS=100")
+pytestmark = [
+    pytest.mark.skipif(not ROUNDS, reason="takes minutes: VIRTSERIAL_MIGRATIONS=100"),
+    pytest.mark.timeout(300 + 20 * ROUNDS),
+]
 
 
 def ports_of(bus, names, first=1):
