@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from support.fetched import fetch_or_skip
-from support.places import REGISTRY
+from support.places import REGISTRY, ROOT
 
 import virtserial
 from virtserial.cli.main import main
@@ -136,3 +136,11 @@ def test_every_check_has_a_name_of_its_own_and_cites_a_section():
     assert len(hostile_checks(packed=False)) == len(CASES)
     assert len(hostile_checks(packed=True)) == len(PACKED)
     assert set(DEMANDED) <= {case.name.split()[0] for case in CASES}
+
+
+def test_the_page_shows_checks_that_exist():
+    page = (ROOT / "docs/conformance.md").read_text()
+    titles = {f"{check.name} {check.title}" for packed in (False, True) for check in hostile_checks(packed=packed)}
+    shown = re.findall(r"^\| ([kcp]\d+\w* [^|]*) \|", page, re.MULTILINE)
+    assert len(shown) > 30
+    assert set(shown) <= titles | {f"{check.name} {check.title}" for check in CONTRACT}
