@@ -30,7 +30,8 @@ INSTALLED = {
     "/usr/lib/udev/rules.d/60-virtio-ports.rules",
     "/usr/lib/tmpfiles.d/virtserial.conf",
     "/etc/apparmor.d/abstractions/virtserial",
-    "/usr/share/bash-completion/completions/virtserial",
+    *(f"/usr/share/bash-completion/completions/virtserial{name}" for name in ("", "-qemu", "-vhost-user", "-guest")),
+    *(f"/usr/share/fish/vendor_completions.d/virtserial{name}.fish" for name in ("", "-guest")),
     "/usr/share/qemu/vhost-user/50-virtserial.json",
 }
 """Files of both packages; documentation and man pages are not in it: a minimal Debian may leave them out."""

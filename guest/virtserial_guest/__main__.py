@@ -66,7 +66,12 @@ def show_ports(program: str, words: list[str]) -> int:
     """`ports`: a table of this guest's ports."""
     parser = Parser(program, description="List the virtio-serial ports of this guest.")
     parser.add_argument("--run-dir", metavar="FOLDER", help="of a user-space driver that has its ports there")
+    parser.add_argument("--names", action="store_true", help="for scripts: the names alone, one a line")
     options = parser.parse_args(words)
+    if options.names:
+        for port in list_ports(run_directory=options.run_dir):
+            print(printable(port.name) or port.path)
+        return 0
     rows: list[tuple[str, ...]] = [("PORT", "NAME", "HOST", "GUEST", "SENT", "RECEIVED", "DISCARDED")]
     for port in list_ports(run_directory=options.run_dir):
         host = {True: "connected", False: "away", None: "?"}[port.host_connected]

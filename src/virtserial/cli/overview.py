@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from argparse import ArgumentTypeError
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from virtserial.client.survey import Seen
 
 CLEAR = "\x1b[H\x1b[2J"
+NOTHING = {"0", "-", "?"}
 LEAST_INTERVAL = 0.1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add --json and --watch."""
+    """Add --json, --names and --watch."""
     parser.add_argument("--json", action="store_true", help="for programs: one JSON value, with --watch one a line")
+    parser.add_argument("--names", action="store_true", help="for scripts: the names alone, one a line")
     parser.add_argument(
         "--watch", nargs="?", type=_interval, const=1.0, metavar="SECONDS",
         help="show it again every second, or every SECONDS, until Ctrl-C",
@@ -60,8 +63,14 @@ def show(
         seen = look(choose())
         if options.json:
             print(json.dumps(document(seen)), flush=True)
+        elif options.names:
+            sys.stdout.write("".join(f"{printable(row[0])}\n" for row in table(seen)[1:]))
+            sys.stdout.flush()
         else:
-            rows = text_of(table(seen)) if seen else "no VM runs here\n"
+            rows = "no VM runs here\n"
+            if seen:
+                width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+                rows = text_of(fitting(table(seen), width))
             clear = CLEAR if options.watch is not None and sys.stdout.isatty() else ""
             sys.stdout.write(clear + rows)
             sys.stdout.flush()
@@ -74,6 +83,18 @@ def show(
             time.sleep(max(options.watch - (time.monotonic() - begun), 0))
         except KeyboardInterrupt:
             return 0
+
+
+def fitting(rows: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """Leave out columns that say nothing, the last ones first, until the table fits a terminal's width (0: any)."""
+    while width and max(map(len, text_of(rows).splitlines())) > width:
+        columns = list(zip(*rows, strict=True))
+        idle = [place for place, column in enumerate(columns) if place and set(column[1:]) <= NOTHING]
+        if not idle:
+            break
+        del columns[idle[-1]]
+        rows = list(zip(*columns, strict=True))
+    return rows
 
 
 def text_of(rows: Sequence[tuple[str, ...]]) -> str:

@@ -38,8 +38,9 @@ def run(words: list[str]) -> int:
     if options.monitor is not None:
         return _of_monitor(options.monitor)
     run_directory = ["--run-dir", options.run_dir] if options.run_dir else []
+    in_guest = [*run_directory, *(["--names"] if options.names else [])]
     if run_directory or (not options.vms and not options.watch and not running_vms() and list_ports()):
-        return programs.run(PROGRAM, lambda: show_ports(PROGRAM, run_directory))
+        return programs.run(PROGRAM, lambda: show_ports(PROGRAM, in_guest))
     choose = partial(map, find_vm, options.vms) if options.vms else running_vms
     return programs.run(PROGRAM, lambda: show(options, PROGRAM, _table, _document, lambda: list(choose())))
 
