@@ -108,3 +108,10 @@ def test_one_that_hangs_is_said_and_the_others_are_shown(machine, registry, modu
     assert errors.startswith(f"virtserial ls: VM 'slow' (process {slow.pid}): no QMP greeting in 3 s")
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(f"{module_folder}/c0")
+
+
+def test_names_alone_are_for_scripts(machine, registry):
+    assert command(registry, "ls", "--names") == (0, "alpha\n", "")
+    status, output, errors = command(registry, "ports", "--names")
+    assert (status, errors) == (0, "")
+    assert output.splitlines() == [row.split()[0] for row in command(registry, "ports")[1].splitlines()[1:]]
