@@ -65,14 +65,14 @@ def parser_of(run: Callable[[], object]) -> argparse.ArgumentParser:
         found.append(self)
         raise _Taken
 
-    plain = argparse.ArgumentParser.parse_args
-    argparse.ArgumentParser.parse_args = take  # type: ignore[assignment, method-assign]
+    plain = argparse.ArgumentParser.parse_known_args
+    argparse.ArgumentParser.parse_known_args = take  # type: ignore[assignment, method-assign]
     try:
         run()
     except _Taken:
         pass
     finally:
-        argparse.ArgumentParser.parse_args = plain  # type: ignore[method-assign]
+        argparse.ArgumentParser.parse_known_args = plain  # type: ignore[method-assign]
     return found[0]
 
 

@@ -137,6 +137,10 @@ COMMANDS = [
     ("guest attach /x --as tty", "argument --as: invalid choice: 'tty'", "cuse"),
     ("guest attach /x --mode 999", "argument --mode: '999' is no mode", "write octal digits, 0 to 777"),
     ("guest bind eth0", "'eth0' is not a PCI address such as 0000:00:05.0", "`lspci -D` lists them"),
+    ("health --wait soon", "argument --wait: 'soon' is no time", "write seconds"),
+    ("exporter --listn x", "--listn: invalid option", "did you mean '--listen'?"),
+    ("conformance --junti x qemu:", "--junti: invalid option", "did you mean '--junit'?"),
+    ("fleet joyn", "invalid choice: 'joyn'", "join"),
     ("demo --size 0", "argument --size: '0' is no size", "1 to 4096 MiB"),
     ("demo --gest qemu", "--gest: invalid option", "did you mean '--guest'?"),
 ]

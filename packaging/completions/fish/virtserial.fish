@@ -50,8 +50,8 @@ function _shtab_virtserial_using
   test "$_shtab_virtserial_cmdpath" = "$argv"
 end
 
-set -g _shtab_virtserial_commands serve restart save restore ls ports health exporter fleet 'fleet setup' 'fleet join' 'fleet ls' 'fleet restart' 'fleet role' console send receive pipe log record replay ssh ssh-config guest 'guest attach' 'guest bind' 'guest unbind' demo
-set -g _shtab_virtserial_opts_with_value --allow-path --as --chardev --config --device --escape --exec --from --group --guest --host --id --idle --inbox --keep --kept --limit --listen --max-ports --mode --mon --monitor --name --object --owner --publish --qmp --qmp-pretty --ready-fd --record --replicas --run-dir --size --speed --spool --timeout --tls-cert --tls-key --to --vm --wait --watch
+set -g _shtab_virtserial_commands serve restart save restore ls ports health exporter fleet 'fleet setup' 'fleet join' 'fleet ls' 'fleet restart' 'fleet role' console send receive pipe log record replay ssh ssh-config guest 'guest attach' 'guest bind' 'guest unbind' demo conformance
+set -g _shtab_virtserial_opts_with_value --allow-path --as --chardev --config --device --escape --exec --from --group --guest --host --id --idle --inbox --junit --keep --kept --limit --listen --max-ports --mode --mon --monitor --name --object --owner --publish --qmp --qmp-pretty --ready-fd --record --replicas --run-dir --size --speed --spool --timeout --tls-cert --tls-key --to --vm --wait --watch
 
 complete -c virtserial -e
 complete -c virtserial -f
@@ -229,3 +229,10 @@ complete -c virtserial -n '_shtab_virtserial_using; and test $_shtab_virtserial_
 complete -c virtserial -n '_shtab_virtserial_using demo' -s h -l help -d 'show this help message and exit'
 complete -c virtserial -n '_shtab_virtserial_using demo' -l size -x -d 'size of each of the 8 files (default: 32; 4 with --guest qemu)'
 complete -c virtserial -n '_shtab_virtserial_using demo' -l guest -xka "embedded qemu" -d 'embedded: the driver in user space, no VM (default); qemu: a Linux guest in QEMU, where they can be had'
+complete -c virtserial -n '_shtab_virtserial_using; and test $_shtab_virtserial_npos -eq 0' -a conformance -d 'Check a virtio console device: what it owes to a good driver, and what it does with a bad one.'
+complete -c virtserial -n '_shtab_virtserial_using conformance' -s h -l help -d 'show this help message and exit'
+complete -c virtserial -n '_shtab_virtserial_using conformance' -l host -x -d 'where port N'"'"'s host end listens: unix:PATH or tcp:HOST:PORT; without, bytes are not compared'
+complete -c virtserial -n '_shtab_virtserial_using conformance' -l packed -d 'use packed rings'
+complete -c virtserial -n '_shtab_virtserial_using conformance' -l tap -d 'print TAP in place of the table'
+complete -c virtserial -n '_shtab_virtserial_using conformance' -l junit -xka "(__fish_complete_path (commandline -ct))" -d 'write JUnit'"'"'s XML too'
+complete -c virtserial -n '_shtab_virtserial_using conformance' -l strict -d 'fail also where the specification allows what a device does otherwise'

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from virtserial.errors import UsageError
+from virtserial.guest.hints import did_you_mean
+from virtserial.guest.words import Parser
 
 
 def run(words: list[str]) -> int:
@@ -16,8 +17,8 @@ def run(words: list[str]) -> int:
         UsageError: the target is none.
         VirtserialError: the device cannot be reached.
     """
-    parser = argparse.ArgumentParser(
-        prog="virtserial conformance",
+    parser = Parser(
+        "virtserial conformance",
         description="Check a virtio console device: what it owes to a good driver, and what it does with a bad one.",
         epilog="The device's guest must be away: the checks take its place.  docs/conformance.md tells the rest.",
     )
@@ -53,7 +54,8 @@ def run(words: list[str]) -> int:
     # A legacy driver cannot choose a queue's size; the cases need 16 entries.
     checks = [*CONTRACT, *([] if options.legacy else hostile_checks(packed=options.packed))]
     if unknown := set(options.checks) - {check.name for check in checks}:
-        raise UsageError(f"{', '.join(sorted(unknown))}: no such check")
+        hint = did_you_mean(min(unknown), [check.name for check in checks]) or "checks are named as k07 or c05"
+        raise UsageError(f"{', '.join(sorted(unknown))}: no such check", hint)
     chosen = [check for check in checks if not options.checks or check.name in options.checks]
     bench = Bench(target, packed=options.packed, legacy=options.legacy)
     results = []
