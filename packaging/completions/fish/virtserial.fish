@@ -50,8 +50,8 @@ function _shtab_virtserial_using
   test "$_shtab_virtserial_cmdpath" = "$argv"
 end
 
-set -g _shtab_virtserial_commands serve restart save restore ls ports health exporter fleet 'fleet setup' 'fleet join' 'fleet ls' 'fleet restart' 'fleet role' console send receive pipe log record replay ssh ssh-config guest 'guest attach' 'guest bind' 'guest unbind' demo conformance
-set -g _shtab_virtserial_opts_with_value --allow-path --as --chardev --config --device --escape --exec --from --group --guest --host --id --idle --inbox --junit --keep --kept --limit --listen --max-ports --mode --mon --monitor --name --object --owner --publish --qmp --qmp-pretty --ready-fd --record --replicas --run-dir --size --speed --spool --timeout --tls-cert --tls-key --to --vm --wait --watch
+set -g _shtab_virtserial_commands serve restart save restore ls ports health web exporter fleet 'fleet setup' 'fleet join' 'fleet ls' 'fleet restart' 'fleet role' console send receive pipe log record replay ssh ssh-config guest 'guest attach' 'guest bind' 'guest unbind' demo conformance
+set -g _shtab_virtserial_opts_with_value --allow-path --as --chardev --config --device --escape --exec --from --group --guest --host --id --idle --inbox --junit --keep --kept --limit --listen --max-ports --mode --mon --monitor --name --object --origin --owner --proxy --publish --qmp --qmp-pretty --ready-fd --record --recordings --replicas --run-dir --size --speed --spool --timeout --tls-cert --tls-key --to --user-header --users --vm --wait --watch
 
 complete -c virtserial -e
 complete -c virtserial -f
@@ -108,6 +108,18 @@ complete -c virtserial -n '_shtab_virtserial_using health' -s h -l help -d 'show
 complete -c virtserial -n '_shtab_virtserial_using health' -l wait -x -d 'until they run and are well'
 complete -c virtserial -n '_shtab_virtserial_using health' -l json -d 'for programs: one JSON value'
 complete -c virtserial -n '_shtab_virtserial_using health; and test $_shtab_virtserial_npos -ge 0' -ka "(virtserial ls --names 2>/dev/null)" -d 'only these VMs'
+complete -c virtserial -n '_shtab_virtserial_using; and test $_shtab_virtserial_npos -eq 0' -a web -d 'Serve a page with the virtual machines of this user, and terminals on their consoles and ports. Without --users it is for this user and root, on this machine (or through `ssh -L`).'
+complete -c virtserial -n '_shtab_virtserial_using web' -s h -l help -d 'show this help message and exit'
+complete -c virtserial -n '_shtab_virtserial_using web' -l listen -x -d 'or unix:PATH, of a proxy (default: 127.0.0.1:8040)'
+complete -c virtserial -n '_shtab_virtserial_using web' -l users -xka "(__fish_complete_path (commandline -ct))" -d 'who may do what; then a token is needed to log in'
+complete -c virtserial -n '_shtab_virtserial_using web' -l new-token -d 'print a token, and the line for that file; then end'
+complete -c virtserial -n '_shtab_virtserial_using web' -l tls-cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate (PEM, with those that signed it)'
+complete -c virtserial -n '_shtab_virtserial_using web' -l tls-key -xka "(__fish_complete_path (commandline -ct))" -d 'its key'
+complete -c virtserial -n '_shtab_virtserial_using web' -l origin -x -d 'the console'"'"'s address in browsers, https://NAME'
+complete -c virtserial -n '_shtab_virtserial_using web' -l user-header -x -d 'a header by which a proxy says who it is'
+complete -c virtserial -n '_shtab_virtserial_using web' -l proxy -x -d 'that proxy: an address, or a user of this machine'
+complete -c virtserial -n '_shtab_virtserial_using web' -l recordings -xka "(__fish_complete_directories)" -d 'show and make recordings there'
+complete -c virtserial -n '_shtab_virtserial_using web' -l monitor -x -d 'plug ports into VM through its QMP socket'
 complete -c virtserial -n '_shtab_virtserial_using; and test $_shtab_virtserial_npos -eq 0' -a exporter -d 'Serve the figures of this user'"'"'s virtual machines, for root of all users'"'"', to Prometheus.'
 complete -c virtserial -n '_shtab_virtserial_using exporter' -s h -l help -d 'show this help message and exit'
 complete -c virtserial -n '_shtab_virtserial_using exporter' -l listen -x -d 'where, 127.0.0.1:9817 if not said'
