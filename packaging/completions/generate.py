@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import shtab
 
 from virtserial.cli.commands import COMMANDS
-from virtserial.cli.serve_options import TAKES_NEXT
+from virtserial.cli.serve_options import LOG_FORMATS, TAKES_NEXT
 from virtserial.dropin.command_line import WITHOUT_ARGUMENT
 from virtserial.guest import __main__ as guest
 from virtserial.options.chardev_options import kinds
@@ -97,12 +97,14 @@ ONE_DASH = False
 
 def serve() -> argparse.ArgumentParser:
     """The options of `virtserial serve`, which reads them without argparse."""
-    words = [(f"-{word}" if not ONE_DASH else word, word[1:].upper(), "") for word in TAKES_NEXT]
+    words = [(word if ONE_DASH or len(word) == 2 else f"-{word}", word[1:].upper(), "") for word in TAKES_NEXT]
     flags = [(f"--{word}", "", "") for word in ("trust-vmm", "exit-with-parent", "print-capabilities", "verbose")]
     parser = hand_written("serve", *words, *flags)
     for action in parser._actions:
         if "--device" in action.option_strings:
             action.choices = [*ALIASES, *DRIVERS, "help"]
+        elif "--log-format" in action.option_strings:
+            action.choices = LOG_FORMATS
         elif "--chardev" in action.option_strings:
             action.choices = [*kinds(), "help"]
     return parser

@@ -51,7 +51,7 @@ function _shtab_virtserial_vhost_user_using
 end
 
 set -g _shtab_virtserial_vhost_user_commands 
-set -g _shtab_virtserial_vhost_user_opts_with_value --allow-path --chardev --device --mon --monitor --name --object --qmp --qmp-pretty --ready-fd
+set -g _shtab_virtserial_vhost_user_opts_with_value --allow-path --chardev --device --log-format --mon --monitor --name --object --qmp --qmp-pretty --ready-fd -D
 
 complete -c virtserial-vhost-user -e
 complete -c virtserial-vhost-user -f
@@ -67,6 +67,8 @@ complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -l mon -
 complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -l name -x -d NAME
 complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -l ready-fd -x -d READY-FD
 complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -l allow-path -x -d ALLOW-PATH
+complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -l log-format -xka "text json" -d LOG-FORMAT
+complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -s D -x -d D
 complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -l trust-vmm -d trust_vmm
 complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -l exit-with-parent -d exit_with_parent
 complete -c virtserial-vhost-user -n _shtab_virtserial_vhost_user_using -l print-capabilities -d print_capabilities

@@ -50,8 +50,8 @@ function _shtab_virtserial_using
   test "$_shtab_virtserial_cmdpath" = "$argv"
 end
 
-set -g _shtab_virtserial_commands serve restart save restore ls ports health web exporter fleet 'fleet setup' 'fleet join' 'fleet ls' 'fleet restart' 'fleet role' console send receive pipe log record replay ssh ssh-config guest 'guest attach' 'guest bind' 'guest unbind' demo conformance
-set -g _shtab_virtserial_opts_with_value --allow-path --as --chardev --config --device --escape --exec --from --group --guest --host --id --idle --inbox --junit --keep --kept --limit --listen --max-ports --mode --mon --monitor --name --object --origin --owner --proxy --publish --qmp --qmp-pretty --ready-fd --record --recordings --replicas --run-dir --size --speed --spool --timeout --tls-cert --tls-key --to --user-header --users --vm --wait --watch
+set -g _shtab_virtserial_commands serve restart save restore ls ports health web exporter fleet 'fleet setup' 'fleet join' 'fleet ls' 'fleet restart' 'fleet plug' 'fleet unplug' 'fleet role' console send receive pipe log record replay ssh ssh-config guest 'guest attach' 'guest bind' 'guest unbind' demo conformance
+set -g _shtab_virtserial_opts_with_value --allow-path --as --chardev --clients --config --device --escape --exec --from --group --guest --host --id --idle --inbox --junit --keep --kept --limit --listen --log-format --max-ports --mode --mon --monitor --name --object --origin --owner --proxy --publish --qmp --qmp-pretty --ready-fd --record --recordings --replicas --run-dir --size --speed --spool --timeout --tls-cert --tls-key --to --user-header --users --vm --wait --watch -D
 
 complete -c virtserial -e
 complete -c virtserial -f
@@ -70,6 +70,8 @@ complete -c virtserial -n '_shtab_virtserial_using serve' -l mon -x -d MON
 complete -c virtserial -n '_shtab_virtserial_using serve' -l name -x -d NAME
 complete -c virtserial -n '_shtab_virtserial_using serve' -l ready-fd -x -d READY-FD
 complete -c virtserial -n '_shtab_virtserial_using serve' -l allow-path -x -d ALLOW-PATH
+complete -c virtserial -n '_shtab_virtserial_using serve' -l log-format -xka "text json" -d LOG-FORMAT
+complete -c virtserial -n '_shtab_virtserial_using serve' -s D -x -d D
 complete -c virtserial -n '_shtab_virtserial_using serve' -l trust-vmm -d trust_vmm
 complete -c virtserial -n '_shtab_virtserial_using serve' -l exit-with-parent -d exit_with_parent
 complete -c virtserial -n '_shtab_virtserial_using serve' -l print-capabilities -d print_capabilities
@@ -141,6 +143,7 @@ complete -c virtserial -n '_shtab_virtserial_using fleet join' -s h -l help -d '
 complete -c virtserial -n '_shtab_virtserial_using fleet join' -l host -x -d 'the name of this host (default: its own)'
 complete -c virtserial -n '_shtab_virtserial_using fleet join' -l vm -x -d 'only VMs of such names'
 complete -c virtserial -n '_shtab_virtserial_using fleet join' -l publish -x -d 'VM/PORT whose output goes to the broker all the time, for late readers'
+complete -c virtserial -n '_shtab_virtserial_using fleet join' -l monitor -x -d 'a VM'"'"'s QMP socket, through which ports are plugged and unplugged'
 complete -c virtserial -n '_shtab_virtserial_using fleet; and test $_shtab_virtserial_npos -eq 0' -a ls -d 'list the fleet'"'"'s VMs, or the ports of some'
 complete -c virtserial -n '_shtab_virtserial_using fleet ls' -s h -l help -d 'show this help message and exit'
 complete -c virtserial -n '_shtab_virtserial_using fleet ls' -l json -d 'for programs: one JSON value, with --watch one a line'
@@ -148,6 +151,13 @@ complete -c virtserial -n '_shtab_virtserial_using fleet ls' -l watch -d 'show i
 complete -c virtserial -n '_shtab_virtserial_using fleet; and test $_shtab_virtserial_npos -eq 0' -a restart -d 'upgrade the device process of a VM to the installed code'
 complete -c virtserial -n '_shtab_virtserial_using fleet restart' -s h -l help -d 'show this help message and exit'
 complete -c virtserial -n '_shtab_virtserial_using fleet restart' -l worker -d 'only the process that moves the bytes'
+complete -c virtserial -n '_shtab_virtserial_using fleet; and test $_shtab_virtserial_npos -eq 0' -a plug -d 'plug a port into a VM'
+complete -c virtserial -n '_shtab_virtserial_using fleet plug' -s h -l help -d 'show this help message and exit'
+complete -c virtserial -n '_shtab_virtserial_using fleet plug' -l console -d 'a console instead of a port'
+complete -c virtserial -n '_shtab_virtserial_using fleet plug' -l clients -x -d 'how many may connect at once (default: 1)'
+complete -c virtserial -n '_shtab_virtserial_using fleet plug; and test $_shtab_virtserial_npos -eq 1' -ka "(virtserial ports --names 2>/dev/null)" -d 'its name'
+complete -c virtserial -n '_shtab_virtserial_using fleet; and test $_shtab_virtserial_npos -eq 0' -a unplug -d 'unplug a port of a VM'
+complete -c virtserial -n '_shtab_virtserial_using fleet unplug' -s h -l help -d 'show this help message and exit'
 complete -c virtserial -n '_shtab_virtserial_using fleet; and test $_shtab_virtserial_npos -eq 0' -a role -d 'print a user'"'"'s permissions, for nats-server'"'"'s configuration'
 complete -c virtserial -n '_shtab_virtserial_using fleet role' -s h -l help -d 'show this help message and exit'
 complete -c virtserial -n '_shtab_virtserial_using fleet role' -l inbox -x -d 'as in the user'"'"'s fleet.toml'
@@ -245,6 +255,7 @@ complete -c virtserial -n '_shtab_virtserial_using; and test $_shtab_virtserial_
 complete -c virtserial -n '_shtab_virtserial_using conformance' -s h -l help -d 'show this help message and exit'
 complete -c virtserial -n '_shtab_virtserial_using conformance' -l host -x -d 'where port N'"'"'s host end listens: unix:PATH or tcp:HOST:PORT; without, bytes are not compared'
 complete -c virtserial -n '_shtab_virtserial_using conformance' -l packed -d 'use packed rings'
+complete -c virtserial -n '_shtab_virtserial_using conformance' -l legacy -d 'use the legacy interface, and check the contract alone: k01 to k12'
 complete -c virtserial -n '_shtab_virtserial_using conformance' -l tap -d 'print TAP in place of the table'
 complete -c virtserial -n '_shtab_virtserial_using conformance' -l junit -xka "(__fish_complete_path (commandline -ct))" -d 'write JUnit'"'"'s XML too'
 complete -c virtserial -n '_shtab_virtserial_using conformance' -l strict -d 'fail also where the specification allows what a device does otherwise'

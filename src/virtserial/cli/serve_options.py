@@ -50,7 +50,8 @@ The process:
                         the paths of these options
   --sandbox=off         do not confine the process that handles guests' bytes
   --log-format text|json
-                        how the log is written; under systemd, without this, to the journal with its fields
+                        how the log is written; under systemd, without this, to
+                        the journal with its fields
   -D FILE               append the log to FILE, not to standard error
   -v, --verbose         log more (twice: the guest driver's messages too)
 By the conventions of vhost-user back ends:
@@ -128,7 +129,7 @@ class Options:
                     self.allowed_paths.append(value)
                 elif option == "-log-format":
                     if value not in LOG_FORMATS:
-                        raise UsageError(f"{word} {value}: one of {', '.join(LOG_FORMATS)}")
+                        raise UsageError(f"{word} {value}: no such format", f"write {' or '.join(LOG_FORMATS)}")
                     self.log_format = value
                 elif option == "-D":
                     self.log_file = value
