@@ -61,7 +61,7 @@ class Deck {
   }
 
   redraw() {
-    for (const each of this.open.values()) each.draw();
+    this.current?.draw();
   }
 }
 

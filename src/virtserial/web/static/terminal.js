@@ -157,7 +157,10 @@ export class PortTerminal {
     const texts = { connected: types ? "connected" : "watching", connecting: "connecting", busy: "busy", offline: "offline" };
     const port = this.options.port(this.name);
     const closed = state === "connected" && port && !port.guest_open;
-    this.status.textContent = `${closed ? "the guest has not opened it" : texts[state]}${size ? ` · ${size[0]}×${size[1]}` : ""}`;
+    const text = closed ? "the guest has not opened it" : texts[state];
+    const sized = size ? ` · ${size[0]}×${size[1]}` : "";
+    // A reader of the screen hears of changes only.
+    if (this.status.textContent !== text + sized) this.status.replaceChildren(text, element("span", { className: "size" }, sized));
     this.tab.firstChild.className = `dot ${state === "connected" ? "open" : state === "busy" ? "busy" : "away"}`;
     this.drawPeople(people);
     this.notice.hidden = state === "connected";
