@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
+from support.broker import Broker
 from support.fetched import fetch_or_skip
 from support.guests.guest_library import PROGRAM, library_files
 from support.places import ENVIRONMENT, REGISTRY
@@ -179,6 +181,37 @@ def test_ten_sessions_share_the_one_connection(served):
 
 
 @pytest.mark.timeout(3 * LIMIT)
+def test_ssh_and_scp_go_through_a_cluster_of_brokers(served, folder, monkeypatch):
+    broker = Broker(folder / "broker", servers=3)
+    agent = None
+    monkeypatch.setitem(ENVIRONMENT, "VIRTSERIAL_FLEET", str(broker.file()))
+    virtserial = [sys.executable, "-m", "virtserial"]
+    served.end_sharing()
+    try:
+        done = served.run(*virtserial, "fleet", "setup", "--replicas", "3", "--memory", "--size", "64")
+        assert (done.returncode, done.stderr) == (0, "")
+        agent = subprocess.Popen([*virtserial, "fleet", "join", "--host", "h1"], env=ENVIRONMENT)
+        wait_until(lambda: f"h1/{served.name}" in served.run(*virtserial, "fleet", "ls").stdout, 60, step=0.5)
+        there = f"root@{served.name}.h1.vm"
+        done = served.run(*served.command("ssh", there, "echo through the broker"))
+        assert (done.returncode, done.stdout) == (0, "through the broker\n"), done.stderr
+        data = random.randbytes(MEGABYTES << 20)
+        (folder / "file").write_bytes(data)
+        begun = time.monotonic()
+        done = served.run(*served.command("scp", "-q", f"{folder}/file", f"{there}:/tmp/file"))
+        assert done.returncode == 0, done.stderr
+        print(f"scp through 3 brokers: {len(data) / 1e6 / (time.monotonic() - begun):.1f} MB/s")
+        done = served.run(*served.command("ssh", there, "sha256sum /tmp/file"))
+        assert done.stdout.split()[0] == hashlib.sha256(data).hexdigest()
+        served.run(*served.command("ssh", there, "rm /tmp/file"))
+        served.run(*served.command("ssh", "-O", "exit", there))
+    finally:
+        if agent is not None:
+            agent.terminate()
+            agent.wait(20)
+        broker.stop()
+
+
 def test_scp_and_rsync_copy_trees(served, tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
