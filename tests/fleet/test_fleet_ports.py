@@ -16,9 +16,10 @@ from support.places import ROOT
 from support.waiting import wait_until
 
 from virtserial.client import HostStream
-from virtserial.errors import ConfigError
+from virtserial.errors import BusyError, ConfigError
 from virtserial.fleet.broker import connect, load_settings
 from virtserial.fleet.protocol import NUMBER, PIECE, SESSION, document, write
+from virtserial.web.fleet_source import FleetSource
 
 WAIT = 20
 PORT = "org.example.0"
@@ -224,6 +225,36 @@ def test_a_device_restarts_over_the_fleet_and_a_session_goes_on(host, open_port)
             time.sleep(0.05)
 
 
+def test_the_web_console_shows_the_fleet_and_has_sessions(host):
+    async def use(guest):
+        source = FleetSource(load_settings(str(host.file)), print)
+        try:
+            (machine,) = await source.look()
+            assert (machine.name, machine.error) == ("h1/alpha", "")
+            assert f"h1/alpha/{PORT}" in [port.name for port in machine.ports]
+            connection = await source.open(f"h1/alpha/{PORT}", False, False)
+            await connection.write(b"from a browser\n")
+            assert await asyncio.to_thread(guest.readline, WAIT) == b"from a browser\n"
+            await asyncio.to_thread(guest.write, b"to a browser\n", WAIT)
+            assert await connection.read(100) == b"to a browser\n"
+            with pytest.raises(BusyError):
+                await source.open(f"h1/alpha/{PORT}", False, False)
+            with pytest.raises(ConfigError, match="no port is listed as 'h1/alpha/c0'"):
+                await source.open("h1/alpha/c0", False, False)
+            taken = await source.open(f"h1/alpha/{PORT}", False, True)
+            assert await asyncio.wait_for(connection.read(100), WAIT) == b""
+            for each in (connection, taken):
+                each.close()
+            await asyncio.sleep(0.2)
+            with pytest.raises(ConfigError, match="no name for a port"):
+                await source.plug("h1/alpha", "a/b", False)
+        finally:
+            await source.end()
+
+    with host.guest(PORT) as guest:
+        asyncio.run(use(guest))
+
+
 def test_a_port_is_plugged_used_and_unplugged_over_the_fleet(host, open_port):
     name = "h1/alpha/org.example.new"
     assert host.run("fleet", "plug", "h1/alpha", "org.example.new") == (0, f"'{name}' is plugged in\n", "")
@@ -258,6 +289,6 @@ def test_the_page_s_commands_work(host, folder):
     (folder / "report").write_text("x")
     for command in commands:
         words = command.partition("  #")[0].split()
-        if words[:2] == ["virtserial", "fleet"] and words[2] != "join":
+        if words[:2] == ["virtserial", "fleet"]:
             status, _, errors = host.run(*[word for word in words[1:] if word != "--watch"])
             assert status == 0, f"{command}: {errors}"

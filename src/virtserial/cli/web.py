@@ -6,10 +6,15 @@ import argparse
 import asyncio
 import importlib.util
 import os
+import sys
+from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
 from virtserial.guest import programs
 from virtserial.guest.words import Parser
+
+if TYPE_CHECKING:
+    from virtserial.web.fleet_source import FleetSource
 
 PROGRAM = "virtserial web"
 LISTEN = "127.0.0.1:8040"
@@ -52,6 +57,9 @@ def _options(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--monitor", action="append", default=[], metavar="VM=SOCKET", help="plug ports into VM through its QMP socket"
     )
+    parser.add_argument(
+        "--fleet", action="store_true", help="show the fleet (docs/fleet.md) instead of this machine's"
+    )
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if (options.tls_cert is None) != (options.tls_key is None):
@@ -60,6 +68,17 @@ def _options(words: list[str]) -> argparse.Namespace:
         if not all(each.partition("=")):
             parser.error(f"--monitor {each}: it is VM=SOCKET")
     return options
+
+
+def _fleet_source() -> FleetSource:
+    from virtserial.fleet.broker import load_settings
+
+    settings = load_settings()
+    try:
+        from virtserial.web.fleet_source import FleetSource
+    except ImportError as error:
+        raise ConfigError(f"--fleet needs nats-py ({error})", "pip install 'virtserial[fleet]' has it") from error
+    return FleetSource(settings, lambda line: print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True))
 
 
 def _new_token() -> int:
@@ -94,7 +113,7 @@ def _serve(options: argparse.Namespace) -> int:
             os.close(options.ready_fd)
 
     async def main() -> None:
-        console = Console(LocalSource(monitors), Access(policy), recordings)
+        console = Console(_fleet_source() if options.fleet else LocalSource(monitors), Access(policy), recordings)
         await serve(console, address, tls, ready)
 
     asyncio.run(main())

@@ -12,6 +12,8 @@ from nats.errors import Error
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from virtserial.errors import PeerError
+
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
@@ -92,12 +94,18 @@ class Reader:
                 await subscription.unsubscribe()
 
     async def next(self, seconds: float | None = None) -> Stored | None:
-        """Return the next message, None if none comes in so many seconds."""
+        """Return the next message, None if none comes in so many seconds.
+
+        Raises:
+            PeerError: the connection is closed for good.
+        """
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
             left = HEARTBEAT if deadline is None else min(deadline - time.monotonic(), HEARTBEAT)
             if left <= 0:
                 return None
+            if self._client.is_closed:
+                raise PeerError("the connection to the broker is closed")
             if self._subscription is None:
                 try:
                     await self.start()

@@ -167,6 +167,8 @@ class Session:
             try:
                 message = await self._client.request(subject, data, timeout=AGAIN, headers=headers)
             except (Error, OSError, TimeoutError):
+                if self._client.is_closed:
+                    raise SessionEnded("the connection to the broker is closed") from None
                 await asyncio.sleep(0.1)
                 continue
             answer = document(message.data)

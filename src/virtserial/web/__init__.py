@@ -2,7 +2,7 @@
 
 | file | subject |
 |---|---|
-| source.py, local_source.py | where machines and ports come from: a seam, and this machine behind it |
+| source.py, local_source.py, fleet_source.py | where machines and ports come from: a seam; this machine, or a fleet |
 | overview.py | what is known of all ports, asked once a second for everybody |
 | hub.py, viewer.py | one connection for each port; each browser's terminal on it, within bounds |
 | people.py, access.py, local_peer.py, rates.py | who may do what; who a request is from; how often |
