@@ -7,135 +7,25 @@ import importlib.util
 import io
 import os
 import re
-import select
-import shlex
-import signal
 import subprocess
-import time
-from typing import NamedTuple
 
 import pytest
 from support.built import build_pyz
 from support.empty_machine import empty_machine
 from support.fetched import fetch_or_skip
 from support.places import ROOT
+from support.transcript import Reader, Step, parse_transcripts
 
-from virtserial.rig import Guest
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
 
 README = (ROOT / "README.md").read_text()
 FEATURES = (ROOT / "docs/features.md").read_text()
-DEVICE_SOCKET = "/tmp/vs/ser0.sock"
-PROMPT = re.compile(r"(host\$|guest#) (.*)")
-OUTPUT_TIMEOUT = 20
-GO_TO_THE_OTHER_SHELL = 0.3
-"""Seconds that nobody who types is faster than: what goes on in the background has begun."""
-
-
-class Step(NamedTuple):
-    """A command of the transcript and the lines it prints."""
-
-    where: str
-    command: str
-    expected: list[str]
-
-
-def parse_transcript(readme):
-    """The steps of the code block behind `<!-- transcript -->`; a line that ends in a backslash goes on in the next."""
-    block = re.search(r"<!-- transcript -->\n```console\n(.*?)```", readme, re.DOTALL).group(1)
-    steps = []
-    lines = iter(block.splitlines())
-    for line in lines:
-        if prompt := PROMPT.fullmatch(line):
-            where, command = prompt.groups()
-            while command.endswith("\\"):
-                command = command[:-1].rstrip() + " " + next(lines).strip()
-            steps.append(Step(where, command, []))
-        elif line:
-            steps[-1].expected.append(line)
-    return steps
 
 
 def test_transcript_is_read_with_continued_lines_and_output():
-    steps = parse_transcript("<!-- transcript -->\n```console\nhost$ a \\\n    b\nc\n\nguest# d\n```\n")
+    steps = parse_transcripts("<!-- transcript -->\n```console\nhost$ a \\\n    b\nc\n\nguest# d\n```\n")
     assert steps == [Step("host$", "a b", ["c"]), Step("guest#", "d", [])]
-
-
-def background(command):
-    """The command without its &, and whether it had one."""
-    stripped = command.removesuffix("&").rstrip()
-    return stripped, stripped != command
-
-
-class Reader:
-    """The readers of the transcript: one at an empty machine's shell, one who starts a QEMU and types in its guest."""
-
-    def __init__(self, machine, stack):
-        self.machine = machine
-        self.stack = stack
-        self.guest = None
-
-    def do(self, step):
-        if step.where == "guest#":
-            self.type_in_guest(step.command, step.expected)
-        elif step.command.startswith("qemu-system"):
-            self.start_guest(step.command)
-        else:
-            self.type_on_host(step.command, step.expected)
-
-    def type_on_host(self, command, expected):
-        command, goes_on = background(command)
-        process = subprocess.Popen(
-            self.machine.command("/bin/sh", "-c", command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
-        # What goes on, and what only waits for its end, is ended with the test.
-        self.stack.callback(process.stdout.close)
-        self.stack.callback(process.wait)
-        self.stack.callback(self.end, process)
-        if goes_on:
-            time.sleep(GO_TO_THE_OTHER_SHELL)
-        elif not expected:
-            assert process.wait(OUTPUT_TIMEOUT) == 0, command
-        output = b""
-        limit = time.monotonic() + OUTPUT_TIMEOUT
-        while output.count(b"\n") < len(expected):
-            remaining = limit - time.monotonic()
-            assert select.select([process.stdout], [], [], max(0, remaining))[0], f"{command}: only {output!r}"
-            data = os.read(process.stdout.fileno(), 65536)
-            assert data, f"{command}: printed {output!r} and ended"
-            output += data
-        assert output.decode().splitlines() == expected
-
-    @staticmethod
-    def end(process):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-
-    def start_guest(self, command):
-        """The rig's machine, outside, with the line's device; its memory is the rig's, and must be as the line's."""
-        words = shlex.split(command)
-        assert words.pop() == "...", "the line ends where the reader's own options begin"
-        options = dict(zip(words[1::2], words[2::2], strict=True))
-        assert list(options) == ["-machine", "-m", "-object", "-device"]
-        machine = dict(item.split("=") for item in options["-machine"].split(",") if "=" in item)
-        backend, *properties = options["-object"].split(",")
-        memory = dict(item.split("=") for item in properties)
-        assert backend == "memory-backend-memfd"
-        assert memory["share"] == "on"
-        assert memory["id"] == machine["memory-backend"]
-        assert memory["size"] == options["-m"]
-        mebibytes = int(options["-m"].removesuffix("M"))
-        device = options["-device"].replace(DEVICE_SOCKET, self.machine.path(DEVICE_SOCKET))
-        self.guest = self.stack.enter_context(Guest(["-device", device], memory_mib=mebibytes))
-
-    def type_in_guest(self, command, expected):
-        command, in_background = background(command)
-        if in_background:
-            self.guest.start(command)
-        else:
-            assert self.guest.check(command, timeout=OUTPUT_TIMEOUT).splitlines() == expected
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +42,19 @@ def machine(tmp_path_factory):
 def test_transcript_runs_as_it_stands(machine):
     fetch_or_skip(find_qemu)
     fetch_or_skip(guest_image)
-    steps = parse_transcript(README)
+    steps = parse_transcripts(README)
     assert {step.where for step in steps} == {"host$", "guest#"}
     assert sum(bool(step.expected) for step in steps) >= 4
+    with contextlib.ExitStack() as stack:
+        reader = Reader(machine, stack)
+        for step in steps:
+            reader.do(step)
+
+
+@pytest.mark.timeout(120)
+def test_the_tutorial_runs_as_it_stands(machine):
+    steps = parse_transcripts((ROOT / "docs/tutorial.md").read_text())
+    assert len(steps) > 12
     with contextlib.ExitStack() as stack:
         reader = Reader(machine, stack)
         for step in steps:
