@@ -26,13 +26,16 @@ WORKSHOP = ("dpkg-dev", "debhelper", "dh-python", "lintian", "apparmor", "rpm", 
 VERSION = virtserial.__version__
 INSTALLED = {
     *(f"/usr/bin/virtserial{name}" for name in ("", "-qemu", "-vhost-user", "-guest")),
-    *(f"/usr/lib/systemd/system/virtserial{name}" for name in ("@.service", "@.socket", "-sshd.service")),
+    *(f"/usr/lib/systemd/system/virtserial{name}.service" for name in ("@", "-exporter", "-sshd")),
+    "/usr/lib/systemd/system/virtserial@.socket",
     "/usr/lib/udev/rules.d/60-virtio-ports.rules",
     "/usr/lib/tmpfiles.d/virtserial.conf",
     "/etc/apparmor.d/abstractions/virtserial",
     *(f"/usr/share/bash-completion/completions/virtserial{name}" for name in ("", "-qemu", "-vhost-user", "-guest")),
     *(f"/usr/share/fish/vendor_completions.d/virtserial{name}.fish" for name in ("", "-guest")),
     "/usr/share/qemu/vhost-user/50-virtserial.json",
+    "/usr/share/virtserial/prometheus/virtserial.rules.yml",
+    "/usr/share/virtserial/grafana/virtserial.json",
 }
 """Files of both packages; documentation and man pages are not in it: a minimal Debian may leave them out."""
 

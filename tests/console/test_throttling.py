@@ -1,6 +1,7 @@
 """How long a port is throttled: the time in which its host end takes nothing, over kills and unplugs."""
 
 import pytest
+from support.console_guest import FakeHost
 
 
 def throttle(open_port):
@@ -46,6 +47,16 @@ def test_it_ends_with_whatever_ends_the_waiting(open_port, end):
             open_port.port.detach()
     assert record.throttled_since == 0
     assert 1e9 <= record.throttled < 1.1e9
+
+
+def test_a_successor_of_a_killed_worker_begins_anew(make_guest):
+    guest = make_guest()
+    record = guest.device.slots[1].record
+    record.throttled_since = 1
+    guest.succeed()
+    port = guest.device.add_port(1, "org.test", has_backend=True)
+    port.attach(FakeHost())
+    assert port.record.throttled_since == 0
 
 
 def test_a_single_message_leaves_no_trace(open_port):

@@ -101,7 +101,7 @@ def test_every_metric_is_told_and_no_other():
 @pytest.mark.parametrize(
     "answer",
     [
-        b"x\r\n", b'{"return": []}\r\n', b'{"return": {}, "id": 1}\r\n', b"[" * 100_000 + b"\r\n",
+        b"x\r\n", b'{"return": []}\r\n', b"[" * 100_000 + b"\r\n",
         b"9" * 10_000 + b"\r\n", [], {}, {"controllers": 5, "ports": []}, {"controllers": [], "ports": [[]]},
         {**INVENTORY, "ports": [{"number": 1}]},
         {**INVENTORY, "ports": [{**PORT, "name": "\ud800"}] * 3},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client.exposition import choose_encoder
 
-from virtserial.errors import ConfigError
+from virtserial.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -46,16 +46,17 @@ class ScrapeServer(ThreadingMixIn, TCPServer):
         self._tls = _tls(certificate, key) if certificate or key else None
         host, _, port = where.rpartition(":")
         try:
-            if not int(port) < 1 << 16:
-                raise ValueError(f"{port} is not a TCP port")
+            if not 0 <= int(port) < 1 << 16:
+                raise ValueError
             found = socket.getaddrinfo(
                 host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
             )
             self.address_family, _, _, _, address = found[0]
             super().__init__((str(address[0]), int(address[1])), _Handler)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ConfigError(f"--listen {where}: {reason}", "write it as 127.0.0.1:9817 or [::1]:9817") from error
+        except ValueError:
+            raise UsageError(f"--listen {where}: not HOST:PORT", "write it as 127.0.0.1:9817 or [::1]:9817") from None
+        except OSError as error:
+            raise ConfigError(f"--listen {where}: {error.strerror or error}") from error
 
     @property
     def url(self) -> str:
