@@ -260,6 +260,22 @@ def test_what_makes_no_sense_is_refused(run, folder):
     run(check())
 
 
+def test_behind_a_proxy_each_user_has_a_rate_of_their_own(run, folder):
+    async def check():
+        policy = {"user_header": "X-User", "proxies": (pwd.getpwuid(os.geteuid()).pw_name,), "origins": (ORIGIN,)}
+        async with World(folder, MadeSource(), {"*": ("watch",)}, **policy) as world:
+            world.console._requests._now = lambda: 0.0
+            proxy = await world.visitor(Origin=ORIGIN, Host="console.example.org")
+            statuses = []
+            for number in range(310):
+                name = "bob" if number == 309 else "alice"
+                async with proxy.get("/api/me", **{"X-User": name}) as answer:
+                    statuses.append(answer.status)
+            assert statuses == [200] * 300 + [429] * 9 + [200]
+
+    run(check())
+
+
 def test_requests_are_limited(run, folder):
     async def check():
         async with World(folder, MadeSource()) as world:

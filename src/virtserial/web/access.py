@@ -114,6 +114,12 @@ class Access:
             return people.of_token(token)
         return self._user_of_session(people, request.cookies.get(self.cookie, ""))
 
+    def sender(self, request: web.Request) -> str:
+        """Whose requests are counted with this one: an address, or behind a proxy a user."""
+        if self.policy.user_header and self._is_proxy(request):
+            return f"user {request.headers.get(self.policy.user_header, '')[:128]}"
+        return request.remote or "local"
+
     def current(self, user: User) -> User | None:
         """The same user by the rights of now."""
         people = self.policy.people

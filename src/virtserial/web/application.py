@@ -136,7 +136,7 @@ class Console:
         if not self._access.names_us(request):
             self._refuse("host", request)
             raise web.HTTPMisdirectedRequest(text="this console has another name: see --origin")
-        if not self._requests.allows(request.remote or "local"):
+        if not self._requests.allows(self._access.sender(request)):
             self._refuse("rate", request)
             raise web.HTTPTooManyRequests(text="too many requests")
         changes = request.method not in ("GET", "HEAD") or "Upgrade" in request.headers
@@ -195,7 +195,7 @@ class Console:
         })  # fmt: skip
 
     async def _log_in(self, request: web.Request) -> web.StreamResponse:
-        if not self._log_ins.allows(request.remote or "local"):
+        if not self._log_ins.allows(self._access.sender(request)):
             self._refuse("rate", request)
             raise web.HTTPTooManyRequests(text="too many attempts: wait a minute")
         [token] = await self._told(request, token=str)

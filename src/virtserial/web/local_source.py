@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from virtserial.client.address import TerminalAddress, UnixAddress, parse_address
+from virtserial.client.address import UnixAddress, parse_address
 from virtserial.client.monitor import Monitor
 from virtserial.client.named_stream import QUICK, open_free
 from virtserial.client.names import find_vm_port, ports_of
@@ -137,9 +137,9 @@ class LocalConnection(AsyncStream):
 
     async def resize(self, rows: int, columns: int) -> None:
         """See Connection.resize."""
-        if isinstance(parse_address(self._port.address), TerminalAddress):
-            self._stream.set_terminal_size(rows, columns)
-        elif self._port.console:
+        # A terminal's own size is for others who have it open; the guest hears of it from the keeper.
+        self._stream.set_terminal_size(rows, columns)
+        if self._port.console:
             await asyncio.to_thread(self._resize_console, rows, columns)
 
     def _resize_console(self, rows: int, columns: int) -> None:
