@@ -29,7 +29,7 @@ SERVE = [
     ("serve -chardev", "-chardev: requires an argument", "`-chardev help` lists the kinds"),
     ("serve -qmp", "-qmp: requires an argument", "write unix:PATH,server=on,wait=off"),
     ("serve --name", "--name: requires an argument", "`virtserial serve --help` lists the options"),
-    (f"{C} --log-format xml", "--log-format xml: no such format", "write text or json"),
+    (f"{C} --log-format xml", "--log-format xml: one of text, json", "`virtserial serve --help`"),
     ("serve --trust-vm", "--trust-vm: invalid option", "did you mean '-trust-vmm'?"),
     ("serve --trust-vmm=on", "--trust-vmm=on: invalid option", "write '--trust-vmm' alone"),
     ("serve --sandbox=of", "--sandbox=of: invalid option", "did you mean '-sandbox=off'?"),

@@ -129,7 +129,7 @@ class Options:
                     self.allowed_paths.append(value)
                 elif option == "-log-format":
                     if value not in LOG_FORMATS:
-                        raise UsageError(f"{word} {value}: no such format", f"write {' or '.join(LOG_FORMATS)}")
+                        raise UsageError(f"{word} {value}: one of {', '.join(LOG_FORMATS)}", HELP)
                     self.log_format = value
                 elif option == "-D":
                     self.log_file = value
