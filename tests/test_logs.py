@@ -115,7 +115,7 @@ def test_a_wrong_option_is_one_line(folder, words, status, said):
 
 
 def run_said(said, status):
-    hint = "virtserial: `virtserial serve --help` lists the options\n" if said.startswith("-D: ") else ""
+    hint = "virtserial: `virtserial serve --help` lists the options\n" if status == 2 else ""
     return f"virtserial: {said}\n{hint}"
 
 
