@@ -12,6 +12,7 @@ import mmap
 import os
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from virtserial.accounting import Account, Ledger, Note, nowhere, open_counts
@@ -277,10 +278,8 @@ def run_forked(parent: object, channel: WorkerEnd) -> NoReturn:
         fd = channel.fileno()
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-        if "JOURNAL_STREAM" in os.environ:
-            from virtserial.logs import reopen
-
-            reopen()
+        if (logs := sys.modules.get("virtserial.logs")) is not None:
+            logs.reopen()  # Only a keeper that needs that module has loaded it.
         return channel
 
     _run(begin)
