@@ -26,6 +26,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
+smartquotes = False
+"""Else --option becomes a dash."""
 html_theme = "furo"
 html_title = f"virtserial {__version__}"
 html_copy_source = False

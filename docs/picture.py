@@ -1,6 +1,6 @@
 """Records a command in a terminal, and draws recordings as animated SVG: the picture in README.md.
 
-    python3 docs/picture.py record docs/demo.cast ./scripts/demo    # in a terminal of 100 x 26, as asciicast v2
+    python3 docs/picture.py record docs/demo.cast ./scripts/demo    # in a terminal of 80 x 28, as asciicast v2
     python3 docs/picture.py draw docs/demo.cast docs/demo.svg
 
 The drawing is a film strip: one screen below the other, and an animation that shows each for its time.  Lines that
@@ -24,10 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from virtserial.guest.recording import OUTPUT, Recorder, Recording
 
-ROWS, COLUMNS = 26, 100
+ROWS, COLUMNS = 28, 80
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 8.4, 18, 14
 SHORTEST = 0.12
 """Seconds that a screen stays at least: what changes faster is left out."""
+LONGEST = 1.0
+"""Seconds after which a pause goes on at once."""
 LAST_STAYS = 8.0
 COLOURS = {"": "#d8dee9", "1": "#ffffff", "2": "#7b8699", "32": "#8fce7a", "36": "#6cc7d9"}
 BACKGROUND = "#1f2430"
@@ -104,15 +106,17 @@ def record(path: str, command: list[str]) -> int:
 
 def screens(recording: Recording) -> list[tuple[float, list[tuple[tuple[str, str], ...]]]]:
     """Every screen that stays for SHORTEST, with the second at which it comes."""
-    screen, shown = Screen(), []
+    screen, shown, skipped, last = Screen(), [], 0.0, 0.0
     for event in recording:
+        skipped += max(0.0, event.at - last - LONGEST)
+        last = event.at
         if event.kind == OUTPUT:
             screen.feed(event.data.decode())
-            now = screen.visible()
-            if shown and event.at - shown[-1][0] < SHORTEST:
+            at, now = last - skipped, screen.visible()
+            if shown and at - shown[-1][0] < SHORTEST:
                 shown[-1] = (shown[-1][0], now)
             elif not shown or now != shown[-1][1]:
-                shown.append((event.at, now))
+                shown.append((at, now))
     return shown
 
 

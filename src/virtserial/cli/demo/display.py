@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -11,6 +12,19 @@ from typing import NamedTuple
 PLAIN_SECONDS = 1.0
 DRAW_SECONDS = 0.05
 BAR = "█▉▊▋▌▍▎▏"
+
+
+COLOUR_CODE = re.compile(r"(\033\[[0-9;]*m)")
+
+
+def cut(line: str, width: int) -> str:
+    """The first `width` characters of a line; its colour codes take no room and all stay."""
+    pieces = []
+    for piece in COLOUR_CODE.split(line):
+        is_code = piece.startswith("\033")
+        pieces.append(piece if is_code else piece[: max(width, 0)])
+        width -= 0 if is_code else len(piece)
+    return "".join(pieces)
 
 
 class Row(NamedTuple):
@@ -98,8 +112,8 @@ class Display:
             share = min(1.0, count / self._size)
             lines.append(f"{row.port:{self._width}}  {row.arrow}  {self._bar(share, room)} {share:4.0%}")
         lines += [f"{name}  {text}" for name, text in self._consoles.items()]
-        # One line each, or it could not be erased: cut what is too long, colour codes and all.
-        sys.stdout.write("".join(f"{line if len(line) < width + 30 else line[: width - 1]}\033[K\n" for line in lines))
+        # One line each, or it could not be erased.
+        sys.stdout.write("".join(f"{cut(line, width - 1)}\033[K\n" for line in lines))
         sys.stdout.flush()
         self._drawn = len(lines)
 
