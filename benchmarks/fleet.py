@@ -65,7 +65,7 @@ from virtserial.fleet.reader import Reader
 async def main():
     async with await connect(load_settings(sys.argv[1]), "late", print) as client:
         begun = time.monotonic()
-        reader = Reader(client, STREAM, Place(sys.argv[2], "vm", "port7").subject("out"), 1)
+        reader = Reader(client, STREAM, Place(sys.argv[2], "vm", "port0").subject("out"), 1)
         count = 0
         while count < int(sys.argv[3]):
             await reader.next()

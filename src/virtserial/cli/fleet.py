@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
@@ -130,7 +131,8 @@ async def _join(options: argparse.Namespace, settings: Settings) -> None:
     try:
         await Agent(client, host, options.vm or ["*"], options.publish, monitors).run(stop)
     finally:
-        await client.close()
+        with contextlib.suppress(OSError):
+            await client.close()
 
 
 async def _ls(options: argparse.Namespace, settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fnmatch
 import logging
 import os
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.fleet")
 
+FAREWELL: Final = 3.0
+"""Seconds to take leave of the broker."""
 LOOK: Final = 0.5
 """Seconds between two looks at the VMs that run here."""
 MAX_WAITING: Final = 16 << 20
@@ -114,13 +117,16 @@ class Agent:
         try:
             await asyncio.gather(self._beat(hosts, stop), self._serve(ports, stop))
         finally:
-            for subscription in subscriptions:
-                await _quietly(subscription.unsubscribe())
-            for port in self._ports.values():
-                await port.close()
-            for vm in self._told:
-                await _quietly(ports.delete(f"{self._key}.{token(vm)}"))
-            await _quietly(hosts.delete(self._key, last=self._revision))
+            # If the broker is away, the host's record ends by itself.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    for subscription in subscriptions:
+                        await _quietly(subscription.unsubscribe())
+                    await _quietly(hosts.delete(self._key, last=self._revision))
+                    for port in self._ports.values():
+                        await port.close()
+                    for vm in self._told:
+                        await _quietly(ports.delete(f"{self._key}.{token(vm)}"))
             self._lookers.shutdown(wait=False)
 
     # The host's name
