@@ -35,6 +35,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, fields
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 from virtserial.errors import ConfigError, PeerError
@@ -177,12 +178,14 @@ class VmRecord:
 
 
 Record = TypeVar("Record", HostRecord, PortRecord)
+_MEMBERS = {kind: itemgetter(*(field.name for field in fields(kind))) for kind in (HostRecord, PortRecord)}
 
 
-def _read(kind: type[Record], value: object) -> Record:
-    if not isinstance(value, dict) or not all(field.name in value for field in fields(kind)):
-        raise PeerError(f"not a {kind.__name__}: {value!r:.80}")
-    return kind(**{field.name: value[field.name] for field in fields(kind)})
+def _read(kind: type[Record], value: Any) -> Record:  # noqa: ANN401  # a JSON value
+    try:
+        return kind(*_MEMBERS[kind](value))
+    except (KeyError, TypeError) as error:
+        raise PeerError(f"not a {kind.__name__}: {value!r:.80}") from error
 
 
 def read_host(data: bytes) -> HostRecord:
