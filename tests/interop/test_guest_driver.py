@@ -133,7 +133,7 @@ def test_a_device_in_use_is_refused_in_one_line(guest, functions):
     with attached(guest, functions[0]):
         result = guest.run(f"{PROGRAM} guest attach {functions[0]}")
     assert result.status == 1
-    assert result.text.startswith(f"virtserial: {functions[0]}: /dev/vfio/")
+    assert result.text.startswith(f"virtserial: guest attach: {functions[0]}: /dev/vfio/")
     assert result.text.endswith(": Device or resource busy\n")
 
 
@@ -141,20 +141,21 @@ def test_a_device_whose_dma_bypasses_the_iommu_is_refused(guest, functions):
     result = guest.run(f"{PROGRAM} guest attach {functions[2]}")
     assert (result.status, result.text) == (
         1,
-        "virtserial: device: it does not offer VIRTIO_F_ACCESS_PLATFORM (iommu_platform=on): "
-        "its DMA would bypass the IOMMU\n",
+        f"virtserial: guest attach: {functions[2]}: device: it does not offer VIRTIO_F_ACCESS_PLATFORM "
+        "(iommu_platform=on): its DMA would bypass the IOMMU\n",
     )
 
 
 def test_functions_that_are_none_are_refused_in_one_line(guest, functions):
-    for words, text in (
-        ("attach 0000:00:1e.7", "0000:00:1e.7: there is no such PCI function"),
-        ("bind nonsense", "guest bind: 'nonsense' is not a PCI address such as 0000:00:05.0"),
-        ("attach 00:00.0", "0000:00:00.0: no driver has it, not vfio-pci: "
-                           "`virtserial guest bind 0000:00:00.0` changes that"),
+    for words, status, text in (
+        ("attach 0000:00:1e.7", 1, "guest attach: 0000:00:1e.7: there is no such PCI function"),
+        ("bind nonsense", 2, "guest bind: 'nonsense' is not a PCI address such as 0000:00:05.0"),
+        ("attach 0000:00:00.0", 1, "guest attach: 0000:00:00.0: no driver has it, not vfio-pci: "
+                                   "`virtserial guest bind 0000:00:00.0` changes that"),
     ):
         result = guest.run(f"{PROGRAM} guest {words}")
-        assert (result.status, result.text) == (1, f"virtserial: {text}\n")
+        assert result.status == status
+        assert result.text.startswith(f"virtserial: {text}\n")
 
 
 def test_the_system_gets_the_device_back_when_it_asks(guest, functions, app):

@@ -172,7 +172,7 @@ def _way_out(device: str) -> str:
 
     if full_address(device) is None:
         return "is its server running? --wait waits for it"
-    return f"`lspci -D` lists PCI functions, and `virtserial guest bind {device}` binds one to vfio-pci"
+    return "" if os.path.exists(f"/sys/bus/pci/devices/{full_address(device)}") else "`lspci -D` lists PCI functions"
 
 
 class Lines:
