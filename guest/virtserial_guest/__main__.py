@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Callable, Sequence, cast
 
@@ -67,13 +68,18 @@ def show_ports(program: str, words: list[str]) -> int:
     parser = Parser(program, description="List the virtio-serial ports of this guest.")
     parser.add_argument("--run-dir", metavar="FOLDER", help="of a user-space driver that has its ports there")
     parser.add_argument("--names", action="store_true", help="for scripts: the names alone, one a line")
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON value")
     options = parser.parse_args(words)
+    ports = list_ports(run_directory=options.run_dir)
+    if options.json:
+        print(json.dumps([port._asdict() for port in ports]))
+        return 0
     if options.names:
-        for port in list_ports(run_directory=options.run_dir):
+        for port in ports:
             print(printable(port.name) or port.path)
         return 0
     rows: list[tuple[str, ...]] = [("PORT", "NAME", "HOST", "GUEST", "SENT", "RECEIVED", "DISCARDED")]
-    for port in list_ports(run_directory=options.run_dir):
+    for port in ports:
         host = {True: "connected", False: "away", None: "?"}[port.host_connected]
         guest = "console" if port.is_console else {True: "open", False: "closed", None: "?"}[port.guest_open]
         counters = ("?" if each is None else str(each) for each in (port.sent, port.received, port.discarded))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -69,6 +70,15 @@ def test_monitor_s_errors(machine, folder):
         assert refused.value.error_class == "CommandNotFound"
     with pytest.raises(ConfigError, match="No such file"):
         Monitor(f"unix:{folder}/nothing")
+
+
+def test_ports_of_a_monitor_for_programs_and_scripts(machine):
+    status, output, errors = finish(program("ports", "--monitor", machine.qmp, "--json"))
+    assert (status, errors) == (0, "")
+    told = json.loads(output)
+    assert "org.example.0" in [port["name"] for port in told]
+    names = finish(program("ports", "--monitor", machine.qmp, "--names"))[1].splitlines()
+    assert names[: len(told)] == [port["name"] or port["id"] or port["chardev"] for port in told]
 
 
 def test_port_without_an_id_is_waited_for(machine):

@@ -55,6 +55,11 @@ def test_version_and_wrong_words():
     )  # fmt: skip
 
 
+def test_ports_for_programs_and_scripts():
+    assert run("ports", "--json") == (0, "[]\n", "")
+    assert run("ports", "--names") == (0, "", "")
+
+
 def test_library_needs_nothing_but_the_standard_library_and_loads_no_asyncio():
     program = "import sys, virtserial_guest; print(sorted({'asyncio', 'ctypes', 'argparse'} & set(sys.modules)))"
     program = f"import sys; sys.path.insert(0, {str(ROOT / 'guest')!r})\n{program}"

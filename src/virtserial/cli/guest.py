@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 USAGE = """usage: virtserial guest attach DEVICE... [--as cuse|pty|socket|auto]
                                [--run-dir DIR] [--mode MODE] [--owner USER]
-                               [--group GROUP] [--wait] [--ready-fd FD]
+                               [--group GROUP] [--wait] [--quiet] [--ready-fd FD]
        virtserial guest bind ADDRESS...
        virtserial guest unbind ADDRESS...
 
@@ -119,7 +119,7 @@ def attach(words: Sequence[str]) -> int:
         first = first_free_device()
     makers = NodeMakers(shape, loop, directory, cuse)
     sessions: list[DeviceSession] = []
-    say = Lines(loop.now).say
+    say = (lambda _: None) if options.quiet else Lines(loop.now).say
     try:
         with stopped_by_signals(loop):
             for number, device in enumerate(options.devices, first):
@@ -225,6 +225,7 @@ def _attach_options(words: Sequence[str]) -> Namespace:
     parser.add_argument("--owner", metavar="USER", help="of the nodes")
     parser.add_argument("--group", metavar="GROUP", help="of the nodes")
     parser.add_argument("--wait", action="store_true", help="wait for sockets that do not exist or listen yet")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but what failed")
     parser.add_argument("--ready-fd", type=int, metavar="FD", help="closed when every device is in use")
     return parser.parse_args(words)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from virtserial.guest.ports import list_ports
 from virtserial.guest.words import Parser
 
 if TYPE_CHECKING:
+    import argparse
+
     from virtserial.client.names import VmPort
     from virtserial.client.survey import Seen
 
@@ -36,9 +39,9 @@ def run(words: list[str]) -> int:
     parser.add_argument("--run-dir", metavar="FOLDER", help="in a guest: of a user-space driver")
     options = parser.parse_args(words)
     if options.monitor is not None:
-        return _of_monitor(options.monitor)
+        return _of_monitor(options)
     run_directory = ["--run-dir", options.run_dir] if options.run_dir else []
-    in_guest = [*run_directory, *(["--names"] if options.names else [])]
+    in_guest = [*run_directory, *(f"--{form}" for form in ("names", "json") if getattr(options, form))]
     if run_directory or (not options.vms and not options.watch and not running_vms() and list_ports()):
         return programs.run(PROGRAM, lambda: show_ports(PROGRAM, in_guest))
     choose = partial(map, find_vm, options.vms) if options.vms else running_vms
@@ -73,9 +76,16 @@ def _document(seen: list[Seen]) -> object:
     ]
 
 
-def _of_monitor(where: str) -> int:
-    with Monitor(where) as monitor:
+def _of_monitor(options: argparse.Namespace) -> int:
+    with Monitor(options.monitor) as monitor:
         ports = monitor.ports()
+    if options.json:
+        print(json.dumps([port._asdict() for port in ports]))
+        return 0
+    if options.names:
+        for port in ports:
+            print(printable(port.name or port.id or port.chardev))
+        return 0
     print_table([("NR", "NAME", "ID", "KIND", "GUEST", "HOST", "HOST END"), *map(_port_row, ports)])
     return 0
 

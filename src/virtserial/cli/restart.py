@@ -39,6 +39,7 @@ def run(words: list[str]) -> int:
         "--worker", action="store_true",
         help="only the process that moves the bytes; the one that holds the connections keeps its code",
     )  # fmt: skip
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but what failed")
     options = parser.parse_args(words)
     if (options.monitor is None) == (options.vm is None):
         parser.error("say VM, or --monitor SOCKET")
@@ -54,6 +55,8 @@ def run(words: list[str]) -> int:
             now = _when_back(connect)
     if now["refusal"]:
         raise ConfigError(str(now["refusal"]))
+    if options.quiet:
+        return 0
     if whole:
         print(f"keeper {now['keeper-pid']} runs the code that is installed now")
     print(f"worker {before['worker-pid']} is replaced by {now['worker-pid']}")

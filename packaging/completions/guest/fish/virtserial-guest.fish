@@ -113,3 +113,4 @@ complete -c virtserial-guest -n '_shtab_in_guest_using; and test $_shtab_in_gues
 complete -c virtserial-guest -n '_shtab_in_guest_using ports' -s h -l help -d 'show this help message and exit'
 complete -c virtserial-guest -n '_shtab_in_guest_using ports' -l run-dir -xka "(__fish_complete_directories)" -d 'of a user-space driver that has its ports there'
 complete -c virtserial-guest -n '_shtab_in_guest_using ports' -l names -d 'for scripts: the names alone, one a line'
+complete -c virtserial-guest -n '_shtab_in_guest_using ports' -l json -d 'for programs: one JSON value'
