@@ -53,6 +53,11 @@ def test_two_type_on_one_console_over_one_connection(run, folder):
                     for each in (first, second):
                         await each.until(lambda self: self.facts.get("size") == [90, 30])
                     await eventually(lambda: port.sizes[-1:] == [(30, 90)])
+                    # A window that nobody sees does not count.
+                    await second.tell(window=None)
+                    await first.until(lambda self: self.facts["size"] == [120, 30])
+                    await second.tell(window=[90, 50])
+                    await first.until(lambda self: self.facts["size"] == [90, 30])
                 await first.until(lambda self: len(self.facts["people"]) == 1)
                 await first.until(lambda self: self.facts["size"] == [120, 30])
             assert len(port.opened) == 1

@@ -98,9 +98,9 @@ class Hub:
             self._leaving = asyncio.get_running_loop().call_later(LINGER, self._ended, self)
         return viewer.lost
 
-    def window(self, viewer: Viewer, columns: int, rows: int) -> None:
-        """A browser's window has room for so many."""
-        viewer.size = columns, rows
+    def window(self, viewer: Viewer, size: tuple[int, int] | None) -> None:
+        """A browser's window has room for so many columns and rows; None while nobody sees it."""
+        viewer.size = size
         self._fit()
 
     def _fit(self) -> None:

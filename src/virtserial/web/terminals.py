@@ -14,7 +14,7 @@ The terminal's messages: bytes are what the guest says, or what is typed.  Texts
 | recording | whether the port is being recorded |
 | **from it** | |
 | shown | so many bytes more are on the screen |
-| window | [columns, rows] that its window has room for |
+| window | [columns, rows] that its window has room for; null while nobody sees it |
 | retry | try now; `true`: send away who has the port's only place |
 """
 
@@ -186,7 +186,9 @@ class Terminals:
             case {"shown": int(count)} if count >= 0:
                 viewer.shown(count)
             case {"window": [int(columns), int(rows)]} if 2 <= columns <= 1000 and 1 <= rows <= 1000:
-                hub.window(viewer, columns, rows)
+                hub.window(viewer, (columns, rows))
+            case {"window": None}:
+                hub.window(viewer, None)
             case {"retry": bool(force)}:
                 hub.try_now(force and viewer.types)
             case _:

@@ -152,6 +152,9 @@ async function start() {
   ports.draw = () => { draw(); deck.redraw(); };
   window.addEventListener("hashchange", () => { if (location.hash !== routed) route(); });
   window.addEventListener("keydown", keys);
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) deck.current?.withdraw(); else deck.current?.measure();
+  });
   await route();
 }
 

@@ -14,6 +14,7 @@ export async function listRecordings() {
     element("td", { className: "n" }, amount(each.size)),
     element("td", { className: "n" }, element("a", { href: `/api/recordings/${encodeURIComponent(each.name)}`, download: each.name }, "Download")))));
   $("recordings-none").hidden = listed.length > 0;
+  $("recordings").querySelector(".table").hidden = listed.length === 0;
 }
 
 function parse(text) {

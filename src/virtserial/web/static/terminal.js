@@ -88,6 +88,7 @@ export class PortTerminal {
     this.panel.hidden = !visible;
     this.tab.setAttribute("aria-selected", String(visible));
     this.tab.tabIndex = visible ? 0 : -1;
+    if (!visible) this.withdraw();
     if (visible) {
       this.tab.scrollIntoView({ block: "nearest", inline: "nearest" });
       this.tab.classList.remove("news");
@@ -96,8 +97,14 @@ export class PortTerminal {
     }
   }
 
+  // A window that nobody sees makes the terminal no smaller for others.
+  withdraw() {
+    if (this.window && this.facts.types) this.tell({ window: null });
+    this.window = "";
+  }
+
   measure() {
-    if (this.panel.hidden) return;
+    if (this.panel.hidden || document.hidden) return;
     const room = this.fit.proposeDimensions();
     if (!room || !Number.isFinite(room.cols) || room.cols < 2 || room.rows < 1) return;
     const key = `${room.cols} ${room.rows}`;
