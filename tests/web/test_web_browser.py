@@ -206,7 +206,8 @@ def test_many_terminals(world, open_page):
         page.type("x")
         page.expect("[x]")
     shoot(page, "many")
-    print(f"{TERMINALS} terminals in {opened:.1f} s; {page.run('performance.memory?.usedJSHeapSize >> 20')} MiB of scripts")
+    heap = page.run("performance.memory?.usedJSHeapSize >> 20")
+    print(f"{TERMINALS} terminals in {opened:.1f} s; {heap} MiB of scripts")
     for _ in range(3):
         page.escape("q")
     page.wait(f"document.querySelectorAll('.tab').length === {len(names) - 3}")
