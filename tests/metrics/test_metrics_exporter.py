@@ -105,14 +105,17 @@ def test_a_killed_worker_and_a_restart_are_counted(alpha, url, registry):
     wait_until(lambda: values(scrape(url), "virtserial_keeper_upgrades_total", vm="alpha") == [1], step=0.3)
 
 
-def test_a_worker_that_hangs_is_found_by_a_scrape(alpha, url):
-    before = value(scrape(url), "virtserial_worker_restarts_total", vm="alpha")
-    os.kill(worker_of(alpha.pid), signal.SIGSTOP)
+def test_a_worker_that_hangs_is_seen_and_not_ended_while_nobody_waits_for_it(alpha, url, registry):
+    assert run("health", "--wait", "10", "alpha", VIRTSERIAL_REGISTRY=str(registry))[0] == 0
+    worker = worker_of(alpha.pid)
+    os.kill(worker, signal.SIGSTOP)
     try:
         unanswered = "virtserial_worker_unanswered_seconds"
-        wait_until(lambda: any(each > 1 for each in values(scrape(url), unanswered, vm="alpha")), step=0.3)
+        wait_until(lambda: value(scrape(url), unanswered, vm="alpha") > 4, step=0.3)
     finally:
-        wait_until(lambda: values(scrape(url), "virtserial_worker_restarts_total", vm="alpha") > [before], step=0.3)
+        os.kill(worker, signal.SIGCONT)
+    wait_until(lambda: value(scrape(url), unanswered, vm="alpha") < 1, step=0.3)
+    assert worker_of(alpha.pid) == worker
 
 
 def test_one_that_hangs_and_one_that_lies_cost_a_scrape_three_seconds(alpha, url, registry, module_folder):

@@ -95,7 +95,7 @@ class Vm(NamedTuple):
         """What it serves: see monitor/inventory.py.
 
         Args:
-            ping: let the keeper find out whether its worker hangs; a later answer has the result.
+            ping: let the keeper ask its worker for a sign of life; a later answer has the result.
 
         Raises:
             ConfigError, PeerError: it does not answer.

@@ -37,7 +37,7 @@ def look(vms: Sequence[Vm], give_up: float = GIVE_UP, *, ping: bool = False) -> 
 
     Args:
         give_up: seconds for all.
-        ping: let each keeper find out whether its worker hangs; the next look has the result.
+        ping: let each keeper ask its worker for a sign of life; the next look has the result.
     """
     begun = time.monotonic()
     seen = {vm: Seen(vm, {}, f"VM '{vm.name}' (process {vm.pid}): no answer in {give_up:g} s") for vm in vms}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from virtserial.metrics.figures import VmFigures
 
 PATIENCE: Final = 3.0
-"""Seconds for a worker to answer; then its keeper replaces it, as one that hangs."""
+"""Seconds for a worker to answer; its keeper replaces one that keeps a VMM waiting for as long."""
 STEP: Final = 0.05
 
 

@@ -27,10 +27,10 @@ def inventory(keeper: Keeper, ping: bool = False) -> dict[str, object]:
     """Return what x-virtserial-inventory answers.
 
     Args:
-        ping: find out whether the worker hangs; a later answer has the result.
+        ping: ask the worker for a sign of life; a later answer has the result.
     """
     if ping:
-        keeper.workers.hang_watch.ping()
+        keeper.workers.hang_watch.measure()
     machine = keeper.machine
     consoles = [port for port in machine.ports() if port.is_console]
     return {

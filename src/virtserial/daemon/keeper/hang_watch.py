@@ -53,7 +53,7 @@ class HangWatch:
         self._send = send
         self._hangs = hangs
         self._worker: WorkerProcess | None = None
-        self._pings = self._pongs = 0
+        self._pings = self._pongs = self._awaited = 0
         self._unread = 0
         self._timer: Timer | None = None
         self._asked: float | None = None
@@ -68,7 +68,7 @@ class HangWatch:
         """Watch a worker that has just started: it may take START_TIMEOUT."""
         self.end()
         self._worker = worker
-        self._pings = self._pongs = 0
+        self._pings = self._pongs = self._awaited = 0
         self._ping(START_TIMEOUT)
 
     def end(self) -> None:
@@ -82,11 +82,26 @@ class HangWatch:
     def ping(self) -> None:
         """Find out whether the worker hangs, unless that is being found out."""
         if self._timer is None and self._worker is not None:
-            self._asked = time.monotonic()
+            if self._asked is None:
+                self._asked = time.monotonic()
             self._ping(SEND_TIMEOUT)
+
+    def measure(self) -> None:
+        """Learn how long the worker takes to answer.  One that is late is not ended for this: nobody waits for it, and
+        on a machine that is too busy all would be."""
+        worker = self._worker
+        if worker is None or self._asked is not None or self._timer is not None or worker.channel.unread():
+            return
+        self._asked = time.monotonic()
+        self._pings += 1
+        try:
+            worker.send(Ping(self._pings))
+        except OSError:
+            self._asked = None  # Its end is on its way to us.
 
     def _ping(self, timeout: float) -> None:
         self._pings += 1
+        self._awaited = self._pings
         self._timer = self._loop.call_later(timeout, self._look)
         self._send(Ping(self._pings))
         self._unread = self._worker.channel.unread() if self._worker is not None else 0
@@ -102,7 +117,7 @@ class HangWatch:
         self._pongs = number
         if number == self._pings:
             self._answered()
-        if number == self._pings and self._timer is not None:
+        if number >= self._awaited and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -113,7 +128,7 @@ class HangWatch:
 
     def _look(self) -> None:
         self._timer = None
-        if self._worker is None or self._pongs == self._pings:
+        if self._worker is None or self._pongs >= self._awaited:
             return
         before, self._unread = self._unread, self._worker.channel.unread()
         if self._unread < before:
