@@ -27,6 +27,34 @@ TERMINALS = int(os.environ.get("VIRTSERIAL_TERMINALS", "20"))
 """Open at once in one page."""
 PORTS = [f"org.example.{number:02}" for number in range(TERMINALS - 1)]
 NAMED = {"button", "link", "textbox", "searchbox", "tab", "checkbox", "slider", "combobox", "navigation", "tablist"}
+CONTRAST = """
+(() => {
+  const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const light = (colour) => {
+    const [red, green, blue] = numbers(colour).map((value) => value / 255)
+      .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const behind = (at) => {
+    for (let each = at; each; each = each.parentElement) {
+      const colour = getComputedStyle(each).backgroundColor;
+      if ((numbers(colour)[3] ?? 1) === 1) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (texts.nextNode()) {
+    const at = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || !at.checkVisibility() || at.closest(".xterm, dialog, noscript")) continue;
+    const [one, other] = [light(getComputedStyle(at).color), light(behind(at))].sort((a, b) => b - a);
+    const ratio = (one + 0.05) / (other + 0.05);
+    if (ratio < 4.5) found.push([texts.currentNode.data.trim(), ratio]);
+  }
+  return found;
+})()
+"""
+"""Visible texts with less contrast than WCAG's 4.5 to 1."""
 SIZE = "document.querySelector('.panel:not([hidden]) .status').textContent.match(/(\\d+)\\D(\\d+)/)?.slice(1)"
 CONNECTED = "document.querySelector('.panel:not([hidden]) .status')?.innerText.startsWith('connected')"
 
@@ -267,6 +295,14 @@ def test_everything_has_a_name(world, open_page):
         role, name = node.get("role", {}).get("value"), node.get("name", {}).get("value", "")
         if role in NAMED:
             assert name, node
+    for scheme in ("light", "dark"):
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        for place in (CONSOLE, "#/figures", "#/recordings"):
+            page.run(f"location.hash = '{place}'")
+            page.wait("document.querySelectorAll('.page:not([hidden]), #terminals:not([hidden])').length === 1")
+            assert page.run(CONTRAST) == [], (scheme, place)
+    page.run("document.getElementById('home').style.color = '#333'")
+    assert [text for text, _ in page.run(CONTRAST)] == ["virtserial"]
     assert page.run("document.documentElement.lang") == "en"
     ids = page.run("[...document.querySelectorAll('[id]')].map((one) => one.id)")
     assert len(ids) == len(set(ids))

@@ -164,7 +164,8 @@ export class PortTerminal {
     const texts = { connected: types ? "connected" : "watching", connecting: "connecting", busy: "busy", offline: "offline" };
     const port = this.options.port(this.name);
     const closed = state === "connected" && port && !port.guest_open;
-    const text = closed ? "the guest has not opened it" : texts[state];
+    const taken = state === "connected" && port?.busy_with ? `${port.busy_with} has it; waiting` : "";
+    const text = taken || (closed ? "the guest has not opened it" : texts[state]);
     const sized = size ? ` · ${size[0]}×${size[1]}` : "";
     // A reader of the screen hears of changes only.
     if (this.status.textContent !== text + sized) this.status.replaceChildren(text, element("span", { className: "size" }, sized));
