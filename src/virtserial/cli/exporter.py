@@ -34,7 +34,7 @@ def run(words: list[str]) -> int:
     parser.add_argument("--tls-key", default="", metavar="FILE", help="its key")
     parser.add_argument(
         "--max-ports", type=int, default=MAX_PORTS, metavar="N",
-        help=f"give no figures of more ports, {MAX_PORTS} if not said; each has up to 12 series",
+        help=f"give no figures of more ports, {MAX_PORTS} if not said; each has up to 10 series",
     )  # fmt: skip
     parser.add_argument("--once", action="store_true", help="print the figures and end")
     options = parser.parse_args(words)
