@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 USAGE = """usage: virtserial guest attach DEVICE... [--as cuse|pty|socket|auto]
                                [--run-dir DIR] [--mode MODE] [--owner USER]
-                               [--group GROUP] [--wait] [--quiet] [--ready-fd FD]
+                               [--group GROUP] [--wait] [--quiet]
+                               [--ready-fd FD]
        virtserial guest bind ADDRESS...
        virtserial guest unbind ADDRESS...
 
