@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
+import sys
 import termios
 import threading
 import time
@@ -19,6 +20,7 @@ from virtserial.client import HostStream
 from virtserial.errors import BusyError, ConfigError
 from virtserial.fleet.broker import connect, load_settings
 from virtserial.fleet.protocol import NUMBER, PIECE, SESSION, document, write
+from virtserial.fleet.session import HISTORY
 from virtserial.web.fleet_source import FleetSource
 
 WAIT = 20
@@ -95,11 +97,15 @@ def test_a_client_on_the_host_keeps_its_port(host, open_port):
 
 def test_a_late_reader_gets_what_was_published(host, start_program):
     with host.guest("many") as guest:
+        guest.write(bytes(2_000_000), WAIT)
         guest.write(b"before anybody came\n", WAIT)
+        time.sleep(1)
         console = start_program(
             "console", "--watch", "h1/alpha/many", environment=host.environment, stdin=subprocess.PIPE
         )
-        assert console.stdout.readline().endswith(b"before anybody came\n")
+        line = console.stdout.readline()
+        assert line.endswith(b"\0before anybody came\n")
+        assert len(line) <= HISTORY + PIECE
         guest.write(b"and now\n", WAIT)
         assert console.stdout.readline() == b"and now\n"
 
@@ -280,6 +286,20 @@ def test_ls_watch_shows_what_changes(host, start_program):
             shown = json.loads(watching.stdout.readline())
             if next(p for p in shown["vms"]["h1/alpha"]["ports"] if p["name"] == PORT)["guest_open"]:
                 break
+
+
+def test_without_nats_py_one_line_says_so(host, folder):
+    script = (
+        "import sys; sys.modules['nats'] = None; from virtserial.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    environment = {**host.environment, "PYTHONPATH": str(ROOT / "src")}
+    for words in (["fleet", "ls"], ["console", "h1/alpha"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 1
+        assert "nats-py" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_page_s_commands_work(host, folder):

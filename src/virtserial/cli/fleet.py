@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import logging
 import secrets
@@ -86,6 +87,10 @@ def run(words: list[str]) -> int:
         print(configuration(options.role, options.place, options.inbox), end="")
         return 0
     settings = load_settings(options.config)
+    if importlib.util.find_spec("nats") is None:
+        raise ConfigError(
+            f"{PROGRAM} needs the package nats-py, which is not installed", "pip install 'virtserial[fleet]' has it"
+        )
     action = {
         "setup": _setup, "join": _join, "ls": _ls, "restart": _restart, "plug": _plug, "unplug": _unplug,
     }[options.action]  # fmt: skip

@@ -158,6 +158,9 @@ async def connect(
     if connecting.done() and not refused.done():
         try:
             connecting.result()
+        except ImportError as error:
+            hint = "pip install 'virtserial[fleet]' has it"
+            raise ConfigError(f"creds need the package nkeys ({error})", hint) from error
         except (OSError, Error, ValueError) as error:
             raise ConfigError(f"{', '.join(settings.servers)}: {error}") from error
         return client

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 ANSWER_TIME = 10.0
+LOOK = 0.5
 MAX_UNREAD = 1000
 """Records that make no sense are counted up to here."""
 
@@ -64,7 +64,7 @@ class Directory:
                 for reader in self._readers:
                     await self._start(reader)
                     while reader.pending:
-                        self._take(await reader.next())
+                        self._take(await reader.next(LOOK))
         except TimeoutError as error:
             raise PeerError(f"the broker does not show the fleet in {ANSWER_TIME:g} s") from error
         except Error as error:
@@ -93,8 +93,7 @@ class Directory:
         finally:
             for task in waiting:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*waiting, return_exceptions=True)
         for message in found:
             self._take(message)
         return any(found)

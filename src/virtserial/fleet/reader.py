@@ -137,6 +137,9 @@ class Reader:
                 await self._client.publish(reply)
             elif int(headers.get("Nats-Last-Consumer", self._delivered)) != self._delivered:
                 await self.stop()
+            else:
+                # The broker's count is too high when a message is replaced before it is delivered.
+                self.pending = 0
             return None
         told = message.metadata
         if told.sequence.consumer != self._delivered + 1:

@@ -15,7 +15,7 @@ from nats.errors import Error
 from virtserial.errors import PeerError
 from virtserial.fleet.operations import check
 from virtserial.fleet.protocol import AT, KEEP, LEASE, NUMBER, PIECE, SESSION, STREAM, Place, document, write
-from virtserial.fleet.reader import Reader
+from virtserial.fleet.reader import Reader, Stored
 
 if TYPE_CHECKING:
     import socket
@@ -28,6 +28,7 @@ ANSWER_TIME: Final = 5.0
 AGAIN: Final = 2.0
 """Seconds after which input that is not answered is sent again."""
 RETRY: Final = 0.5
+HISTORY: Final = 1 << 18
 TAKEN_EVERY: Final = 16
 """Messages after which the agent is told that they are taken."""
 
@@ -43,7 +44,7 @@ class Session:
         place: the port.
         said: takes lines for people.
         only_watch: look at the output in the stream; the agent is asked for nothing.
-        history: begin with what the stream keeps of the port.
+        history: begin with the last HISTORY bytes that the stream keeps of the port.
     """
 
     def __init__(
@@ -108,11 +109,14 @@ class Session:
 
     async def _output(self, end: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        newest = await self._newest() if self._history else ("", 0)
         reader = Reader(self._client, STREAM, self._place.subject("out"), self._start)
         try:
             while True:
                 message = await reader.next()
                 assert message is not None
+                if _is_older(message, *newest):
+                    continue
                 self._check(message.headers.get(AT, ""), len(message.data))
                 try:
                     await loop.sock_sendall(end, message.data)
@@ -124,6 +128,18 @@ class Session:
                     await self._publish("ctl", write({"do": "keep", "taken": self._taken}))
         finally:
             await reader.stop()
+
+    async def _newest(self) -> tuple[str, int]:
+        """The agent that has stored the newest output, and where that ends; "" if there is none."""
+        reader = Reader(self._client, STREAM, self._place.subject("out"))
+        try:
+            await reader.start()
+            message = await reader.next(ANSWER_TIME) if reader.pending else None
+        except Error:
+            message = None
+        finally:
+            await reader.stop()
+        return _end_of(message) if message is not None else ("", 0)
 
     def _check(self, at: str, size: int) -> None:
         """Say what is missing before a message, by the positions that the agent counts."""
@@ -217,6 +233,18 @@ class Session:
 
     async def _publish(self, verb: str, data: bytes) -> None:
         await self._client.publish(self._place.subject(verb), data, headers={SESSION: self._name})
+
+
+def _end_of(message: Stored) -> tuple[str, int]:
+    """Which agent has stored a message, and where its bytes end."""
+    agent, _, offset = message.headers.get(AT, "").partition(" ")
+    return agent, (int(offset) if offset.isascii() and offset.isdigit() and len(offset) < 20 else 0) + len(message.data)
+
+
+def _is_older(message: Stored, agent: str, end: int) -> bool:
+    """Whether a message ends more than HISTORY bytes before the newest one's end."""
+    its_agent, its_end = _end_of(message)
+    return (its_end if its_agent == agent else 0) < end - HISTORY
 
 
 async def ask(

@@ -33,7 +33,7 @@ class FleetStream(HostStream):
         default: the name of PORT where it is left out; None: the console, or the only port.
         force: send away who uses an exclusive port.
         only_watch: look at published output; nothing will be sent.
-        history: begin with what the stream keeps of the port.
+        history: begin with what the stream keeps of a published port, at most 256 KiB.
         reconnect: begin another session when one ends.
 
     Raises:
@@ -131,6 +131,7 @@ class FleetStream(HostStream):
             place, record = directory.find(self._text, self._default)
         finally:
             await directory.stop()
+        self._history = self._history and record.published
         if self._only_watch and not record.published:
             self._say("this port is not published: its output is here only while somebody uses it")
         return place

@@ -71,7 +71,7 @@ class FleetSource:
         if str(place) != name:
             # Rights go by the name that is shown: another name of the same port will not do.
             raise ConfigError(f"no port is listed as '{name}'")
-        connection = FleetConnection(client, place, only_watch and record.published)
+        connection = FleetConnection(client, place, only_watch and record.published, record.published)
         try:
             await connection.begin(force)
         except ConfigError as error:
@@ -117,8 +117,8 @@ class FleetSource:
 class FleetConnection:
     """A session with a port, as a Connection; what it has to say about lost bytes comes between the output."""
 
-    def __init__(self, client: Client, place: Place, only_watch: bool) -> None:
-        self._session = Session(client, place, self._say, only_watch, history=True)
+    def __init__(self, client: Client, place: Place, only_watch: bool, history: bool) -> None:
+        self._session = Session(client, place, self._say, only_watch, history)
         self._ours, self._theirs = socket.socketpair()
         for end in (self._ours, self._theirs):
             end.setblocking(False)
