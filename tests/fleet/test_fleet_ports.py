@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import termios
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from support.places import ROOT
@@ -286,6 +289,12 @@ def test_ls_watch_shows_what_changes(host, start_program):
             shown = json.loads(watching.stdout.readline())
             if next(p for p in shown["vms"]["h1/alpha"]["ports"] if p["name"] == PORT)["guest_open"]:
                 break
+
+
+def test_a_connection_that_is_reset_ends_no_agent(host):
+    status = (Path("/proc") / str(host.agents[0].pid) / "status").read_text()
+    ignored = int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16)
+    assert ignored >> (signal.SIGPIPE - 1) & 1
 
 
 def test_without_nats_py_one_line_says_so(host, folder):

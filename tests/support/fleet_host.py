@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from unittest import mock
@@ -83,7 +84,11 @@ class FleetHost:
             contextlib.redirect_stdout(output),
             contextlib.redirect_stderr(errors),
         ):
-            status = main(words)
+            try:
+                status = main(words)
+            finally:
+                # Programs let a closed pipe end them.
+                signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         return status, output.getvalue(), errors.getvalue()
 
     def join(self, *options, wait=True, name=None, file=None):

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import secrets
 import signal
 import sys
@@ -98,7 +99,12 @@ def run(words: list[str]) -> int:
 
 
 async def _status(action: Awaitable[None]) -> int:
-    await action
+    # A connection that the broker resets ends with an error, and not the program; nor does `| head`.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        await action
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import signal
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -99,6 +100,8 @@ class FleetStream(HostStream):
             self._news.put(line)
 
     def _run(self) -> None:
+        # A connection that the broker resets ends with an error here; elsewhere a closed pipe may end the program.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])
         try:
             self._loop.run_until_complete(self._serve())
         except VirtserialError as error:
