@@ -281,6 +281,7 @@ def test_a_port_is_plugged_used_and_unplugged_over_the_fleet(host, open_port):
 
 
 def test_ls_watch_shows_what_changes(host, start_program):
+    wait_until(lambda: not host.ports()[PORT].guest_open, WAIT, step=0.2)
     watching = start_program("fleet", "ls", "--watch", "--json", environment=host.environment)
     first = json.loads(watching.stdout.readline())
     assert not next(p for p in first["vms"]["h1/alpha"]["ports"] if p["name"] == PORT)["guest_open"]

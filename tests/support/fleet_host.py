@@ -33,7 +33,7 @@ class FleetHost:
         setup: options of `fleet setup`; None: it is there already.
     """
 
-    def __init__(self, folder, file, name="h1", setup=()):
+    def __init__(self, folder, file, name="h1", setup=("--memory",)):
         self.folder, self.file, self.name = folder, file, name
         self.environment = {
             **ENVIRONMENT, "VIRTSERIAL_FLEET": str(file), "VIRTSERIAL_REGISTRY": str(folder / f"{name}.vms"),
@@ -67,7 +67,7 @@ class FleetHost:
             )
             wait_until(lambda: (folder / f"{name}.run/virtio-ports/many").exists())
             if self._setup is not None:
-                assert self.run("fleet", "setup", "--memory", "--size", "64", *self._setup) == (0, "", "")
+                assert self.run("fleet", "setup", "--size", "64", *self._setup) == (0, "", "")
         except BaseException:
             self._ending.close()
             raise
