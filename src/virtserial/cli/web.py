@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import importlib.util
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,8 @@ def _new_token() -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    # A browser's connection that is reset ends with an error, and not this server.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     # Only this command needs them.
     from virtserial.web.access import Access, Policy
     from virtserial.web.application import Console
