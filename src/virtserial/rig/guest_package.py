@@ -15,6 +15,8 @@ NOT_FOR_GUESTS: Final = ("rig", "testing")
 def package_files() -> dict[str, bytes]:
     """The package as a guest can use it: absolute guest path -> content."""
     source = Path(virtserial.__file__).parent
-    paths = [path.relative_to(source) for path in sorted(source.rglob("*.py"))]
+    # In a source tree `guest` is a link, which rglob does not follow.
+    found = {*source.rglob("*.py"), *(source / "guest").rglob("*.py")}
+    paths = [path.relative_to(source) for path in sorted(found)]
     wanted = [path for path in paths if path.parts[0] not in NOT_FOR_GUESTS]
     return {f"{FOLDER}/virtserial/{path}": (source / path).read_bytes() for path in wanted}
