@@ -97,7 +97,7 @@ def test_it_says_that_it_is_ready_and_that_it_stops(manager, folder):
 
 def test_it_says_nothing_when_it_cannot_start(manager, folder):
     manager.start("-device", "virtio-serial,max_ports=0")
-    assert manager.process.wait(20) == 1
+    assert manager.process.wait(20) == 2
     manager.channel.setblocking(False)
     with pytest.raises(BlockingIOError):
         manager.channel.recv(4096)
