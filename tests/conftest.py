@@ -59,8 +59,27 @@ def pytest_collection_modifyitems(config, items):
         if shared := shared_guest(item) if "qemu" in item.keywords else shared_module(item):
             item.add_marker(pytest.mark.xdist_group(shared))
     if hasattr(config, "workerinput"):
-        # What takes longest starts first, so that all workers end at about the same time.
-        items.sort(key=lambda item: ("qemu" not in item.keywords, "stress" not in item.keywords, not is_slow(item)))
+        spread(items)
+
+
+def spread(items):
+    """Put units of work with and without guests side by side, evenly: guests take processors, the others mostly wait.
+
+    Of each sort, what takes longest starts first, so that all workers end at about the same time.
+    """
+    order = {}
+    for has_guest in (True, False):
+        some = [item for item in items if ("qemu" in item.keywords) == has_guest]
+        some.sort(key=lambda item: ("stress" not in item.keywords, not is_slow(item)))
+        units = list(dict.fromkeys(map(unit, some)))
+        order |= {name: number / len(units) for number, name in enumerate(units)}
+    items.sort(key=lambda item: order[unit(item)])
+
+
+def unit(item):
+    """What one worker runs as a whole: a group's name, or a test's."""
+    group = item.get_closest_marker("xdist_group")
+    return group.args[0] if group else item.nodeid
 
 
 def is_reference(item):

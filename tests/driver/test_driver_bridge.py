@@ -63,6 +63,19 @@ def test_bytes_pass_both_ways_through_a_socket_and_its_end_closes_the_port(machi
     assert ended == [None]
 
 
+def test_an_application_that_leaves_while_the_host_is_away_closes_the_port(machine, application, loop):
+    port, device_port, host = machine.plug()
+    theirs, make_end = application
+    ended = []
+    PortBridge(loop, port, make_end(), ended.append).start()
+    machine.until(lambda: device_port.guest_open)
+    device_port.detach()
+    machine.until(lambda: not port.host_connected)
+    theirs.close()
+    machine.until(lambda: not device_port.guest_open)
+    assert ended == [None]
+
+
 def test_an_unplugged_port_closes_the_application_s_end(machine, application, loop):
     port, _, _ = machine.plug()
     theirs, make_end = application

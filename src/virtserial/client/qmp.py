@@ -134,7 +134,8 @@ class QmpClient:
                 data, fd = self._session.to_send.popleft()
                 rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
                 sent = self._socket.sendmsg([data], rights)
-                self._socket.sendall(data[sent:])
+                if sent < len(data):
+                    self._socket.sendall(data[sent:])
             data = self._socket.recv(READ_SIZE)
         except TimeoutError:
             raise

@@ -147,6 +147,8 @@ class PortBridge(PortListener):
     def _move_to_port(self) -> bool:
         views = self.port.writable_views(TURN_BYTES)
         if not views:
+            # Nobody reads the application's end while the host is away: look whether it has left.
+            self._end.report_end()
             return False
         count = self._end.readv(views)
         if count and self._opened:
