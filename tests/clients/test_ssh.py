@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -96,6 +98,8 @@ def machine(our_device, module_folder):
     files.pop("/lib/x86_64-linux-gnu/libc.so.6")  # the guest has it
     options = ["-device", "virtio-serial", "-chardev", f"socket,id=ssh,path={module_folder}/ssh,server=on,wait=off"]
     options += ["-device", f"virtserialport,chardev=ssh,name={PORT}"]
+    options += ["-chardev", f"socket,id=app,path={module_folder}/app,server=on,wait=off"]
+    options += ["-device", "virtserialport,chardev=app,name=org.test.app"]
     with (
         our_device.attach(options) as attached,
         Guest(attached.arguments, files=files, memory_mib=512 + 2 * MEGABYTES) as guest,
@@ -229,3 +233,14 @@ def test_scp_and_rsync_copy_trees(served, tmp_path):
         done = served.run("rsync", "-a", "--checksum", "-e", shell, f"{tree}/", f"root@{served.name}.vm:/tmp/tree/")
         assert done.returncode == 0, done.stderr
     served.ssh("rm -rf /tmp/tree")
+
+
+def test_the_guests_driver_is_checked_by_ssh(served):
+    """tests/interop/test_guest_contract.py plays all cases."""
+    target = "guest:" + shlex.join(served.command("ssh", f"root@{served.name}.vm"))
+    words = ["conformance", target, "g01", "g04", "g10", "--host", f"org.test.app=unix:{served.folder}/app", "--tap"]
+    done = served.run(sys.executable, "-m", "virtserial", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^(ok|not ok) \d+ - (\w+) ", done.stdout, re.MULTILINE) == [
+        ("ok", "g01"), ("ok", "g04"), ("ok", "g10"),
+    ]  # fmt: skip

@@ -13,6 +13,7 @@ import virtserial
 from virtserial.cli.main import main
 from virtserial.conformance.cases import CASES
 from virtserial.conformance.contract import CONTRACT
+from virtserial.conformance.driver_contract import PORT_HELPERS
 from virtserial.conformance.hostile import DEMANDED, hostile_checks
 from virtserial.conformance.packed_cases import PACKED
 from virtserial.rig.qemu import find_qemu
@@ -119,6 +120,11 @@ def test_a_qemu_without_a_console_is_told(capsys):
         (["vfio-user:/nowhere", "k99"], 2, "k99: no such check"),
         (["vfio-user:/nowhere", "--host", "one"], 2, "--host one"),
         (["qemu:/no/qemu"], 2, "/no/qemu: no program"),
+        (["vfio-user:/nowhere", "--host", "a=unix:/b"], 2, "'a' is not a port's number"),
+        (["guest:ssh vm"], 2, "takes a command and one port"),
+        (["guest:/no/ssh", "--host", "a=unix:/b"], 1, "/no/ssh: No such file or directory"),
+        (["guest:false", "--host", "a=unix:/b"], 1, "the command to the guest has ended"),
+        (["guest:sh -c", "g99", "--host", "a=unix:/b"], 2, "g99: no such check"),
     ],
 )
 def test_what_is_no_target_is_told_in_a_line(capsys, words, status, text):
@@ -144,3 +150,11 @@ def test_the_page_shows_checks_that_exist():
     shown = re.findall(r"^\| ([kcp]\d+\w* [^|]*) \|", page, re.MULTILINE)
     assert len(shown) > 30
     assert set(shown) <= titles | {f"{check.name} {check.title}" for check in CONTRACT}
+
+
+def test_a_guest_without_the_port_fails_every_check(capsys, monkeypatch):
+    monkeypatch.setattr("virtserial.conformance.guest_target.PORT_HELPERS", PORT_HELPERS.replace("=20", "=0.1"))
+    status, told = run(capsys, "guest:sh -c", "g01", "g05", "--host", "org.no.port=unix:/nowhere")
+    assert status == 1
+    assert told.out.count("FAILED") == 2 + 1
+    assert "it did not happen" in told.out

@@ -20,6 +20,7 @@ from support.guests.guest_side import PORT_HELPERS
 from support.guests.host_end import HostEnd
 from support.guests.plugging import host_monitor, hot_plugged
 
+from virtserial.conformance.driver_contract import DRIVER_CONTRACT
 from virtserial.rig import Guest, GuestError
 
 pytestmark = pytest.mark.foreign_bug(
@@ -114,6 +115,12 @@ def opened(app, port):
     return end
 
 
+@pytest.mark.parametrize("case", DRIVER_CONTRACT, ids=[case.name for case in DRIVER_CONTRACT])
+def test_driver(app, port, case):
+    """The cases that `virtserial conformance guest:COMMAND` runs too."""
+    case.act(app, port)
+
+
 def test_every_port_has_its_name_in_a_file(guest, guest_driver):
     names = guest.check(f"cat {guest_driver.names}/*/name").split()
     assert sorted(names) == sorted([*PORTS, EXTRA])
@@ -135,15 +142,6 @@ def test_a_port_is_readable_and_writable_by_root_only(guest, port):
     assert guest.check(f"stat -L -c %a /dev/virtio-ports/{port.name}") == "600"
 
 
-def test_second_open_says_busy(app, port):
-    app(f"fd = open_port({port.name!r})")
-    with pytest.raises(GuestError, match="EBUSY"):
-        app(f"open_port({port.name!r})")
-
-
-def test_port_opens_again_after_close(app, port):
-    app(f"os.close(open_port({port.name!r}))")
-    app(f"os.close(open_port({port.name!r}))")
 
 
 def test_console_cannot_be_opened_as_a_port(app):
@@ -151,58 +149,12 @@ def test_console_cannot_be_opened_as_a_port(app):
         app("os.open('/dev/vport0p0', os.O_RDWR)")
 
 
-def test_poll_tells_that_the_host_is_away(app, port):
-    app(f"fd = open_port({port.name!r})")
-    assert app("events(fd)") == {"IN", "HUP"}
 
 
-def test_poll_tells_that_the_host_has_come_and_gone(app, port):
-    app(f"fd = open_port({port.name!r})")
-    for _ in range(3):
-        end = port.connect()
-        app("until(lambda: events(fd) == {'OUT'})")
-        end.close()
-        app("until(lambda: events(fd) == {'IN', 'HUP'})")
 
 
-def test_read_is_at_end_of_file_while_the_host_is_away(app, port):
-    app(f"fd = open_port({port.name!r})")
-    assert app("os.read(fd, 100)") == b""
 
 
-def test_read_drains_what_is_queued_before_the_end_of_file(app, port, opened):
-    opened.send(b"last words")
-    opened.close()
-    app("until(lambda: 'HUP' in events(fd))")
-    assert app("read_exactly(fd, 100)") == b"last words"
-    assert app("os.read(fd, 100)") == b""
-
-
-def test_nonblocking_read_of_an_idle_port_says_again(app, opened):
-    app("os.set_blocking(fd, False)")
-    with pytest.raises(GuestError, match="EAGAIN"):
-        app("os.read(fd, 100)")
-
-
-def test_nonblocking_write_says_again_while_the_host_is_away(app, port):
-    app(f"fd = open_port({port.name!r}, os.O_RDWR | os.O_NONBLOCK)")
-    with pytest.raises(GuestError, match="EAGAIN"):
-        app("os.write(fd, b'x')")
-
-
-def test_blocking_write_waits_for_the_host(app, port):
-    app(f"fd = open_port({port.name!r})")
-    app.begin("os.write(fd, b'patience')")
-    with pytest.raises(GuestError, match="did not write"):
-        app.finish(timeout=0.5)
-    end = port.connect()
-    assert app.finish(timeout=10) == 8
-    assert end.receive(8) == b"patience"
-
-
-def test_one_write_carries_at_most_32_kib(app, opened):
-    assert app("os.write(fd, bytes(100000))") == 32768
-    assert opened.receive(32768) == bytes(32768)
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 32768])
@@ -320,100 +272,11 @@ with open('/sys/bus/pci/drivers/virtio-pci/bind', 'w') as file:
     app(f"os.close(open_port({EXTRA!r}))")
 
 
-def test_blocking_read_ends_when_the_host_leaves(app, opened):
-    app.begin("os.read(fd, 100)")
-    with pytest.raises(GuestError, match="did not write"):
-        app.finish(timeout=0.5)
-    opened.close()
-    assert app.finish(timeout=20) == b""
 
 
-def test_blocking_read_takes_what_comes(app, opened):
-    app.begin("os.read(fd, 100)")
-    opened.send(b"a word")
-    assert app.finish(timeout=20) == b"a word"
 
 
-def test_a_signal_ends_a_blocking_read_and_loses_nothing(app, opened):
-    app("""
-class Woken(Exception): pass
-def wake(*_): raise Woken
-signal.signal(signal.SIGALRM, wake)
-signal.setitimer(signal.ITIMER_REAL, 0.3)
-try:
-    os.read(fd, 100)
-except Woken:
-    woken = True
-""")
-    assert app("woken") is True
-    opened.send(b"still here")
-    assert app("read_exactly(fd, 10)") == b"still here"
 
-
-def test_one_thread_reads_while_another_writes(app, opened):
-    app("""
-import threading
-got = []
-thread = threading.Thread(target=lambda: got.append(os.read(fd, 100)))
-thread.start()
-""")
-    app("os.write(fd, b'written meanwhile')")
-    assert opened.receive(17) == b"written meanwhile"
-    opened.send(b"read at last")
-    app("thread.join(20)")
-    assert app("got") == [b"read at last"]
-
-
-def test_a_full_port_is_not_writable_until_the_host_reads(app, opened):
-    count = app("""
-os.set_blocking(fd, False)
-count = 0
-def is_full():
-    global count
-    try:
-        while True:
-            count += os.write(fd, bytes([count // 4096 % 251]) * 4096)
-    except BlockingIOError:
-        time.sleep(0.2)  # the device may still be moving what it has into the host's socket
-        return not events(fd)
-until(is_full)
-count
-""")
-    received = opened.receive(count)
-    assert received == b"".join(bytes([n % 251]) * 4096 for n in range(count // 4096))
-    app("until(lambda: 'OUT' in events(fd))")
-
-
-def test_edge_triggered_epoll_tells_of_every_message(app, opened):
-    app("""
-epoll = select.epoll()
-epoll.register(fd, select.EPOLLIN | select.EPOLLET)
-os.set_blocking(fd, False)
-def next_message():
-    # Edges may also be about room to write: what counts is that the message wakes us.
-    while True:
-        assert epoll.poll(20), 'nothing woke us'
-        try:
-            return os.read(fd, 100)
-        except BlockingIOError:
-            pass
-""")
-    for number in range(5):
-        app.begin("next_message()")
-        opened.send(f"message {number}".encode())
-        assert app.finish() == f"message {number}".encode()
-
-
-def test_host_that_reconnects_finds_the_port_open(app, port, opened):
-    opened.send(b"before")
-    assert app("read_exactly(fd, 6)") == b"before"
-    opened.close()
-    app("until(lambda: 'HUP' in events(fd))")
-    again = port.connect()
-    app("until(lambda: 'HUP' not in events(fd)); os.write(fd, b'after')")
-    assert again.receive(5) == b"after"
-    again.send(b"and back")
-    assert app("read_exactly(fd, 8)") == b"and back"
 
 
 def test_unplug_while_open_is_enodev_until_the_last_close_and_the_port_comes_back(app, monitor, device_folder):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from virtserial.errors import UsageError
 from virtserial.guest.hints import did_you_mean
 from virtserial.guest.words import Parser
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from virtserial.conformance.check import Check, Closable
+
+    B = TypeVar("B", bound=Closable)
 
 
 def run(words: list[str]) -> int:
@@ -24,12 +34,13 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument(
         "target", metavar="TARGET",
-        help="vfio-user:PATH, vhost-user:PATH, qemu: (QEMU's own device), or 'qemu:QEMU OPTION...'",
+        help="vfio-user:PATH, vhost-user:PATH, qemu: (QEMU's own device), 'qemu:QEMU OPTION...',"
+        " or 'guest:COMMAND' for the driver of a Linux guest",
     )  # fmt: skip
     parser.add_argument("checks", nargs="*", metavar="CHECK", help="only these, by their names, as k07 or c05")
     parser.add_argument(
         "--host", action="append", default=[], metavar="N=ADDRESS",
-        help="where port N's host end listens: unix:PATH or tcp:HOST:PORT; without, bytes are not compared",
+        help="where port N's host end listens: unix:PATH or tcp:HOST:PORT; for a guest, N is the port's name",
     )  # fmt: skip
     parser.add_argument("--packed", action="store_true", help="use packed rings")
     parser.add_argument(
@@ -42,22 +53,47 @@ def run(words: list[str]) -> int:
     )
     options = parser.parse_intermixed_args(words)
 
-    from virtserial.conformance.check import Bench, run_checks
+    if options.target.startswith("guest:"):
+        return _check_guest(options)
+    from virtserial.conformance.check import Bench
     from virtserial.conformance.contract import CONTRACT
     from virtserial.conformance.hostile import hostile_checks
-    from virtserial.conformance.report import is_failure, summary, tap, write_junit, write_row
     from virtserial.conformance.targets import parse_target
 
-    target = parse_target(options.target, dict(map(_host, options.host)), legacy=options.legacy)
+    addresses = {_number(port): address for port, address in map(_host, options.host)}
+    target = parse_target(options.target, addresses, legacy=options.legacy)
     if options.legacy and options.packed:
         raise UsageError("--legacy and --packed exclude each other")
     # A legacy driver cannot choose a queue's size; the cases need 16 entries.
     checks = [*CONTRACT, *([] if options.legacy else hostile_checks(packed=options.packed))]
+    chosen = _chosen(checks, options)
+    return _report(chosen, Bench(target, packed=options.packed, legacy=options.legacy), options)
+
+
+def _check_guest(options: argparse.Namespace) -> int:
+    from virtserial.conformance.guest_target import GuestBench, driver_checks
+
+    command = shlex.split(options.target.removeprefix("guest:"))
+    if not command or len(options.host) != 1:
+        raise UsageError(
+            f"{options.target}: takes a command and one port",
+            "as 'guest:ssh root@vm' --host org.example.agent=unix:/run/vm/agent",
+        )
+    chosen = _chosen(driver_checks(), options)
+    return _report(chosen, GuestBench(command, *_host(options.host[0])), options)
+
+
+def _chosen(checks: Sequence[Check[B]], options: argparse.Namespace) -> list[Check[B]]:
     if unknown := set(options.checks) - {check.name for check in checks}:
         hint = did_you_mean(min(unknown), [check.name for check in checks]) or "checks are named as k07 or c05"
         raise UsageError(f"{', '.join(sorted(unknown))}: no such check", hint)
-    chosen = [check for check in checks if not options.checks or check.name in options.checks]
-    bench = Bench(target, packed=options.packed, legacy=options.legacy)
+    return [check for check in checks if not options.checks or check.name in options.checks]
+
+
+def _report(chosen: Sequence[Check[B]], bench: B, options: argparse.Namespace) -> int:
+    from virtserial.conformance.check import run_checks
+    from virtserial.conformance.report import is_failure, summary, tap, write_junit, write_row
+
     results = []
     try:
         for result in run_checks(chosen, bench):
@@ -72,8 +108,14 @@ def run(words: list[str]) -> int:
     return int(any(is_failure(result.verdict, strict=options.strict) for result in results))
 
 
-def _host(text: str) -> tuple[int, str]:
-    number, equals, address = text.partition("=")
-    if not number.isdigit() or not equals:
+def _host(text: str) -> tuple[str, str]:
+    port, equals, address = text.partition("=")
+    if not port or not equals:
         raise UsageError(f"--host {text}: write the port's number, = and its address, as 1=unix:/run/vm/port1")
-    return int(number), address
+    return port, address
+
+
+def _number(port: str) -> int:
+    if not port.isdigit():
+        raise UsageError(f"--host {port}=...: {port!r} is not a port's number")
+    return int(port)

@@ -7,6 +7,7 @@
 | vfio_user_vmm.py, vhost_user_vmm.py, qemu_machine.py | machines: VMMs on sockets; QEMU's own device by qtest |
 | check.py, hostile.py, contract.py | what is checked: the hostile cases, and what a device owes to a good driver |
 | targets.py, host_ends.py, registers.py | devices that somebody else may have built, and their hosts |
+| driver_contract.py, guest_target.py | the driver of a Linux guest that a command reaches |
 | report.py | results as a table, TAP and JUnit's XML |
 | processes.py | what devices in processes have: a folder, hosts, a monitor |
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from virtserial.conformance.driver import USUAL_FEATURES, HostileDriver, Machine
 from virtserial.conformance.packed_driver import PackedHostileDriver
@@ -143,7 +143,22 @@ class Bench:
         self.machine.close()
 
 
-class Check(NamedTuple):
+class Closable(Protocol):
+    """What checks run on."""
+
+    def renew(self) -> None:
+        """Begin anew after a failure."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+B = TypeVar("B", bound=Closable)
+
+
+class Check(NamedTuple, Generic[B]):
     """
     Attributes:
         name: a short one, without blanks.
@@ -155,19 +170,19 @@ class Check(NamedTuple):
     name: str
     title: str
     section: str
-    run: Callable[[Bench], None]
+    run: Callable[[B], None]
 
 
 class Result(NamedTuple):
     """What came of a check, in how many seconds."""
 
-    check: Check
+    check: Check[Any]
     verdict: Verdict
     detail: str
     seconds: float
 
 
-def run_checks(checks: Sequence[Check], bench: Bench) -> Iterator[Result]:
+def run_checks(checks: Sequence[Check[B]], bench: B) -> Iterator[Result]:
     """Run checks one after the other.
 
     Raises:

@@ -40,7 +40,7 @@ _SIZES: Final = ("c33", "c34", "p06")
 """Cases that need a queue of 128 entries."""
 
 
-def hostile_checks(*, packed: bool) -> list[Check]:
+def hostile_checks(*, packed: bool) -> list[Check[Bench]]:
     """The cases for split rings, or for packed ones."""
     checks = []
     for case in PACKED if packed else CASES:

@@ -236,17 +236,7 @@ class AgentChannel:
         self._jobs.clear()
 
 
-class GuestSession:
-    """A Python interpreter in the guest that keeps its variables from call to call.
-
-        session("import os; fd = os.open('/dev/virtio-ports/a', os.O_RDWR)")
-        assert session("os.read(fd, 5)") == b"hello"
-
-    A call runs statements; if the last one is an expression, its value comes back (anything that repr() writes as a
-    literal).  An exception in the guest is raised here as a GuestError with its type, its errno's name and its text.
-    """
-
-    _SCRIPT = """
+SESSION_SCRIPT = """
 import ast, errno, os, sys, time
 scope = {'os': os, 'time': time, 'errno': errno, '__name__': '__main__'}
 for line in sys.stdin:
@@ -260,9 +250,21 @@ for line in sys.stdin:
         answer = (False, f'{type(error).__name__} {name}: {error}')
     os.write(1, b'\\x01' + repr(answer).encode() + b'\\n\\x02')
 """
+"""What a GuestSession runs in the guest: a call is a line of a literal, its answer one between \\x01 and \\n\\x02."""
+
+
+class GuestSession:
+    """A Python interpreter in the guest that keeps its variables from call to call.
+
+        session("import os; fd = os.open('/dev/virtio-ports/a', os.O_RDWR)")
+        assert session("os.read(fd, 5)") == b"hello"
+
+    A call runs statements; if the last one is an expression, its value comes back (anything that repr() writes as a
+    literal).  An exception in the guest is raised here as a GuestError with its type, its errno's name and its text.
+    """
 
     def __init__(self, channel: AgentChannel) -> None:
-        self._job = channel.start(agent.PYTHON, self._SCRIPT.encode(), "session")
+        self._job = channel.start(agent.PYTHON, SESSION_SCRIPT.encode(), "session")
 
     def __call__(self, source: str, timeout: float = 60) -> object:
         """Runs source in the guest and gives the value of its last expression.

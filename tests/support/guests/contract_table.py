@@ -56,6 +56,8 @@ class Outcomes:
             return
         name, _, parameters = report.nodeid.rpartition("::")[2].partition("[")
         cell = next(cell for cell in CELLS if parameters.startswith(cell))
+        if name == "test_driver":
+            name = parameters.removeprefix(cell).strip("-]")
         subject = next(
             subject for subject, starts in SUBJECTS.items() if name.removeprefix("test_").startswith(starts)
         )
