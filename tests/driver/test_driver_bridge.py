@@ -64,7 +64,7 @@ def test_bytes_pass_both_ways_through_a_socket_and_its_end_closes_the_port(machi
 
 
 def test_an_application_that_leaves_while_the_host_is_away_closes_the_port(machine, application, loop):
-    port, device_port, host = machine.plug()
+    port, device_port, _ = machine.plug()
     theirs, make_end = application
     ended = []
     PortBridge(loop, port, make_end(), ended.append).start()
