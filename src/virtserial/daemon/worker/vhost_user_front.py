@@ -118,16 +118,16 @@ class VhostUserFront:
         match message:
             case DmaMap():
                 self.memory.restore(message, fds[0] if fds else None)
-            case Irq(_, kind, _) if kind == CHANNEL:
+            case Irq(_, purpose, _) if purpose == CHANNEL:
                 self._take_channel(_stream_socket(fds[0]))
-            case Irq(_, kind, _) if kind == LOG:
+            case Irq(_, purpose, _) if purpose == LOG:
                 session = self._server.session
                 self._take_log(SharedLog(fds[0], session.log_offset, session.log_size))
                 if self._log is not None and session.logs:
                     # What the predecessor has written last may not be noted.
                     self._log.mark_everything()
-            case Irq(_, kind, index):
-                self._vrings.take(kind, index, fds[0])
+            case Irq(_, purpose, index):
+                self._vrings.take(purpose, index, fds[0])
 
     def take_over(self) -> None:
         """Look for messages, and tell of a change that a predecessor has not told."""

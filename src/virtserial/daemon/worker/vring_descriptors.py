@@ -33,20 +33,20 @@ class VringDescriptors:
         self._loop = loop
         self._kicked = kicked
         self._account = account
-        self._fds = {kind: [-1] * count for kind in (KICK, CALL, ERR)}
+        self._fds = {purpose: [-1] * count for purpose in (KICK, CALL, ERR)}
         self._calls = self._fds[CALL]
         self._uncalled: set[int] = set()
 
-    def take(self, kind: int, index: int, fd: int) -> None:
+    def take(self, purpose: int, index: int, fd: int) -> None:
         """Take a descriptor in the place of the last one; -1: there is none.
 
         Raises:
             PeerError: it cannot be used, and is closed.
         """
-        fds = self._fds[kind]
+        fds = self._fds[purpose]
         if fd >= 0:
             try:
-                if kind == KICK:
+                if purpose == KICK:
                     # Edges: a counter that nobody reads raises one for each write, which saves the read.
                     self._loop.watch(fd, EPOLLIN | EPOLLET, partial(self._kicked, index))
                 else:
@@ -59,7 +59,7 @@ class VringDescriptors:
             self._loop.unwatch(fds[index])
             os.close(fds[index])
         fds[index] = fd
-        if kind == CALL and fd >= 0 and index in self._uncalled:
+        if purpose == CALL and fd >= 0 and index in self._uncalled:
             self._uncalled.discard(index)
             self.call(index)
 
@@ -88,6 +88,6 @@ class VringDescriptors:
 
     def close(self) -> None:
         """Close all."""
-        for kind, fds in self._fds.items():
+        for purpose, fds in self._fds.items():
             for index in range(len(fds)):
-                self.take(kind, index, -1)
+                self.take(purpose, index, -1)
