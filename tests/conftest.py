@@ -109,7 +109,9 @@ def shared_guest(item):
         return ""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     names = [name for name, each in item._fixtureinfo.name2fixturedefs.items() if each[-1].scope == "module"]
-    return f"{item.path.name} {[parameters[name] for name in names if name in parameters]}"
+    values = [str(parameters[name]) for name in names if name in parameters]
+    # xdist takes no group's name that has a bracket.
+    return " ".join([item.path.name, *values]).translate(str.maketrans("[]", "()"))
 
 
 def refuse_processes(event, arguments):
