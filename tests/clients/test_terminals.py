@@ -38,7 +38,8 @@ def serial():
 
 
 def test_pyserial_talks_to_a_port(machine, module_folder, serial):
-    echo = 'while read -r line <&3; do echo "<$line>" >&3; done'
+    # While nobody has the terminal open the port is at its end of file.
+    echo = 'while :; do while read -r line <&3; do echo "<$line>" >&3; done; sleep 0.05; done'
     job = machine.start(f"exec 3<>/dev/virtio-ports/org.test.port; {echo}")
     for speed in (9600, 115200):
         with serial.Serial(f"{module_folder}/port", speed, timeout=20) as line:
