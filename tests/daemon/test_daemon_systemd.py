@@ -103,10 +103,16 @@ def test_it_says_nothing_when_it_cannot_start(manager, folder):
         manager.channel.recv(4096)
 
 
+def takes_connections(path):
+    """Whether somebody listens there: a socket that is bound is not yet one that listens."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
 def test_a_manager_that_is_gone_is_no_reason_not_to_serve(manager, folder):
     manager.channel.close()
     manager.start(*controller_options(folder), *port_options(folder, "a"))
-    wait_until(Path(f"{folder}/ser0.sock").exists, 20)
+    wait_until(lambda: takes_connections(f"{folder}/ser0.sock"), 20)
     with EmbeddedGuest(f"{folder}/ser0.sock", "a"):
         pass
 

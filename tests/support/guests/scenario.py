@@ -39,7 +39,7 @@ def opened_session(guest):
 def transfer(guest, sockets, mib=1):
     """Checked bytes each way over every port at once; the ports may be just about to come."""
     for name in sockets:
-        guest.check(f"for n in $(seq 400); do [ -e /dev/virtio-ports/{name} ] && exit; sleep 0.05; done; exit 1")
+        guest.check(f"for n in $(seq 1200); do [ -e /dev/virtio-ports/{name} ] && exit; sleep 0.05; done; exit 1")
     exchange(guest, sockets, mib=mib)
 
 

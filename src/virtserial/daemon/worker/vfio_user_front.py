@@ -99,6 +99,8 @@ class VfioUserFront(VirtioPciFunction):
     def _served(self) -> None:
         if self._access is not None and self._access.answered:
             self._owner.console.turns.repeat()
+            if self._post is None:
+                self._has_room()
 
     def _has_room(self) -> None:
         if self.messages is not None and self.messages.has_pending:
@@ -223,5 +225,7 @@ class VfioUserFront(VirtioPciFunction):
             except PeerError as error:
                 self._vmm.disconnect(str(error))
                 return
+            if not access.can_post:
+                return  # A VMM that is busy, with the BIOS of many controllers: `_served` comes with its answer.
             self._post = access.post
         self.messages.send_pending()
