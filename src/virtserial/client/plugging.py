@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 
+from virtserial.channel.output_log import MAX_CLIENTS
 from virtserial.client.address import UnixAddress, parse_address
 from virtserial.client.monitor import Monitor
 from virtserial.errors import ConfigError
 from virtserial.monitor.qmp import QmpError
 
 PORT_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:-]{0,62}[A-Za-z0-9])?")
-MAX_CLIENTS = 64
 
 
 def plug(where: str, name: str, is_console: bool = False, clients: int = 1) -> None:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from virtserial.client.address import UnixAddress, parse_address
-from virtserial.client.monitor import Monitor
 from virtserial.client.named_stream import QUICK, open_free
 from virtserial.client.names import find_vm_port, ports_of
+from virtserial.client.plugging import plug, unplug
 from virtserial.client.registry import find_vm, running_vms
 from virtserial.errors import ConfigError, PeerError, VirtserialError
 from virtserial.guest.aio import AsyncStream
-from virtserial.monitor.qmp import QmpError
 from virtserial.web.source import ShownMachine, ShownPort
 
 if TYPE_CHECKING:
@@ -25,14 +22,13 @@ if TYPE_CHECKING:
 
     from virtserial.client.named_stream import NamedStream
     from virtserial.client.names import VmPort
-    from virtserial.client.registry import Vm
+from virtserial.client.registry import Vm
 
 T = TypeVar("T")
 THREADS = 16
 LOOK_TIME = 3.5
 """Seconds for all answers of one look; each keeper has its 3."""
 CONNECT_TIME = 3.0
-PORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
 class LocalSource:
@@ -88,9 +84,7 @@ class LocalSource:
 
     async def plug(self, machine: str, port: str, is_console: bool) -> None:
         """See Source.plug."""
-        if not PORT_NAME.fullmatch(port):
-            raise ConfigError(f"{port[:64]!r} is no name for a port: letters, digits, and . _ : - inside")
-        await self._run(lambda: _plug(self._monitor(machine), port, is_console))
+        await self._run(lambda: plug(self._monitor(machine), port, is_console))
 
     async def unplug(self, name: str) -> None:
         """See Source.unplug."""
@@ -100,8 +94,7 @@ class LocalSource:
         port = _find(name)
         if not port.id:
             raise ConfigError(f"port '{name}' has no id: it cannot be unplugged")
-        with Monitor(self._monitor(port.vm.name)) as monitor:
-            monitor.execute("device_del", {"id": port.id})
+        unplug(self._monitor(port.vm.name), port.id)
 
     def _monitor(self, machine: str) -> str:
         if machine not in self._monitors:
@@ -193,20 +186,3 @@ def _restart(machine: str) -> None:
     with find_vm(machine).connect() as monitor:
         can_both = bool(monitor.execute("x-virtserial-query").get("keeper-can-restart"))
         monitor.execute("x-virtserial-restart", {"keeper": True} if can_both else {})
-
-
-def _plug(where: str, name: str, is_console: bool) -> None:
-    chardev, address = f"web.{name}", parse_address(where)
-    if not isinstance(address, UnixAddress):
-        raise ConfigError(f"monitor {where}: ports are plugged over a UNIX socket, beside which theirs are made")
-    path = os.path.join(os.path.dirname(address.path), f"{name}.sock")
-    data = {"addr": {"type": "unix", "data": {"path": path}}, "server": True, "wait": False}
-    with Monitor(where) as monitor:
-        monitor.execute("chardev-add", {"id": chardev, "backend": {"type": "socket", "data": data}})
-        driver = "virtconsole" if is_console else "virtserialport"
-        try:
-            device = {"driver": driver, "id": name, "chardev": chardev}
-            monitor.execute("device_add", device if is_console else {**device, "name": name})
-        except QmpError:
-            monitor.execute("chardev-remove", {"id": chardev})
-            raise
