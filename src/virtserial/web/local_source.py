@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from virtserial.client.named_stream import NamedStream
     from virtserial.client.names import VmPort
-from virtserial.client.registry import Vm
+    from virtserial.client.registry import Vm
 
 T = TypeVar("T")
 THREADS = 16
