@@ -237,6 +237,7 @@ class PortOwner(Protocol):
     controller: int
     ledger: Ledger
     port_events: PortEvents
+
     @property
     def input_waits(self) -> bool:
         """See Scheduler."""
