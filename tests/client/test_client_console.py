@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import pytest
 from support.client_machine import running
 from support.places import ENVIRONMENT
-from support.waiting import wait_until
+from support.waiting import wait_for_socket, wait_until
 
 from virtserial.client import HostStream
 from virtserial.client.names import find_vm_port
@@ -250,7 +250,7 @@ def test_who_stands_in_wants_to_hear_what_was_said_then(folder, answer, rest, sa
         [sys.executable, "-m", "virtserial", "replay", f"{folder}/rec", "--listen", stage], env=ENVIRONMENT,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    wait_until(lambda: os.path.exists(stage))
+    wait_for_socket(stage)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(stage)
         client.settimeout(WAIT)

@@ -15,7 +15,7 @@ import pytest
 from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
-from support.waiting import wait_until
+from support.waiting import wait_for_socket, wait_until
 
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.vfio_user.client import Client
@@ -245,7 +245,7 @@ class TestStandardOutput:
 
     def check(self, process, folder):
         try:
-            wait_until((folder / "ser0.sock").exists)
+            wait_for_socket(folder / "ser0.sock")
             Client(folder / "ser0.sock").close()
             assert process.poll() is None
         finally:
@@ -289,7 +289,7 @@ class TestStandardOutput:
         command = shlex.join([*SERVE, *controller_options(folder)])
         with subprocess.Popen(["/bin/sh", "-c", f"exec {command} <&- >&- 2>&-"], env=ENVIRONMENT) as process:
             try:
-                wait_until((folder / "ser0.sock").exists)
+                wait_for_socket(folder / "ser0.sock")
                 Client(folder / "ser0.sock").close()
                 assert {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)} == {"/dev/null"}
             finally:

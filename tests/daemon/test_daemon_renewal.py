@@ -20,7 +20,7 @@ from support.certificates import Authority
 from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
-from support.waiting import wait_until
+from support.waiting import wait_for_socket, wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.vfio_user.client import Client
@@ -350,7 +350,7 @@ def test_terminal_is_put_back_at_the_very_end(folder):
             env=ENVIRONMENT, stdin=line, stdout=line, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            wait_until((folder / "qmp").exists)
+            wait_for_socket(folder / "qmp")
             wait_until(lambda: termios.tcgetattr(line) != before)
             with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "s") as guest:
                 received = guest.open("s")

@@ -241,15 +241,17 @@ def test_a_ring_that_is_not_in_memory_is_refused(front_end, device, place):
 
 def test_memory_that_shrinks_is_no_end_of_the_process(front_end, device, folder, memory):
     """Its file is not sealed, so it is not mapped."""
-    kick = os.eventfd(0)
-    for index in (2, 3):
+    kicks = {index: os.eventfd(0) for index in (2, 3)}
+    for index, kick in kicks.items():
         set_up(front_end, index, kick)
     os.ftruncate(memory, 0)
     worker = device.worker
-    os.eventfd_write(kick, 1)
+    for kick in kicks.values():
+        os.eventfd_write(kick, 1)
     device.wait_for_log("gone: its file was truncated")
     assert device.worker == worker
-    os.close(kick)
+    for kick in kicks.values():
+        os.close(kick)
 
 
 def test_kicks_before_a_queue_is_enabled_are_seen_when_it_is(device, folder, path):

@@ -17,7 +17,7 @@ from support.waiting import wait_until
 
 from virtserial.vfio_user.client import Client
 
-READY_TIMEOUT = 20
+READY_TIMEOUT = 60
 
 
 def open_descriptors(pid):
@@ -128,7 +128,7 @@ class DeviceProcess:
         """How many mappings of files of that name the worker has."""
         return Path(f"/proc/{self.worker}/maps").read_text().count(name)
 
-    def wait_for_log(self, text, seconds=10):
+    def wait_for_log(self, text, seconds=60):
         """Wait until the log has a text."""
         wait_until(lambda: text in self.log, seconds, f"{text!r} is not logged, but {self.log!r}")
 
