@@ -14,6 +14,8 @@ from virtserial.host_end import clients as clients_module
 from virtserial.host_end.client_ends import open_client
 from virtserial.host_end.clients import GIVE_BACK, WINDOW
 from virtserial.host_end.factory import open_host_end
+from virtserial.host_end.hub import HubHostEnd
+from virtserial.host_end.log import LogFile, LoggedHostEnd
 from virtserial.options.chardev_options import parse_chardev
 
 WORDS = "socket,id=s,path={path},server=on,wait=off,{options}"
@@ -195,6 +197,38 @@ def test_backlog_that_is_not_full_comes_whole(share):
     s = share("backlog=1M")
     s.write(b"boot log")
     assert s.read(s.connect(), 8) == b"boot log"
+
+
+def test_a_backlog_that_was_saved_is_for_who_is_there_and_who_comes_later(share):
+    s = share("clients=3,backlog=16")
+    end, early = s.port.end, s.connect()
+    assert (end.backlog_size, end.read_backlog(9)) == (0, b"")
+    end.restore_backlog(b"older than what is kept here, newest")
+    assert s.read(early, 16) == b"ept here, newest"
+    s.write(b" and on")
+    assert s.read(early, 7) == b" and on"
+    assert s.read(s.connect(), 16) == end.read_backlog(99) == b"e, newest and on"
+    assert (end.backlog_size, end.read_backlog(6)) == (16, b"and on")
+    # What the guest has said here is newer than any state.
+    end.restore_backlog(b"of another time")
+    assert end.read_backlog(99) == b"e, newest and on"
+
+
+def test_a_saved_backlog_reaches_a_part_of_a_hub_with_a_logfile(share):
+    s = share("clients=2,backlog=1k")
+    hub = HubHostEnd(s.house.loop, "hub")
+    assert hub.backlog_size == 0
+    hub.join("part", LoggedHostEnd(s.port.end, LogFile("log", os.open(os.devnull, os.O_WRONLY), Account())), list)
+    hub.restore_backlog(b"boot log")
+    assert (hub.backlog_size, hub.read_backlog(3)) == (8, b"log")
+    assert s.read(s.connect(), 8) == b"boot log"
+    hub.close()
+
+
+def test_a_socket_without_a_backlog_restores_none(share):
+    s = share("clients=2")
+    s.port.end.restore_backlog(b"boot log")
+    assert (s.port.end.backlog_size, s.state()["written"]) == (0, 0)
 
 
 def test_slow_block_holds_the_guest_and_nothing_is_lost(share):

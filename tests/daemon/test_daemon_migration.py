@@ -11,6 +11,7 @@ import termios
 
 import pytest
 from support.device_process import connect, controller_options, port_options
+from support.embedded_guest import try_receive
 from support.moving_guest import MovingGuest, TwoWayStream
 from support.places import ENVIRONMENT
 from support.waiting import wait_until
@@ -91,6 +92,36 @@ class TestMigration:
                 stream.finish()
             finally:
                 stream.close()
+
+    def test_what_a_port_keeps_for_late_clients_moves_along(self, start, folder):
+        devices = [
+            start(
+                *controller_options(folder, name),
+                *("-chardev", f"socket,id=c,path={folder}/{name},server=on,wait=off,clients=2,backlog=64k"),
+                *("-device", f"virtserialport,bus={name}.0,nr=3,chardev=c,name=a"),
+            )
+            for name in ("one", "two")
+        ]
+        said = os.urandom(100_000)
+
+        def check_backlog(name, expected):
+            with connect(folder / name) as client:
+                client.setblocking(False)
+                came = bytearray()
+                guest.run_until(lambda: came.extend(try_receive(client)) or len(came) >= len(expected), 40)
+                assert came == expected
+
+        with MovingGuest(folder / "one.sock", "a") as guest:
+            port = guest.open("a").port
+            guest.run_until(lambda: port.host_connected)
+            assert port.write(said[:50_000]) == 50_000
+            check_backlog("one", said[:50_000])
+            guest.migrate(folder / "two.sock")
+            check_backlog("two", said[:50_000])
+            assert port.write(said[50_000:]) == 50_000
+            check_backlog("two", said[-(64 << 10) :])
+        for device in devices:
+            assert "internal error" not in device.log
 
     def test_a_device_that_stands_still_moves_nothing(self, stream):
         stream.run_to(SIZE // 10)

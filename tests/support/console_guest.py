@@ -48,6 +48,20 @@ class FakeHost:
         if self.connected:
             self.listener.host_opened()
 
+    backlog = None
+    """What it keeps for clients that come late; None: it does not."""
+
+    @property
+    def backlog_size(self):
+        return len(self.backlog or b"")
+
+    def read_backlog(self, most):
+        return self.backlog[len(self.backlog) - most :]
+
+    def restore_backlog(self, backlog):
+        if self.backlog == b"":
+            self.backlog = backlog
+
     def guest_opened(self):
         self.heard.append("opened")
 

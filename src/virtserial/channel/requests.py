@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from virtserial.channel.codec import U64, Range
+from virtserial.channel.codec import U32, U64, Range
 from virtserial.channel.record import record
 
 Index = Annotated[int, Range(0, (1 << 32) - 1)]
@@ -13,10 +13,15 @@ Serial = Annotated[int, Range(0, (1 << 53) - 1)]
 
 @record
 class Save:
-    """Pause a controller and write its state into a file."""
+    """Pause a controller and write its state into a file.
+
+    Attributes:
+        backlogs: bytes of what its ports keep for late clients; None: as many as a state takes.
+    """
 
     request: Serial
     controller: Index
+    backlogs: U32 | None = None
 
 
 @record

@@ -98,6 +98,9 @@ class Port(Lane):
         self._receive_key = Ledger.key(owner.controller, self.receiveq.index)
         self._transmit_key = Ledger.key(owner.controller, self.transmitq.index)
 
+    restored_backlog = b""
+    """A saved state's, while there is no host end to keep it."""
+
     # State
 
     @property
@@ -143,11 +146,19 @@ class Port(Lane):
         self.host = host
         host.listener = self
         host.wants_input = self.guest_open
+        if self.restored_backlog:
+            self.restore_backlog(self.restored_backlog)
         host.start()
         if self.record.ready:
             host.guest_ready()
         if self.guest_open:
             host.guest_opened()
+
+    def restore_backlog(self, backlog: bytes) -> None:
+        """Give the host end, or the next one, what another device of this guest has kept for late clients."""
+        self.restored_backlog = b"" if self.host is not None else backlog
+        if self.host is not None:
+            self.host.restore_backlog(backlog)
 
     def detach(self) -> None:
         """Let go of the host end without closing it; the driver is told that nobody is there."""

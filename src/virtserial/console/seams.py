@@ -124,6 +124,19 @@ class HostEnd(Protocol):
         """The guest has written this to a console, and nobody is connected; `buffers` are discarded after it."""
         ...
 
+    @property
+    def backlog_size(self) -> int:
+        """Bytes of output that a client who comes late gets first."""
+        ...
+
+    def read_backlog(self, most: int) -> bytes:
+        """The newest `most` of them."""
+        ...
+
+    def restore_backlog(self, backlog: bytes) -> None:
+        """Keep what another host end of this port had; nothing is done if this one has had output already."""
+        ...
+
     def guest_opened(self) -> None:
         """The guest has opened the port."""
         ...

@@ -181,6 +181,27 @@ class ClientsHostEnd(HostEnd):
                 client.skip_to(oldest)
             self._log.give_back(oldest)
 
+    # The backlog, for a saved state
+
+    @property
+    def backlog_size(self) -> int:
+        return min(self._backlog, self._log.end - self._log.first)
+
+    def read_backlog(self, most: int) -> bytes:
+        size = min(most, self.backlog_size)
+        self._account.stray = True
+        return os.pread(self._log.fileno(), size, self._log.end - size)
+
+    def restore_backlog(self, backlog: bytes) -> None:
+        if not self._backlog or self._log.end > HEADER_SIZE:
+            return
+        self._account.stray = True
+        try:
+            self._log.end += os.write(self._log.fileno(), backlog[-self._backlog :])
+        except OSError as error:
+            logger.warning("%s: the backlog that was saved cannot be kept: %s", self.name, error.strerror)
+        self.distribute_soon()
+
     # Waiting for slow clients
 
     def _block(self) -> None:

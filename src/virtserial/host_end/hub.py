@@ -127,6 +127,19 @@ class HubHostEnd(HostEnd):
         for part in self._parts.values():
             part.end.log_unconnected(buffers)
 
+    @property
+    def backlog_size(self) -> int:
+        return max((part.end.backlog_size for part in self._parts.values()), default=0)
+
+    def read_backlog(self, most: int) -> bytes:
+        """All parts have had the same output."""
+        longest = max(self._parts.values(), key=lambda part: part.end.backlog_size)
+        return longest.end.read_backlog(most)
+
+    def restore_backlog(self, backlog: bytes) -> None:
+        for part in self._parts.values():
+            part.end.restore_backlog(backlog)
+
     def guest_opened(self) -> None:
         for part in self._parts.values():
             part.end.guest_opened()

@@ -95,6 +95,16 @@ class LoggedHostEnd(HostEnd):
     def wait_writable(self) -> bool:
         return self._end.wait_writable()
 
+    @property
+    def backlog_size(self) -> int:
+        return self._end.backlog_size
+
+    def read_backlog(self, most: int) -> bytes:
+        return self._end.read_backlog(most)
+
+    def restore_backlog(self, backlog: bytes) -> None:
+        self._end.restore_backlog(backlog)
+
     def guest_opened(self) -> None:
         self._end.guest_opened()
 

@@ -6,11 +6,13 @@ What is said of a controller is said by the worker, and checked like a stranger'
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from virtserial.channel.requests import Load, LogWrites, Pause, Resume, Save, Store, TouchWritten
 from virtserial.errors import ConfigError
+from virtserial.migration.dbus import MAX_STATE
 from virtserial.pci.layout import PCI_CONFIG_SPACE_SIZE
+from virtserial.state.backlogs import MAX_BACKLOGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from virtserial.channel.requests import Request
     from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.machine.model import Controller
+
+MAX_WITH_BACKLOGS: Final = MAX_STATE // 2
+"""Bytes of all states together; in base64 they are two thirds of what QEMU takes."""
 
 
 class Devices:
@@ -51,11 +56,18 @@ class Devices:
         """Have QEMU mark every page dirty that one has written since `log_writes`."""
         self._ask(TouchWritten(self._workers.next_request(), controller.index))
 
-    def save(self, controller: Controller) -> bytes:
-        """Return the state of one, which is paused."""
+    def save_all(self) -> list[bytes]:
+        """Return the states of all, which are paused: with backlogs, unless too little of QEMU's stream is left."""
+        share = MAX_BACKLOGS // max(1, len(self.controllers))
+        states = [self._save(controller, share) for controller in self.controllers]
+        if sum(map(len, states)) > MAX_WITH_BACKLOGS:
+            states = [self._save(controller, 0) for controller in self.controllers]
+        return states
+
+    def _save(self, controller: Controller, backlogs: int) -> bytes:
         memory = os.memfd_create("virtserial state", os.MFD_CLOEXEC)
         try:
-            self._ask(Save(self._workers.next_request(), controller.index), memory)
+            self._ask(Save(self._workers.next_request(), controller.index, backlogs), memory)
             return os.pread(memory, os.fstat(memory).st_size, 0)
         finally:
             os.close(memory)

@@ -174,17 +174,22 @@ class MovingMachine:
     def _collect(self, touch: bool) -> Steps[Payload]:
         functions = yield from pci_access.locate(self.pause)
         spaces = {index: registers.Space(data) for index, data in self.pause().items()}
-        moved: list[MovedController] = []
+        tables: list[bytes] = []
         for controller in self.devices.controllers:
             function, space = functions[controller.index], spaces[controller.index]
             yield from registers.lower_intx(function, space)
-            table = yield from registers.read_table(function, space)
+            tables.append((yield from registers.read_table(function, space)))
             if touch:
                 touch_written = partial(self.devices.touch_written, controller)
                 yield from registers.with_bus_mastering(function, space, touch_written)
-            state = self.devices.save(controller)
-            moved.append(MovedController(controller.bus, space.data, table, state))
-        return Payload(self.running, tuple(moved))
+        moved = zip(self.devices.controllers, tables, self.devices.save_all(), strict=True)
+        return Payload(
+            self.running,
+            tuple(
+                MovedController(controller.bus, spaces[controller.index].data, table, state)
+                for controller, table, state in moved
+            ),
+        )
 
     # Arriving
 

@@ -2,8 +2,9 @@
 
 Saved is what the driver can see or has a right to: features and status, the queues with their positions (how much of a
 chain was served included), what each port is for the driver, the control messages that are still to be sent, console
-output that waits for its host end, and the front's registers.  Not saved is what belongs to others: guest memory and
-interrupt eventfds are the VMM's, connections and what waits in them are the hosts'.
+output that waits for its host end, and the front's registers; beside it, what ports keep for clients who come late
+(backlogs.py).  Not saved is what belongs to others: guest memory and interrupt eventfds are the VMM's, connections and
+what waits in them are the hosts'.
 
 A device loads a state only if the driver cannot tell the difference: the same number of ports, every feature that was
 negotiated, the same ports at the same numbers, and a front that looks the same.  Every value is checked before it is
@@ -19,6 +20,7 @@ from virtserial.console.port import CONSOLE_BUFFER
 from virtserial.console.slot import PortSlot, in_plug_order
 from virtserial.console.wire import VIRTIO_ID_CONSOLE
 from virtserial.errors import ConfigError
+from virtserial.state.backlogs import MAX_BACKLOGS, loaded_backlogs, saved_backlogs
 from virtserial.state.envelope import seal, unseal
 from virtserial.state.fields import encode
 from virtserial.virtio.queue import NO_VECTOR, Virtqueue
@@ -78,11 +80,17 @@ def size_limit(console: ConsoleDevice, front: FrontState) -> int:
     consoles = sum(slot.port is not None and slot.port.is_console for slot in console.slots)
     # A character of a name may take two escapes of 6 bytes.
     names = sum(12 * len(slot.port.name or "") for slot in console.slots if slot.port is not None)
-    return 4096 + consoles * CONSOLE_BUFFER * 4 // 3 + names + 2048 * console.max_ports + front.size_limit
+    output = (consoles * CONSOLE_BUFFER + MAX_BACKLOGS) * 4 // 3
+    return 4096 + output + names + 2048 * console.max_ports + front.size_limit
 
 
-def save(console: ConsoleDevice, front: FrontState) -> bytes:
-    """Return the state of a device that is paused."""
+def save(console: ConsoleDevice, front: FrontState, backlogs: int | None = None) -> bytes:
+    """Return the state of a device that is paused.
+
+    Args:
+        backlogs: the most bytes of all backlogs together; None: MAX_BACKLOGS, which it is never above.
+    """
+    added = saved_backlogs(console.slots, MAX_BACKLOGS if backlogs is None else min(backlogs, MAX_BACKLOGS))
     return seal(
         {
             "device_type": VIRTIO_ID_CONSOLE,
@@ -92,7 +100,11 @@ def save(console: ConsoleDevice, front: FrontState) -> bytes:
             "failures": console.record.failures,
             "driver_features": console.driver_features,
             "queues": [_saved_queue(queue) for queue in console.queues if _is_used(queue)],
-            "ports": [_saved_port(slot) for slot in in_plug_order(console.slots) if slot.port or slot.record.pending],
+            "ports": [
+                _saved_port(slot) | added.get(slot.number, {})
+                for slot in in_plug_order(console.slots)
+                if slot.port or slot.record.pending
+            ],
             **front.save(),
         }
     )
@@ -114,11 +126,15 @@ def load(console: ConsoleDevice, front: FrontState, data: bytes | bytearray | me
         _load_device(state, console)
         for entry in state.groups("queues", console.num_queues):
             _load_queue(entry, console)
-        _load_ports(state.groups("ports", console.max_ports), console)
+        ports = state.groups("ports", console.max_ports)
+        _load_ports(ports, console)
+        backlogs = loaded_backlogs(ports, console)
         front.load(state)
     except ConfigError:
         front.reset()
         raise
+    for port, backlog in backlogs:
+        port.restore_backlog(backlog)
 
 
 # The device as a whole

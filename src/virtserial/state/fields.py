@@ -69,8 +69,10 @@ class Fields:
             raise self.refuse(name, "is no string")
         return value
 
-    def data(self, name: str, most: int) -> bytes:
-        """At most `most` bytes, in base64."""
+    def data(self, name: str, most: int, default: bytes | None = None) -> bytes:
+        """At most `most` bytes, in base64; `default`: what they are if they are missing."""
+        if default is not None and name not in self._members:
+            return default
         value = self._member(name)
         try:
             data = binascii.a2b_base64(value, strict_mode=True) if isinstance(value, str) else None

@@ -227,9 +227,9 @@ class GuestDevice:
         if self.console.paused and not self.console.record.paused:
             self.console.resume()
 
-    def save_state(self) -> bytes:
-        """The state of the paused device."""
-        return save(self.console, self.front.saved)
+    def save_state(self, backlogs: int | None = None) -> bytes:
+        """The state of the paused device, as device_state.save."""
+        return save(self.console, self.front.saved, backlogs)
 
     def load_state(self, data: bytes) -> None:
         """Load a state that a VMM brings into the paused device; what is wrong with it is logged.

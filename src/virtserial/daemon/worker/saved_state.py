@@ -40,7 +40,7 @@ def answer_request(device: GuestDevice, request: Request, fds: list[int]) -> Ans
             case Store():
                 relocation.store(device, request.address, request.data)
             case Save():
-                _save(device, fds[0])
+                _save(device, fds[0], request.backlogs)
             case Restore():
                 _restore(device, fds[0])
             case Resume():
@@ -55,11 +55,11 @@ def answer_request(device: GuestDevice, request: Request, fds: list[int]) -> Ans
     return Answer(request.request, error, data)
 
 
-def _save(device: GuestDevice, fd: int) -> None:
+def _save(device: GuestDevice, fd: int, backlogs: int | None) -> None:
     was_paused = device.console.paused
     device.pause()
     try:
-        state = memoryview(device.save_state())
+        state = memoryview(device.save_state(backlogs))
         start = 0
         while start < len(state):
             start += os.pwrite(fd, state[start:], start)

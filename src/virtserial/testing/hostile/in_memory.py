@@ -35,7 +35,7 @@ class KeepingHost:
     exact = False
     readable = False
     wants_input = False
-    output_discarded = input_discarded = 0
+    output_discarded = input_discarded = backlog_size = 0
     listener: HostListener
 
     def __init__(self) -> None:
@@ -69,6 +69,11 @@ class KeepingHost:
         return False
 
     def log_unconnected(self, buffers: Sequence[memoryview]) -> None: ...
+
+    def read_backlog(self, most: int) -> bytes:
+        return b""
+
+    def restore_backlog(self, backlog: bytes) -> None: ...
 
     def guest_opened(self) -> None:
         self.guest_is_there = True
