@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import time
 
@@ -16,6 +17,7 @@ from virtserial.conformance.vfio_user_vmm import Vmm
 from virtserial.errors import PeerError
 from virtserial.pci.layout import REGISTER_BAR
 from virtserial.vfio_user import wire
+from virtserial.vfio_user.client import Client
 
 SECONDS = 4
 CROWD = 511
@@ -89,3 +91,18 @@ def test_hosts_that_come_and_go_and_write_all_the_time(folder, attack):
                     host.setblocking(False)
                     host.connect(f"{folder}/p{number}")
                     host.send(bytes(65536))
+
+
+def test_an_eventfd_that_blocks_costs_its_vmm_the_connection(device, folder, attack):
+    """O_NONBLOCK is the open file's, so the VMM can clear it after the device has set it; a full counter blocks."""
+    full = os.eventfd(0)
+    os.eventfd_write(full, (1 << 64) - 2)
+    msix = wire.VFIO_PCI_MSIX_IRQ_INDEX
+    with attack(), Client(folder / "ser0.sock", timeout=30) as vmm:
+        vmm.set_irqs(msix, 0, [full])
+        os.set_blocking(full, True)
+        with pytest.raises(PeerError):
+            for _ in range(100):
+                vmm.trigger_irqs(msix, 0, 1)
+    os.close(full)
+    assert "eventfd wait" in device.log

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from virtserial.accounting import Account
 from virtserial.errors import PeerError
+from virtserial.foreign import CallWaits, calls
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _ONE = (1).to_bytes(8, "little")
 
@@ -30,6 +31,7 @@ class Interrupts:
     Attributes:
         pending: MSI-X vectors that wait for an eventfd.
         uses_msix: whether some vector has an eventfd, by which VFIO enables MSI-X.
+        lost: called once when an eventfd made us wait: nothing is signalled any more, until `begin`.
     """
 
     def __init__(self, vectors: int, account: Account | None = None) -> None:
@@ -37,6 +39,8 @@ class Interrupts:
         self._account = account or Account()
         self.pending: set[int] = set()
         self.uses_msix = False
+        self.lost: Callable[[str], None] = lambda why: None
+        self._is_lost = False
         self._vector_fds = [-1] * vectors
         self._intx_fd = -1
         self._intx_level = False
@@ -64,13 +68,26 @@ class Interrupts:
             self._signal(self._intx_fd)
 
     def _signal(self, fd: int) -> None:
-        try:  # noqa: SIM105 - suppress() doubles the cost of every interrupt
+        if self._is_lost:
+            return
+        try:
+            calls.count += 1
+            if not calls.watched:
+                calls.watch()
             self._account.written += os.write(fd, _ONE)
+        except CallWaits:
+            self._is_lost = True
+            self.lost("the VMM has made an interrupt's eventfd wait")
         except OSError:
             # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
             pass
+        calls.count += 1
 
     # From the VMM
+
+    def begin(self) -> None:
+        """Another VMM comes."""
+        self._is_lost = False
 
     def set_vector_eventfds(self, start: int, fds: Sequence[int]) -> None:
         """Give vectors start, start + 1, ... these eventfds (-1: none).  Takes ownership.

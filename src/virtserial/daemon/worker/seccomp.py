@@ -202,6 +202,7 @@ CALLS = (
     Call("rt_sigprocmask", 14, "signal handlers"),
     Call("rt_sigreturn", 15, "signal handlers"),
     Call("sigaltstack", 131, "signal handlers"),
+    Call("setitimer", 38, "end a call that a VMM makes wait", (OneOf(0, "timer", {"ITIMER_REAL": 0}),)),
     Call("tgkill", 234, "abort()", (Own(0, "this process only", "pid"),)),
     Call("getpid", 39, "log records, abort()"),
     Call("gettid", 186, "abort()"),

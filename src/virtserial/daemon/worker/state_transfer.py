@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from virtserial.errors import PeerError
+from virtserial.foreign import calls
 from virtserial.loop import EPOLLIN, EPOLLOUT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from virtserial.loop import EventLoop
 
 PIECE: Final = 64 << 10
+_T = TypeVar("_T")
 
 
 class StateTransfer:
@@ -45,29 +49,34 @@ class StateTransfer:
 
     def _write(self, _: int) -> None:
         assert self._unsent is not None
-        try:
-            self._unsent = self._unsent[os.write(self._fd, self._unsent[:PIECE]) :]
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._end(f"the device's state cannot be written: {error.strerror}")
-            return
-        if not self._unsent:
-            self._end("")
+        piece = self._unsent[:PIECE]
+        if (count := self._call("written", lambda: os.write(self._fd, piece))) is not None:
+            self._unsent = self._unsent[count:]
+            if not self._unsent:
+                self._end("")
 
     def _read(self, _: int) -> None:
+        if (piece := self._call("read", lambda: os.read(self._fd, PIECE))) is not None:
+            self._received += piece
+            if len(self._received) > self._limit:
+                self._end(f"the device's state has more than {self._limit} bytes")
+            elif not piece:
+                self._end("")
+
+    def _call(self, what: str, call: Callable[[], _T]) -> _T | None:
+        """Make a call on the descriptor; None: it must be made again, or the transfer has failed."""
+        result = None
         try:
-            piece = os.read(self._fd, PIECE)
+            calls.count += 1
+            if not calls.watched:
+                calls.watch()
+            result = call()
         except BlockingIOError:
-            return
+            pass
         except OSError as error:
-            self._end(f"the device's state cannot be read: {error.strerror}")
-            return
-        self._received += piece
-        if len(self._received) > self._limit:
-            self._end(f"the device's state has more than {self._limit} bytes")
-        elif not piece:
-            self._end("")
+            self._end(f"the device's state cannot be {what}: {error.strerror or 'its descriptor waits'}")
+        calls.count += 1
+        return result
 
     def _end(self, failure: str) -> None:
         self._failure = failure

@@ -80,7 +80,9 @@ class VhostUserFront:
         self._console.transport = self
         self.num_queues = self._console.num_queues
         self._vmm = VmmConnection(owner, self._open_stream, self._has_left)
-        self._vrings = VringDescriptors(owner.loop, self.num_queues, self._kicked, owner.ledger.account)
+        self._vrings = VringDescriptors(
+            owner.loop, self.num_queues, self._kicked, owner.ledger.account, self._vmm.lose
+        )
         self.queue_interrupt = self._vrings.call
         self._channel: socket.socket | None = None
         self._log: SharedLog | None = None
@@ -195,7 +197,8 @@ class VhostUserFront:
         if self._channel is None or not session.config_change:
             return
         try:
-            self._channel.send(_CONFIG_CHANGE, socket.MSG_NOSIGNAL)
+            # Never waits, although its giver can make the socket a blocking one again.
+            self._channel.send(_CONFIG_CHANGE, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import PeerError
+from virtserial.foreign import CallWaits, calls
 from virtserial.loop import EPOLLET, EPOLLIN
 from virtserial.vhost_user.backend import CALL, ERR, KICK
 
@@ -27,14 +27,23 @@ class VringDescriptors:
         count: how many queues there are.
         kicked: called with the queue's number, and what epoll tells.
         account: gets what is written.
+        lost: called once when a descriptor made us wait: nothing is written any more, until `close`.
     """
 
-    def __init__(self, loop: EventLoop, count: int, kicked: Callable[[int, int], None], account: Account) -> None:
+    def __init__(
+        self,
+        loop: EventLoop,
+        count: int,
+        kicked: Callable[[int, int], None],
+        account: Account,
+        lost: Callable[[str], None],
+    ) -> None:
         self._loop = loop
         self._kicked = kicked
         self._account = account
+        self._lost = lost
+        self._is_lost = False
         self._fds = {purpose: [-1] * count for purpose in (KICK, CALL, ERR)}
-        self._calls = self._fds[CALL]
         self._uncalled: set[int] = set()
 
     def take(self, purpose: int, index: int, fd: int) -> None:
@@ -63,24 +72,32 @@ class VringDescriptors:
             self._uncalled.discard(index)
             self.call(index)
 
-    def call(self, index: int) -> None:
+    def call(self, index: int, purpose: int = CALL) -> None:
         """Interrupt for a queue; without a descriptor, when it gets one."""
-        fd = self._calls[index]
+        fd = self._fds[purpose][index]
         if fd < 0:
             self._uncalled.add(index)
             return
-        try:  # noqa: SIM105 - suppress() doubles the cost of every interrupt
+        if self._is_lost:
+            return
+        try:
+            calls.count += 1
+            if not calls.watched:
+                calls.watch()
             self._account.written += os.write(fd, _ONE)
+        except CallWaits:
+            self._is_lost = True
+            self._lost("the VMM has made a queue's descriptor wait")
         except OSError:
             # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
             pass
+        calls.count += 1
 
     def signal_errors(self) -> None:
         """Tell of an error by every queue that has a descriptor for it."""
-        for fd in self._fds[ERR]:
+        for index, fd in enumerate(self._fds[ERR]):
             if fd >= 0:
-                with suppress(OSError):
-                    self._account.written += os.write(fd, _ONE)
+                self.call(index, ERR)
 
     def forget_interrupts(self) -> None:
         """Those that waited for a descriptor are of the past."""
@@ -91,3 +108,4 @@ class VringDescriptors:
         for purpose, fds in self._fds.items():
             for index in range(len(fds)):
                 self.take(purpose, index, -1)
+        self._is_lost = False

@@ -15,6 +15,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from virtserial import foreign
 from virtserial.accounting import Account, Ledger, Note, nowhere, open_counts
 from virtserial.channel.channel import worker_end
 from virtserial.channel.messages import (
@@ -193,6 +194,7 @@ class Worker:
     def _begin(self, sandbox: bool, ledger_fd: int) -> None:
         """Take the ledger, and go into the sandbox: from here on nothing can be opened."""
         sharpen_timers()
+        foreign.calls.begin()
         with contextlib.suppress(OSError):
             self._ledger = Ledger(memoryview(mmap.mmap(ledger_fd, 0)), open_counts(os.getpid()), self._account)
         os.close(ledger_fd)

@@ -1,0 +1,71 @@
+"""Calls on descriptors that a VMM has passed to us, which it may turn into traps: none waits longer than 2 * PATIENCE.
+
+O_NONBLOCK belongs to the open file, not to our descriptor: the VMM can clear it after we have set it, and a full
+eventfd or pipe then holds whoever writes.  The kernel has no write to an eventfd that never waits, so a timer ends it.
+
+| step | what |
+|---|---|
+| the call | `count` is odd while it is under way, even between calls |
+| the first call for a while | starts a timer: SIGALRM every PATIENCE |
+| a signal during the same call as the last one | raises CallWaits in it: it waits, because nothing else takes so long |
+| a signal between calls | stops the timer, so that an idle process is not woken |
+
+A call that does not wait is never interrupted, however busy the machine: signals are handled between two steps of the
+interpreter, and a call that does not wait has but one at its end.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+PATIENCE: Final = 0.1
+"""Seconds."""
+
+
+class CallWaits(OSError):
+    """A call on a descriptor of a VMM's waits; the VMM has made it so."""
+
+
+class ForeignCalls:
+    """The calls of this process's main thread.
+
+    Add 1 to `count` in a `try` before a call, and 1 behind it, also behind an error; call `watch` if not `watched`.
+
+    Attributes:
+        count: odd during a call.
+        watched: whether the timer runs, or is not wanted.
+    """
+
+    __slots__ = ("_last", "count", "watched")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.watched = True
+        self._last = 0
+
+    def begin(self) -> None:
+        """From now on calls are watched; SIGALRM is ours."""
+        signal.signal(signal.SIGALRM, self._alarm)
+        self.watched = False
+
+    def watch(self) -> None:
+        """Start the timer."""
+        self.watched = True
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
+
+    def _alarm(self, _number: int, _frame: FrameType | None) -> None:
+        count, last = self.count, self._last
+        self._last = count
+        if not count & 1:
+            self.watched = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        elif count == last:
+            raise CallWaits
+
+
+calls: Final = ForeignCalls()
+"""The process's one timer serves all devices."""
