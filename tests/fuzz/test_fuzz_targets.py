@@ -1,7 +1,7 @@
-"""Every target over its corpus and a moment of mutations; in CI also five seconds of each, guided by coverage; and that
+"""Every target over its corpus and a moment of mutations; in CI also three seconds of each, guided by coverage; and that
 the fuzzer finds what it is there to find.
 
-VIRTSERIAL_FUZZ_SECONDS says how long in place of these five; ./scripts/fuzz is for long runs.
+VIRTSERIAL_FUZZ_SECONDS says how long in place of these three; ./scripts/fuzz is for long runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fuzz import engine
 from support.places import ENVIRONMENT, ROOT
 
 WITH_TESTS = {**ENVIRONMENT, "PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}{os.pathsep}{ROOT / 'tests'}"}
-GUIDED_SECONDS = int(os.environ.get("VIRTSERIAL_FUZZ_SECONDS", "5" if os.environ.get("CI") else "0"))
+GUIDED_SECONDS = int(os.environ.get("VIRTSERIAL_FUZZ_SECONDS", "3" if os.environ.get("CI") else "0"))
 SECONDS = 0.3 if GUIDED_SECONDS else 2
 FINDING_SECONDS = 60
 

@@ -25,6 +25,8 @@ class Configuration:
     name: str
     controllers: tuple[Controller, ...]
     machine: dict[str, object] = field(default_factory=dict)
+    mib: int = 4
+    """How much goes each way over each port: less where the device asks QEMU for each byte or each address."""
 
 
 BOTH_RINGS = (Controller("max_ports=4,packed=on"), Controller("max_ports=4"))
@@ -40,17 +42,19 @@ CONFIGURATIONS = [
         (Controller("vectors=3,max_ports=511", (1, 510)), Controller("vectors=64,max_ports=31", (7, 30))),
         {"smp": 4, "memory_mib": 512},
     ),
-    Configuration("memory-without-seals", BOTH_RINGS, {"shared_memory": "file"}),
-    Configuration("memory-not-shared", BOTH_RINGS, {"shared_memory": False}),
+    Configuration("memory-without-seals", BOTH_RINGS, {"shared_memory": "file"}, mib=2),
+    Configuration("memory-not-shared", BOTH_RINGS, {"shared_memory": False}, mib=1),
     Configuration(
         "behind-an-iommu",
         (Controller("iommu_platform=on"), Controller("iommu_platform=on,vectors=2,packed=on,in_order=on")),
         {"iommu": True},
+        mib=1,
     ),
     Configuration(
         "2-cpus-behind-an-iommu-without-seals",
         (Controller("iommu_platform=on,max_ports=64", (1, 63)),),
         {"iommu": True, "smp": 2, "shared_memory": "file"},
+        mib=1,
     ),
 ]
 
@@ -78,7 +82,7 @@ def test_ports_carry_checked_data(host_device, device_folder, configuration):
     with host_device.attach(options) as attached, Guest(attached.arguments, **configuration.machine) as guest:
         if "iommu" in configuration.machine:
             assert guest.check("ls /sys/kernel/iommu_groups")
-        exchange(guest, sockets, mib=4)
+        exchange(guest, sockets, mib=configuration.mib)
 
 
 def test_one_port_is_the_console_alone(host_device, device_folder):

@@ -46,10 +46,14 @@ def controller(properties="", names=PORTS):
 
 CONSOLE = ["-device", "virtio-serial-pci,id=ser1,max_ports=4", *ports_of("ser1.0", ["console"], 0)]
 SMP = ("-smp", "4", *MACHINE)
+PC = ("-machine", "pc", *MACHINE[2:])
 KINDS = {
     "plain": (controller(), MACHINE, PROGRAM),
     "four processors": (controller(), SMP, PROGRAM),
     "INTx": (controller(",vectors=0"), MACHINE, PROGRAM),
+    "INTx on pc": (controller(",vectors=0"), PC, PROGRAM),
+    "legacy": (controller(",disable-legacy=off,disable-modern=on"), PC, PROGRAM),
+    "packed": (controller(",packed=on"), MACHINE, PROGRAM),
     "unshared": (controller(), MACHINE, UNSHARED),
     "root port": (
         ["-device", "pcie-root-port,id=rp1,slot=1,chassis=1", *controller(",bus=rp1,addr=0x0")], MACHINE, PROGRAM,

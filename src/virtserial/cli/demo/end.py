@@ -32,10 +32,13 @@ def make_files(plan: Plan, folder: str) -> None:
 
 
 def wait_for_go() -> None:
-    """Say that everything is ready, and begin when the conductor says so."""
+    """Say that everything is ready, and begin when the conductor says so.
+
+    A conductor that has gone has said why, or was killed: end without a word.
+    """
     report("ready")
     if not sys.stdin.readline():
-        sys.exit("the conductor is gone")
+        sys.exit(1)
 
 
 def report_digests(plan: Plan, folder: str) -> None:
