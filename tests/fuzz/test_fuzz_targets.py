@@ -1,4 +1,4 @@
-"""Every target over its corpus and a moment of mutations; in CI also three seconds of each, guided by coverage; and that
+"""Every target over its corpus and a moment of mutations; in CI also 3 seconds of each, guided by coverage; and that
 the fuzzer finds what it is there to find.
 
 VIRTSERIAL_FUZZ_SECONDS says how long in place of these three; ./scripts/fuzz is for long runs.
