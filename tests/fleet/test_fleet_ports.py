@@ -264,6 +264,22 @@ def test_the_web_console_shows_the_fleet_and_has_sessions(host):
         asyncio.run(use(guest))
 
 
+def test_the_web_console_shows_the_fleet_after_a_first_look_that_failed(host, monkeypatch):
+    async def look_twice():
+        source = FleetSource(load_settings(str(host.file)), print)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr("virtserial.fleet.directory.ANSWER_TIME", 0)
+                (failed,) = await source.look()
+            return failed, await source.look()
+        finally:
+            await source.end()
+
+    failed, after = asyncio.run(look_twice())
+    assert (failed.name, "the broker does not show the fleet" in failed.error) == ("fleet", True)
+    assert [machine.name for machine in after] == ["h1/alpha"]
+
+
 def test_a_port_is_plugged_used_and_unplugged_over_the_fleet(host, open_port):
     name = "h1/alpha/org.example.new"
     assert host.run("fleet", "plug", "h1/alpha", "org.example.new") == (0, f"'{name}' is plugged in\n", "")

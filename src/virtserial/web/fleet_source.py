@@ -45,9 +45,14 @@ class FleetSource:
         """The connection, and the directory, which follows all changes."""
         async with self._beginning:
             if self._client is None or self._directory is None or self._client.is_closed:
-                self._client = client = await connect(self._settings, "virtserial web", self._said)
-                self._directory = directory = Directory(client)
-                await directory.load()
+                client = await connect(self._settings, "virtserial web", self._said)
+                directory = Directory(client)
+                try:
+                    await directory.load()
+                except BaseException:
+                    await client.close()
+                    raise
+                self._client, self._directory = client, directory
                 self._following = asyncio.create_task(self._follow(directory))
             return self._client, self._directory
 
