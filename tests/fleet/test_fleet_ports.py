@@ -201,6 +201,25 @@ WRONG = [
 """Requests that make no sense, and what each is counted as."""
 
 
+def test_what_was_served_is_not_served_again(host):
+    """A session that has ended, and an operator's request, each word for word."""
+    name = {SESSION: "r" * 32}
+    session = [
+        (CTL, name, write({"do": "open", "who": "test"})),
+        (IN, {**name, NUMBER: "1"}, b"once\n"),
+        (CTL, name, write({"do": "close"})),
+    ]
+    restart = ("vs.h1.alpha.restart", {SESSION: "an operator's"}, b"{}")
+    before = refused(host)
+    with host.guest(PORT) as guest:
+        answers = asked(host, *session, *session, restart, restart)
+        assert ["error" in answer for answer in answers] == [False, False, False, True, True, False, False, True]
+        assert guest.readline(WAIT) == b"once\n"
+        with pytest.raises(TimeoutError):
+            guest.read(timeout=0.3)
+    wait_until(lambda: (refused(host) - before)["replayed"] == 2, WAIT, step=0.5)
+
+
 def test_what_is_wrong_is_refused_and_counted(host):
     before = refused(host)
     answers = asked(host, *((subject, headers, payload) for subject, headers, payload, _ in WRONG))

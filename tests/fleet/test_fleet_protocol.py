@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,18 @@ def test_what_is_no_record_is_refused(data):
     for read in (read_host, read_vm):
         with pytest.raises(PeerError):
             read(data)
+
+
+@pytest.mark.parametrize("member", [field.name for field in fields(PortRecord)])
+def test_a_member_of_another_kind_is_refused(member):
+    port = asdict(PortRecord("p", "", ["c0"], True, None, 1, False, ""))
+    for wrong in ({}, [1], 1.5):
+        with pytest.raises(PeerError):
+            read_vm(write({"agent": "a", "user": "u", "ports": [port | {member: wrong}]}))
+    host = asdict(HostRecord("a1", "machine", 1.5, "0.1", 3, {}))
+    for wrong in ({"lost": "3"}, {"refused": {"busy": []}}, {"machine": None}):
+        with pytest.raises(PeerError):
+            read_host(write(host | wrong))
 
 
 def test_a_document_is_an_object():

@@ -8,6 +8,7 @@ import dataclasses
 import json
 
 import pytest
+from nats.js.api import AckPolicy, ConsumerConfig
 from support.broker import Broker
 from support.certificates import Authority
 from support.fleet_host import FleetHost
@@ -138,6 +139,64 @@ def test_an_agent_speaks_for_its_own_host_only(red, tenants):
     assert red.listed().hosts()["h1"].agent == before
 
 
+def test_an_agent_answers_at_inboxes_only(red, tenants):
+    """Else whoever may type into one port has an agent's rights: the broker lets it answer anywhere."""
+    elsewhere = ("vs.h1.alpha.many.out", "$JS.API.STREAM.PURGE.vs_out", "$KV.vs_hosts.h9")
+
+    async def ask_for_answers_elsewhere():
+        async with await connect(load_settings(str(tenants("red", "type"))), "test", print) as client:
+            for reply in elsewhere:
+                for verb in ("in", "ctl"):
+                    await client.publish(f"vs.h1.alpha.many.{verb}", b"{}", reply=reply, headers=HEADERS)
+            await client.flush()
+
+    async def stored():
+        async with await connect(load_settings(str(tenants("red", "admin"))), "test", print) as client:
+            state = (await client.jetstream().stream_info("vs_out")).state
+            return state.messages, state.last_seq
+
+    say_something(red)
+    wait_until(lambda: asyncio.run(stored())[0], WAIT)
+    before = asyncio.run(stored()), garbage(red)
+    asyncio.run(ask_for_answers_elsewhere())
+    wait_until(lambda: garbage(red) == before[1] + 2 * len(elsewhere), WAIT, step=0.5)
+    assert asyncio.run(stored()) == before[0]
+    assert list(red.listed().hosts()) == ["h1"]
+
+
+def garbage(host):
+    """How many requests the host says it has refused as garbage."""
+    return host.listed().hosts()["h1"].refused.get("garbage", 0)
+
+
+def test_what_another_agent_stored_is_no_request(red, tenants):
+    """A user who watches has a message of another host delivered as a request to this one.
+
+    nats-server does so as soon as anybody listens to just that subject, without a wildcard.
+    """
+    request = {**HEADERS, "Vs-At": "a 0"}
+
+    async def deliver():
+        async with await connect(load_settings(str(tenants("red", "admin"))), "test", print) as listener:
+            await listener.subscribe("vs.h1.alpha.many.ctl")
+            await listener.flush()
+            await trick()
+
+    async def trick():
+        async with await connect(load_settings(str(tenants("red", "agent", "h8"))), "test", print) as client:
+            await client.jetstream().publish("vs.h8.alpha.many.out", write({"do": "open"}), headers=request)
+        async with await connect(load_settings(str(tenants("red", "watch"))), "test", print) as client:
+            config = ConsumerConfig(
+                name="trick", deliver_subject="vs.h1.alpha.many.ctl", filter_subject="vs.h8.alpha.many.out",
+                ack_policy=AckPolicy.NONE, mem_storage=True,
+            )  # fmt: skip
+            await client.jetstream().add_consumer("vs_out", config)
+            await asyncio.to_thread(wait_until, lambda: garbage(red) > before, WAIT)
+
+    before = garbage(red)
+    asyncio.run(deliver())
+
+
 def test_wrong_credentials_and_unknown_certificates_are_said(red, tenants, module_folder):
     settings = load_settings(str(tenants("red", "watch")))
     stranger = Operator(module_folder, "red").credentials("red", "stranger")
@@ -155,12 +214,22 @@ def test_a_password_that_others_may_read_is_refused(tmp_path):
         load_settings(str(file))
     file.chmod(0o600)
     assert load_settings(str(file)).password == "p"
+    secret = tmp_path / "fleet.creds"
+    secret.write_text("seed")
+    secret.chmod(0o644)
+    file.write_text('servers = ["nats://x"]\ncreds = "fleet.creds"\n')
+    with pytest.raises(ConfigError, match="everybody may read or change it"):
+        load_settings(str(file))
+    secret.chmod(0o640)
+    assert load_settings(str(file)).creds == str(secret)
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [("servers = 1", "servers is a list"), ("servers = []", "servers is a list"), ("x", "fleet.toml"),
-     ('servers = ["a"]\nwrong = 1', "there is no key 'wrong'"), ('servers = ["a"]\ncreds = 1', "creds is no text")],
+     ('servers = ["a"]\nwrong = 1', "there is no key 'wrong'"),
+     ('servers = ["a"]\ninbox = "mine"', "inbox begins with _INBOX"),
+     ('servers = ["a"]\ncreds = 1', "creds is no text")],
 )  # fmt: skip
 def test_mistakes_in_the_file_are_said(tmp_path, text, complaint):
     (tmp_path / "fleet.toml").write_text(text)

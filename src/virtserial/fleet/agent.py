@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,11 +20,12 @@ from virtserial import __version__
 from virtserial.client.names import ports_of
 from virtserial.client.registry import running_vms
 from virtserial.errors import ConfigError, PeerError, VirtserialError
-from virtserial.fleet.operations import operate
+from virtserial.fleet.operations import VERBS, operate
 from virtserial.fleet.outlet import Outlet
 from virtserial.fleet.protocol import (
     HEARTBEAT,
     HOSTS,
+    INBOX,
     LIFETIME,
     MAX_CONTROL,
     MAX_RECORD,
@@ -35,6 +36,7 @@ from virtserial.fleet.protocol import (
     Place,
     PortRecord,
     VmRecord,
+    is_inbox,
     name_of,
     read_host,
     token,
@@ -63,6 +65,8 @@ MAX_WAITING: Final = 16 << 20
 MAKE_ONE: Final = "`virtserial fleet setup` makes one"
 MAX_REQUESTS: Final = 64
 """Requests of sessions and operators that are served at once."""
+MAX_SPENT: Final = 1024
+"""Words of operators' requests that are remembered, so that none is served twice."""
 
 
 class Agent:
@@ -92,6 +96,7 @@ class Agent:
         self._told: dict[str, bytes] = {}
         self._requests: set[asyncio.Task[None]] = set()
         self._warned: set[str] = set()
+        self._spent: deque[str] = deque(maxlen=MAX_SPENT)
         self._lookers = ThreadPoolExecutor(8, "look")
         self.refused: Counter[str] = Counter()
 
@@ -159,7 +164,10 @@ class Agent:
                 found = await hosts.get(self._key)
             except (KeyNotFoundError, TimeoutError):
                 continue
-            other = read_host(found.value or b"")
+            try:
+                other = read_host(found.value or b"")
+            except PeerError:
+                other = HostRecord("", "nobody knows who", 0.0, "", 0, {})
             if other.agent == self._outlet.agent:
                 # Our own word, whose answer was lost.
                 self._revision = found.revision or 0
@@ -283,8 +291,23 @@ class Agent:
         self.refused[kind] += 1
         self._outlet.answer(message.reply, {"error": text})
 
-    def _port(self, message: Msg) -> ServedPort:
-        vm, port = map(name_of, message.subject.split(".")[2:4])
+    def _names(self, message: Msg, count: int, *verbs: str) -> list[str]:
+        """The `count` names in a request's subject (VM, perhaps PORT), then its verb.
+
+        Raises:
+            Refused: it is no request to this host.  A message that the broker has stored keeps its own subject when a
+                consumer delivers it to ours.
+            PeerError: a name is none.
+        """
+        words = message.subject.split(".")
+        if words[:2] != ["vs", self._key] or len(words) != count + 3 or words[-1] not in verbs:
+            raise Refused("garbage", f"this is no request to '{self.host}'")
+        if message.reply and not is_inbox(message.reply):
+            raise Refused("garbage", f"an answer goes to a subject that begins with {INBOX}")
+        return [*map(name_of, words[2:-1]), words[-1]]
+
+    def _port(self, message: Msg, verb: str) -> ServedPort:
+        vm, port, _ = self._names(message, 2, verb)
         served = self._ports.get((vm, port))
         if served is None:
             raise Refused("no such port", f"there is no port '{self.host}/{vm}/{port}'")
@@ -296,7 +319,7 @@ class Agent:
             number = headers.get(NUMBER, "")
             if not (number.isascii() and number.isdigit() and len(number) < 16):
                 raise Refused("garbage", f"{NUMBER} is no number: {number!r:.40}")
-            self._port(message).input(headers.get(SESSION, ""), int(number), message.data, message.reply)
+            self._port(message, "in").input(headers.get(SESSION, ""), int(number), message.data, message.reply)
         except Refused as error:
             self._refuse(message, error.kind, str(error))
         except VirtserialError as error:
@@ -307,25 +330,29 @@ class Agent:
             name = (message.headers or {}).get(SESSION, "")
             if not 8 <= len(name) <= 64:
                 raise Refused("garbage", f"{SESSION} has 8 to 64 characters")
-            port = self._port(message)
+            port = self._port(message, "ctl")
         except VirtserialError as error:
             self._refuse(message, error.kind if isinstance(error, Refused) else "garbage", str(error))
             return
         self._begin(message, port.control(name, message.data))
 
     async def _operation(self, message: Msg) -> None:
-        words = message.subject.split(".")
         try:
-            if SESSION not in (message.headers or {}):
-                raise Refused("garbage", f"a request has the header {SESSION}")
-            vm = self._vms.get(name_of(words[2]))
+            word = (message.headers or {}).get(SESSION, "")
+            if not 8 <= len(word) <= 64:
+                raise Refused("garbage", f"{SESSION} has 8 to 64 characters")
+            name, verb = self._names(message, 1, *VERBS)
+            vm = self._vms.get(name)
             if vm is None:
-                raise Refused("no such port", f"there is no VM '{self.host}/{name_of(words[2])}'")
+                raise Refused("no such port", f"there is no VM '{self.host}/{name}'")
+            if word in self._spent:
+                raise Refused("replayed", f"this request was made before: each has a {SESSION} of its own")
         except VirtserialError as error:
             self._refuse(message, error.kind if isinstance(error, Refused) else "garbage", str(error))
             return
-        log.info("%s of VM '%s' is asked for", words[3], vm.name)
-        self._begin(message, operate(vm, self._monitors.get(vm.name), words[3], message.data))
+        self._spent.append(word)
+        log.info("%s of VM '%s' is asked for", verb, vm.name)
+        self._begin(message, operate(vm, self._monitors.get(vm.name), verb, message.data))
 
     def _begin(self, message: Msg, serving: Any) -> None:  # noqa: ANN401  # a coroutine
         if len(message.data) > MAX_CONTROL or len(self._requests) >= MAX_REQUESTS:

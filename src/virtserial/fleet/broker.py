@@ -9,7 +9,7 @@ The file is TOML: $VIRTSERIAL_FLEET, else ~/.config/virtserial/fleet.toml, else 
 | user, password | instead of creds; then nobody else may read the file |
 | ca | certificates that servers' ones are signed by; the system's, if it is left out |
 | cert, key | our own certificate, for brokers that ask for one |
-| inbox | the prefix of subjects for answers, where each user has one of its own; else _INBOX |
+| inbox | the prefix of subjects for answers, _INBOX and more, where each user has one of its own; else _INBOX |
 """
 
 from __future__ import annotations
@@ -23,7 +23,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from virtserial.errors import ConfigError, PeerError
-from virtserial.fleet.protocol import HOSTS, LEAST_KEPT, LIFETIME, OUTPUTS, OWNERS, PIECE, PORTS, STREAM
+from virtserial.fleet.protocol import (
+    HOSTS,
+    INBOX,
+    LEAST_KEPT,
+    LIFETIME,
+    OUTPUTS,
+    OWNERS,
+    PIECE,
+    PORTS,
+    STREAM,
+    is_inbox,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +61,7 @@ class Settings:
     ca: str = ""
     cert: str = ""
     key: str = ""
-    inbox: str = "_INBOX"
+    inbox: str = INBOX
 
 
 def settings_file() -> str | None:
@@ -87,10 +98,15 @@ def load_settings(path: str | None = None) -> Settings:
         raise ConfigError(f'{path}: servers is a list of addresses, such as ["tls://nats.example:4222"]')
     if values.get("password") and stat.S_IMODE(mode) & 0o077:
         raise ConfigError(f"{path}: it has a password, and others may read it", f"chmod 600 {path}")
+    if not is_inbox(values.get("inbox", INBOX)):
+        raise ConfigError(f"{path}: inbox begins with {INBOX}: agents answer nowhere else")
     folder = os.path.dirname(os.path.abspath(path))
     for name in ("creds", "ca", "cert", "key"):
         if values.get(name):
             values[name] = os.path.join(folder, os.path.expanduser(values[name]))
+    for name in ("creds", "key"):
+        if values.get(name):
+            _check_secret(values[name])
     return Settings(tuple(servers), **values)
 
 
@@ -211,6 +227,15 @@ async def set_up(client: Client, replicas: int = 1, kept: int = 256, size: int =
                 )
     except Error as error:
         raise ConfigError(f"the broker refuses: {error}") from error
+
+
+def _check_secret(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    if mode & 0o007:
+        raise ConfigError(f"{path}: everybody may read or change it", f"chmod 600 {path}")
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

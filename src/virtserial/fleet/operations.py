@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from virtserial.client.names import ports_of
 from virtserial.client.plugging import plug, unplug
@@ -12,6 +12,8 @@ from virtserial.fleet.protocol import document
 
 if TYPE_CHECKING:
     from virtserial.client.registry import Vm
+
+VERBS: Final = ("restart", "plug", "unplug")
 
 
 async def operate(vm: Vm, monitor: str | None, verb: str, data: bytes) -> dict[str, Any]:

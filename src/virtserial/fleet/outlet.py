@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nats.errors import Error
 
-from virtserial.fleet.protocol import AT, OWNERS, STREAM, write
+from virtserial.fleet.protocol import AT, OWNERS, STREAM, is_inbox, write
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -81,8 +81,8 @@ class Outlet:
         return self._owners
 
     def answer(self, reply: str, value: dict[str, Any]) -> None:
-        """Answer a request."""
-        if reply:
+        """Answer a request, at an inbox: elsewhere the agent's rights would serve whoever asks."""
+        if is_inbox(reply):
             task = asyncio.create_task(self._answer(reply, value))
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)

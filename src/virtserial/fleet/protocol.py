@@ -19,7 +19,9 @@ HOST, VM and PORT are tokens: letters, digits, - and _ stay, any other byte of t
 | vs_ports | HOST.VM | VmRecord | until the agent deletes it; void when its agent is not the host's |
 | vs_owners | HOST.VM.PORT | {"session", "who"} of an exclusive port | 15 s after the agent's last word |
 
-* An answer with "error" is a refusal, in words for people.
+* An answer with "error" is a refusal, in words for people.  Agents answer at subjects that begin with _INBOX only.
+* Vs-Session is a random word of 8 to 64 characters: a session's own, or one for each request of an operator.  When it
+  has ended, or the request was served, the agent refuses it as replayed.
 * **Output.** OFFSET counts the bytes of the port since AGENT started; a gap is what was lost.  The stream keeps the
   last messages of each port.  One message of a port is under way at a time, and is sent again under its id until it is
   stored.
@@ -36,9 +38,13 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from operator import itemgetter
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from virtserial.errors import ConfigError, PeerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import UnionType
 
 STREAM: Final = "vs_out"
 OUTPUTS: Final = "vs.*.*.*.out"
@@ -48,6 +54,8 @@ OWNERS: Final = "vs_owners"
 AT: Final = "Vs-At"
 SESSION: Final = "Vs-Session"
 NUMBER: Final = "Vs-Number"
+INBOX: Final = "_INBOX"
+"""What each subject for answers begins with."""
 
 PIECE: Final = 1 << 17
 """Bytes of one message of input or output."""
@@ -84,6 +92,11 @@ def token(name: str) -> str:
     if not 0 < len(encoded) <= MAX_TOKEN:
         raise ConfigError(f"{name[:40]!r}: a name of a fleet has 1 to {MAX_TOKEN} bytes when encoded")
     return encoded
+
+
+def is_inbox(subject: str) -> bool:
+    """Whether a subject is one for answers."""
+    return subject.startswith(INBOX)
 
 
 def name_of(encoded: str) -> str:
@@ -179,13 +192,21 @@ class VmRecord:
 
 Record = TypeVar("Record", HostRecord, PortRecord)
 _MEMBERS = {kind: itemgetter(*(field.name for field in fields(kind))) for kind in (HostRecord, PortRecord)}
+_KINDS: Final[Mapping[type, Sequence[type | UnionType]]] = {
+    HostRecord: (str, str, int | float, str, int, dict),
+    PortRecord: (str, str, list, bool, int | None, int, bool, str),
+}
+"""What each member is in JSON, in the order of the fields."""
 
 
 def _read(kind: type[Record], value: Any) -> Record:  # noqa: ANN401  # a JSON value
     try:
-        return kind(*_MEMBERS[kind](value))
+        members = _MEMBERS[kind](value)
     except (KeyError, TypeError) as error:
         raise PeerError(f"not a {kind.__name__}: {value!r:.80}") from error
+    if not all(map(isinstance, members, _KINDS[kind])):
+        raise PeerError(f"not a {kind.__name__}: {value!r:.80}")
+    return kind(*members)
 
 
 def read_host(data: bytes) -> HostRecord:
@@ -194,7 +215,10 @@ def read_host(data: bytes) -> HostRecord:
     Raises:
         PeerError: it is none.
     """
-    return _read(HostRecord, document(data))
+    record = _read(HostRecord, document(data))
+    if not all(isinstance(count, int) for count in record.refused.values()):
+        raise PeerError(f"not a HostRecord: {record.refused!r:.80}")
+    return record
 
 
 def read_vm(data: bytes) -> VmRecord:
@@ -207,7 +231,10 @@ def read_vm(data: bytes) -> VmRecord:
     ports = value.get("ports")
     if not isinstance(ports, list):
         raise PeerError(f"not a VmRecord: {value!r:.80}")
-    return VmRecord(str(value.get("agent")), str(value.get("user")), [_read(PortRecord, port) for port in ports])
+    record = VmRecord(str(value.get("agent")), str(value.get("user")), [_read(PortRecord, port) for port in ports])
+    if not all(isinstance(alias, str) for port in record.ports for alias in port.aliases):
+        raise PeerError(f"not a VmRecord: {value!r:.80}")
+    return record
 
 
 def write(record: HostRecord | VmRecord | dict[str, Any]) -> bytes:

@@ -7,9 +7,13 @@
 | type | also have sessions: console, pipe, ssh, send |
 | operate | also restart devices, plug and unplug ports |
 
-A tenant is an account: the broker shows it nothing of another's.  Whoever creates a consumer names the subject that it
-delivers to, without a right to publish there.  So stored output could come as a request: that is why agents ask for
-the header Vs-Session in every request, which output has not.
+A tenant is an account: the broker shows it nothing of another's.  Two rights are wider than they look, and agents see
+to both:
+
+* Whoever creates a consumer names the subject that it delivers to, without a right to publish there.  So a stored
+  message, with headers of another agent's, could come as a request.  It keeps its own subject: agents compare that.
+* Whoever asks names the subject of the answer, and an agent may answer anywhere.  So an answer could go to another
+  port's output, or to the broker's own interface.  Agents answer at inboxes only.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import ConfigError
-from virtserial.fleet.protocol import HOSTS, OWNERS, PORTS, STREAM, token
+from virtserial.fleet.protocol import HOSTS, INBOX, OWNERS, PORTS, STREAM, is_inbox, token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,17 +33,19 @@ _LIST: Final = [f"{_API}.CONSUMER.CREATE.KV_{bucket}.*.$KV.{bucket}.>" for bucke
 _FLOW: Final = "$JS.FC.>"
 
 
-def permissions(role: str, place: str = "", inbox: str = "_INBOX") -> Mapping[str, object]:
+def permissions(role: str, place: str = "", inbox: str = INBOX) -> Mapping[str, object]:
     """Return a role's permissions, as nats-server's configuration and JWTs have them.
 
     Args:
         role: one of ROLES.
         place: HOST for an agent, whose it is; HOST or HOST/VM for the others, "" for all.
-        inbox: the prefix of subjects for answers, one of its own for each user.
+        inbox: the prefix of subjects for answers, one of its own for each user; it begins with _INBOX.
 
     Raises:
-        ConfigError: no such role, or an agent without a host.
+        ConfigError: no such role, another inbox, or an agent without a host.
     """
+    if not is_inbox(inbox):
+        raise ConfigError(f"an inbox begins with {INBOX}, and {inbox!r} does not: agents answer nowhere else")
     if role not in ROLES:
         raise ConfigError(f"there is no role {role!r}", f"there are {', '.join(ROLES)}")
     host, _, vm = place.partition("/")
@@ -64,6 +70,6 @@ def permissions(role: str, place: str = "", inbox: str = "_INBOX") -> Mapping[st
     return {"publish": {"allow": publish}, "subscribe": {"allow": [f"{inbox}.>"]}}
 
 
-def configuration(role: str, place: str = "", inbox: str = "_INBOX") -> str:
+def configuration(role: str, place: str = "", inbox: str = INBOX) -> str:
     """Return a role's permissions as a part of nats-server's configuration; see permissions()."""
     return f"permissions: {json.dumps(permissions(role, place, inbox), indent=2)}\n"

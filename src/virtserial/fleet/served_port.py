@@ -22,6 +22,7 @@ from nats.errors import Error
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from virtserial.client.named_stream import NamedStream, open_free
+from virtserial.client.names import ports_of
 from virtserial.errors import VirtserialError
 from virtserial.fleet.protocol import HEARTBEAT, LEASE, PIECE, WINDOW, Place, document, write
 
@@ -36,6 +37,8 @@ MAX_SESSIONS: Final = 64
 PATIENCE: Final = 2.0
 OPEN_AGAIN: Final = 3
 OPEN_PAUSE: Final = 0.2
+MAX_ENDED: Final = 256
+"""Sessions that are remembered after their end, so that none begins again."""
 MAX_WHO: Final = 80
 
 
@@ -85,6 +88,7 @@ class ServedPort:
         self._moved = time.monotonic()
         self._sessions: dict[str, _Session] = {}
         self._writers: deque[_Session] = deque()
+        self._ended: deque[str] = deque(maxlen=MAX_ENDED)
         self._revision = 0
         self._renewed = 0.0
         self.lost = 0
@@ -225,6 +229,8 @@ class ServedPort:
 
     async def _open(self, name: str, who: str, force: bool) -> dict[str, Any]:
         async with self._opening:
+            if name in self._ended:
+                raise Refused("replayed", "this session has ended: another has a word of its own")
             if name not in self._sessions:
                 if len(self._sessions) >= (1 if self.is_exclusive and not force else MAX_SESSIONS):
                     others = ", ".join(each.who for each in self._sessions.values())
@@ -268,17 +274,23 @@ class ServedPort:
             await asyncio.to_thread(stream.news)
 
     async def _end(self, name: str) -> None:
-        session = self._sessions.pop(name, None)
-        if session is None:
+        if name not in self._sessions:
             return
+        self._forget(name)
+        async with self._opening:
+            # Another session may have begun while this one waited.
+            if not self._sessions:
+                self._stored.clear()
+                await self._disown()
+                if not self.published:
+                    self._disconnect()
+        self._pump()
+
+    def _forget(self, name: str) -> None:
+        session = self._sessions.pop(name)
+        self._ended.append(name)
         if session in self._writers:
             self._writers.remove(session)
-        if not self._sessions:
-            self._stored.clear()
-            await self._disown()
-            if not self.published:
-                self._disconnect()
-        self._pump()
 
     async def tick(self) -> None:
         """Do what time brings: dead sessions, a port to connect to, a key to renew."""
@@ -294,7 +306,10 @@ class ServedPort:
             except VirtserialError as error:
                 self.error = str(error)
         if self._revision and now - self._renewed > HEARTBEAT:
-            await self._renew()
+            async with self._opening:
+                is_ours = not self._revision or await self._renew()
+            for name in [] if is_ours else list(self._sessions):
+                await self._end(name)
         self._ready()
 
     async def close(self) -> None:
@@ -318,9 +333,9 @@ class ServedPort:
         for _ in range(OPEN_AGAIN):
             # The keeper may not have seen yet that our last session has gone.
             with contextlib.suppress(VirtserialError):
-                return await asyncio.to_thread(open_free, self.port, force)
+                return await asyncio.to_thread(_open_now, self.port, force)
             await asyncio.sleep(OPEN_PAUSE)
-        return await asyncio.to_thread(open_free, self.port, force)
+        return await asyncio.to_thread(_open_now, self.port, force)
 
     def _disconnect(self) -> None:
         if self._stream is not None:
@@ -340,9 +355,7 @@ class ServedPort:
             self._revision = await self._own_again(owners, value, force)
         self._renewed = time.monotonic()
         for other in [each for each in self._sessions if each != name]:
-            session = self._sessions.pop(other)
-            if session in self._writers:
-                self._writers.remove(session)
+            self._forget(other)
 
     async def _own_again(self, owners: KeyValue, value: bytes, force: bool) -> int:
         """Take the key of the same session before the agent's restart, or anybody's by force."""
@@ -355,7 +368,8 @@ class ServedPort:
             raise Refused("busy", f"port '{self.place}' is busy: {str(before.get('who'))[:MAX_WHO]} has it")
         return await owners.update(self.place.key, value, found.revision)
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> bool:
+        """Renew the key; return whether it is still ours."""
         owners = await self._outlet.owners()
         self._renewed = time.monotonic()
         try:
@@ -363,10 +377,10 @@ class ServedPort:
             self._revision = await owners.update(self.place.key, found.value or b"", self._revision)
         except (KeyWrongLastSequenceError, KeyNotFoundError):
             self._revision = 0
-            for name in list(self._sessions):
-                await self._end(name)
+            return False
         except (Error, TimeoutError):
             pass  # The broker is away: the key is ours as long as nobody else can take it.
+        return True
 
     async def _disown(self) -> None:
         revision, self._revision = self._revision, 0
@@ -374,3 +388,10 @@ class ServedPort:
             # If the broker is away, it ends by itself.
             with contextlib.suppress(Error, TimeoutError):
                 await (await self._outlet.owners()).delete(self.place.key, last=revision)
+
+
+def _open_now(port: VmPort, force: bool) -> NamedStream:
+    """Connect to a port by what its keeper says now: by what it said before, we might wait behind another client."""
+    listed = ports_of(port.vm, port.vm.inventory())
+    same = (each for each in listed if (each.controller, each.number) == (port.controller, port.number))
+    return open_free(next(same, port), force)
