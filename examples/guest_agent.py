@@ -75,14 +75,17 @@ def ask(address, request, timeout=30):
         # The empty line ends what a host that was cut short has left behind.
         port.write(b"\n" + json.dumps(request).encode() + b"\n", timeout)
         while line := port.readline(timeout=timeout):
-            told = json.loads(line)
-            if told.get("id") == request["id"]:
-                return told
+            with contextlib.suppress(ValueError):  # the rest of what somebody else was told
+                told = json.loads(line)
+                if told.get("id") == request["id"]:
+                    return told
     raise SystemExit("the guest's agent has gone")
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         print(json.dumps(ask(sys.argv[1], json.loads(sys.argv[2]))))
-    else:
+    elif len(sys.argv) == 2 and not sys.argv[1].startswith("-"):
         serve(sys.argv[1])
+    else:
+        sys.exit(__doc__)

@@ -84,5 +84,7 @@ def run_pool(saved, count, words, program=PROGRAM):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 5 or sys.argv[3] != "--":
+        sys.exit(__doc__)
     saved, count, _, *words = sys.argv[1:]
     run_pool(saved, int(count), words)

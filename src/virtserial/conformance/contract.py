@@ -124,6 +124,11 @@ def _many(bench: Bench) -> Iterator[Machine]:
         machine.close()
 
 
+def announced_ports(bench: Bench) -> list[int]:
+    """The ports that the device adds for a driver that is ready and has buffers enough."""
+    return _added(_announced(bench, bench.machine))
+
+
 def _added(messages: list[Message]) -> list[int]:
     return [message.port for message in messages if message.event == VIRTIO_CONSOLE_PORT_ADD]
 
@@ -167,6 +172,8 @@ def _queues(bench: Bench) -> None:
 
 
 def _sizes(bench: Bench) -> None:
+    if bench.target.name.startswith("vhost-user"):
+        raise NotHere("the front end has the queue sizes")
     machine = bench.machine
     machine.store(STATUS, 0, 1)
     for queue in range(min(bench.geometry.queues, queue_count(bench.geometry.max_nr_ports))):
