@@ -252,9 +252,11 @@ def worker_of(vm):
     return worker if parent_of(worker) == keeper else keeper
 
 
-def test_two_controllers_a_console_and_a_port_that_was_added():
+def test_two_controllers_a_console_a_backlog_and_a_port_that_was_added():
     words = [
         *devices(),
+        *("-chardev", "socket,id=kept,path=FOLDER/kept,server=on,wait=off,clients=2,backlog=64k"),
+        *("-device", "virtserialport,bus=ser0.0,chardev=kept,nr=6,name=kept"),
         *("-device", "virtio-serial-pci,id=ser1,vectors=0"),
         *("-chardev", "socket,id=con,path=FOLDER/console,server=on,wait=off"),
         *("-device", "virtconsole,bus=ser1.0,chardev=con,nr=0"),
@@ -266,6 +268,7 @@ def test_two_controllers_a_console_and_a_port_that_was_added():
         ports = {**PORTS, "console": "/dev/hvc0", "late": "/dev/virtio-ports/late"}
         # A console takes few bytes at a time.
         traffic = Traffic(guest, ports, size=100, pause=0.05)
+        traffic.session("kept = os.open('/dev/virtio-ports/kept', os.O_RDWR); os.write(kept, b'said before')")
         traffic.check(at_least=300)
         target = guest.new_vm("-incoming", "defer")
         target.qmp("device_add", **added)
@@ -280,6 +283,10 @@ def test_two_controllers_a_console_and_a_port_that_was_added():
         target.wait_status("running")
         guest.moved_to(target)
         traffic.follow()
+        traffic.session("os.write(kept, b' and after')")
+        late = HostEnd(f"{target.folder}/kept")
+        assert late.receive(21) == b"said before and after"
+        late.close()
         traffic.check(at_least=300)
         traffic.close()
 
