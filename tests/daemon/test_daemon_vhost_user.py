@@ -19,11 +19,15 @@ from support.lingering import lingering_socket
 from support.places import ENVIRONMENT, ROOT
 from support.waiting import wait_until
 
+from virtserial.client.qmp import QmpClient
+from virtserial.console.wire import VIRTIO_CONSOLE_F_MULTIPORT
+from virtserial.driver.console_driver import DRIVER_FEATURES
 from virtserial.driver.vhost_user_device import USER_OFFSET, open_vhost_user_device
 from virtserial.errors import PeerError, VirtserialError
 from virtserial.vhost_user import wire
 from virtserial.vhost_user.client import FrontEnd
 from virtserial.vhost_user.wire import MemoryRegion, VringAddress
+from virtserial.virtio.features import VIRTIO_F_RING_PACKED
 
 
 def vhost_options(folder, name="ser0", more=""):
@@ -388,9 +392,47 @@ def test_written_pages_are_in_the_log(device, folder, path):
     assert "takes over" not in device.log
 
 
-def test_the_most_ports_are_those_that_vhost_user_can_name(start, folder):
-    with pytest.raises(AssertionError, match="maximum ports supported over vhost-user: 127"):
-        start(*vhost_options(folder, more=",max_ports=128"))
+def test_the_most_ports(start, folder):
+    """Queues up to the 1,024th; QEMU's front end cannot have so many."""
+    names = {1: "first", 127: "behind-the-256th-queue", 510: "last"}
+    ports = [word for number, name in names.items() for word in port_options(folder, name, number)]
+    device = start(*vhost_options(folder, more=",max_ports=511"), *ports)
+    assert "QEMU has at most max_ports=127 over vhost-user" in device.announced
+    with embedded(folder / "ser0.sock", *names.values()) as guest:
+        for name in names.values():
+            guest.check_port(name, folder / name, 10_000)
+        device.wait_for_new_worker(device.kill_worker())
+        guest.check_port("last", folder / "last", 10_000)
+
+
+@pytest.mark.parametrize("disturb", ["kill", "pause"])
+def test_packed_rings(start, folder, path, disturb):
+    """Half sent chains go on where they were, as with split rings."""
+    ports = [*port_options(folder, "a", 1), *port_options(folder, "b", 2)]
+    device = start(*vhost_options(folder, more=",packed=on"), *ports)
+
+    def interrupt(guest, _):
+        assert guest.driver.features & VIRTIO_F_RING_PACKED
+        if disturb == "kill":
+            device.wait_for_new_worker(device.kill_worker())
+        else:
+            resume(guest, pause(guest))
+
+    move(device, folder, path, True, interrupt, 5)
+
+
+def test_a_console_that_is_resized_changes_the_configuration(start, folder, path):
+    """Without MULTIPORT a driver learns of it by the channel for requests of the back end."""
+    monitor = ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    console = ["-chardev", f"socket,id=con,path={folder}/con,server=on,wait=off"]
+    console += ["-device", "virtconsole,id=con0,bus=ser0.0,chardev=con,nr=0,cols=80,rows=25"]
+    start(*vhost_options(folder), *console, *monitor)
+    with embedded(path, features=DRIVER_FEATURES & ~VIRTIO_CONSOLE_F_MULTIPORT) as guest:
+        port = guest.driver.ports[0]
+        guest.run_until(lambda: (port.cols, port.rows) == (80, 25))
+        with QmpClient(str(folder / "qmp"), 30) as qmp:
+            qmp("x-virtserial-resize", id="con", cols=132, rows=50)
+        guest.run_until(lambda: (port.cols, port.rows) == (132, 50))
 
 
 @pytest.mark.parametrize("word", ["iommu_platform=on", "vectors=4", "unplug=on", "disable-legacy=off"])
@@ -420,8 +462,6 @@ def unplugged(monitor, controller):
 
 
 def test_a_controller_is_plugged_and_unplugged_by_the_monitor(start, folder):
-    from virtserial.client.qmp import QmpClient
-
     device = start("-qmp", f"unix:{folder}/qmp,server=on,wait=off", *controller_options(folder, "ser1"))
     with QmpClient(str(folder / "qmp"), 10) as monitor:
         monitor("device_add", driver="vhost-user-serial", id="ser0", socket=f"{folder}/ser0.sock")

@@ -24,6 +24,7 @@ class NotingDevice:
     max_queue_size = 1024
     features = VERSION_1 | F_MULTIPORT
     driver_features = 0
+    needs_reset = False
 
     def __init__(self):
         self.calls = []

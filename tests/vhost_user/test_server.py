@@ -12,8 +12,10 @@ from support.vhost_device import F_MULTIPORT, VERSION_1, NotingDevice
 from virtserial.errors import PeerError
 from virtserial.memory.state import HEADER_SIZE, StateMemory
 from virtserial.vhost_user import wire
+from virtserial.vhost_user.backend import CALL, KICK
 from virtserial.vhost_user.server import PROTOCOL_FEATURES, Server
 from virtserial.vhost_user.wire import Header, MemoryRegion, VringAddress, VringState
+from virtserial.virtio.features import VIRTIO_F_RING_PACKED
 
 REGION = MemoryRegion(0x100000, 0x200000, 0x7F0000000000, 0)
 FEATURES = VERSION_1 | F_MULTIPORT | wire.VHOST_USER_F_PROTOCOL_FEATURES
@@ -278,6 +280,38 @@ def test_what_a_running_ring_rests_on_does_not_change(server):
     assert acked(server, wire.VHOST_USER_SET_FEATURES, u64(FEATURES | wire.VHOST_F_LOG_ALL))
 
 
+def test_a_packed_ring_stands_at_two_positions(server, device):
+    device.features = FEATURES | VIRTIO_F_RING_PACKED
+    bring_up(server, device.features)
+    assert acked(server, wire.VHOST_USER_SET_VRING_NUM, vring(4, 100))
+    start(server, 2, 3, base=0x80078005)
+    assert device.places[3] == 0x8007
+    device.places[2] = 5 << 16 | 0x2A
+    assert stop(server, 2) == [(2, 0x2A002A)]
+    start(server, 2, base=0x2A002A)
+    assert device.places[2] == 5 << 16 | 0x2A
+
+
+def test_the_status_is_kept_and_only_a_device_that_runs_is_reset_by_it(server, device):
+    bring_up(server)
+    assert number(server, wire.VHOST_USER_GET_STATUS) == 0
+    start(server, 2, 3)
+    assert acked(server, wire.VHOST_USER_SET_STATUS, u64(0xF))
+    assert number(server, wire.VHOST_USER_GET_STATUS) == 0xF
+    device.needs_reset = True
+    assert number(server, wire.VHOST_USER_GET_STATUS) == 0x4F
+    device.places.update({2: 12, 3: 9})
+    stop(server, 2, 3)
+    assert acked(server, wire.VHOST_USER_SET_STATUS, u64(0))
+    start(server, 2, base=12)
+    start(server, 3, base=9)
+    assert ("set_up", False) in device.calls
+    assert ("reset",) not in device.calls
+    assert acked(server, wire.VHOST_USER_SET_STATUS, u64(0))
+    assert device.calls[-1] == ("reset",)
+    assert device.places == {}
+
+
 @pytest.mark.parametrize("value", [0x100, 0x200, 0x101])
 def test_a_kick_needs_its_descriptor(server, value):
     bring_up(server)
@@ -293,7 +327,25 @@ def test_interrupts_need_none(server, device):
     assert device.descriptors == {}
 
 
-# Configuration and state
+def test_a_queue_behind_the_256th_has_its_whole_number_beside_its_descriptor(device):
+    device.num_queues = 400
+    server = Server(device, StateMemory(bytearray(HEADER_SIZE + Server.state_size(400))))
+    bring_up(server)
+    start(server, 2, 3, 0x123)
+    assert set(device.places) == {2, 3, 0x123}
+    assert acked(server, wire.VHOST_USER_SET_VRING_CALL, u64(0x123), [0])
+    assert set(device.descriptors) == {(KICK, 2), (KICK, 3), (KICK, 0x123), (CALL, 0x123)}
+    assert acked(server, wire.VHOST_USER_SET_VRING_KICK, u64(2), [0])
+    server.disconnected()
+
+
+# Configuration, log and state
+
+
+def test_the_log_is_answered_with_what_was_asked(server):
+    bring_up(server)
+    log = wire.pack(wire.Log(4096, 0))
+    assert ask(server, wire.VHOST_USER_SET_LOG_BASE, log, [0]) == log
 
 
 def test_configuration_is_read_and_written(server, device):
@@ -302,11 +354,15 @@ def test_configuration_is_read_and_written(server, device):
     asked = wire.CONFIG.pack(8, 8, 0) + bytes(8)
     assert ask(server, wire.VHOST_USER_GET_CONFIG, asked)[12:] == bytes((8, 9, 10, 11, 0, 0, 0, 0))
     assert acked(server, wire.VHOST_USER_SET_CONFIG, wire.CONFIG.pack(8, 1, 0) + b"x")
-    assert acked(server, wire.VHOST_USER_SET_CONFIG, wire.CONFIG.pack(0, 1, 1) + b"y")
-    assert [call for call in device.calls if call[0] == "write_config"] == [("write_config", 8, b"x")]
+    assert acked(server, wire.VHOST_USER_SET_CONFIG, wire.CONFIG.pack(8, 1, 1) + b"y")
+    assert [call for call in device.calls if call[0] == "write_config"] == [
+        ("write_config", 8, b"x"), ("write_config", 8, b"y"),
+    ]  # fmt: skip
+    behind = wire.CONFIG.pack(4000, 4, 0) + bytes(4)
+    assert ask(server, wire.VHOST_USER_GET_CONFIG, behind) == behind
 
 
-@pytest.mark.parametrize(("offset", "length", "flags", "data"), [(0, 8, 0, 4), (250, 8, 0, 8), (0, 4, 2, 4)])
+@pytest.mark.parametrize(("offset", "length", "flags", "data"), [(0, 8, 0, 4), (0, 257, 0, 257), (0, 4, 0, 5)])
 def test_a_range_that_cannot_be_is_refused(server, offset, length, flags, data):
     bring_up(server)
     assert not acked(server, wire.VHOST_USER_SET_CONFIG, wire.CONFIG.pack(offset, length, flags) + bytes(data))

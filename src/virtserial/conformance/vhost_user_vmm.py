@@ -34,9 +34,9 @@ from virtserial.conformance.vfio_user_vmm import LOOKS, QUIET
 from virtserial.errors import PeerError
 from virtserial.pci.layout import NOTIFY_AREA
 from virtserial.vhost_user import wire
-from virtserial.vhost_user.client import FrontEnd
+from virtserial.vhost_user.client import FrontEnd, new_base
 from virtserial.vhost_user.wire import MemoryRegion, VringAddress
-from virtserial.virtio.features import VIRTIO_F_VERSION_1
+from virtserial.virtio.features import VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1
 from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_OK, next_status
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ class FrontEndVmm:
         elif offset in (QUEUE_SELECT, DRIVER_FEATURE_SELECT, DEVICE_FEATURE_SELECT):
             self._registers[offset, 0] = value
         elif offset == QUEUE_SIZE:
-            if 0 < value <= self._size(self._selected) and not value & (value - 1):
+            packed = self._features & VIRTIO_F_RING_PACKED
+            largest = MAX_SIZES[self._selected] if self._selected < QUEUES else 0
+            if 0 < value <= largest and (packed or not value & (value - 1)):
                 self._set(QUEUE_SIZE, value)
         elif offset == QUEUE_ENABLE:
             if value == 1 and self._selected < QUEUES:
@@ -183,7 +185,7 @@ class FrontEndVmm:
         self._running.add(queue)
         try:
             front_end.set_vring(wire.VHOST_USER_SET_VRING_NUM, queue, self._size(queue))
-            front_end.set_vring(wire.VHOST_USER_SET_VRING_BASE, queue, 0)
+            front_end.set_vring(wire.VHOST_USER_SET_VRING_BASE, queue, new_base(self._features))
             address = VringAddress(queue, 0, descriptor, used, available, 0)
             front_end.set(wire.VHOST_USER_SET_VRING_ADDR, wire.pack(address))
             front_end.set_vring_descriptor(wire.VHOST_USER_SET_VRING_CALL, queue, self._calls[queue])

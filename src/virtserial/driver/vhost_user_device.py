@@ -1,6 +1,6 @@
 """A console device behind a vhost-user socket, and its driver: we are the front end, with queues and no PCI bus.
 
-There is no status register: what the driver writes is kept here, and its queues are handed over at DRIVER_OK.
+The status register is ours; a back end with STATUS is told of it.  Queues are handed over at DRIVER_OK.
 DEVICE_NEEDS_RESET shows as a signal of a queue's ERR descriptor.
 """
 
@@ -17,7 +17,7 @@ from virtserial.driver.dma import DmaMemory
 from virtserial.errors import PeerError
 from virtserial.loop import EPOLLHUP, EPOLLIN
 from virtserial.vhost_user import wire
-from virtserial.vhost_user.client import FrontEnd
+from virtserial.vhost_user.client import FrontEnd, new_base
 from virtserial.vhost_user.wire import MemoryRegion, VringAddress
 from virtserial.virtio.status import DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK
 
@@ -115,6 +115,8 @@ class VhostUserFunction:
         if added & DRIVER_OK:
             for index, queue in self._queues.items():
                 self._start(index, queue)
+        if self._front_end.protocol_features & wire.VHOST_USER_PROTOCOL_F_STATUS:
+            self._front_end.set(wire.VHOST_USER_SET_STATUS, wire.U64.pack(self._status))
 
     def read_features(self) -> int:
         return self._front_end.get(wire.VHOST_USER_GET_FEATURES) & ~_OF_PROTOCOL
@@ -141,14 +143,14 @@ class VhostUserFunction:
     def _start(self, index: int, queue: DriverRing[Any]) -> None:
         front_end = self._front_end
         front_end.set_vring(wire.VHOST_USER_SET_VRING_NUM, index, queue.size)
-        front_end.set_vring(wire.VHOST_USER_SET_VRING_BASE, index, 0)
+        front_end.set_vring(wire.VHOST_USER_SET_VRING_BASE, index, new_base(self._features))
         descriptor, used, available = (
             place + USER_OFFSET for place in (queue.desc_address, queue.used_address, queue.avail_address)
         )
         address = VringAddress(index, 0, descriptor, used, available, queue.used_address)
         front_end.set(wire.VHOST_USER_SET_VRING_ADDR, wire.pack(address))
         front_end.set_vring_descriptor(wire.VHOST_USER_SET_VRING_KICK, index, self._kicks[index])
-        front_end.set_vring_descriptor(wire.VHOST_USER_SET_VRING_CALL, index, self._calls.get(index, -1))
+        front_end.set_vring_descriptor(wire.VHOST_USER_SET_VRING_CALL, index, self._calls[index])
         front_end.set_vring_descriptor(wire.VHOST_USER_SET_VRING_ERR, index, self._err)
         front_end.set_vring(wire.VHOST_USER_SET_VRING_ENABLE, index, 1)
 

@@ -21,7 +21,6 @@ MAX_VECTORS = 2048
 """PCI_MSIX_FLAGS_QSIZE + 1: as many as an MSI-X table can have."""
 
 MORE_PORTS = "a second -device virtio-serial has room for more ports"
-MAX_VHOST_USER_PORTS = 127
 """vhost-user names the queue of an eventfd by 8 bits: 256 queues, two for each port and two for control."""
 
 
@@ -218,8 +217,6 @@ class Machine:
             raise ConfigError("Maximum number of serial ports not specified", f"max_ports= is 1 to {MAX_PORTS}")
         if controller.max_ports > MAX_PORTS:
             raise ConfigError(f"maximum ports supported: {MAX_PORTS}", MORE_PORTS)
-        if controller.vhost_user and controller.max_ports > MAX_VHOST_USER_PORTS:
-            raise ConfigError(f"maximum ports supported over vhost-user: {MAX_VHOST_USER_PORTS}", MORE_PORTS)
         if controller.vectors > MAX_VECTORS:
             raise ConfigError(
                 f"{controller.name}: vectors={controller.vectors}, MSI-X has at most {MAX_VECTORS}",

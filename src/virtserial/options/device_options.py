@@ -118,17 +118,17 @@ INTERFACES_OF_DRIVER: Mapping[str, Mapping[str, object]] = {
     "virtio-serial-pci-non-transitional": {"disable-legacy": "on", "disable-modern": False},
     VHOST_USER: {
         "disable-legacy": "on", "disable-modern": False, "page-per-vq": False, "vectors": 0, "unplug": "off",
-        "iommu_platform": False, "queue_reset": False, "packed": False,
+        "iommu_platform": False, "queue_reset": False,
     },
 }
 """Controllers whose names say what they have: they have no such properties."""
 
 _VHOST_USER_PROPERTIES: Mapping[str, Property] = {
-    "max_ports": Property("uint32", 31, USED, "ports the guest can see, 1 to 127"),
+    "max_ports": Property("uint32", 31, USED, "ports the guest can see, 1 to 511"),
     "socket": Property("str", None, USED, "path of the vhost-user socket to listen on"),
     **{
         name: CONTROLLER_PROPERTIES[name]
-        for name in ("event_idx", "indirect_desc", "in_order", "emergency-write", "resize-order")
+        for name in ("event_idx", "indirect_desc", "packed", "in_order", "emergency-write", "resize-order")
     },
 }
 

@@ -9,6 +9,8 @@ from virtserial.console.wire import CONFIG, VIRTIO_ID_CONSOLE, queue_count
 
 VQ_SIZE = 128
 """Entries of each queue; QEMU's device has one size for all."""
+MAX_QUEUES = 256
+"""QEMU names a queue by 8 bits when it gives an eventfd for it."""
 
 
 def vhost_user_words(name: str, path: str, max_ports: int) -> list[str]:
@@ -27,5 +29,7 @@ def vhost_user_words(name: str, path: str, max_ports: int) -> list[str]:
 
 
 def vhost_user_argument(name: str, path: str, max_ports: int) -> str:
-    """Return these words quoted for a shell."""
+    """Return these words quoted for a shell; a comment for it where QEMU cannot have so many ports."""
+    if queue_count(max_ports) > MAX_QUEUES:
+        return f"# {path}: QEMU has at most max_ports={MAX_QUEUES // 2 - 1} over vhost-user"
     return shlex.join(vhost_user_words(name, path, max_ports))

@@ -30,10 +30,14 @@ class VhostDevice(Protocol):
         num_queues: MAX_VRINGS at most.
         max_queue_size: the largest size of a queue.
         features: the feature bits that are offered, without those of the protocol.
+        needs_reset: it has stopped over a driver's error.
     """
 
     num_queues: int
     max_queue_size: int
+
+    @property
+    def needs_reset(self) -> bool: ...
 
     @property
     def features(self) -> int: ...

@@ -11,6 +11,8 @@ from virtserial.closing import received_descriptors
 from virtserial.errors import PeerError
 from virtserial.vhost_user import wire
 from virtserial.vhost_user.wire import HEADER_SIZE, VringState
+from virtserial.virtio.features import VIRTIO_F_RING_PACKED
+from virtserial.virtio.ring.packed.layout import START
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +28,14 @@ _KNOWN: Final = (
     | wire.VHOST_USER_PROTOCOL_F_RESET_DEVICE
     | wire.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
     | wire.VHOST_USER_PROTOCOL_F_LOG_SHMFD
+    | wire.VHOST_USER_PROTOCOL_F_STATUS
     | wire.VHOST_USER_PROTOCOL_F_DEVICE_STATE
 )
+
+
+def new_base(features: int) -> int:
+    """What SET_VRING_BASE says of a ring that was never used; a packed one has two positions."""
+    return START << 16 | START if features & VIRTIO_F_RING_PACKED else 0
 
 
 class FrontEnd:
@@ -166,7 +174,10 @@ class FrontEnd:
         self.set(request, wire.pack(VringState(index, number)))
 
     def set_vring_descriptor(self, request: int, index: int, fd: int) -> None:
-        """SET_VRING_KICK, SET_VRING_CALL or SET_VRING_ERR; the descriptor stays the caller's, -1: none."""
+        """SET_VRING_KICK, SET_VRING_CALL or SET_VRING_ERR; the descriptor stays the caller's, -1: none.
+
+        A queue behind the 256th needs one (wire.VRING_NO_DESCRIPTOR).
+        """
         number = index if fd >= 0 else index | wire.VRING_NO_DESCRIPTOR
         self.set(request, wire.U64.pack(number), [fd] if fd >= 0 else [])
 

@@ -33,6 +33,8 @@ class Session(Record):
     """The front end is still to be told that the configuration has changed."""
     logs = U8(4)
     """The front end wants to know which pages are written."""
+    status = U8(5)
+    """The driver's device status, as SET_STATUS has told it."""
     features = U64(8)
     protocol_features = U64(16)
     log_offset = U64(24)

@@ -10,6 +10,7 @@ A ring runs while it has a size, addresses and a descriptor for kicks, and is en
 that it needs do.  There is no message for DRIVER_OK or for a reset by the driver: a front end stops all rings for
 either a pause or a reset and starts them again.  If they then stand where the device left them, and the features are
 the same, the device goes on; else it begins anew.  (The control transmitq is never at 0 once a driver has spoken.)
+SET_STATUS tells no more: QEMU sets the status to 0 whenever its VM stops.  A 0 while rings run is a reset.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from virtserial.vhost_user.backend import CALL, ERR, KICK, Ring
 from virtserial.vhost_user.records import Journal, Session, Vring
 from virtserial.vhost_user.regions import Regions
 from virtserial.vhost_user.wire import VringAddress, VringState, unpack, unpack_u64
+from virtserial.virtio.features import VIRTIO_F_RING_PACKED
+from virtserial.virtio.status import DEVICE_NEEDS_RESET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,10 +47,10 @@ PROTOCOL_FEATURES: Final = (
     | wire.VHOST_USER_PROTOCOL_F_CONFIG
     | wire.VHOST_USER_PROTOCOL_F_RESET_DEVICE
     | wire.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
+    | wire.VHOST_USER_PROTOCOL_F_STATUS
     | wire.VHOST_USER_PROTOCOL_F_DEVICE_STATE
 )
-"""Not offered: INFLIGHT_SHMFD, which a device that uses chains in order does not need ("Inflight I/O tracking"), and
-STATUS, by which QEMU resets the device whenever the VM stops."""
+"""Not offered: INFLIGHT_SHMFD, which a device that uses chains in order does not need ("Inflight I/O tracking")."""
 
 _OF_PROTOCOL: Final = wire.VHOST_USER_F_PROTOCOL_FEATURES | wire.VHOST_F_LOG_ALL
 
@@ -91,6 +94,7 @@ class Server:
         one, few = range(1, 2), range(2)
         slots = wire.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
         config, moves = wire.VHOST_USER_PROTOCOL_F_CONFIG, wire.VHOST_USER_PROTOCOL_F_DEVICE_STATE
+        status = wire.VHOST_USER_PROTOCOL_F_STATUS
         self._requests: dict[int, Request] = {
             wire.VHOST_USER_GET_FEATURES: Request(self._get_features),
             wire.VHOST_USER_SET_FEATURES: Request(self._set_features),
@@ -121,6 +125,8 @@ class Server:
             ),
             wire.VHOST_USER_SET_LOG_BASE: Request(self._set_log_base, one, wire.VHOST_USER_PROTOCOL_F_LOG_SHMFD),
             wire.VHOST_USER_SET_LOG_FD: Request(self._nothing, few),
+            wire.VHOST_USER_SET_STATUS: Request(self._set_status, feature=status),
+            wire.VHOST_USER_GET_STATUS: Request(self._get_status, feature=status),
             wire.VHOST_USER_SET_DEVICE_STATE_FD: Request(self._set_device_state_fd, one, moves),
             wire.VHOST_USER_CHECK_DEVICE_STATE: Request(self._check_device_state, feature=moves),
         }
@@ -190,7 +196,8 @@ class Server:
         """Put into queues that were taken from the device where they stand, to be saved with it."""
         for vring, queue in zip(self.vrings, queues, strict=True):
             if vring.kept and not queue.enabled:
-                queue.size = vring.size or queue.max_size
+                queue.set_packed_size(vring.size or queue.max_size)
+                queue.record.packed = self._packed
                 queue.record.progress = vring.progress
 
     def disconnected(self) -> None:
@@ -232,7 +239,20 @@ class Server:
     def _get_queue_num(self, payload: bytes | memoryview, fds: list[int]) -> bytes:
         return wire.U64.pack(self.device.num_queues)
 
+    def _set_status(self, payload: bytes | memoryview, fds: list[int]) -> None:
+        status = unpack_u64(payload) & 0xFF
+        if not status and self.session.live:
+            self._reset_device(payload, fds)
+        self.session.status = status & ~DEVICE_NEEDS_RESET
+
+    def _get_status(self, payload: bytes | memoryview, fds: list[int]) -> bytes:
+        return wire.U64.pack(self.session.status | (DEVICE_NEEDS_RESET if self.device.needs_reset else 0))
+
     # Queues
+
+    @property
+    def _packed(self) -> bool:
+        return bool(self.session.features & VIRTIO_F_RING_PACKED)
 
     def _vring(self, index: int) -> Vring:
         if index >= len(self.vrings):
@@ -242,7 +262,7 @@ class Server:
     def _set_vring_num(self, payload: bytes | memoryview, fds: list[int]) -> None:
         index, size = unpack(VringState, payload)
         vring = self._vring(index)
-        if not 0 < size <= self.device.max_queue_size or size & (size - 1):
+        if not 0 < size <= self.device.max_queue_size or (size & (size - 1) and not self._packed):
             raise PeerError(f"queue {index}: size {size}, it is a power of 2 up to {self.device.max_queue_size}")
         if vring.running and size != vring.size:
             raise PeerError(f"queue {index}: another size while it runs")
@@ -266,6 +286,9 @@ class Server:
         vring = self._vring(index)
         if vring.running:
             raise PeerError(f"queue {index}: its position is set while it runs")
+        if self._packed:
+            # Two positions, of what is available and of what is used: what is not used was not served.
+            base >>= 16
         if base > 0xFFFF:
             raise PeerError(f"queue {index}: position {base}, it has 16 bits")
         if base != vring.progress & 0xFFFF:
@@ -276,7 +299,8 @@ class Server:
         vring = self._vring(index)
         vring.kicked = 0
         self._follow(index)
-        return wire.pack(VringState(index, vring.progress & 0xFFFF))
+        position = vring.progress & 0xFFFF
+        return wire.pack(VringState(index, position << 16 | position if self._packed else position))
 
     def _set_vring_enable(self, payload: bytes | memoryview, fds: list[int]) -> None:
         index, enabled = unpack(VringState, payload)
@@ -301,11 +325,10 @@ class Server:
 
     def _take_descriptor(self, payload: bytes | memoryview, fds: list[int]) -> tuple[int, int]:
         number = unpack_u64(payload)
-        index = number & wire.VRING_INDEX_MASK
+        if not fds and number & ~wire.VRING_INDEX_MASK != wire.VRING_NO_DESCRIPTOR:
+            raise PeerError(f"queue {number:#x} came without a descriptor")
+        index = number if fds else number & wire.VRING_INDEX_MASK
         self._vring(index)
-        has_none = number & wire.VRING_NO_DESCRIPTOR
-        if number > wire.VRING_INDEX_MASK | wire.VRING_NO_DESCRIPTOR or bool(fds) == bool(has_none):
-            raise PeerError(f"queue {index}: {number:#x} came with {len(fds)} descriptors")
         return index, fds.pop() if fds else -1
 
     def _follow(self, index: int) -> None:
@@ -365,7 +388,7 @@ class Server:
 
     def _reset_device(self, payload: bytes | memoryview, fds: list[int]) -> None:
         self.device.reset()
-        self.session.live = self.session.started = 0
+        self.session.live = self.session.started = self.session.status = 0
         for vring in self.vrings:
             vring.enabled = vring.running = vring.given = vring.kept = vring.progress = 0
 
@@ -379,15 +402,15 @@ class Server:
         return wire.CONFIG.pack(offset, length, flags) + self.device.read_config(offset, length)
 
     def _set_config(self, payload: bytes | memoryview, fds: list[int]) -> None:
-        offset, _, flags = _config_range(payload)
-        # Flag 1: what the same device had on another host, which is known here already.
-        if not flags & 1:
-            self.device.write_config(offset, bytes(payload[wire.CONFIG.size :]))
+        """The flags do not count: 1 is a driver's write for rust-vmm's front ends, a move's for QEMU."""
+        offset, _, _ = _config_range(payload)
+        self.device.write_config(offset, bytes(payload[wire.CONFIG.size :]))
 
     def _set_log_base(self, payload: bytes | memoryview, fds: list[int]) -> bytes:
+        """The reply is the request's payload: QEMU takes any, rust-vmm's front ends wait for one of this size."""
         log = unpack(wire.Log, payload)
         self.device.set_log(fds.pop(), log.offset, log.size)
-        return wire.U64.pack(0)
+        return wire.pack(log)
 
     def _set_device_state_fd(self, payload: bytes | memoryview, fds: list[int]) -> bytes:
         """A failure is in the reply, as specified: bits 0 to 7; bit 8 says that no descriptor comes back."""
@@ -418,6 +441,7 @@ def _config_range(payload: bytes | memoryview) -> tuple[int, int, int]:
     if len(payload) < wire.CONFIG.size:
         raise PeerError(f"configuration of {len(payload)} bytes, its header has {wire.CONFIG.size}")
     offset, length, flags = wire.CONFIG.unpack_from(payload)
-    if len(payload) != wire.CONFIG.size + length or offset + length > wire.MAX_CONFIG_SIZE or flags > 1:
+    # At any place: behind its end are zeros.  A VMM may end if this is refused, and its guest chooses the place.
+    if len(payload) != wire.CONFIG.size + length or length > wire.MAX_CONFIG_SIZE:
         raise PeerError(f"configuration: {length} bytes at {offset}, flags {flags}, in {len(payload)} bytes")
     return offset, length, flags

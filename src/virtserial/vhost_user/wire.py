@@ -36,6 +36,8 @@ VHOST_USER_RESET_DEVICE: Final = 34
 VHOST_USER_GET_MAX_MEM_SLOTS: Final = 36
 VHOST_USER_ADD_MEM_REG: Final = 37
 VHOST_USER_REM_MEM_REG: Final = 38
+VHOST_USER_SET_STATUS: Final = 39
+VHOST_USER_GET_STATUS: Final = 40
 VHOST_USER_SET_DEVICE_STATE_FD: Final = 42
 VHOST_USER_CHECK_DEVICE_STATE: Final = 43
 
@@ -64,14 +66,17 @@ VHOST_USER_PROTOCOL_F_BACKEND_REQ: Final = 1 << 5
 VHOST_USER_PROTOCOL_F_CONFIG: Final = 1 << 9
 VHOST_USER_PROTOCOL_F_RESET_DEVICE: Final = 1 << 13
 VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS: Final = 1 << 15
+VHOST_USER_PROTOCOL_F_STATUS: Final = 1 << 16
 VHOST_USER_PROTOCOL_F_DEVICE_STATE: Final = 1 << 19
 
 VHOST_VRING_F_LOG: Final = 1
 VRING_INDEX_MASK: Final = 0xFF
 """SET_VRING_KICK, _CALL and _ERR name a queue by 8 bits."""
 VRING_NO_DESCRIPTOR: Final = 0x100
+"""The bit above them.  With a descriptor it says nothing, and rust-vmm's and crosvm's front ends put a queue's whole
+number there: so queues behind the 256th can be had, if each message brings a descriptor."""
 
-MAX_VRINGS: Final = 256
+MAX_VRINGS: Final = 1024
 MAX_VRING_SIZE: Final = 1024
 """QEMU's VIRTQUEUE_MAX_SIZE."""
 MAX_CONFIG_SIZE: Final = 256

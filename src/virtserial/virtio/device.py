@@ -266,8 +266,12 @@ class VirtioDevice:
 
     # Queues
 
-    def enable_queue(self, index: int) -> None:
-        """Latch a queue's registers and resolve its rings.  What is wrong with them fails the device."""
+    def enable_queue(self, index: int, progress: int | None = None) -> None:
+        """Latch a queue's registers and resolve its rings.  What is wrong with them fails the device.
+
+        Args:
+            progress: where the ring stands, as QueueRecord's; None: at its start.
+        """
         queue = self.queues[index]
         if queue.enabled:
             return
@@ -276,6 +280,7 @@ class VirtioDevice:
             bool(features & VIRTIO_F_EVENT_IDX),
             bool(features & VIRTIO_F_INDIRECT_DESC),
             bool(features & VIRTIO_F_RING_PACKED),
+            progress,
         )
         try:
             queue.attach(self.memory)

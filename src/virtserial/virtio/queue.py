@@ -125,13 +125,22 @@ class Virtqueue:
 
     # The ring
 
-    def enable(self, event_idx: bool, indirect: bool, packed: bool = False) -> None:
-        """Latch the registers and the features of the ring that were negotiated."""
+    def enable(
+        self, event_idx: bool, indirect: bool, packed: bool = False, progress: int | None = None
+    ) -> None:
+        """Latch the registers and the features of the ring that were negotiated.
+
+        Args:
+            progress: where the ring stands, as QueueRecord's; None: at its start.
+        """
         self.touch()
         record = self.record
         record.event_idx, record.indirect, record.packed = event_idx, indirect, packed
-        if packed:
-            record.position = record.signalled = record.began = START
+        if packed and progress is None:
+            progress = START
+        if progress is not None:
+            record.progress = progress
+            record.signalled = record.began = progress & 0xFFFF
         record.enabled = 1
 
     def attach(self, memory: MemoryTable) -> None:

@@ -37,7 +37,10 @@ from virtserial.state.vhost_user_state import VhostUserState
 from virtserial.vhost_user.server import Server
 from virtserial.vhost_user.stream import FrontEndStream
 from virtserial.vhost_user.wire import MAX_VRING_SIZE, VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, message
-from virtserial.virtio.ring.split.layout import avail_ring_size, descriptor_table_size, used_ring_size
+from virtserial.virtio.features import VIRTIO_F_RING_PACKED
+from virtserial.virtio.ring.packed.layout import INDEX
+from virtserial.virtio.ring.packed.layout import areas as packed_areas
+from virtserial.virtio.ring.split.layout import areas as split_areas
 from virtserial.virtio.status import ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK
 
 if TYPE_CHECKING:
@@ -216,6 +219,10 @@ class VhostUserFront:
     def driver_features(self) -> int:
         return self._console.driver_features
 
+    @property
+    def needs_reset(self) -> bool:
+        return bool(self._console.status & DEVICE_NEEDS_RESET)
+
     def needed_queues(self, features: int) -> Sequence[int]:
         return (CONTROL_RECEIVEQ, CONTROL_TRANSMITQ) if features & VIRTIO_CONSOLE_F_MULTIPORT else ()
 
@@ -252,27 +259,26 @@ class VhostUserFront:
         queue = console.queues[index]
         if queue.enabled:
             console.reset_queue(index)
+        packed = console.has_feature(VIRTIO_F_RING_PACKED)
+        areas = (packed_areas if packed else split_areas)(ring.size)
         try:
-            for address, length, alignment in (
-                (ring.descriptor, descriptor_table_size(ring.size), 16),
-                (ring.available, avail_ring_size(ring.size), 2),
-                (ring.used, used_ring_size(ring.size), 4),
-            ):
+            for address, (length, alignment) in zip(ring[1:4], areas, strict=True):
                 console.memory.mapped_view(address, length)
                 if address % alignment:
                     raise PeerError(f"queue {index}: {address:#x} is not aligned to {alignment} bytes")
-            used = int.from_bytes(console.memory.read(ring.used + 2, 2), "little")
         except AddressError as error:
             raise PeerError(f"queue {index}: {error}") from error
         progress = ring.progress
-        if 0 < (progress - used) & 0xFFFF <= ring.size:
+        used = int.from_bytes(console.memory.read(ring.used + 2, 2), "little")
+        if packed:
+            if progress & INDEX >= ring.size:
+                raise PeerError(f"queue {index}: position {progress & INDEX}, it has {ring.size} descriptors")
+        elif 0 < (progress - used) & 0xFFFF <= ring.size:
             # Some front ends name the available index.  What is not used was not served: chains are used in order.
             progress = used
-        queue.size = ring.size
+        queue.set_packed_size(ring.size)
         queue.desc_address, queue.avail_address, queue.used_address = ring.descriptor, ring.available, ring.used
-        queue.record.progress = progress
-        queue.record.signalled = progress & 0xFFFF
-        console.enable_queue(index)
+        console.enable_queue(index, progress)
 
     def progress(self, index: int) -> int:
         return self._console.queues[index].record.progress

@@ -53,6 +53,11 @@ def ring_size(size: int) -> int:
     return DESCRIPTOR_SIZE * size
 
 
+def areas(size: int) -> tuple[tuple[int, int], ...]:
+    """Bytes and alignment of descriptor ring, driver area and device area of a queue of `size` descriptors."""
+    return (ring_size(size), 16), (EVENT_SIZE, 4), (EVENT_SIZE, 4)
+
+
 def advance(position: int, count: int, size: int) -> int:
     """Return the position `count` descriptors, at most `size`, behind `position`."""
     index, wrap = (position & INDEX) + count, position & WRAP

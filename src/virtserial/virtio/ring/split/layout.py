@@ -51,6 +51,11 @@ def used_ring_size(size: int) -> int:
     return 6 + USED_ELEMENT_SIZE * size
 
 
+def areas(size: int) -> tuple[tuple[int, int], ...]:
+    """Bytes and alignment of descriptor table, available ring and used ring of a queue of `size` descriptors."""
+    return (descriptor_table_size(size), 16), (avail_ring_size(size), 2), (used_ring_size(size), USED_RING_ALIGNMENT)
+
+
 def used_ring_start(size: int, alignment: int) -> int:
     """Where the used ring begins behind descriptor table and available ring, in bytes from the start of the table."""
     return (descriptor_table_size(size) + avail_ring_size(size) + alignment - 1) & -alignment
