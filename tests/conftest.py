@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from support.console_guest import Guest
 from support.folders import short_folder
+from support.waiting import PATIENCE
 
 from virtserial.loop import EventLoop
 
@@ -50,7 +51,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         room = item.path.relative_to(HERE).parts[0]
         if room in LIMITS and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(LIMITS[room]))
+            item.add_marker(pytest.mark.timeout(LIMITS[room] * PATIENCE))
         for bug in item.iter_markers("foreign_bug"):
             if f"[{bug.kwargs['case']}" in item.name:
                 item.add_marker(pytest.mark.flaky(reruns=1))
