@@ -150,7 +150,7 @@ def test_a_front_end_that_leaves_takes_its_descriptors_with_it(device, folder, p
     for _ in range(10):
         with embedded(path, "a", "b"):
             assert device.descriptors()[1] > worker
-    wait_until(lambda: (now := device.descriptors())[0] <= keeper and now[1] <= worker, complaint="descriptors are left")
+    wait_until(lambda: device.descriptors()[0] <= keeper and device.descriptors()[1] <= worker)
     assert "internal error" not in device.log
 
 
