@@ -66,7 +66,7 @@ def test_a_terminal_records_and_the_page_gets_it(run, folder):
             assert path.stat().st_mode & 0o777 == 0o600
             with contextlib.closing(Recording(str(path))) as recording:
                 events = [(each.kind, each.data) for each in recording]
-            assert events == [("o", "grüße".encode()), ("i", b"x")]
+            assert events == [("o", "grüße".encode())], "what was typed may be a password"
             async with anne.get("/api/recordings") as answer:
                 assert [each["title"] for each in await answer.json()] == [PORT]
             async with anne.get(f"/api/recordings/{name}") as answer:

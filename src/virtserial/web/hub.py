@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from virtserial.errors import BusyError, VirtserialError
 from virtserial.guest.errors import PortError
-from virtserial.guest.recording import INPUT, OUTPUT, Recorder
+from virtserial.guest.recording import OUTPUT, Recorder
 from virtserial.web.viewer import PIECE, Viewer
 
 if TYPE_CHECKING:
@@ -182,9 +182,10 @@ class Hub:
             self._recorder = None
             self._tell(recording=False)
 
-    def _record(self, kind: str, data: bytes) -> None:
+    def _record(self, data: bytes) -> None:
+        # Output alone: a password is typed but not shown, and whoever may watch can play a recording.
         if self._recorder is not None:
-            self._recorder.record(kind, data)
+            self._recorder.record(OUTPUT, data)
             if self._recorder.ended:
                 self.stop_recording()
 
@@ -212,7 +213,7 @@ class Hub:
         writer = asyncio.create_task(self._write(connection))
         try:
             while data := await connection.read(PIECE):
-                self._record(OUTPUT, data)
+                self._record(data)
                 self._keep(data)
                 for viewer in self.viewers:
                     viewer.offer(data)
@@ -251,7 +252,6 @@ class Hub:
                     self._typing.clear()
                     await self._typing.wait()
                 data = self._typed.popleft()
-                self._record(INPUT, data)
                 await connection.write(data)
                 self._typed_count -= len(data)
 
