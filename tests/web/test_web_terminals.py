@@ -290,6 +290,24 @@ def test_whoever_loses_their_rights_loses_their_terminals(run, folder, monkeypat
     run(check())
 
 
+def test_whoever_logs_out_loses_their_terminals(run, folder, monkeypatch):
+    monkeypatch.setattr(terminals, "LOOK_AGAIN", 0.05)
+
+    async def check():
+        async with World(folder, MadeSource(PORT), USERS) as world:
+            anne = await world.visitor()
+            async with anne.post("/api/log-in", {"token": world.tokens["anne"]}) as answer:
+                assert answer.status == 200
+            async with anne.terminal(PORT) as terminal, anne.list() as listed:
+                await terminal.connected()
+                async with anne.post("/api/log-out", {}) as answer:
+                    assert answer.status == 200
+                assert await terminal.closed() == 1008
+                assert await listed.closed() == 1008
+
+    run(check())
+
+
 def test_terminals_and_lists_are_counted(run, folder, monkeypatch):
     monkeypatch.setattr(terminals, "MAX_TERMINALS_OF_USER", 2)
     monkeypatch.setattr(terminals, "MAX_LISTS_OF_USER", 1)

@@ -120,13 +120,9 @@ class Access:
             return f"user {request.headers.get(self.policy.user_header, '')[:128]}"
         return request.remote or "local"
 
-    def current(self, user: User) -> User | None:
-        """The same user by the rights of now."""
-        people = self.policy.people
-        if people is None:
-            return user
-        now = people.named(user.name)
-        return now if now is not None and now.token == user.token else None
+    def current(self, request: web.Request, user: User) -> User | None:
+        """Whoever made a request that still goes on, by the rights of now; None after the end of the session."""
+        return user if self.policy.people is None else self.user_of(request)
 
     @staticmethod
     def _bearer(request: web.Request) -> str | None:

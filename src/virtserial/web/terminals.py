@@ -84,7 +84,7 @@ class Terminals:
             before: dict[str, dict[str, object]] = {"machines": {}, "ports": {}}
             while not socket.closed:
                 snapshot = await self._overview.next(snapshot)
-                now = self._access.current(user)
+                now = self._access.current(request, user)
                 if now is None:
                     await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"no rights any more")
                     break
@@ -121,7 +121,7 @@ class Terminals:
         self._open[user.name] += 1
         hub = self.hubs.hub(name, only_watch=not types and known is not None and known.has_watch)
         viewer = hub.join(user, types)
-        works = self._show(socket, viewer), self._still_may(socket, viewer, name)
+        works = self._show(socket, viewer), self._still_may(request, socket, viewer, name)
         tasks = [asyncio.create_task(work) for work in works]
         try:
             await self._hear(socket, hub, viewer)
@@ -151,10 +151,12 @@ class Terminals:
         except ConnectionError:
             pass
 
-    async def _still_may(self, socket: web.WebSocketResponse, viewer: Viewer, name: str) -> None:
+    async def _still_may(
+        self, request: web.Request, socket: web.WebSocketResponse, viewer: Viewer, name: str
+    ) -> None:
         while not socket.closed:
             await asyncio.sleep(LOOK_AGAIN)
-            now = self._access.current(viewer.user)
+            now = self._access.current(request, viewer.user)
             if now is None or not now.may(Role.TYPE if viewer.types else Role.WATCH, name):
                 await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"no rights any more")
 
