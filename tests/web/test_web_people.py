@@ -28,6 +28,10 @@ def write(folder, text, mode=0o600):
         (Role.TYPE, ("alpha/*",), Role.PLUG, "alpha/*", False),
         (Role.PLUG, ("alpha/*",), Role.PLUG, "alpha/*", True),
         (Role.PLUG, ("alpha/hvc?",), Role.PLUG, "alpha/*", False),
+        (Role.PLUG, ("alpha/?",), Role.PLUG, "alpha/*", False),
+        (Role.PLUG, ("alpha/hvc*",), Role.PLUG, "alpha/*", False),
+        (Role.PLUG, ("alpha*",), Role.PLUG, "alpha/*", True),
+        (Role.PLUG, ("?",), Role.PLUG, "*", False),
         (Role.PLUG, (), Role.WATCH, "alpha/hvc0", False),
     ],
 )

@@ -51,8 +51,13 @@ class User(NamedTuple):
     token: str = ""
 
     def may(self, role: Role, port: str) -> bool:
-        """Whether they may do this with a port VM/PORT; with all of a VM for `VM/*`."""
-        return self.role >= role and any(fnmatchcase(port, pattern) for pattern in self.ports)
+        """Whether they may do this with a port VM/PORT; with all of a VM for `VM/*`, with everything for `*`."""
+        if self.role < role:
+            return False
+        if not port.endswith("*"):
+            return any(fnmatchcase(port, pattern) for pattern in self.ports)
+        # What is asked for is a pattern too: `alpha/?` matches the text alpha/* and is not all of alpha.
+        return any(pattern.endswith("*") and fnmatchcase(port[:-1], pattern) for pattern in self.ports)
 
 
 class People:
