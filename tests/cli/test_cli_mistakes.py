@@ -50,7 +50,6 @@ SERVE = [
     ("serve -device virtio-serial,max_ports=0", "number of serial ports not specified", "max_ports= is 1 to 511"),
     ("serve -device virtio-serial,max_ports=512", "maximum ports supported: 511", "a second -device virtio-serial"),
     ("serve -device virtio-serial,max_ports=many", "'max_ports' expects integer", "virtio-serial,help` lists"),
-    ("serve -device vhost-user-serial,max_ports=128", "over vhost-user: 127", "a second -device virtio-serial"),
     ("serve -device virtio-serial,vectors=4096", "MSI-X has at most 2048", "without vectors="),
     ("serve -device virtio-serial,event_idx=maybe", "'event_idx' expects 'on' or 'off'", "virtio-serial,help` lists"),
     ("serve -device virtio-serial,unplug=yes", "unplug' doesn't take value 'yes'", "unplug= takes on, off, auto"),

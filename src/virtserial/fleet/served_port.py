@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from nats.errors import Error
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NoStreamResponseError
 
 from virtserial.client.named_stream import NamedStream, open_free
 from virtserial.client.names import ports_of
@@ -237,7 +237,7 @@ class ServedPort:
                     raise Refused("busy", f"port '{self.place}' is busy: {others} has it")
                 try:
                     if self.is_exclusive:
-                        await self._own(name, who, force)
+                        await self._own_when_there_is_a_leader(name, who, force)
                     await self._connect(force)
                 except (Error, TimeoutError) as error:
                     raise Refused("broker", f"the broker does not let us: {error}") from error
@@ -344,6 +344,17 @@ class ServedPort:
             self._stream = None
 
     # The owner of an exclusive port
+
+    async def _own_when_there_is_a_leader(self, name: str, who: str, force: bool) -> None:
+        # A broker that starts, or whose leader has just gone, has nobody for the key for a moment.
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return await self._own(name, who, force)
+            except NoStreamResponseError:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(OPEN_PAUSE)
 
     async def _own(self, name: str, who: str, force: bool) -> None:
         owners = await self._outlet.owners()
