@@ -21,6 +21,7 @@ SLOW_ROOMS = ("client", "daemon", "hostile", "monitor")
 WITH_GUESTS = ("interop", "clients")
 """Rooms whose tests all need a real QEMU."""
 LONGEST_NAME = 200
+LONGEST_DATA = 10_000
 HERE = Path(__file__).parent
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("busy"), max_examples=20)
@@ -38,6 +39,16 @@ def pytest_make_parametrize_id(val, argname):
     return f"{argname} of {len(val)}" if isinstance(val, str | bytes) and len(val) > LONGEST_NAME else None
 
 
+def pytest_assertrepr_compare(op, left, right):
+    """Say where long data differs: a full comparison of megabytes takes longer than any test may."""
+    both = (left, right)
+    if op != "==" or not all(isinstance(each, bytes | bytearray) and len(each) > LONGEST_DATA for each in both):
+        return None
+    same = next((at for at, (one, other) in enumerate(zip(*both, strict=False)) if one != other), None)
+    where = "one begins with the other" if same is None else f"the first difference is at byte {same}"
+    return [f"{len(left)} bytes == {len(right)} bytes: {where}"]
+
+
 def pytest_configure(config):
     if config.getoption("--no-process"):
         settings.load_profile("quick")
@@ -48,7 +59,10 @@ def pytest_collection_modifyitems(config, items):
     if not os.environ.get("VIRTSERIAL_REFERENCE"):
         config.hook.pytest_deselected(items=[item for item in items if is_reference(item)])
         items[:] = [item for item in items if not is_reference(item)]
+    skip_slow = pytest.mark.skip(reason="takes long: VIRTSERIAL_SLOW=1 runs it")
     for item in items:
+        if "slow" in item.keywords and not os.environ.get("VIRTSERIAL_SLOW"):
+            item.add_marker(skip_slow)
         room = item.path.relative_to(HERE).parts[0]
         if room in LIMITS and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(LIMITS[room] * PATIENCE))

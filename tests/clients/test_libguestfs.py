@@ -174,6 +174,7 @@ def content(place):
     return found
 
 
+@pytest.mark.slow
 def test_a_tree_goes_in_and_comes_out(guestfish, module_folder, tmp_path):
     tree = tmp_path / "tree"
     make_tree(tree)

@@ -105,11 +105,13 @@ class TestMigration:
         said = os.urandom(100_000)
 
         def check_backlog(name, expected):
+            """A client that comes now gets at least these last bytes; it may come before the device has read them."""
             with connect(folder / name) as client:
                 client.setblocking(False)
                 came = bytearray()
-                guest.run_until(lambda: came.extend(try_receive(client)) or len(came) >= len(expected), 40)
-                assert came == expected
+                guest.run_until(lambda: came.extend(try_receive(client)) or came.endswith(expected[-100:]), 40)
+                assert said[: said.index(expected) + len(expected)].endswith(came)
+                assert len(came) >= len(expected)
 
         with MovingGuest(folder / "one.sock", "a") as guest:
             port = guest.open("a").port

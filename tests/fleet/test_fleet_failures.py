@@ -5,7 +5,6 @@ The cluster's servers are killed and frozen with SIGKILL and SIGSTOP in mid-stre
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
@@ -20,7 +19,6 @@ from support.waiting import wait_until
 from virtserial.fleet.served_port import MAX_UNSTORED
 
 WAIT = 40
-long = pytest.mark.skipif("VIRTSERIAL_FLEET_FAILURES" not in os.environ, reason="VIRTSERIAL_FLEET_FAILURES=1 runs it")
 PORT = "org.example.0"
 
 
@@ -100,7 +98,7 @@ def test_two_of_three_gone_loses_output_that_is_counted_and_no_guest_waits(host,
         two.kill()
         writer = Writer(guest, data, 1_000_000)
         writer.join()
-        assert writer.longest < 1.0
+        assert writer.longest < WAIT / 2  # a guest that waited for the broker would wait until its write times out
         one.heal()
         two.heal()
         last = b"the last bytes"
@@ -117,7 +115,7 @@ def test_two_of_three_gone_loses_output_that_is_counted_and_no_guest_waits(host,
     wait_until(lambda: host.lost() == before + missing, WAIT, step=1)
 
 
-@long
+@pytest.mark.slow
 def test_a_frozen_broker_stalls_no_guest_and_the_session_goes_on(host, cluster):
     data = random.randbytes(2_000_000)
     with host.guest("many") as guest, host.stream("many") as stream:
@@ -157,7 +155,7 @@ def test_a_killed_agent_comes_back_and_the_console_with_it(host):
             pytest.fail(f"nothing arrives: {said}")
 
 
-@long
+@pytest.mark.slow
 def test_a_client_that_is_killed_lets_its_port_go(host, start_program):
     with host.guest(PORT) as guest:
         pipe = start_program("pipe", f"h1/alpha/{PORT}", environment=host.environment, stdin=-1)

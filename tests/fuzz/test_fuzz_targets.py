@@ -1,7 +1,7 @@
-"""Every target over its corpus and a moment of mutations; in CI also 3 seconds of each, guided by coverage; and that
-the fuzzer finds what it is there to find.
+"""Every target over its corpus and a moment of mutations; slow: 10 seconds of each, guided by coverage, and that the
+fuzzer finds what it is there to find.
 
-VIRTSERIAL_FUZZ_SECONDS says how long in place of these three; ./scripts/fuzz is for long runs.
+VIRTSERIAL_FUZZ_SECONDS says how long in place of these ten; ./scripts/fuzz is for long runs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from fuzz import engine
 from support.places import ENVIRONMENT, ROOT
 
 WITH_TESTS = {**ENVIRONMENT, "PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}{os.pathsep}{ROOT / 'tests'}"}
-GUIDED_SECONDS = int(os.environ.get("VIRTSERIAL_FUZZ_SECONDS", "3" if os.environ.get("CI") else "0"))
-SECONDS = 0.3 if GUIDED_SECONDS else 2
+GUIDED_SECONDS = int(os.environ.get("VIRTSERIAL_FUZZ_SECONDS", "10"))
+SECONDS = 1
 FINDING_SECONDS = 60
 
 
@@ -26,7 +26,7 @@ def test_corpus_and_a_moment_of_mutations_find_nothing(name):
 
 
 @pytest.mark.stress
-@pytest.mark.skipif(not GUIDED_SECONDS, reason="in CI, or with VIRTSERIAL_FUZZ_SECONDS")
+@pytest.mark.slow
 @pytest.mark.timeout(GUIDED_SECONDS + 180)
 @pytest.mark.parametrize("name", engine.TARGETS)
 def test_a_guided_run_finds_nothing(name, tmp_path):
@@ -72,6 +72,7 @@ engine.run_mutations({target!r}, {seconds})
 
 
 @pytest.mark.stress
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "path", "text"), [(target, *check) for target, found in BOUNDS.items() for check in found]
 )

@@ -31,7 +31,7 @@ def in_memory(request):
     machine.close()
 
 
-@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["shared", "messages"])
+@pytest.fixture(scope="module", params=[True, False], ids=["shared", "messages"])
 def over_vfio_user(request):
     machine = VfioUserMachine(shared=request.param)
     yield HostileDriver(machine)

@@ -61,7 +61,10 @@ CONFIGURATIONS = [
 
 CASES = [("qemu", each) for each in CONFIGURATIONS if "shared_memory" not in each.machine]
 """How memory is shared is nothing to QEMU's own device."""
-CASES += [("virtserial", each) for each in CONFIGURATIONS]
+CASES += [
+    pytest.param("virtserial", each, marks=[pytest.mark.slow] * (each.machine.get("shared_memory") == "file"))
+    for each in CONFIGURATIONS
+]
 
 
 @pytest.mark.parametrize(

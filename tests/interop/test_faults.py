@@ -30,6 +30,7 @@ def controller_options(number, sockets):
     return options
 
 
+@pytest.mark.slow
 def test_killed_vmm_leaves_the_device_ready_for_the_next(our_device, sockets):
     options = controller_options(0, sockets[0])
     with our_device.attach(options) as attached:
@@ -44,6 +45,7 @@ def test_killed_vmm_leaves_the_device_ready_for_the_next(our_device, sockets):
             exchange(guest, sockets[0], mib=4)
 
 
+@pytest.mark.slow
 def test_hanging_vmm_does_not_disturb_the_other(our_device, sockets):
     second = {f"{name}.1": path for name, path in sockets[1].items()}
     options = controller_options(0, sockets[0]) + controller_options(1, sockets[1])

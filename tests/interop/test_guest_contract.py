@@ -2,7 +2,7 @@
 
 Every test runs in eight cells, one boot each: {QEMU's device, ours} x {Linux's driver, the same by the legacy
 interface, the same with packed rings, ours by CUSE}; every test takes a port of its own.  The legacy interface and
-packed rings need VIRTSERIAL_CONTRACT=all, for their minutes; test_legacy.py and test_configurations.py have the
+packed rings are slow: VIRTSERIAL_SLOW=1 runs them; test_legacy.py and test_configurations.py have the
 ordinary run's.
 `PYTHONPATH=tests python3 -m support.guests.contract_table` prints the table of docs/features.md.
 """
@@ -31,7 +31,9 @@ EXTRA = "org.test.second-controller"
 MUCH_MIB = int(os.environ.get("VIRTSERIAL_TRANSFER_MIB", "20"))
 """100 for the table of docs/features.md."""
 DRIVERS = {"linux": LinuxDriver(), "legacy": LegacyDriver(), "packed": PackedDriver(), "cuse": CuseDriver()}
-linux_only = pytest.mark.parametrize("guest_driver", ["linux", "legacy", "packed"], indirect=True, scope="module")
+SLOW = ("legacy", "packed")
+DRIVER_NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in DRIVERS]
+linux_only = pytest.mark.parametrize("guest_driver", DRIVER_NAMES[:-1], indirect=True, scope="module")
 """For what CUSE cannot do (docs/deviations.md)."""
 
 
@@ -53,11 +55,9 @@ class Port:
             end.close()
 
 
-@pytest.fixture(scope="module", params=list(DRIVERS))
+@pytest.fixture(scope="module", params=DRIVER_NAMES)
 def guest_driver(request):
     """The guest's driver: Linux's, then ours."""
-    if request.param in ("legacy", "packed") and os.environ.get("VIRTSERIAL_CONTRACT") != "all":
-        pytest.skip("VIRTSERIAL_CONTRACT=all runs it")
     return DRIVERS[request.param]
 
 

@@ -99,6 +99,7 @@ def both_ways(app, name, end):
     assert app("got = read_exactly(fd, 12); os.close(fd); got") == b"to the guest"
 
 
+@pytest.mark.slow
 def test_devices_by_msi_x_and_by_intx_work_in_one_process(guest, functions, app, device_folder):
     with attached(guest, *functions[:2]), connected(f"{device_folder}/a1", f"{device_folder}/intx") as (first, second):
         both_ways(app, "a1", first)
@@ -241,7 +242,9 @@ def loopback(inputs, outputs, mode, size=1024):
 """
 
 
-@pytest.mark.parametrize("mode", ["blocking", "poll", "select"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("blocking", marks=pytest.mark.slow), "poll", pytest.param("select", marks=pytest.mark.slow)]
+)
 def test_a_loop_in_the_guest_carries_one_port_to_two_others(guest, functions, app, device_folder, mode):
     data = os.urandom(1 << 20)
     with attached(guest, functions[0]), connected(*(f"{device_folder}/a{n}" for n in (1, 2, 3))) as (source, *sinks):
@@ -314,6 +317,7 @@ def test_poll_masks_follow_the_host_and_modes_change_while_open(guest, functions
         app("until(lambda: events(fd) == {'IN', 'HUP'})")
 
 
+@pytest.mark.slow
 def test_thirty_ports_that_are_connected_at_boot_are_all_known_to_be(host_device):
     """QEMU's device drops the messages that find no posted buffer: Linux's driver learns of one of thirty."""
     names = [f"port{number}" for number in range(1, 31)]

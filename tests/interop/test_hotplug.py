@@ -128,6 +128,7 @@ def test_the_back_end_of_an_open_port_is_changed(guest, monitor, device_folder):
         end.close()
 
 
+@pytest.mark.slow
 def test_fifty_rounds_leave_the_data_of_another_port_alone(guest, monitor, device_folder):
     block, repeat = os.urandom(MIB), 64
     end = HostEnd(f"{device_folder}/stay")

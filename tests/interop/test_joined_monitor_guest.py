@@ -167,6 +167,7 @@ def test_the_machine_outlives_what_would_abort_it(machine):
     exchange(machine.guest, {STAY: machine.stay}, mib=1)
 
 
+@pytest.mark.slow
 def test_a_reset_of_the_machine(machine):
     before = machine.guest.channel.boot_id
     machine.qmp("system_reset")

@@ -134,6 +134,7 @@ def test_kills_of_the_worker_cost_no_byte(guest, place, port):
     assert guest.qmp("x-virtserial-query")["doubtful-bytes"] == 0
 
 
+@pytest.mark.slow
 def test_a_guest_that_reboots_may_use_the_other_interface(guest, place):
     for options in (MODERN, LEGACY):
         guest.reboot()

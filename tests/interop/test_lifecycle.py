@@ -27,6 +27,7 @@ def sockets(device_folder):
     return {name: f"{device_folder}/{name}" for name in NAMES}
 
 
+@pytest.mark.slow
 def test_driver_is_unbound_and_bound_ten_times_under_load(guest, sockets):
     device = guest.check("basename $(dirname $(readlink -f /sys/bus/virtio/drivers/virtio_console/virtio*))")
     with Drain(sockets[NAMES[0]]) as drain, Drain(sockets[NAMES[1]]):
@@ -44,6 +45,7 @@ def test_driver_is_unbound_and_bound_ten_times_under_load(guest, sockets):
     exchange(guest, sockets, mib=4)
 
 
+@pytest.mark.slow
 def test_device_works_after_each_of_three_reboots(guest, sockets):
     for _ in range(3):
         guest.reboot()

@@ -8,7 +8,7 @@ from support.guests.connected_ports import ConnectedPorts, connected_at_boot
 
 @pytest.mark.parametrize(
     ("host_device", "count"),
-    [("qemu", 15), ("qemu", 30), ("virtserial", 30), ("virtserial", 510)],
+    [("qemu", 15), ("qemu", 30), ("virtserial", 30), pytest.param("virtserial", 510, marks=pytest.mark.slow)],
     indirect=["host_device"],
     scope="module",
 )

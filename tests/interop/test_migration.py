@@ -106,6 +106,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_live_migration_of_other_machines_loses_nothing(kind):
     with moving(*KINDS[kind]) as (guest, traffic):
@@ -131,7 +132,13 @@ threading.Thread(target=keep_copying, daemon=True).start()
 """
 
 
-@pytest.mark.parametrize(("program", "arrives"), [(PROGRAM, True), (UNTOUCHED, False)], ids=["touched", "untouched"])
+@pytest.mark.parametrize(
+    ("program", "arrives"),
+    [
+        pytest.param(PROGRAM, True, id="touched"),
+        pytest.param(UNTOUCHED, False, id="untouched", marks=pytest.mark.slow),
+    ],
+)
 def test_what_came_during_the_copy_and_was_not_read_arrives(program, arrives):
     """The second is the negative control: it is the marking of pages by which it arrives."""
     late = os.urandom(60000)
@@ -317,6 +324,7 @@ threading.Thread(target=serve, args=(os.open('/dev/virtio-ports/agent', os.O_RDW
 POOL = Path(__file__).parents[2] / "examples" / "warm_guests.py"
 
 
+@pytest.mark.slow
 def test_ten_forks_of_one_stream_each_answer_on_their_own_port(folder):
     """The example's pool of warm guests."""
     words = devices(ports=["agent"])

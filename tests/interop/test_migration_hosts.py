@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 
+import pytest
 from support.fetched import fetch_or_skip
 from support.guests.host_end import HostEnd
 from support.guests.moved_guest import MovedGuest, Traffic
@@ -54,6 +55,7 @@ def words(places):
     return made
 
 
+@pytest.mark.slow
 def test_socat_and_a_tcp_client_stay_connected(folder):
     socat = fetch_or_skip(programs, "socat").command("socat")
     places = {name: folder / name for name in (*PORTS, "org.test.echo", "org.test.full")}

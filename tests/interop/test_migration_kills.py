@@ -15,7 +15,7 @@ from support.waiting import wait_until
 from virtserial.errors import VirtserialError
 from virtserial.migration.bus import parent_of
 
-pytestmark = pytest.mark.skipif("VIRTSERIAL_MIGRATIONS" not in os.environ, reason="takes minutes")
+pytestmark = pytest.mark.slow
 
 PORTS = {"org.test.1": "/dev/virtio-ports/org.test.1"}
 WORDS = [

@@ -84,6 +84,7 @@ def test_events_and_states_are_those_of_qemu(programs):
         assert mine == theirs
 
 
+@pytest.mark.slow
 def test_live_migration_after_unplug():
     """virtio_port_hotplug's hotplug_port_pci with_live_migration_after_unplug, and online with what stays."""
     with MovedGuest(WORDS) as guest:

@@ -64,6 +64,7 @@ def test_restarts_lose_and_double_no_byte_and_no_poller_sees_a_hang_up(attached,
     assert "takes over" not in attached.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_memory", ["file", False])
 def test_restarts_where_the_guest_s_memory_is_not_mapped(attached, module_folder, shared_memory):
     """It is read and written as a file, or by messages to QEMU."""

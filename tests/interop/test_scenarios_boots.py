@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support.guests.scenario import machine, transfer
 from support.waiting import wait_until
 
@@ -23,6 +24,7 @@ def consoles(count):
     return options
 
 
+@pytest.mark.slow
 def test_thirty_serial_ports(starter, folder):
     """max_ports virtserialport_test, virtio_serial_file_transfer max_ports."""
     options, sockets = serial_ports(30, folder)
@@ -48,6 +50,7 @@ def test_thirty_consoles(starter):
         wait_until(lambda: "the first console" in guest.monitor("ringbuf-read", **read), 20)
 
 
+@pytest.mark.slow
 def test_many_controllers_with_a_port_each(starter, folder):
     """boot_with_multiple_virtserialports N_1."""
     options, sockets = [], {}

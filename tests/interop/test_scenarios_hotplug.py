@@ -242,6 +242,7 @@ def test_transfers_go_on_over_a_stop(guest, monitor, starter_folder):
     assert not failed, failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["shell", "system_reset"])
 def test_restarts_with_ports_plugged_and_unplugged(guest, monitor, starter_folder, method):
     """hotplug_port_pci with_reboot and with_system_reset, unplugged_restart, stressed_restart."""

@@ -95,7 +95,7 @@ def quit_with_status(guest):
     return guest.wait_for_end()
 
 
-@pytest.mark.parametrize("shape", [Q35, PC], ids=["q35", "pc"])
+@pytest.mark.parametrize("shape", [pytest.param(Q35, id="q35"), pytest.param(PC, id="pc", marks=pytest.mark.slow)])
 def test_controller_from_boot_goes_and_comes_back(starter, shape, folder):
     """Three times in a machine; between them the port works, and with MSI-X."""
     with pluggable_machine(starter, shape, boot_controller(shape, folder)) as guest:
@@ -160,6 +160,7 @@ def test_guest_ejects_the_slot_by_itself(starter, folder):
         assert quit_with_status(guest) == 0
 
 
+@pytest.mark.slow
 def test_a_reboot_keeps_msix(starter, folder):
     with pluggable_machine(starter, Q35, boot_controller(Q35, folder)) as guest:
         guest.reboot()
@@ -169,6 +170,7 @@ def test_a_reboot_keeps_msix(starter, folder):
         assert quit_with_status(guest) == 0
 
 
+@pytest.mark.slow
 def test_changes_of_affinity_in_ping_pong_lose_no_interrupt(starter, folder):
     """Linux masks the vector, writes another address and unmasks it, 1,500 times, while each answer waits for one."""
     options = boot_controller(Q35, folder, max_ports=2, vectors=ONE_VECTOR_EACH)

@@ -104,6 +104,7 @@ def test_vmm_is_gone_within_every_message(device, folder, recorded):
     wait_until(lambda: device.descriptors() == before, complaint=f"{before} became {device.descriptors()}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_real_qemu_is_killed_at_messages_of_its_life(device, folder, recorded):
     boot, plugged = map(len, recorded)
