@@ -89,6 +89,12 @@ def test_what_is_refused_is_told_in_the_devices_words_and_nothing_stays():
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("arguments", [{"ports": "org.a"}, {"consoles": "con"}, {"options": "-v"}])
+def test_a_string_is_no_list(arguments):
+    with pytest.raises(TypeError, match="is a list of strings: write "):
+        virtserial.serve(**arguments)
+
+
 def test_qemus_words_are_those_of_every_controller(folder):
     more = ["-device", f"virtio-serial,id=ser1,socket={folder}/ser1"]
     with virtserial.serve(["a"], options=more) as machine:

@@ -181,8 +181,12 @@ def serve(
         vhost_user: the controller speaks vhost-user, not vfio-user.
         properties: of the controller, as in -device: max_ports, packed, vectors, ...
 
-    Raises (by `with`):
-        ConfigError: an option is wrong; in the device process's words.
+    Raises:
+        TypeError: a single string in the place of a list.
+        ConfigError: (by `with`) an option is wrong; in the device process's words.
     """
+    for what, given in (("ports", ports), ("consoles", consoles), ("options", options)):
+        if isinstance(given, (str, bytes)):
+            raise TypeError(f"virtserial.serve: {what} is a list of strings: write [{given!r}], not {given!r}")
     names, console_names, words = tuple(ports), tuple(consoles), tuple(options)
     return Serving(lambda machine: machine.start(names, console_names, words, vhost_user, properties))
