@@ -12,7 +12,7 @@ from .conversation import converse
 from .errors import PortError, PortRemoved, TransferFailed
 from .files import messages as wire
 from .files.receiver import Receiver
-from .files.report import INTERVAL, Reporter
+from .files.report import Reporter
 from .files.sender import Sender
 from .files.source import count, walk
 from .files.target import Target
@@ -52,7 +52,7 @@ def send(
         with open_end(options) as stream:
             converse(
                 stream, link, sender, options.timeout, lambda: reporter.show(sender.progress),
-                INTERVAL if _on_terminal(options) else None, reporter.session,
+                reporter.interval, reporter.session,
             )  # fmt: skip
     finally:
         sender.close()
@@ -84,7 +84,7 @@ def receive(
         with open_end(options) as stream:
             converse(
                 stream, link, receiver, options.timeout, lambda: reporter.show(receiver.progress, receiver.total),
-                INTERVAL if _on_terminal(options) else None, reporter.session,
+                reporter.interval, reporter.session,
             )  # fmt: skip
     finally:
         receiver.close()

@@ -239,3 +239,14 @@ def test_progress_says_whom_it_waits_for(capsys):
     now[0] += 1
     reporter.show(Progress(0, 0, b""))
     assert "waiting for the guest" in capsys.readouterr().err
+
+
+def test_a_long_wait_is_told_once_where_no_bar_is(capsys):
+    now = [0.0]
+    reporter = Reporter("sent", "the guest", quiet=False, show_progress=False, clock=lambda: now[0])
+    told = []
+    for _ in range(3):
+        reporter.show(Progress(0, 0, b""))
+        told.append(capsys.readouterr().err)
+        now[0] += reporter.interval
+    assert told == ["", "waiting for the guest\n", ""]

@@ -17,6 +17,8 @@ COMPLAINTS = 100
 """The most lines about single files: a hostile sender could cause any number."""
 INTERVAL = 0.2
 """Seconds between two looks at the progress."""
+PATIENCE = 3.0
+"""Seconds of waiting after which that is said where no bar is."""
 BAR = 20
 """Characters of the bar."""
 
@@ -50,13 +52,18 @@ class Reporter:
         self._quiet = quiet
         self._shows = show_progress and not quiet
         self._clock = clock
-        self._begun = self._shown_at = clock()
+        self._begun = self._shown_at = self._waits_since = clock()
         self._joined: float | None = None
         self._first: tuple[float, int] | None = None
-        self._in_session = self._had_session = False
+        self._in_session = self._had_session = self._said_wait = False
         self._has_line = False
         self.total: Total | None = None
         self.failures = 0
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds between two calls of show(); None if it has nothing to say."""
+        return None if self._quiet else INTERVAL if self._shows else PATIENCE
 
     def complain(self, text: str) -> None:
         """A file that could not be sent or received."""
@@ -74,12 +81,21 @@ class Reporter:
             self._joined = self._clock()
         self._in_session = begun
         self._had_session = True
+        self._waits_since, self._said_wait = self._clock(), False
         self._first = None
 
     def show(self, progress: Progress, total: Total | None = None) -> None:
-        """Draw the line of progress, if it is time; `total` is what the sender has told."""
+        """Draw the line of progress, if it is time; `total` is what the sender has told.
+
+        Where no line is drawn, say once that the other end is awaited.
+        """
         now = self._clock()
-        if not self._shows or now - self._shown_at < INTERVAL:
+        if not self._shows:
+            if not (self._quiet or self._in_session or self._said_wait) and now - self._waits_since >= PATIENCE:
+                self._say(f"waiting for {self._other}")
+                self._said_wait = True
+            return
+        if now - self._shown_at < INTERVAL:
             return
         self._shown_at = now
         self.total = total or self.total
