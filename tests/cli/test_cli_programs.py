@@ -67,6 +67,21 @@ def test_installed_program_and_module_are_the_same():
         assert run(*words, program=entry) == run(*words)
 
 
+def test_the_vhost_user_back_end_speaks_of_itself():
+    def back_end(*words):
+        entry = "import sys; from virtserial.cli.vhost_user import main; sys.exit(main())"
+        return run(*words, program=("-c", entry))
+
+    assert back_end("--help")[1].splitlines()[0] == (
+        "usage: virtserial-vhost-user {--socket-path=PATH | --fd=N} [OPTION...]"
+    )
+    assert back_end("--xyzzy") == (
+        2, "",
+        "virtserial-vhost-user: --xyzzy: invalid option\n"
+        "virtserial-vhost-user: `virtserial-vhost-user --help` lists the options\n",
+    )  # fmt: skip
+
+
 def test_serve_without_options_is_its_help_and_a_wrong_use():
     status, output, errors = run("serve")
     assert (status, errors) == (2, "")

@@ -41,7 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(words[1:])
     except VirtserialError as error:
-        print(f"virtserial: {error}", file=sys.stderr)
-        if isinstance(error, ConfigError) and error.hint:
-            print(f"virtserial: {error.hint}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return refuse(error)
+
+
+def refuse(error: VirtserialError, program: str = "virtserial") -> int:
+    """Say what is wrong, and the way out in the words of a program; return the exit status."""
+    print(f"{program}: {error}", file=sys.stderr)
+    if isinstance(error, ConfigError) and error.hint:
+        hint = error.hint if program == "virtserial" else error.hint.replace("virtserial serve", program)
+        print(f"{program}: {hint}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1

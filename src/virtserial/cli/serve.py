@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from virtserial.logs import LogFile
 
 
-def run(words: list[str]) -> int:
+def run(words: list[str], usage: str = USAGE) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP; take over from a predecessor, if there is one.
 
     Raises:
@@ -24,7 +24,7 @@ def run(words: list[str]) -> int:
     """
     options = Options(words)
     if options.help or not words:
-        print(USAGE, end="")
+        print(usage, end="")
         return 0 if options.help else 2
     if _helped(options):
         return 0

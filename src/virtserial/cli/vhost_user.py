@@ -6,8 +6,17 @@ from __future__ import annotations
 import sys
 
 from virtserial.cli import main as program
+from virtserial.cli import serve
+from virtserial.cli.serve_options import USAGE
+from virtserial.errors import VirtserialError
+
+PROGRAM = "virtserial-vhost-user"
+WORDS = f"{PROGRAM} {{--socket-path=PATH | --fd=N}} [OPTION...]"
 
 
 def main() -> int:
     """Run; return the exit status."""
-    return program.main(["serve", *sys.argv[1:]])
+    try:
+        return serve.run(sys.argv[1:], USAGE.replace("virtserial serve OPTION...", WORDS))
+    except VirtserialError as error:
+        return program.refuse(error, PROGRAM)
