@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
         help="vfio-user:PATH, vhost-user:PATH, qemu: (QEMU's own device), 'qemu:QEMU OPTION...',"
         " or 'guest:COMMAND' for the driver of a Linux guest",
     )  # fmt: skip
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help="only these, by their names, as k07 or c05")
+    parser.add_argument("checks", nargs="*", default=[], metavar="CHECK", help="only these, by name, as k07 or c05")
     parser.add_argument(
         "--host", action="append", default=[], metavar="N=ADDRESS",
         help="where port N's host end listens: unix:PATH or tcp:HOST:PORT; for a guest, N is the port's name",
