@@ -139,6 +139,7 @@ COMMANDS = [
     ("guest bind eth0", "'eth0' is not a PCI address such as 0000:00:05.0", "`lspci -D` lists them"),
     ("health --wait soon", "argument --wait: 'soon' is no time", "write seconds"),
     ("exporter --listn x", "--listn: invalid option", "did you mean '--listen'?"),
+    ("conformance", "the following arguments are required: TARGET\n", "`virtserial conformance --help`"),
     ("conformance --junti x qemu:", "--junti: invalid option", "did you mean '--junit'?"),
     ("fleet joyn", "invalid choice: 'joyn'", "join"),
     ("demo --size 0", "argument --size: '0' is no size", "1 to 4096 MiB"),
@@ -148,6 +149,9 @@ COMMANDS = [
 MET = [
     ("ports vm", "no VM called 'vm' runs here", "did you mean 'vm1'?"),
     ("console vm2", "no VM called 'vm2' runs here", "did you mean 'vm1'?"),
+    ("pipe org.example.0", "no VM called 'org.example.0' runs here", "did you mean 'vm1/org.example.0'?"),
+    ("pipe org.exmaple.0", "no VM called 'org.exmaple.0' runs here", "did you mean 'vm1/org.example.0'?"),
+    ("receive something {folder}", "no VM called 'something' runs here", "write VM/PORT"),
     ("send vm1/org.exmaple.0 x", "x: there is no such file", ""),
     ("pipe vm1/org.exmaple.0", "VM 'vm1' has no port 'org.exmaple.0'", "did you mean 'org.example.0'?"),
     ("console vm1/nowhere", "has no host end", "-chardev"),
@@ -192,7 +196,7 @@ def say(monkeypatch, capsys, folder):
     inventory = {"folder": "/", "controllers": [], "ports": [port(1, name="org.example.0"), port(2, name="nowhere")]}
     for module in (registry, names):
         monkeypatch.setattr(module, "running_vms", lambda: [vm])
-    monkeypatch.setattr(registry.Vm, "inventory", lambda self: inventory)
+    monkeypatch.setattr(registry.Vm, "inventory", lambda self, **_: inventory)
     monkeypatch.setenv("VIRTSERIAL_QEMU", "/bin/true")
     old = signal.getsignal(signal.SIGPIPE)
 

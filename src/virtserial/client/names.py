@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtserial.client.registry import Vm, find_vm, running_vms, suggestion
-from virtserial.errors import ConfigError, PeerError
+from virtserial.client.survey import look
+from virtserial.errors import ConfigError, PeerError, VirtserialError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 REACHABLE = ("unix:", "tcp:", "pty:")
 """Host ends that a program can connect to."""
 
+
+FORMS = "write VM/PORT as `virtserial ports` lists it, unix:PATH, tcp:HOST:PORT, pty:PATH or a path"
 
 TEXTS = frozenset(("controller", "id", "name", "console", "chardev", "kind", "speaks", "host_end", "watch", "folder"))
 
@@ -148,11 +152,12 @@ def find_vm_port(text: str) -> VmPort:
         ConfigError: there is no such VM or port, or more than one; near names are in the hint.
         PeerError: its keeper does not answer.
     """
-    names = [vm.name for vm in running_vms()]
+    vms = running_vms()
     # A VM's name may have a slash, as a port's may.
-    whole = max((name for name in names if text == name or text.startswith(f"{name}/")), key=len, default=None)
-    if whole is None:
-        whole = text.partition("/")[0]
+    names = [vm.name for vm in vms if text == vm.name or text.startswith(f"{vm.name}/")]
+    if not names and text not in ("", *(str(vm.pid) for vm in vms)) and "/" not in text:
+        raise ConfigError(f"no VM called '{text}' runs here", _meant(text, vms))
+    whole = max(names, key=len, default=text.partition("/")[0])
     vm, wanted = find_vm(whole), text[len(whole) + 1 :]
     ports = ports_of(vm, vm.inventory())
     if not wanted:
@@ -168,6 +173,23 @@ def find_vm_port(text: str) -> VmPort:
         exact = ", ".join(f"'{vm.name}/{port.controller}.{port.number}'" for port in best)
         raise ConfigError(f"{len(best)} ports of VM '{vm.name}' are called '{wanted}': {exact}")
     return best[0]
+
+
+def _meant(text: str, vms: list[Vm]) -> str:
+    """A hint for a word without a VM: ports and VMs that are called so or nearly so, or what can be written."""
+    import difflib
+
+    names = {vm.name: [vm.name] for vm in vms}
+    for seen in look(vms):
+        with contextlib.suppress(VirtserialError, KeyError):
+            for port in ports_of(seen.vm, seen.inventory):
+                for name in port.names:
+                    names.setdefault(name, []).append(f"{seen.vm.name}/{name}")
+    near = [text] if text in names else difflib.get_close_matches(text, names, 3)
+    found = [f"'{name}'" for each in near for name in names[each]]
+    if not found:
+        return FORMS
+    return f"did you mean {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}?"
 
 
 def _only_one(vm: Vm, ports: list[VmPort]) -> VmPort:
