@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 from support.broker import Broker
-from support.fetched import fetch_or_skip
-from support.guests.guest_library import PROGRAM, library_files
+from support.guests.ssh_machine import LIMIT, MEGABYTES, PREPARE, SshMachine, guest_files, serving
 from support.places import ENVIRONMENT, REGISTRY
 from support.waiting import wait_until
 
 from virtserial.client.names import find_vm_port
 from virtserial.guest.sshd import PORT
 from virtserial.rig import Guest
-from virtserial.rig.programs import programs
-
-MEGABYTES = int(os.environ.get("VIRTSERIAL_SSH_MIB", "8"))
-"""Size of what scp copies; 200 for the whole thing."""
-LIMIT = 120 + MEGABYTES
-SSHD_CONFIG = """
-HostKey /etc/ssh/host_key
-UsePAM no
-PermitRootLogin prohibit-password
-AuthorizedKeysFile /root/.ssh/authorized_keys
-StrictModes no
-Subsystem sftp /usr/lib/openssh/sftp-server
-"""
-
-
-def make_key(path):
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
-    return path.read_bytes(), path.with_suffix(".pub").read_bytes()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,68 +30,19 @@ def ssh_on_the_host():
         pytest.skip("no OpenSSH client on this host")
 
 
-@contextmanager
-def serving(guest, more=""):
-    """`virtserial_guest sshd` in the guest."""
-    job = guest.start(f"exec env {PROGRAM} sshd {PORT} {more}")
-    try:
-        yield
-    finally:
-        job.signal(9)
-        job.wait()
-
-
-class Machine:
-    """A guest whose sshd is reached by name, and the OpenSSH client's files on the host."""
-
-    def __init__(self, guest, process, folder):
-        self.guest, self.process, self.folder = guest, process, folder
-        self.name = f"{process.pid}"
-
-    def command(self, *words):
-        """The words of an OpenSSH program with this test's own configuration."""
-        return [words[0], "-F", f"{self.folder}/config", *words[1:]]
-
-    def run(self, *words, **more):
-        return subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT, **more)
-
-    def ssh(self, *words, **more):
-        return self.run(*self.command("ssh", f"root@{self.name}.vm", *words), **more)
-
-    def end_sharing(self):
-        self.run(*self.command("ssh", "-O", "exit", f"root@{self.name}.vm"))
-        wait_until(lambda: not find_vm_port(f"{self.name}/{PORT}").clients)
-
-
 @pytest.fixture(scope="module")
 def machine(our_device, module_folder):
-    packages = fetch_or_skip(programs, "openssh-server", "openssh-sftp-server", "rsync")
-    host_key, _ = make_key(module_folder / "host_key")
-    _, public = make_key(module_folder / "key")
-    sftp_server = packages.root / "usr/lib/openssh/sftp-server"
-    files = {
-        **packages.guest_files("sshd", "rsync"), **packages.guest_libraries(sftp_server), **library_files(),
-        "/usr/lib/openssh/sftp-server": sftp_server.read_bytes(), "/etc/ssh/sshd_config": SSHD_CONFIG.encode(),
-        "/etc/ssh/host_key": host_key, "/root/.ssh/authorized_keys": public,
-        "/etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\n",
-    }  # fmt: skip
-    files.pop("/lib/x86_64-linux-gnu/libc.so.6")  # the guest has it
     options = ["-device", "virtio-serial", "-chardev", f"socket,id=ssh,path={module_folder}/ssh,server=on,wait=off"]
     options += ["-device", f"virtserialport,chardev=ssh,name={PORT}"]
     options += ["-chardev", f"socket,id=app,path={module_folder}/app,server=on,wait=off"]
     options += ["-device", "virtserialport,chardev=app,name=org.test.app"]
+    options += ["-qmp", f"unix:{module_folder}/qmp,server=on,wait=off"]
     with (
         our_device.attach(options) as attached,
-        Guest(attached.arguments, files=files, memory_mib=512 + 2 * MEGABYTES) as guest,
+        Guest(attached.arguments, files=guest_files(module_folder), memory_mib=512 + 2 * MEGABYTES) as guest,
     ):
-        guest.check("chmod 600 /etc/ssh/host_key /root/.ssh/authorized_keys; mkdir -p /var/empty; ip link")
-        (module_folder / "config").write_text(
-            f"Host *.vm\n ProxyCommand {sys.executable} -m virtserial pipe --session --timeout 90 -- %n\n"
-            f" IdentityFile {module_folder}/key\n IdentitiesOnly yes\n UserKnownHostsFile {module_folder}/known\n"
-            f" StrictHostKeyChecking accept-new\n ControlMaster auto\n ControlPath {module_folder}/%C\n"
-            " ControlPersist 30\n LogLevel ERROR\n"
-        )
-        yield Machine(guest, attached.process, module_folder)
+        guest.check(PREPARE)
+        yield SshMachine(guest, f"{attached.process.pid}", module_folder, attached.process)
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +145,52 @@ def test_ssh_and_scp_go_through_a_cluster_of_brokers(served, folder, monkeypatch
             agent.terminate()
             agent.wait(20)
         broker.stop()
+
+
+HTTP_SERVER = "python3 -m http.server --bind 127.0.0.1 80"
+
+
+def test_a_tcp_port_of_the_guest_is_forwarded_to_the_host(served):
+    """`ssh -L`, to a server in the guest's own loopback."""
+    served.guest.check("ip link set lo up; mkdir -p /tmp/www && echo hello from the guest > /tmp/www/page")
+    job = served.guest.start(f"cd /tmp/www && exec {HTTP_SERVER}")
+    forward = [*served.command("ssh", "-N", "-L", f"{served.folder}/http:127.0.0.1:80", f"root@{served.name}.vm")]
+    with subprocess.Popen(forward, env=ENVIRONMENT) as tunnel:
+        try:
+            wait_until(lambda: page(served.folder / "http").endswith(b"\r\n\r\nhello from the guest\n"))
+        finally:
+            tunnel.terminate()
+            job.signal(9)
+            job.wait()
+
+
+def page(path):
+    """What the server behind a UNIX socket answers; b"" while there is none."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        try:
+            client.connect(str(path))
+            client.sendall(b"GET /page HTTP/1.0\r\n\r\n")
+            return b"".join(iter(lambda: client.recv(4096), b""))
+        except OSError:
+            return b""
+
+
+@pytest.mark.parametrize("words", [(), ("--worker",)], ids=["both", "worker"])
+def test_a_session_goes_on_over_a_restart(served, words):
+    count = 400
+    program = f"i=0; while [ $i -lt {count} ]; do echo line $i; i=$((i+1)); [ $((i % 20)) = 0 ] && sleep 0.1; done; cat"
+    with subprocess.Popen(
+        served.command("ssh", f"root@{served.name}.vm", program),
+        env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as session:  # fmt: skip
+        lines = [session.stdout.readline()]
+        done = served.run(
+            sys.executable, "-m", "virtserial", "restart", "--monitor", f"{served.folder}/qmp", *words
+        )
+        assert done.returncode == 0, done.stderr
+        lines += session.communicate("and what was typed\n", LIMIT)[0].splitlines(keepends=True)
+    assert (session.returncode, lines) == (0, [*(f"line {n}\n" for n in range(count)), "and what was typed\n"])
 
 
 def test_scp_and_rsync_copy_trees(served, tmp_path):

@@ -19,6 +19,7 @@ import os
 import ssl
 import stat
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +136,16 @@ async def connect(
             f"a fleet needs nats-py ({error})", "pip install 'virtserial[fleet]', or python3-nats of your distribution"
         ) from error
 
+    class Connection(NatsClient):
+        """A client whose close() does not fail where the broker has cut the connection off just then."""
+
+        async def close(self) -> None:
+            with suppress(OSError):
+                await super().close()
+
+        async def __aexit__(self, *_: object) -> None:
+            await self.close()
+
     last = ""
     refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -162,7 +173,7 @@ async def connect(
     tls = _tls(settings)
     if tls is not None:
         options["tls"] = tls
-    client = NatsClient()
+    client = Connection()
     connecting = asyncio.ensure_future(
         client.connect(
             list(settings.servers), name=name, error_cb=failed, disconnected_cb=lost, reconnected_cb=back,

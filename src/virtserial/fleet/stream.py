@@ -102,12 +102,11 @@ class FleetStream(HostStream):
     def _run(self) -> None:
         # A connection that the broker resets ends with an error here; elsewhere a closed pipe may end the program.
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])
-        try:
-            self._loop.run_until_complete(self._serve())
-        except VirtserialError as error:
-            self._begun.put(error)
-        finally:
-            self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._serve())
+            except VirtserialError as error:
+                self._begun.put(error)
 
     async def _serve(self) -> None:
         client = await connect(self._settings, "virtserial", self._say)
