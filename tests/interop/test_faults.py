@@ -14,6 +14,8 @@ from support.waiting import wait_until
 from virtserial.rig import Guest
 
 NAMES = ("org.test.a", "org.test.b")
+pytestmark = pytest.mark.slow
+"""test_restart.py and test_vmm_killed.py kill the worker and the VMM in every run."""
 
 
 @pytest.fixture
@@ -30,7 +32,6 @@ def controller_options(number, sockets):
     return options
 
 
-@pytest.mark.slow
 def test_killed_vmm_leaves_the_device_ready_for_the_next(our_device, sockets):
     options = controller_options(0, sockets[0])
     with our_device.attach(options) as attached:
@@ -45,7 +46,6 @@ def test_killed_vmm_leaves_the_device_ready_for_the_next(our_device, sockets):
             exchange(guest, sockets[0], mib=4)
 
 
-@pytest.mark.slow
 def test_hanging_vmm_does_not_disturb_the_other(our_device, sockets):
     second = {f"{name}.1": path for name, path in sockets[1].items()}
     options = controller_options(0, sockets[0]) + controller_options(1, sockets[1])

@@ -47,7 +47,9 @@ def counts(module_folder):
 
 
 @pytest.mark.timeout(150 + 10 * RESTARTS)
-@pytest.mark.parametrize("words", [(), ("--worker",)], ids=["both", "worker"])
+@pytest.mark.parametrize(
+    "words", [pytest.param((), id="both"), pytest.param(("--worker",), id="worker", marks=pytest.mark.slow)]
+)
 def test_restarts_lose_and_double_no_byte_and_no_poller_sees_a_hang_up(attached, module_folder, words):
     with Guest(attached.arguments) as guest:
         with EndlessStreams(guest, NAME, f"{module_folder}/stream") as streams:

@@ -126,6 +126,7 @@ def test_controller_goes_under_traffic_both_ways(starter, folder):
         assert quit_with_status(guest) == 0
 
 
+@pytest.mark.slow
 def test_controller_goes_while_a_port_is_open(starter, folder):
     """unplug of a controller that was there at boot, with its ports open and one of them read from."""
     options = [*boot_controller(Q35, folder), *socket_port(2, "second", f"{folder}/second")]
@@ -146,6 +147,7 @@ def test_controller_goes_while_a_port_is_open(starter, folder):
         assert quit_with_status(guest) == 0
 
 
+@pytest.mark.slow
 def test_guest_ejects_the_slot_by_itself(starter, folder):
     """Nobody asks a monitor: the slot's power file."""
     with pluggable_machine(starter, Q35, boot_controller(Q35, folder)) as guest:
@@ -192,6 +194,7 @@ def test_changes_of_affinity_in_ping_pong_lose_no_interrupt(starter, folder):
         end.close()
 
 
+@pytest.mark.slow
 def test_a_worker_dies_between_two_transfers_and_in_one(folder):
     """Table, pending bits and what is shown are its successor's."""
     with pluggable_machine("virtserial-qemu", Q35, boot_controller(Q35, folder)) as guest:
@@ -223,6 +226,7 @@ def test_guest_scribbles_over_its_table_under_traffic(folder):
         assert quit_with_status(guest) == 0
 
 
+@pytest.mark.slow
 def test_messages_pass_an_iommu(our_device, folder):
     options = ["-device", "virtio-serial,id=ser0,unplug=on", *socket_port(1, "boot", f"{folder}/boot")]
     with our_device.attach(options) as attached, Guest(attached.arguments, iommu=True) as guest:
