@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 
 import pytest
-from support.web_console import MadeSource, World, eventually
+from support.web_console import MadeSource, Terminal, World, eventually
 
 from virtserial.web import hub as hubs
 from virtserial.web import terminals
+from virtserial.web.overview import Overview
 from virtserial.web.people import Role, User
 from virtserial.web.viewer import LIMIT, WINDOW, Viewer
 
@@ -325,5 +326,28 @@ def test_terminals_and_lists_are_counted(run, folder, monkeypatch):
             await eventually(lambda: not world.console._terminals._open)
             async with anne.terminal(PORT) as again:
                 await again.connected()
+
+    run(check())
+
+
+def test_terminals_that_open_at_once_are_counted(run, folder, monkeypatch):
+    monkeypatch.setattr(terminals, "MAX_TERMINALS_OF_USER", 2)
+
+    async def check():
+        now, waiting, go_on = Overview.now, [], asyncio.Event()
+
+        async def now_later(self):
+            waiting.append(self)
+            await go_on.wait()
+            return await now(self)
+
+        monkeypatch.setattr(Overview, "now", now_later)
+        async with World(folder, MadeSource(PORT), USERS) as world, contextlib.AsyncExitStack() as stack:
+            anne = await world.visitor("anne")
+            opening = [asyncio.create_task(stack.enter_async_context(anne.terminal(PORT))) for _ in range(5)]
+            await eventually(lambda: len(waiting) + world.console.counts["too_many"] == 5)
+            go_on.set()
+            opened = await asyncio.gather(*opening, return_exceptions=True)
+            assert sum(isinstance(each, Terminal) for each in opened) == 2
 
     run(check())

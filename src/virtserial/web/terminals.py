@@ -21,6 +21,7 @@ The terminal's messages: bytes are what the guest says, or what is typed.  Texts
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,8 @@ from virtserial.web.people import Role
 from virtserial.web.rates import Rate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from virtserial.web.access import Access
     from virtserial.web.hub import Hub
     from virtserial.web.overview import Overview
@@ -76,8 +79,11 @@ class Terminals:
         if self._lists[user.name] >= MAX_LISTS_OF_USER:
             self._counts["too_many"] += 1
             raise web.HTTPTooManyRequests(text="too many pages of yours are open")
+        with _place(self._lists, user.name):
+            return await self._list(request, user)
+
+    async def _list(self, request: web.Request, user: User) -> web.WebSocketResponse:
         socket = await self._begin(request)
-        self._lists[user.name] += 1
         listening = asyncio.create_task(self._only_closes(socket))
         try:
             snapshot = None
@@ -95,7 +101,6 @@ class Terminals:
             pass
         finally:
             listening.cancel()
-            _count_down(self._lists, user.name)
             self._sockets.discard(socket)
         return socket
 
@@ -115,10 +120,13 @@ class Terminals:
         if self._open[user.name] >= MAX_TERMINALS_OF_USER or self._open.total() >= MAX_TERMINALS:
             self._counts["too_many"] += 1
             raise web.HTTPTooManyRequests(text="too many terminals are open")
+        with _place(self._open, user.name):
+            return await self._terminal(request, user, name)
+
+    async def _terminal(self, request: web.Request, user: User, name: str) -> web.WebSocketResponse:
         types = user.may(Role.TYPE, name) and request.query.get("watch") != "1"
         known = (await self._overview.now()).ports.get(name)
         socket = await self._begin(request)
-        self._open[user.name] += 1
         hub = self.hubs.hub(name, only_watch=not types and known is not None and known.has_watch)
         viewer = hub.join(user, types)
         works = self._show(socket, viewer), self._still_may(request, socket, viewer, name)
@@ -129,7 +137,6 @@ class Terminals:
             for task in tasks:
                 task.cancel()
             self._counts["lost_bytes"] += hub.leave(viewer)
-            _count_down(self._open, user.name)
             self._sockets.discard(socket)
         return socket
 
@@ -215,7 +222,13 @@ def _changes(before: dict[str, dict[str, object]], now: dict[str, dict[str, obje
     }
 
 
-def _count_down(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
+@contextlib.contextmanager
+def _place(taken: Counter[str], user: str) -> Iterator[None]:
+    """Count one, right after the check: after an await, all who come at once would pass it."""
+    taken[user] += 1
+    try:
+        yield
+    finally:
+        taken[user] -= 1
+        if not taken[user]:
+            del taken[user]
