@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from support.web_console import MadeSource, World, eventually
 
 from virtserial.errors import ConfigError
-from virtserial.guest.recording import Recording
+from virtserial.guest.recording import Recorder, Recording
 from virtserial.web.people import Role, User
 from virtserial.web.recordings import Recordings
 
@@ -75,3 +76,18 @@ def test_a_terminal_records_and_the_page_gets_it(run, folder):
                 assert answer.status == 404
 
     run(check())
+
+
+def test_recordings_that_begin_in_one_second_have_files_of_their_own(folder, monkeypatch):
+    monkeypatch.setattr("virtserial.web.recordings.time.strftime", lambda _: "20260101-000000")
+    recordings, begun = Recordings(str(folder), 1 << 20), []
+
+    def record(title):
+        hub = SimpleNamespace(name=title, record=lambda path, _: begun.append(Recorder(path, title, (24, 80))))
+        return recordings.begin(hub)
+
+    titles = {record(title): title for title in ("alpha/a", "alpha_a", "alpha/a")}
+    for each in begun:
+        each.close()
+    assert list(titles) == [f"alpha_a@20260101-000000{more}.cast" for more in ("", "-2", "-3")]
+    assert {each.name: each.title for each in recordings.list(User("a", Role.WATCH))} == titles

@@ -5,6 +5,8 @@ A recording is shown to whom its port is shown: the port's name is its title.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -92,11 +94,21 @@ class Recordings:
         if sum(each.size for each in self._all()) > MAX_FOLDER:
             raise ConfigError(f"the recordings take {MAX_FOLDER >> 30} GiB already")
         port = re.sub(r"[^A-Za-z0-9_.-]+", "_", hub.name)[:100].lstrip(".-") or "port"
-        name = f"{port}@{time.strftime('%Y%m%d-%H%M%S')}{ENDING}"
         try:
+            name = self._new_name(f"{port}@{time.strftime('%Y%m%d-%H%M%S')}")
             hub.record(os.path.join(self.folder, name), self._limit)
         except OSError as error:
             raise ConfigError(f"the recording cannot be made: {error.strerror}") from error
+        return name
+
+    def _new_name(self, stem: str) -> str:
+        """Make an empty file: a name that nobody else has, neither another port in this second nor another console."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        for number in itertools.count(1):
+            name = f"{stem}{f'-{number}' if number > 1 else ''}{ENDING}"
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(os.path.join(self.folder, name), flags, 0o600))
+                break
         return name
 
     def _all(self) -> Iterator[Listed]:
