@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,9 @@ ANSWER_TIME = 10.0
 LOOK = 0.5
 MAX_UNREAD = 1000
 """Records that make no sense are counted up to here."""
+MAX_VMS = 1024
+"""Of one host; more are left out."""
+log = logging.getLogger("virtserial.fleet")
 
 
 class Directory:
@@ -49,7 +53,8 @@ class Directory:
             Reader(client, f"KV_{PORTS}", f"$KV.{PORTS}.{key}" + (".*" if host is not None else "")),
         )
         self._hosts: dict[str, tuple[HostRecord, float]] = {}
-        self._vms: dict[tuple[str, str], VmRecord] = {}
+        self._vms: dict[str, dict[str, VmRecord]] = {}
+        self._crowded: set[str] = set()
         self.unread = 0
 
     async def load(self) -> None:
@@ -116,11 +121,24 @@ class Directory:
                 else:
                     self._hosts[host] = read_host(message.data), time.monotonic()
             elif gone:
-                self._vms.pop((host, vm[0]), None)
+                self._vms.get(host, {}).pop(vm[0], None)
             else:
-                self._vms[host, vm[0]] = read_vm(message.data)
+                self._keep(host, vm[0], read_vm(message.data))
         except (VirtserialError, ValueError, IndexError, TypeError):
             self.unread = min(self.unread + 1, MAX_UNREAD)
+
+    def _keep(self, host: str, vm: str, record: VmRecord) -> None:
+        known = self._vms.setdefault(host, {})
+        if vm not in known and len(known) >= MAX_VMS:
+            # What an earlier agent said is void: it takes nobody's place.
+            agent = self._hosts[host][0].agent if host in self._hosts else record.agent
+            known = self._vms[host] = {name: each for name, each in known.items() if each.agent == agent}
+            if len(known) >= MAX_VMS:
+                if host not in self._crowded:
+                    self._crowded.add(host)
+                    log.warning("host '%s' announces more than %d VMs: the others are left out", host, MAX_VMS)
+                return
+        known[vm] = record
 
     def hosts(self) -> dict[str, HostRecord]:
         """The hosts whose agents live, by name."""
@@ -131,9 +149,10 @@ class Directory:
         """The VMs of these hosts, by HOST and VM."""
         hosts = self.hosts()
         return {
-            names: record
-            for names, record in sorted(self._vms.items())
-            if names[0] in hosts and hosts[names[0]].agent == record.agent
+            (host, vm): record
+            for host in sorted(hosts.keys() & self._vms.keys())
+            for vm, record in sorted(self._vms[host].items())
+            if record.agent == hosts[host].agent
         }
 
     def find(self, text: str, default: str | None = None) -> tuple[Place, PortRecord]:
@@ -167,4 +186,4 @@ class Directory:
 
     def all_vms(self) -> list[str]:
         """The VMs of every record, also of agents that are gone."""
-        return [vm for _, vm in self._vms]
+        return [vm for vms in self._vms.values() for vm in vms]
