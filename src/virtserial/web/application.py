@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     Answer = Callable[[web.Request, User], Awaitable[web.StreamResponse]]
 
 MAX_BODY: Final = 8 << 10
+BODY_TIME: Final = 10.0
+"""Seconds for a request's body."""
 PIECE: Final = 64 << 10
 PAGE: Final = files("virtserial.web") / "static" / "index.html"
 STATIC: Final = str(files("virtserial.web") / "static")
@@ -167,7 +169,11 @@ class Console:
     async def _told(self, request: web.Request, **kinds: type) -> list[Any]:
         """The members of a request's JSON object; exactly these."""
         try:
-            told = json.loads(await request.read())
+            async with asyncio.timeout(BODY_TIME):
+                told = json.loads(await request.read())
+        except TimeoutError:
+            self._refuse("slow", request)
+            raise web.HTTPRequestTimeout(text="the request took too long") from None
         except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict) or set(told) != set(kinds) or not all(

@@ -19,11 +19,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.web.access import Policy
-    from virtserial.web.application import Console
+    from virtserial.web.application import Console, Handler
 
 MAX_CONNECTIONS: Final = 1024
 MAX_BACKLOG: Final = 128
 KEEP_ALIVE: Final = 15.0
+"""Seconds from an answer to the end of the next request's head."""
+FIRST: Final = 15.0
+"""Seconds for the head of a connection's first request; after at most twice as many the connection ends."""
+HANDSHAKE: Final = 10.0
+"""Seconds for the beginning of TLS."""
+UNREAD: Final = 30.0
+"""Seconds for which a TCP client may read nothing of what waits for it."""
 SHUTDOWN: Final = 0.5
 
 
@@ -118,6 +125,8 @@ async def serve(console: Console, address: Address, tls: ssl.SSLContext | None, 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    silent = _Silent()
+    console.application.middlewares.insert(0, silent.hear)
     runner = web.AppRunner(
         console.application, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=SHUTDOWN,
         max_line_size=4096, max_field_size=8190, max_headers=64,
@@ -130,19 +139,45 @@ async def serve(console: Console, address: Address, tls: ssl.SSLContext | None, 
         return connect() if len(connect.connections) < MAX_CONNECTIONS else _TurnedAway()
 
     listener = _listen(address)
+    listen = loop.create_unix_server if address.path else loop.create_server
+    ending = asyncio.create_task(silent.end(connect))
     try:
-        if address.path:
-            server: asyncio.Server = await loop.create_unix_server(protocol, sock=listener, ssl=tls)
-        else:
-            server = await loop.create_server(protocol, sock=listener, ssl=tls)
+        server: asyncio.Server = await listen(
+            protocol, sock=listener, ssl=tls, ssl_handshake_timeout=HANDSHAKE if tls else None
+        )
         ready(_url(listener, tls is not None))
         await stop.wait()
         server.close()
     finally:
+        ending.cancel()
         await runner.cleanup()
         if address.path:
             with contextlib.suppress(OSError):
                 os.unlink(address.path)
+
+
+class _Silent:
+    """Ends connections without a first request; before 3.14, aiohttp limits the next ones only (KEEP_ALIVE)."""
+
+    def __init__(self) -> None:
+        self._heard: set[web.RequestHandler] = set()
+
+    @web.middleware
+    async def hear(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A request has come."""
+        self._heard.add(request.protocol)
+        return await handler(request)
+
+    async def end(self, server: web.Server) -> None:
+        """Look again and again; end who was silent already the last time."""
+        before: set[web.RequestHandler] = set()
+        while True:
+            await asyncio.sleep(FIRST)
+            now = set(server.connections)
+            for connection in now & before - self._heard:
+                connection.force_close()
+            self._heard &= now
+            before = now
 
 
 class _TurnedAway(asyncio.Protocol):
@@ -165,6 +200,7 @@ def _listen(address: Address) -> socket.socket:
                 os.umask(mask)
         else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD * 1000))
             listener.bind((address.host, address.port))
         listener.listen(MAX_BACKLOG)
     except OSError as error:
