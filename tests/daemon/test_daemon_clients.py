@@ -260,13 +260,16 @@ def test_what_runs_here_counts_all_and_a_client_can_be_sent_away(serve, monitor,
 
 
 def test_a_log_file_has_what_all_clients_got(serve, monitor, folder):
-    serve(f"clients=2,logfile={folder}/log.txt,slow=disconnect")
+    device = serve(f"clients=2,logfile={folder}/log.txt,slow=disconnect")
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest, connect(folder / "a") as host:
         port = guest.open("a")
         guest.run_until(lambda: port.port.host_connected)
         port.port.write(b"logged")
         assert host.recv(6, socket.MSG_WAITALL) == b"logged"
-        assert (folder / "log.txt").read_bytes() == b"logged"
+        replace_worker(device, monitor(), "both")
+        port.port.write(b" on")
+        assert host.recv(3, socket.MSG_WAITALL) == b" on"
+        assert (folder / "log.txt").read_bytes() == b"logged on"
 
 
 def test_clients_of_a_chardev_that_a_monitor_adds_and_changes(serve, monitor, folder):

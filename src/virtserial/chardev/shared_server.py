@@ -99,7 +99,7 @@ class SharedSocketServer(SocketServerChardev):
     def hand_over(self, put: Put) -> dict[str, object]:
         watch = self._watch_listener
         return super().hand_over(put) | {
-            "log": put(self._opened_log().fileno()),
+            "output": put(self._opened_log().fileno()),
             "watch": None if watch is None else {"fd": put(watch.socket.fileno()), "inode": watch.inode},
             "peers": list(self._peers.items()),
         }
@@ -107,7 +107,7 @@ class SharedSocketServer(SocketServerChardev):
     def take_over(self, loop: EventLoop, sink: ConnectionSink, saved: Mapping[str, Any], take: Take) -> None:
         from virtserial.chardev.unix_listener import UnixListener
 
-        self._log = OutputLog(take(saved["log"]))
+        self._log = OutputLog(take(saved["output"]))
         if (watch := saved["watch"]) is not None and self._sharing.watch is not None:
             self._watch_listener = UnixListener.resume(self._sharing.watch, take(watch["fd"]), watch["inode"])
         self._peers = {place: (peer, pid) for place, (peer, pid) in saved["peers"]}
