@@ -45,12 +45,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def words(places):
-    """A controller whose ports have the same places wherever the guest is."""
+def words(places, **options):
+    """A controller whose ports have the same places wherever the guest is; `options` are more of a chardev's."""
     made = ["-device", "virtio-serial-pci,id=ser0,max_ports=8"]
     for number, (name, place) in enumerate(places.items(), 1):
         where = f"host=127.0.0.1,port={place}" if isinstance(place, int) else f"path={place}"
-        made += ["-chardev", f"socket,id=chr{number},{where},server=on,wait=off"]
+        more = options.get(f"chr{number}", "")
+        made += ["-chardev", f"socket,id=chr{number},{where},server=on,wait=off{more}"]
         made += ["-device", f"virtserialport,nr={number},chardev=chr{number},name={name},bus=ser0.0"]
     return made
 
@@ -60,7 +61,8 @@ def test_socat_and_a_tcp_client_stay_connected(folder):
     socat = fetch_or_skip(programs, "socat").command("socat")
     places = {name: folder / name for name in (*PORTS, "org.test.echo", "org.test.full")}
     places["org.test.2"] = free_port()
-    with MovedGuest(words(places)) as guest:
+    shared = f",clients=2,watch={folder}/watch"
+    with MovedGuest(words(places, chr3=shared)) as guest:
         traffic = Traffic(guest, PORTS, places=places)
         guest.session()(ECHO)
         # Its host reads nothing: the port is throttled, in the middle of a chain.

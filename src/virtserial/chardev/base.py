@@ -160,8 +160,11 @@ class Chardev:
         """
         return None
 
+    def stop_accepting(self) -> None:
+        """Leave clients that come where they wait."""
+
     def accept_here(self) -> None:
-        """Accept clients itself again, after `let_accept`."""
+        """Accept clients itself again, after `let_accept` or `stop_accepting`."""
 
     def client_accepted(self, fd: int) -> None:
         """Somebody else has accepted a client; its socket stays the caller's.

@@ -92,6 +92,12 @@ class LoggedChardev(Chardev):
         self._backend.connection_ended()
         self._stand_in()
 
+    def stop_accepting(self) -> None:
+        self._backend.stop_accepting()
+
+    def accept_here(self) -> None:
+        self._backend.accept_here()
+
     def client_left(self, place: int) -> None:
         self._backend.client_left(place)
 

@@ -126,6 +126,13 @@ class SharedSocketServer(SocketServerChardev):
             self._note_peers()
             self._watch()
 
+    def release(self) -> None:
+        self._unwatch()
+        watch, self._watch_listener = self._watch_listener, None
+        if watch is not None:
+            watch.socket.close()
+        super().release()
+
     def close(self) -> None:
         super().close()
         if self._watch_listener is not None:
@@ -181,8 +188,10 @@ class SharedSocketServer(SocketServerChardev):
 
     def _watch(self) -> None:
         """Listen where there is a place for another client."""
+        if self._loop is None or not self._accepts:
+            return
         for watch in (False, True):
-            if self._loop is None or self._listens.get(watch) or self._free_place(watch) is None:
+            if self._listens.get(watch) or self._free_place(watch) is None:
                 continue
             self._listens[watch] = True
             for listener in self._sockets(watch):

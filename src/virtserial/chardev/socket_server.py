@@ -145,11 +145,14 @@ class SocketServerChardev(Chardev):
     def let_accept(self) -> tuple[Connection, Sequence[int]] | None:
         if not self.layers.is_plain or not 0 < len(self._listeners) <= MAX_FDS:
             return None
-        self._unwatch()
-        self._accepts = False
+        self.stop_accepting()
         return SocketConnection(f"chardev '{self.id}' ({self._bound_text})"), [
             listener.fileno() for listener in self._listeners
         ]
+
+    def stop_accepting(self) -> None:
+        self._unwatch()
+        self._accepts = False
 
     def accept_here(self) -> None:
         self._accepts = True

@@ -252,11 +252,12 @@ class BackEnds:
 
     def clients(self) -> list[dict[str, object]]:
         """What x-virtserial-query-clients returns: of each chardev with several clients, these and its counters."""
-        return [self.clients_of(chardev) for chardev in self.chardevs.values() if chardev.is_shared]
-
-    def clients_of(self, chardev: Chardev) -> dict[str, object]:
-        """The same of one of them."""
-        return chardev.clients(self._positions(chardev))
+        return [
+            chardev.clients(self._positions(chardev))
+            for chardev in self.chardevs.values()
+            # None is held of those that another keeper has, or still has.
+            if chardev.is_shared and self._held.count(Connect, chardev.id)
+        ]
 
     def _positions(self, chardev: Chardev) -> dict[int, int]:
         """By each client's place, the descriptor that it reads the output by."""

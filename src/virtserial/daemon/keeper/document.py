@@ -90,15 +90,14 @@ class HostsWanted:
 
 @record
 class HostLeft:
-    """A chardev of a port, and its connection if it has one.
+    """A chardev of a port.
 
     Attributes:
-        descriptors: the connection's.
+        held: its connections; what several clients share comes before them.
     """
 
     chardev: ChardevLeft
-    connect: Connect | None
-    descriptors: tuple[int, ...]
+    held: tuple[HeldLeft, ...]
 
 
 @record

@@ -5,13 +5,17 @@
 | start | | does not open chardevs that are to come (BackEnds.later) |
 | `wanted` | | names them, each with its options |
 | `describe` | takes no more clients; its device stands still, so no byte moves | |
+| | its worker lets go of clients that share a chardev | |
 | `take_over` | | holds the connections, and tells its worker |
 | `release` | closes its copies, and removes no names | |
 | `keep`, if the other one fails | takes clients again; its worker has lost nothing | |
 | `open_rest` | | opens what has not come |
 
-Only plain chardevs of ports can go: what is multiplexed, in a hub, shared by several clients, or has a protocol's state
-in the worker (TLS, websocket, telnet) cannot.
+Clients that share a chardev go as a killed worker leaves them to the next: each one's place in the output is where
+the kernel has it (channel/output_log.py).  No two workers may have them at once: both would send the same bytes.
+
+Only chardevs of ports can go, and what is multiplexed or in a hub cannot.  A connection with a protocol's state in the
+worker (TLS, websocket, telnet) keeps its chardev here; of several clients it ends, as with every worker.
 """
 
 from __future__ import annotations
@@ -20,10 +24,10 @@ import json
 import logging
 from typing import TYPE_CHECKING, Final
 
-from virtserial.channel.connections import LayeredConnection, SharedConnection, unlogged
+from virtserial.channel.connections import ClientConnection, LayeredConnection, unlogged
 from virtserial.channel.messages import Connect, Disconnect, StopListening
 from virtserial.daemon.keeper.announcement import announce
-from virtserial.daemon.keeper.document import ChardevLeft, HostLeft, HostsLeft, HostsWanted
+from virtserial.daemon.keeper.document import ChardevLeft, HeldLeft, HostLeft, HostsLeft, HostsWanted
 from virtserial.errors import ConfigError, StateError, VirtserialError
 
 if TYPE_CHECKING:
@@ -56,7 +60,9 @@ class HostHandOver:
 
     def expect(self) -> None:
         """Before the start: do not open what is to come."""
-        self._back_ends.later = {chardev.id for chardev in self._candidates()}
+        for chardev in self._candidates():
+            self._back_ends.later.add(chardev.id)
+            self._back_ends.prepare_for(chardev)
 
     def wanted(self) -> HostsWanted:
         """What is not open yet."""
@@ -78,9 +84,10 @@ class HostHandOver:
             self._back_ends.later.discard(chardev.id)
             chardev.report = log.warning
             chardev.take_over(self._keeper.loop, self._back_ends, host.chardev.saved, take)
-            if host.connect is not None:
-                fds = tuple(map(take, host.descriptors))
-                self._back_ends.connection_opened(chardev, host.connect.connection, fds)
+            for held in host.held:
+                if isinstance(held.message, Connect):
+                    fds = tuple(map(take, held.descriptors))
+                    self._back_ends.connection_opened(chardev, held.message.connection, fds)
             self._back_ends.let_accept(chardev)
 
     def open_rest(self) -> None:
@@ -105,8 +112,11 @@ class HostHandOver:
         hosts: list[HostLeft] = []
         going = [chardev for chardev in self._candidates() if wanted.recipes.get(chardev.id) == _recipe_of(chardev)]
         for chardev in going:
+            chardev.stop_accepting()
             # Still held: a client that the worker has taken before is one until we know of it.
             self._keeper.workers.send(StopListening(chardev.id))
+            if chardev.is_shared:
+                self._keeper.workers.send(Disconnect(chardev.id))
         try:
             settle()
         except VirtserialError:
@@ -114,27 +124,41 @@ class HostHandOver:
             raise
         for chardev in going:
             self._back_ends.stop_listening(chardev.id)
+            self._end_layered_clients(chardev)
             connect = self._keeper.held.find(Connect, chardev.id)
-            fds = [fd for _, held in self._keeper.held.all(Connect, chardev.id) for fd in held]
-            if connect is not None and isinstance(
-                unlogged(connect.connection), LayeredConnection | SharedConnection
-            ):
-                self._back_ends.let_accept(chardev)
+            if connect is not None and isinstance(unlogged(connect.connection), LayeredConnection):
+                self.keep([chardev.id])
                 continue
             left = ChardevLeft(chardev.id, *chardev.recipe, chardev.hand_over(put), restricted=False)
-            hosts.append(HostLeft(left, connect, tuple(map(put, fds))))
+            held = [
+                HeldLeft(message, tuple(map(put, fds)))
+                for message, fds in self._keeper.held.all(Connect, chardev.id)
+                if isinstance(message, Connect)
+            ]
+            hosts.append(HostLeft(left, tuple(held)))
         return HostsLeft(tuple(hosts))
+
+    def _end_layered_clients(self, chardev: Chardev) -> None:
+        """Let go of those of several clients with whom a worker that is no more spoke a protocol."""
+        for message, _ in self._keeper.held.all(Connect, chardev.id):
+            connection = message.connection if isinstance(message, Connect) else None
+            if isinstance(connection, ClientConnection) and isinstance(connection.connection, LayeredConnection):
+                self._keeper.held.drop_entry(message)
+                chardev.client_left(connection.place)
 
     def keep(self, ids: Iterable[str]) -> None:
         """The other keeper has not taken them."""
         for chardev in self._chardevs(ids):
             self._back_ends.stop_listening(chardev.id)
+            if chardev.is_shared:
+                self._back_ends.send_again(chardev.id)
+            chardev.accept_here()
             self._back_ends.let_accept(chardev)
 
     def release(self, ids: Iterable[str]) -> None:
         """The other keeper has them."""
         for chardev in self._chardevs(ids):
-            self._keeper.held.drop(Connect, chardev.id)
+            self._keeper.held.drop_all(Connect, chardev.id)
             self._keeper.workers.send(Disconnect(chardev.id))
             chardev.release()
 
