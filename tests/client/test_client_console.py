@@ -201,6 +201,27 @@ def test_a_console_is_recorded(machine):
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "grüß\n", "")
 
 
+def test_a_terminals_answers_to_a_recording_do_not_reach_the_shell(folder):
+    asks = '{"version":2,"width":80,"height":24}\n[0.0,"o","where? \\u001b[6n"]\n[0.5,"o","there"]\n'
+    (folder / "rec").write_text(asks)
+    master, terminal = pty.openpty()
+    try:
+        player = subprocess.Popen(
+            [sys.executable, "-m", "virtserial", "replay", f"{folder}/rec"],
+            env=ENVIRONMENT, stdin=terminal, stdout=terminal,
+        )  # fmt: skip
+        shown = b""
+        while not shown.endswith(b"\x1b[6n"):
+            shown += os.read(master, 4096)
+        os.write(master, b"\x1b[7;5R")
+        assert player.wait(WAIT) == 0
+        assert os.read(master, 4096) == b"there"
+        assert not select.select([terminal], [], [], 0)[0]
+    finally:
+        os.close(master)
+        os.close(terminal)
+
+
 def test_a_port_is_recorded_and_stands_in_for_its_guest(machine):
     path = machine.folder / "rec"
     process = subprocess.Popen([sys.executable, "-m", "virtserial", "record", PORT, str(path)], env=ENVIRONMENT)

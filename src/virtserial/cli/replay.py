@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import sys
+import termios
 import time
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,12 @@ from virtserial.guest.words import Parser, seconds
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 PROGRAM = "virtserial replay"
 READ_SIZE = 1 << 16
+ANSWER_TIME = 0.2
+"""Seconds that a terminal may take to answer the last question of a recording."""
 
 
 def run(words: list[str]) -> int:
@@ -55,13 +58,35 @@ def _replay(options: argparse.Namespace) -> int:
         elif options.port:
             _play_into(recording, options)
         else:
-            pace = Pace(options.speed, options.idle)
-            for event in recording:
-                if event.kind == OUTPUT:
-                    pace.wait_for(event.at)
-                    sys.stdout.buffer.write(event.data)
-                    sys.stdout.buffer.flush()
+            with _answers_dropped():
+                _show(recording, Pace(options.speed, options.idle))
     return 0
+
+
+def _show(recording: Recording, pace: Pace) -> None:
+    for event in recording:
+        if event.kind == OUTPUT:
+            pace.wait_for(event.at)
+            sys.stdout.buffer.write(event.data)
+            sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _answers_dropped() -> Iterator[None]:
+    """A recorded program may ask the terminal where its cursor is: the shell must not take the answer for a command."""
+    terminal = sys.stdin.fileno()
+    if not (os.isatty(terminal) and sys.stdout.isatty()):
+        yield
+        return
+    before = termios.tcgetattr(terminal)
+    quiet = termios.tcgetattr(terminal)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(terminal, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        time.sleep(ANSWER_TIME)
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
 
 
 class Pace:
