@@ -26,9 +26,10 @@ def test_systemd_accepts_the_units(tmp_path):
         # The program that is named must be there.
         units.append(tmp_path / f"virtserial@vm1.{kind}")
         units[-1].write_text(text.replace("/usr/bin/virtserial ", f"{shutil.which('true')} "))
-    exporter = (ROOT / "packaging/systemd/virtserial-exporter.service").read_text()
-    units.append(tmp_path / "virtserial-exporter.service")
-    units[-1].write_text(exporter.replace("/usr/bin/virtserial ", f"{shutil.which('true')} "))
+    for name in ("exporter", "fleet", "web"):
+        text = (ROOT / f"packaging/systemd/virtserial-{name}.service").read_text()
+        units.append(tmp_path / f"virtserial-{name}.service")
+        units[-1].write_text(text.replace("/usr/bin/virtserial ", f"{shutil.which('true')} "))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
     assert done.returncode == 0
     assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line]

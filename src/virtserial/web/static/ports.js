@@ -3,6 +3,7 @@
 import { $, amount, ask, element, post, say, socketTo } from "./api.js";
 
 const RETRY = [500, 1000, 2000, 4000];
+const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 
 function place(parent, children) {
   if (parent.childNodes.length !== children.length || children.some((child, index) => parent.childNodes[index] !== child)) {
@@ -162,8 +163,8 @@ export class Ports {
     place($("figures-rows"), rows);
     const sum = (index) => Object.values(this.rates).reduce((total, rate) => total + rate[index], 0);
     const open = ports.filter((port) => port.guest_open).length;
-    $("figures-sum").textContent = `${Object.keys(this.machines).length} machines · ${ports.length} ports, ${open} open · `
-      + `to hosts ${amount(sum(0))}/s · to guests ${amount(sum(1))}/s`;
+    $("figures-sum").textContent = `${counted(Object.keys(this.machines).length, "machine")} · `
+      + `${counted(ports.length, "port")}, ${open} open · to hosts ${amount(sum(0))}/s · to guests ${amount(sum(1))}/s`;
   }
 
   // Keys
