@@ -9,7 +9,14 @@ import pytest
 from virtserial.conformance.cases import CASES
 from virtserial.conformance.driver import HostileDriver, HostileError
 from virtserial.conformance.legacy_cases import LEGACY_CASES, LEGACY_OUTCOMES, legacy_outcome
-from virtserial.conformance.packed_cases import NOT_PACKED, PACKED, PACKED_OUTCOMES, PACKED_QEMU, packed_outcome
+from virtserial.conformance.packed_cases import (
+    NOT_PACKED,
+    PACKED,
+    PACKED_OUTCOMES,
+    PACKED_QEMU,
+    PACKED_RING_CASES,
+    packed_outcome,
+)
 from virtserial.conformance.packed_driver import PackedHostileDriver
 from virtserial.conformance.steps import Case, Outcome, Start
 from virtserial.testing.hostile.__main__ import main
@@ -22,6 +29,9 @@ from virtserial.testing.hostile.table import differences
 DEVIATIONS = Path(__file__).parents[2] / "docs" / "deviations.md"
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name.split()[0] for case in CASES])
 each_packed_case = pytest.mark.parametrize("case", PACKED, ids=[case.name.split()[0] for case in PACKED])
+each_packed_ring_case = pytest.mark.parametrize(
+    "case", PACKED_RING_CASES, ids=[case.name.split()[0] for case in PACKED_RING_CASES]
+)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["mapped", "file"])
@@ -70,6 +80,11 @@ def test_our_device_does_as_expected_with_packed_rings_and_heals(case, in_memory
 @each_packed_case
 def test_our_process_does_as_expected_with_packed_rings_and_heals(case, over_vfio_user):
     assert str(PackedHostileDriver(over_vfio_user.machine).play(case)) == str(packed_outcome(case))
+
+
+@each_packed_ring_case
+def test_it_does_the_same_with_packed_rings_behind_a_vhost_user_front_end(case, over_vhost_user):
+    assert str(PackedHostileDriver(over_vhost_user.machine).play(case)) == str(packed_outcome(case))
 
 
 @pytest.mark.qemu

@@ -10,4 +10,4 @@ class VhostUserMachine(ServedMachine):
     """The attacked controller has a vhost-user front."""
 
     def __init__(self) -> None:
-        super().__init__("vhost-user", "vhost-user-serial", FrontEndVmm)
+        super().__init__("vhost-user", "vhost-user-serial,packed=on", FrontEndVmm)
