@@ -101,16 +101,20 @@ class Used(NamedTuple):
     data: bytes
 
 
-class RingBuilder:
-    """A split virtqueue as a driver writes it."""
+def split_places(start, size, alignment=4):
+    """Descriptor table, available ring and used ring of a split virtqueue in one block, as drivers lay them out."""
+    avail = start + 16 * size
+    return start, avail, (avail + 6 + 2 * size + alignment - 1) & -alignment
 
-    def __init__(self, memory, size=16, event_idx=False):
+
+class RingBuilder:
+    """A split virtqueue as a driver writes it; `places` says where its three areas are, if the memory does not."""
+
+    def __init__(self, memory, size=16, event_idx=False, places=None):
         self.memory = memory
         self.size = size
         self.event_idx = event_idx
-        self.desc = memory.ring_address()
-        self.avail = self.desc + 16 * size
-        self.used = (self.avail + 6 + 2 * size + 3) & ~3
+        self.desc, self.avail, self.used = places or split_places(memory.ring_address(), size)
         self.idx = 0
         self.seen = 0
         self.next_free = 0

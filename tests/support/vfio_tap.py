@@ -91,10 +91,10 @@ class Tap(threading.Thread):
                 one.close()
 
 
-def receive(connection):
+def receive(connection, header_size=HEADER_SIZE, whole_size=lambda header: Header.unpack_from(header).size):
     """One message and its descriptors; None at the end."""
     data, fds = b"", []
-    size = HEADER_SIZE
+    size = header_size
     while len(data) < size:
         try:
             piece, ancillary, _, _ = connection.recvmsg(size - len(data), socket.CMSG_SPACE(4 * MAX_FDS))
@@ -106,8 +106,8 @@ def receive(connection):
             close_all(fds)
             return None
         data += piece
-        if len(data) == HEADER_SIZE:
-            size = Header.unpack_from(data).size
+        if len(data) == header_size:
+            size = whole_size(data)
     return data, fds
 
 

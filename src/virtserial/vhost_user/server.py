@@ -262,7 +262,8 @@ class Server:
     def _set_vring_num(self, payload: bytes | memoryview, fds: list[int]) -> None:
         index, size = unpack(VringState, payload)
         vring = self._vring(index)
-        if not 0 < size <= self.device.max_queue_size or (size & (size - 1) and not self._packed):
+        # 0: libkrun describes every queue that the device has, also one that the driver has not set up.
+        if size > self.device.max_queue_size or (size & (size - 1) and not self._packed):
             raise PeerError(f"queue {index}: size {size}, it is a power of 2 up to {self.device.max_queue_size}")
         if vring.running and size != vring.size:
             raise PeerError(f"queue {index}: another size while it runs")
