@@ -15,7 +15,10 @@ GUEST_FILES = sorted((SOURCE / "guest").rglob("*.py"))
 """The guest's library, a distribution of its own that src reaches by a symbolic link, which rglob does not follow."""
 
 FLOORS = [
-    {"errors", "logs", "version", "loop", "accounting", "closing", "foreign", "peeked_socket", "handler"},
+    {
+        "errors", "logs", "standard_error", "version", "loop", "accounting", "closing", "foreign", "peeked_socket",
+        "handler",
+    },
     {"memory", "virtio", "console", "pci"},
     {"state"},
     {"vfio_user", "vhost_user"},

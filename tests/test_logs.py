@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -93,6 +94,38 @@ def test_a_file_takes_what_standard_error_would_have_and_is_appended_to(folder):
     assert lines[0] == "before"
     assert len(lines) == 3
     assert re.fullmatch(r"[\d -]+:\d\d:\d\d,\d+ \d+ ERROR virtserial\.keeper: worker \d+ was killed .*", lines[1])
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_reader_that_stops_costs_lines_and_holds_nobody_up(folder, is_file):
+    """A FIFO as the file, or a pipe as standard error."""
+    os.mkfifo(folder / "fifo")
+    reader = os.open(folder / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with serve(*machine(folder, *(["-D", f"{folder}/fifo"] if is_file else []))) as process:
+        if not is_file:
+            os.dup2(process.stderr.fileno(), reader)
+        fill(f"/proc/self/fd/{reader}")
+        break_a_rule(folder)
+        kill_worker(process)
+        break_a_rule(folder)
+        assert not read_all(reader).strip(b"x")
+        wait_until(lambda: break_a_rule(folder) or b"took no more: " in read_all(reader))
+    os.close(reader)
+
+
+def fill(pipe):
+    fd = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(fd, b"x")
+    os.close(fd)
+
+
+def read_all(pipe):
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        return os.read(pipe, 1 << 20)
+    return b""
 
 
 def test_an_operator_s_mistake_is_said_at_the_terminal_all_the_same(folder):

@@ -15,15 +15,17 @@ Only what is asked for loads this module.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import socket
 import sys
 import time
-from typing import Final, TextIO
+from typing import Final
 
 from virtserial.errors import ConfigError
+from virtserial.standard_error import LineHandler, write
 
 JOURNAL: Final = "/run/systemd/journal/socket"
 MAX_MESSAGE: Final = 16 << 10
@@ -39,16 +41,12 @@ def begin(level: int, form: str) -> None:
     if kind == "journal":
         handler: logging.Handler = JournalHandler(form, name)
     elif kind == "json":
-        handler = logging.StreamHandler(_standard_error())
+        handler = LineHandler()
         handler.setFormatter(JsonFormatter(form, name))
     else:
-        handler = logging.StreamHandler(_standard_error())
+        handler = LineHandler()
         handler.setFormatter(logging.Formatter(form))
     logging.basicConfig(level=level, handlers=[handler])
-
-
-def _standard_error() -> TextIO:
-    return open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # for ever
 
 
 def reopen() -> None:
@@ -152,8 +150,7 @@ class JournalHandler(logging.Handler):
                 self._lost = 0
                 return
         # sd-daemon(3): journald takes the number in front of a line of standard error as its priority.
-        with contextlib.suppress(OSError):
-            os.write(2, f"<{priority}>{' '.join(message.splitlines())}\n".encode(errors="replace"))
+        write(f"<{priority}>{' '.join(message.splitlines())}\n")
 
 
 def _datagram(fields: dict[str, str]) -> bytes:
@@ -173,17 +170,19 @@ class LogFile:
     Mistakes of the operator are still said where standard error was, until `close`.
 
     Args:
-        path: is appended to; made with the rights of the umask, without others'.
+        path: is appended to; made with the rights of the umask, without others'.  Nobody waits for who reads a FIFO.
 
     Raises:
-        ConfigError: it cannot be opened.
+        ConfigError: it cannot be opened, or is a FIFO that nobody reads.
     """
 
     def __init__(self, path: str) -> None:
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, 0o640)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+            fd = os.open(path, flags, 0o640)
         except OSError as error:
-            raise ConfigError(f"-D {path}: {error.strerror}") from error
+            reason = "nobody reads this FIFO" if error.errno == errno.ENXIO else error.strerror
+            raise ConfigError(f"-D {path}: {reason}") from error
         with contextlib.suppress(OSError):
             sys.stderr = open(os.dup(2), "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
         os.dup2(fd, 2)
@@ -193,4 +192,4 @@ class LogFile:
         """The process serves: what is to be said goes into the file."""
         if sys.stderr is not None and sys.stderr.fileno() != 2:
             sys.stderr.close()
-        sys.stderr = _standard_error()
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115  # for ever

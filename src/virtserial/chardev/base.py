@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from virtserial.channel.connections import MAX_FRONTS
 from virtserial.chardev.reach import ANYWHERE
+from virtserial.standard_error import has_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +36,9 @@ class ConnectionSink(Protocol):
 
 
 def report_to_stderr(line: str) -> None:
-    """Print one line for the operator."""
-    print(line, file=sys.stderr, flush=True)
+    """Print one line for the operator, if there is room for it."""
+    if has_room():
+        print(line, file=sys.stderr, flush=True)
 
 
 class Chardev:

@@ -11,6 +11,7 @@ from virtserial.cli.serve_options import HELP, USAGE, Options, build, build_moni
 from virtserial.cli.service import Service, predecessor
 from virtserial.daemon.keeper.signals import keep_children
 from virtserial.errors import ConfigError, UsageError, VirtserialError
+from virtserial.standard_error import LineHandler
 
 if TYPE_CHECKING:
     from virtserial.logs import LogFile
@@ -51,7 +52,7 @@ def _begin_log(options: Options) -> LogFile | None:
     form = "virtserial: %(message)s" if options.verbosity < 2 else "%(asctime)s %(name)s: %(message)s"
     stream = os.environ.get("JOURNAL_STREAM", "")
     if not (options.log_format or options.log_file or stream):
-        logging.basicConfig(level=level, format=form)
+        logging.basicConfig(level=level, format=form, handlers=[LineHandler()])
         return None
     from virtserial import logs
 

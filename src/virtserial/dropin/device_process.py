@@ -15,6 +15,7 @@ from virtserial.loop import EventLoop
 from virtserial.migration.start import peer_of
 from virtserial.monitor.joined import JoinedMonitors
 from virtserial.monitor.registry import Registration
+from virtserial.standard_error import LineHandler
 
 if TYPE_CHECKING:
     import socket
@@ -34,7 +35,8 @@ class DeviceProcess:
     """
 
     def __init__(self, plan: Plan, streams: Mapping[str, socket.socket], run_directory: str) -> None:
-        logging.basicConfig(level=logging.WARNING, format="virtserial-qemu: %(message)s")
+        form = "virtserial-qemu: %(message)s"
+        logging.basicConfig(level=logging.WARNING, format=form, handlers=[LineHandler()])
         _raise_descriptor_limit()
         self._run_directory = run_directory
         self._held = hold(run_directory)

@@ -54,6 +54,7 @@ from virtserial.daemon.worker.vhost_user_front import VhostUserFront
 from virtserial.host_end.preparation import import_host_ends, prepare
 from virtserial.loop import EPOLLIN, EventLoop, sharpen_timers
 from virtserial.memory.state import VERSION as STATE_VERSION
+from virtserial.standard_error import LineHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -312,7 +313,7 @@ def _begin_log(level: int, form: str) -> None:
 
         begin(level, form)
     else:
-        logging.basicConfig(level=level, format=form)
+        logging.basicConfig(level=level, format=form, handlers=[LineHandler()])
 
 
 def _run(begin: Callable[[], WorkerEnd]) -> NoReturn:
