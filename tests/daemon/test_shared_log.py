@@ -51,14 +51,28 @@ def test_a_page_without_a_bit_is_left_out_and_a_file_that_was_cut_harms_nobody(f
     os.ftruncate(file, 0)
     log.mark(0, 4096)
     log.mark_everything()
+    assert not log.mark_on()
     log.close()
 
 
 def test_everything_is_every_page(file):
     log = SharedLog(os.dup(file), 0, SIZE)
+    assert not log.mark_on()
+    assert pages(file) == []
     log.mark_everything()
+    assert not log.mark_on()
     assert len(pages(file)) == 8 * SIZE
     assert pages(file, SIZE) == []
+    log.close()
+
+
+def test_others_have_their_turns_while_everything_is_marked(file):
+    os.ftruncate(file, 10 << 20)
+    log = SharedLog(os.dup(file), 0, 10 << 20)
+    log.mark_everything()
+    for turn in range(1, 11):
+        assert log.mark_on() == (turn < 10)
+        assert os.pread(file, 10 << 20, 0).count(b"\xff") == turn << 20
     log.close()
 
 

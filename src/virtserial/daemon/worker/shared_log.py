@@ -20,6 +20,8 @@ _FUTEX_WAKE_OP: Final = 5
 _OR_BIT: Final = (2 | 8) << 28
 """FUTEX_OP_OR with FUTEX_OP_ARG_SHIFT: the argument is the number of a bit."""
 _ONES: Final = b"\xff" * 65536
+PIECE: Final = 1 << 20
+"""Bytes marked in one turn: a whole log takes a second."""
 
 
 class SharedLog(DirtyLog):
@@ -40,6 +42,7 @@ class SharedLog(DirtyLog):
         self._fd = fd
         self._offset = offset
         self._size = size
+        self._marked = size
         try:
             if not 0 < size <= MAX_LOG_SIZE or offset % mmap.PAGESIZE or offset + size >= 1 << 63:
                 raise PeerError(f"log of {size} bytes at {offset}: at most {MAX_LOG_SIZE}, from the start of a page")
@@ -65,12 +68,22 @@ class SharedLog(DirtyLog):
             self._syscall(_SYS_FUTEX, word, _FUTEX_WAKE_OP, 0, None, word, _OR_BIT | (page & 31) << 12)
 
     def mark_everything(self) -> None:
-        """Count every page as written; a pipe or a file that was cut is its giver's loss."""
-        for start in range(0, self._size, len(_ONES)):
+        """Count every page as written, by calls of `mark_on`."""
+        self._marked = 0
+
+    def mark_on(self) -> bool:
+        """Mark the next PIECE of everything; returns whether there are more.
+
+        A pipe or a file that was cut is its giver's loss.
+        """
+        for start in range(self._marked, self._size, len(_ONES))[: PIECE // len(_ONES)]:
             try:
                 os.pwrite(self._fd, _ONES[: self._size - start], self._offset + start)
             except OSError:
-                return
+                self._marked = self._size
+                break
+            self._marked = start + len(_ONES)
+        return self._marked < self._size
 
     def close(self) -> None:
         """Unmap and close it."""

@@ -83,6 +83,7 @@ class VhostUserFront:
         self._console.transport = self
         self.num_queues = self._console.num_queues
         self._vmm = VmmConnection(owner, self._open_stream, self._has_left)
+        self._vmm.prepare = lambda: self._log is not None and self._log.mark_on()
         self._vrings = VringDescriptors(
             owner.loop, self.num_queues, self._kicked, owner.ledger.account, self._vmm.lose
         )
@@ -129,7 +130,7 @@ class VhostUserFront:
                 session = self._server.session
                 self._take_log(SharedLog(fds[0], session.log_offset, session.log_size))
                 if self._log is not None and session.logs:
-                    # What the predecessor has written last may not be noted.
+                    # What the predecessor has written last may not be noted.  It is before the next message is handled.
                     self._log.mark_everything()
             case Irq(_, purpose, index):
                 self._vrings.take(purpose, index, fds[0])

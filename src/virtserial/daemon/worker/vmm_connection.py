@@ -67,6 +67,7 @@ class VmmConnection(Generic[Stream]):
         stream: None while no VMM is connected.
         served: if set, called after messages were handled.
         has_room: if set, called when what waited for room in the socket is sent.
+        prepare: if set, called before messages are handled; while it returns True, they wait for another turn.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class VmmConnection(Generic[Stream]):
         self.stream: Stream | None = None
         self.served: Callable[[], None] | None = None
         self.has_room: Callable[[], None] | None = None
+        self.prepare: Callable[[], bool] | None = None
         self._owner = owner
         self._open_stream = open_stream
         self._has_left = has_left
@@ -103,7 +105,7 @@ class VmmConnection(Generic[Stream]):
         if stream is None:
             return
         try:
-            if stream.serve(events):
+            if (self.prepare is not None and self.prepare()) or stream.serve(events):
                 self._owner.loop.add_turn(self.serve)
             if self.served is not None:
                 self.served()
