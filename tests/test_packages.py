@@ -103,9 +103,16 @@ def test_apparmor_can_read_the_abstraction(workshop):
     run(machine, "apparmor_parser", "--skip-kernel-load", "--skip-cache", str(profile))
 
 
-def test_rpms_are_built(workshop):
+def test_rpms_are_built_installed_run_and_removed(workshop):
     machine, tree = workshop
     run(machine, "sh", "-c", f"cd {tree} && ./scripts/build rpm", network=False)
     for name, path in (("virtserial", "/usr/bin/virtserial-qemu"), ("virtserial-guest", "/usr/bin/virtserial-guest")):
         listed = run(machine, "sh", "-c", f"rpm -qlp {tree}/dist/{name}-{VERSION}-1.noarch.rpm")
         assert path in listed.splitlines()
+    rpm = "rpm --root /rpms"
+    run(machine, "sh", "-c", f"mkdir /rpms && {rpm} --nodeps -i {tree}/dist/*.rpm", network=False)
+    there = "PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$(echo /rpms/usr/lib/python3*/site-packages) /rpms/usr/bin"
+    assert "all sha1sums are equal" in run(machine, "sh", "-c", f"{there}/virtserial demo --size 1", network=False)
+    assert "ports" in run(machine, "sh", "-c", f"{there}/virtserial-guest --help")
+    run(machine, "sh", "-c", f"{rpm} -e virtserial virtserial-guest", network=False)
+    assert run(machine, "find", "/rpms/usr", "-iname", "*virtserial*") == ""
