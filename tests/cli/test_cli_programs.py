@@ -75,6 +75,7 @@ def test_the_vhost_user_back_end_speaks_of_itself():
     assert back_end("--help")[1].splitlines()[0] == (
         "usage: virtserial-vhost-user {--socket-path=PATH | --fd=N} [OPTION...]"
     )
+    assert back_end("--version") == (0, f"virtserial-vhost-user {virtserial.__version__}\n", "")
     assert back_end("--xyzzy") == (
         2, "",
         "virtserial-vhost-user: --xyzzy: invalid option\n"

@@ -9,6 +9,7 @@ from virtserial.cli import main as program
 from virtserial.cli import serve
 from virtserial.cli.serve_options import USAGE
 from virtserial.errors import VirtserialError
+from virtserial.version import __version__
 
 PROGRAM = "virtserial-vhost-user"
 WORDS = f"{PROGRAM} {{--socket-path=PATH | --fd=N}} [OPTION...]"
@@ -16,6 +17,9 @@ WORDS = f"{PROGRAM} {{--socket-path=PATH | --fd=N}} [OPTION...]"
 
 def main() -> int:
     """Run; return the exit status."""
+    if sys.argv[1:2] in (["--version"], ["-V"], ["-version"]):
+        print(f"{PROGRAM} {__version__}")
+        return 0
     try:
         return serve.run(sys.argv[1:], USAGE.replace("virtserial serve OPTION...", WORDS))
     except VirtserialError as error:
