@@ -141,6 +141,24 @@ def test_socket_is_bound_and_reached_in_its_real_folder_only(mine, tmp_path):
             client.connect(path)
 
 
+def test_socket_is_removed_from_its_own_folder_only(mine, tmp_path, monkeypatch):
+    def look_and_swap(*words, **more):
+        status = look(*words, **more)
+        (mine / "sub").rename(mine / "old")
+        (mine / "sub").symlink_to(tmp_path / "elsewhere")
+        return status
+
+    (mine / "sub").mkdir()
+    (tmp_path / "elsewhere" / "name").write_text("precious")
+    listener = UnixListener(str(mine / "sub" / "name"), 1, reach=PathPolicy([str(mine)]))
+    look = os.lstat
+    monkeypatch.setattr(os, "lstat", look_and_swap)
+    listener.close()
+    monkeypatch.undo()
+    assert (tmp_path / "elsewhere" / "name").read_text() == "precious"
+    assert not os.path.lexists(mine / "old" / "name")
+
+
 def test_socket_in_an_allowed_folder_works_as_ever(mine):
     policy = PathPolicy([str(mine)])
     path = str(mine / "socket")

@@ -70,10 +70,16 @@ class UnixListener:
 
     def close(self) -> None:
         """Remove the path unless it is another socket by now, then close."""
+        folder, name = os.path.split(os.path.abspath(self._path))
         with contextlib.suppress(OSError):
-            status = os.lstat(self._path)
-            if (status.st_dev, status.st_ino) == self.inode:
-                os.unlink(self._path)
+            # Looked at and removed in one folder, whatever takes that folder's place meanwhile.
+            fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                status = os.lstat(name, dir_fd=fd)
+                if (status.st_dev, status.st_ino) == self.inode:
+                    os.unlink(name, dir_fd=fd)
+            finally:
+                os.close(fd)
         self.socket.close()
 
 

@@ -10,6 +10,7 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from virtserial.daemon.keeper.acceptor import Acceptor
 from virtserial.errors import ConfigError, PeerError
 from virtserial.loop import EPOLLIN, EPOLLOUT
 from virtserial.migration.dbus import MAX_MESSAGE, BusSession
@@ -63,6 +64,7 @@ class StateBus:
         self._new_session = partial(BusSession, helper, look, save, load)
         self._pid = pid
         self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._client: BusClient | None = None
         self._listen()
 
@@ -78,14 +80,9 @@ class StateBus:
         finally:
             os.umask(mask)
         self._listener = listener
-        self._loop.watch(listener.fileno(), EPOLLIN, self._came)
+        self._acceptor = Acceptor(self._loop, listener, "the bus of the saved state", self._came)
 
-    def _came(self, _: int) -> None:
-        assert self._listener is not None
-        try:
-            stream, _address = self._listener.accept()
-        except OSError:
-            return
+    def _came(self, stream: socket.socket) -> None:
         pid, uid = peer_of(stream)
         if uid != os.geteuid() or not self._is_qemu(pid) or self._client is not None:
             log.warning("a client of process %d and user %d is not let onto the bus of the saved state", pid, uid)
@@ -110,8 +107,10 @@ class StateBus:
         """Close both sockets and remove the path; twice is harmless."""
         if self._client is not None:
             self._client.close()
+        if self._acceptor is not None:
+            self._acceptor.unwatch()
+            self._acceptor = None
         if self._listener is not None:
-            self._loop.unwatch(self._listener.fileno())
             self._listener.close()
             self._listener = None
             with contextlib.suppress(OSError):

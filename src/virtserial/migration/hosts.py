@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 from virtserial.channel.codec import decode, encode
 from virtserial.chardev.unix_listener import UnixListener
 from virtserial.closing import close_foreign
+from virtserial.daemon.keeper.acceptor import Acceptor
 from virtserial.daemon.keeper.document import HostsLeft, HostsWanted
 from virtserial.daemon.keeper.handover import Handover
 from virtserial.errors import ConfigError, StateError, VirtserialError
@@ -96,6 +97,7 @@ class HostsGiver:
         self._hand_over = hand_over
         self._path = os.path.join(run_directory, SOCKET)
         self._listener: UnixListener | None = None
+        self._acceptor: Acceptor | None = None
         self._client: socket.socket | None = None
 
     def listen(self) -> None:
@@ -106,14 +108,9 @@ class HostsGiver:
             except ConfigError as error:
                 log.warning("host ends cannot be handed over: %s", error)
                 return
-            self._machine.loop.watch(self._listener.socket.fileno(), EPOLLIN, self._came)
+            self._acceptor = Acceptor(self._machine.loop, self._listener.socket, "host ends", self._came)
 
-    def _came(self, _: int) -> None:
-        assert self._listener is not None
-        try:
-            client, _address = self._listener.socket.accept()
-        except OSError:
-            return
+    def _came(self, client: socket.socket) -> None:
         pid, uid = peer_of(client)
         if uid != os.geteuid() or self._client is not None:
             log.warning("a client of process %d and user %d does not get the host ends", pid, uid)
@@ -169,8 +166,10 @@ class HostsGiver:
 
     def close(self) -> None:
         """Let nobody ask any more."""
+        if self._acceptor is not None:
+            self._acceptor.unwatch()
+            self._acceptor = None
         if self._listener is not None:
-            self._machine.loop.unwatch(self._listener.socket.fileno())
             self._listener.close()
             self._listener = None
 

@@ -18,8 +18,8 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from virtserial.daemon.keeper.acceptor import Acceptor
 from virtserial.daemon.keeper.run_directory import registry_directory
-from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
     from virtserial.daemon.keeper.keeper import Keeper
@@ -42,6 +42,7 @@ class Registration:
         self._keeper = keeper
         self._name = name or str(os.getpid())
         self._listener: socket.socket | None = None
+        self._acceptor: Acceptor | None = None
         self._clients: RegistryClients | None = None
         self._folder = -1
 
@@ -67,12 +68,11 @@ class Registration:
             listener.bind(path)
             os.chmod(path, 0o600)
             listener.listen(BACKLOG)
-            listener.setblocking(False)
         except OSError:
             listener.close()
             raise
         self._listener = listener
-        self._keeper.loop.watch(listener.fileno(), EPOLLIN, self._client_came)
+        self._acceptor = Acceptor(self._keeper.loop, listener, "registry", self._client_came)
 
     def _write(self, name: str, entry: dict[str, object]) -> None:
         new = f"{name}.new"
@@ -86,24 +86,23 @@ class Registration:
             os.close(fd)
         os.rename(new, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
-    def _client_came(self, _: int) -> None:
+    def _client_came(self, client: socket.socket) -> None:
         if self._clients is None:
             # Most processes are never asked: what a session needs is loaded for the first client.
             from virtserial.monitor.registry_client import RegistryClients
 
             self._clients = RegistryClients(self._keeper)
-        assert self._listener is not None
-        with contextlib.suppress(OSError):
-            client, _address = self._listener.accept()
-            client.setblocking(False)
-            self._clients.add(client)
+        client.setblocking(False)
+        self._clients.add(client)
 
     def end(self) -> None:
         """Remove the entry, and let the clients go."""
         if self._clients is not None:
             self._clients.close()
+        if self._acceptor is not None:
+            self._acceptor.unwatch()
+            self._acceptor = None
         if self._listener is not None:
-            self._keeper.loop.unwatch(self._listener.fileno())
             self._listener.close()
             self._listener = None
         if self._folder >= 0:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from virtserial.chardev.reach import ANYWHERE
 from virtserial.chardev.unix_listener import UnixListener
+from virtserial.daemon.keeper.acceptor import Acceptor
 from virtserial.daemon.keeper.document import ListenerLeft
 from virtserial.daemon.keeper.systemd import ActivatedListener
-from virtserial.loop import EPOLLIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +29,6 @@ _CREDENTIALS = struct.Struct("iII")
 log = logging.getLogger("virtserial.keeper")
 
 BACKLOG = 8
-ACCEPT_AGAIN = 1.0
-"""Seconds after accept has failed for want of descriptors or memory."""
 PATIENCE = 1.0
 """Seconds a second client waits for the first to be gone: a VMM that is started anew may be faster than the news of
 the old one's end.  Then it is refused: QEMU would wait for ever."""
@@ -69,11 +67,9 @@ class VmmListener:
         self._listener = listener or UnixListener(path, BACKLOG, mode=0o600, reach=reach)
         self._any_user = not isinstance(self._listener, UnixListener)
         self._socket = self._listener.socket
-        self._socket.setblocking(False)
         self._busy = False
         self._waiting: list[tuple[socket.socket, Timer]] = []
-        self._pause: Timer | None = None
-        self._watch()
+        self._acceptor = Acceptor(loop, self._socket, name, self._came)
 
     def hand_over(self, put: Put) -> ListenerLeft:
         """Return what another process needs to take it over (`take_over`)."""
@@ -114,21 +110,7 @@ class VmmListener:
             listener._wait(socket.socket(fileno=take(number)))
         return listener
 
-    def _watch(self) -> None:
-        self._pause = None
-        self._loop.watch(self._socket.fileno(), EPOLLIN, self._accept)
-
-    def _accept(self, _: int) -> None:
-        try:
-            client, _ = self._socket.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            # Out of descriptors or memory: the client waits in the backlog, we look again in a while.
-            log.error("%s: cannot accept a VMM: %s", self._name, error)
-            self._loop.unwatch(self._socket.fileno())
-            self._pause = self._loop.call_later(ACCEPT_AGAIN, self._watch)
-            return
+    def _came(self, client: socket.socket) -> None:
         if not self._may_come(client):
             return
         if not self._busy:
@@ -145,7 +127,7 @@ class VmmListener:
     def _wait(self, client: socket.socket) -> None:
         self._waiting.append((client, self._loop.call_later(PATIENCE, self._refuse)))
         if len(self._waiting) == MAX_WAITING:
-            self._loop.unwatch(self._socket.fileno())
+            self._acceptor.unwatch()
 
     def _may_come(self, client: socket.socket) -> bool:
         """Whether a client is of this user, or root; at a socket that a service manager made, its mode decides."""
@@ -158,7 +140,7 @@ class VmmListener:
 
     def _next_waiting(self) -> tuple[socket.socket, Timer]:
         if len(self._waiting) == MAX_WAITING:
-            self._watch()
+            self._acceptor.watch()
         return self._waiting.pop(0)
 
     def _refuse(self) -> None:
@@ -177,9 +159,7 @@ class VmmListener:
 
     def close(self) -> None:
         """Stop listening and remove the socket file, if it is still ours."""
-        if self._pause is not None:
-            self._pause.cancel()
-        self._loop.unwatch(self._socket.fileno())
+        self._acceptor.unwatch()
         self._listener.close()
         for client, timer in self._waiting:
             timer.cancel()
