@@ -1,4 +1,6 @@
-"""Calls on descriptors that a VMM has passed to us, which it may turn into traps: none waits longer than 2 * PATIENCE.
+"""Descriptors that VMMs pass to us: how many they may be together, and calls on them, which a VMM may turn into traps.
+
+No call waits longer than 2 * PATIENCE.
 
 O_NONBLOCK belongs to the open file, not to our descriptor: the VMM can clear it after we have set it, and a full
 eventfd or pipe then holds whoever writes.  The kernel has no write to an eventfd that never waits, so a timer ends it.
@@ -16,14 +18,35 @@ interpreter, and a call that does not wait has but one at its end.
 
 from __future__ import annotations
 
+import errno
+import resource
 import signal
 from typing import TYPE_CHECKING, Final
 
+from virtserial.errors import PeerError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
 
 PATIENCE: Final = 0.1
 """Seconds."""
+LEFT_FOR_OTHERS: Final = 4
+"""One in so many of a process's descriptors is no VMM's: without any left no host is accepted and no worker started."""
+
+
+def check_room(fds: Sequence[int]) -> None:
+    """Look at descriptors that a VMM has just passed: each has the lowest number that was free.
+
+    Raises:
+        PeerError: the part of VMMs is used up.
+    """
+    if not fds:
+        return
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if max(fds) >= most - most // LEFT_FOR_OTHERS:
+        text = f"the last quarter of this process's {most} descriptors is not for VMMs"
+        raise PeerError(text, errno.EMFILE)
 
 
 class CallWaits(OSError):

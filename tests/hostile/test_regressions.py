@@ -5,6 +5,7 @@ Those that a hostile case or a test elsewhere holds already are in the two table
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import resource
@@ -22,6 +23,7 @@ from support.waiting import wait_until
 
 from virtserial.conformance.cases import CASES
 from virtserial.errors import PeerError
+from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 
 RX, TX = queues_of(1)
@@ -247,6 +249,32 @@ def test_vmm_that_maps_file_after_file_leaves_descriptors_for_others(device, fol
     finally:
         os.close(fd)
     assert "cut short" not in device.log
+
+
+def test_vmms_together_leave_descriptors_for_others(device, folder):
+    """Found here: with maps and interrupts two took all, and no next worker could be started."""
+    limit = 200
+    for pid in (device.pid, device.worker):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, limit))
+    device.wait_for_new_worker(device.kill_worker())
+    page, event, refused = os.memfd_create("page"), os.eventfd(0), set()
+    os.ftruncate(page, 4096)
+    with Client(folder / "ser0.sock", timeout=30) as one, Client(folder / "ser1.sock", timeout=30) as other:
+        for vmm in (one, other):
+            for number in range(limit // 4):
+                try:
+                    vmm.dma_map(number * 4096, 4096, fd=page)
+                    vmm.set_irqs(wire.VFIO_PCI_MSIX_IRQ_INDEX, number % 32, [event])
+                except PeerError as error:
+                    refused.add(error.errno)
+        assert refused == {errno.EMFILE}
+        device.wait_for_new_worker(device.kill_worker())
+    os.close(page)
+    os.close(event)
+    with EmbeddedGuest(folder / "ser1.sock", "c") as guest:
+        guest.check_port("c", folder / "c", 10_000)
+    assert "cut short" not in device.log
+    assert "Too many open files" not in device.log
 
 
 def test_ports_that_nobody_has_do_not_hold_the_loop(make_guest):

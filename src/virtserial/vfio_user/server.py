@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from virtserial.accounting import nowhere
 from virtserial.errors import PeerError
+from virtserial.foreign import check_room
 from virtserial.memory.state import U8, U16, U32, Record
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.journal import Journal
@@ -218,6 +219,7 @@ class Server:
             handler = self._handlers.get(header.command)
             if handler is None:
                 raise PeerError(f"{header.name} is not known", errno.ENOSYS)
+            check_room(fds)
             return reply(header, handler(body, fds))
         except PeerError as error:
             self.refusals += 1

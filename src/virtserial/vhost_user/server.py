@@ -19,6 +19,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtserial.errors import PeerError
+from virtserial.foreign import check_room
 from virtserial.vhost_user import wire
 from virtserial.vhost_user.backend import CALL, ERR, KICK, Ring
 from virtserial.vhost_user.records import Journal, Session, Vring
@@ -190,6 +191,7 @@ class Server:
             raise PeerError(f"its protocol feature {request.feature:#x} was not negotiated")
         if len(fds) not in request.fds:
             raise PeerError(f"{len(fds)} descriptors came with it, {request.fds.start} to {request.fds.stop - 1} do")
+        check_room(fds)
         return request.handler(payload, fds)
 
     def fill_queues(self, queues: Sequence[Virtqueue]) -> None:
