@@ -20,6 +20,7 @@ from virtserial.errors import ConfigError, UsageError
 from virtserial.fleet.broker import Settings, connect, load_settings, set_up
 from virtserial.fleet.roles import ROLES, configuration
 from virtserial.guest import programs
+from virtserial.guest.hints import did_you_mean
 from virtserial.guest.words import Parser
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _say(line: str) -> None:
 async def _setup(options: argparse.Namespace, settings: Settings) -> None:
     async with await connect(settings, "virtserial fleet setup", _say) as client:
         await set_up(client, options.replicas, options.kept, options.size << 20, options.memory)
+    print("the fleet is set up")
 
 
 async def _join(options: argparse.Namespace, settings: Settings) -> None:
@@ -168,15 +170,17 @@ async def _ls(options: argparse.Namespace, settings: Settings) -> None:
 
 def _show(directory: Directory, options: argparse.Namespace) -> None:
     names: list[str] = options.names
-    vms = {
-        f"{host}/{vm}": record
-        for (host, vm), record in directory.vms().items()
-        if not names or host in names or f"{host}/{vm}" in names
-    }
-    known = {*directory.hosts(), *vms}
+    there = {f"{host}/{vm}": record for (host, vm), record in directory.vms().items()}
+    known = [*directory.hosts(), *there]
     for name in names:
         if name not in known and not options.watch:
-            raise ConfigError(f"no '{name}' is in the fleet", "`virtserial fleet ls` lists all")
+            hint = did_you_mean(name, known) or "`virtserial fleet ls` lists all"
+            raise ConfigError(f"no '{name}' is in the fleet", hint)
+    vms = {
+        name: record
+        for name, record in there.items()
+        if not names or name in names or name.partition("/")[0] in names
+    }
     if options.json:
         hosts = {name: asdict(record) for name, record in directory.hosts().items()}
         print(json.dumps({"hosts": hosts, "vms": {name: asdict(vm) for name, vm in vms.items()}}), flush=True)

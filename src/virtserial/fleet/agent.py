@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from nats.errors import Error
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from virtserial import __version__
 from virtserial.client.names import ports_of
@@ -111,6 +111,8 @@ class Agent:
             hosts, ports = await jetstream.key_value(HOSTS), await jetstream.key_value(PORTS)
             await self._outlet.owners()
             await self._outlet.last_sequence()
+        except NotFoundError as error:
+            raise ConfigError("there is no fleet at the broker", MAKE_ONE) from error
         except (Error, TimeoutError) as error:
             raise ConfigError(f"there is no fleet at the broker ({error})", MAKE_ONE) from error
         await self._claim(hosts, stop)

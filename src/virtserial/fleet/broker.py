@@ -154,7 +154,7 @@ async def connect(
         text = str(error) or type(error).__name__
         if not refused.done() and "authorization" in text.lower():
             refused.set_result(text)
-        elif text != last:
+        elif text != last and (patience is None or connecting.done()):
             said(f"broker: {text}")
         last = text
 

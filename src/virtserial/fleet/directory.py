@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nats.errors import Error
-from nats.js.errors import ServiceUnavailableError
+from nats.js.errors import NotFoundError, ServiceUnavailableError
 
 from virtserial.client.registry import suggestion
 from virtserial.errors import ConfigError, PeerError, VirtserialError
@@ -72,11 +72,11 @@ class Directory:
                         self._take(await reader.next(LOOK))
         except TimeoutError as error:
             raise PeerError(f"the broker does not show the fleet in {ANSWER_TIME:g} s") from error
+        except NotFoundError as error:
+            raise ConfigError("there is no fleet at the broker", "`virtserial fleet setup` makes one") from error
         except Error as error:
-            raise ConfigError(
-                f"the broker does not show the fleet: {error}",
-                "`virtserial fleet setup` makes one",
-            ) from error
+            hint = "`virtserial fleet role watch` prints the rights that this needs"
+            raise ConfigError(f"the broker does not show the fleet: {error}", hint) from error
 
     async def _start(self, reader: Reader) -> None:
         while True:
