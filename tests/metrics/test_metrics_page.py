@@ -48,5 +48,5 @@ def test_the_page_s_commands(folder):
 
 
 def test_the_extra_that_the_page_names_is_there():
-    assert "'virtserial[metrics]'" in PAGE
+    assert "'.[metrics]'" in PAGE
     assert 'metrics = ["prometheus-client' in (ROOT / "pyproject.toml").read_text()
