@@ -24,6 +24,8 @@ from virtserial.console.wire import (
     transmitq_index,
 )
 
+pytestmark = pytest.mark.process
+
 
 class Driver:
     """Linux's driver on the rings of a front end; `hosts` are at the other ends of ports 0, 1 ..."""
