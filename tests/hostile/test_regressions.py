@@ -16,7 +16,7 @@ import tracemalloc
 
 import pytest
 from support.console_guest import CONTROL_TX, OPEN, PORT_READY, READY, FakeHost, queues_of
-from support.device_process import connect, resident
+from support.device_process import connect, open_descriptors, resident
 from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT, ROOT
 from support.waiting import wait_until
@@ -268,6 +268,7 @@ def test_vmms_together_leave_descriptors_for_others(device, folder):
                 except PeerError as error:
                     refused.add(error.errno)
         assert refused == {errno.EMFILE}
+        assert limit // 2 < open_descriptors(device.worker) <= limit - limit // 4
         device.wait_for_new_worker(device.kill_worker())
     os.close(page)
     os.close(event)
