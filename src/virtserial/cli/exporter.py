@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
 from virtserial.guest.words import Parser
-from virtserial.metrics.catalogue import EXTRA
 from virtserial.metrics.survey import MAX_PORTS, Survey
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def run(words: list[str]) -> int:
     except ImportError as error:
         raise ConfigError(
             f"{PROGRAM} needs the package {(error.name or '').partition('.')[0]}, which is not installed",
-            f"pip install 'virtserial[{EXTRA}]' has it",
+            "pip install prometheus-client, or python3-prometheus-client of your distribution",
         ) from error
     registry = registry_of(Survey(options.max_ports))
     if options.once:

@@ -62,5 +62,3 @@ METRICS: Final = (
 )  # fmt: skip
 
 LATENCY: Final = "virtserial_worker_latency_seconds"
-EXTRA: Final = "metrics"
-"""The extra that has what the exporter needs."""
