@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 
 import pytest
-from support.device_process import connect, controller_options, port_options
+from support.device_process import connect, controller_options, open_descriptors, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.waiting import wait_until
 
@@ -82,6 +83,20 @@ def test_many_clients_leave_no_descriptor_behind(device, folder):
                 guest.run_until(lambda: guest.port("b").host_connected)
             guest.run_until(lambda: not guest.port("b").host_connected)
     wait_until(lambda: device.descriptors() == before, complaint=f"{device.descriptors()} stay, not {before}")
+
+
+def test_a_client_for_whom_no_descriptor_is_left_is_sent_away_and_no_worker_is_blamed(device, folder):
+    before = resource.prlimit(device.pid, resource.RLIMIT_NOFILE)
+    with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
+        resource.prlimit(device.pid, resource.RLIMIT_NOFILE, (open_descriptors(device.pid) + 16, before[1]))
+        for _ in range(3):
+            with connect(folder / "b") as host:
+                assert host.recv(1) == b""
+        guest.run_until(lambda: not guest.port("b").host_connected)
+        resource.prlimit(device.pid, resource.RLIMIT_NOFILE, before)
+        guest.check_port("b", folder / "b", 10_000)
+    assert "chardev 'b': a client is sent away" in device.log
+    assert "takes over" not in device.log
 
 
 @pytest.fixture

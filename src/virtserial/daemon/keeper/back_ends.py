@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.keeper")
 
+KEPT_BACK = 32
+"""Descriptors that clients leave to this process: for a message of the worker with all that it may bring, and for the
+start of the next worker."""
+COMPLAINT_SECONDS = 1.0
 SERIALS_AHEAD = 1 << 20
 """Serial numbers that a worker may use for the clients that it accepts at one chardev."""
 
@@ -84,6 +89,7 @@ class BackEnds:
         self.preparations: dict[Readable, Preparation] = {}
         self.program = "virtserial"
         self._loop = loop
+        self._next_complaint = 0.0
         self._machine = machine
         self._held = held
         self._workers = workers
@@ -211,14 +217,29 @@ class BackEnds:
             return  # The chardev is gone, or another one by now.
         if message.serial > listen.connect.serial or self._held.find(Connect, message.chardev) is not None:
             raise StateError(f"client {message.serial} of chardev '{message.chardev}' has come before others")
+        if fds[0] >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - KEPT_BACK:
+            self._is_taken(listen, message)
+            self._send_away(message.chardev, fds[0])
+            return
         self.chardevs[message.chardev].client_accepted(fds[0])
         listeners = [os.dup(fd) for _, held in self._held.all(Listen, message.chardev) for fd in held]
         self._held.hold(listen.connect, [fds.pop(), *listeners])
-        self._held.change(Listen(replace(listen.connect, serial=message.serial + 1)))
-        self.connections = max(self.connections, message.serial)
+        self._is_taken(listen, message)
         if (listen.connect.mux or not message.is_served) and self._is_used(listen.connect.hub or message.chardev):
             # A port that was plugged in meanwhile found no connection to be sent with it.
             self.send_again(message.chardev)
+
+    def _is_taken(self, listen: Listen, message: Accepted) -> None:
+        self._held.change(Listen(replace(listen.connect, serial=message.serial + 1)))
+        self.connections = max(self.connections, message.serial)
+
+    def _send_away(self, chardev_id: str, fd: int) -> None:
+        """Let the worker find that a client is gone."""
+        if self._loop.now() >= self._next_complaint:
+            self._next_complaint = self._loop.now() + COMPLAINT_SECONDS
+            log.warning("chardev '%s': a client is sent away: hardly a descriptor is left", chardev_id)
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as client:
+            client.shutdown(socket.SHUT_RDWR)
 
     def connection_ended(self, message: ConnectionEnded) -> None:
         """The worker has closed a connection.
