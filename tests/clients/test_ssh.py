@@ -189,7 +189,9 @@ def test_a_session_goes_on_over_a_restart(served, words):
             sys.executable, "-m", "virtserial", "restart", "--monitor", f"{served.folder}/qmp", *words
         )
         assert done.returncode == 0, done.stderr
-        lines += session.communicate("and what was typed\n", LIMIT)[0].splitlines(keepends=True)
+        session.stdin.write("and what was typed\n")
+        session.stdin.close()
+        lines += session.stdout.readlines()
     assert (session.returncode, lines) == (0, [*(f"line {n}\n" for n in range(count)), "and what was typed\n"])
 
 
