@@ -242,9 +242,8 @@ def loopback(inputs, outputs, mode, size=1024):
 """
 
 
-@pytest.mark.parametrize(
-    "mode", [pytest.param("blocking", marks=pytest.mark.slow), "poll", pytest.param("select", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["blocking", "poll", "select"])
 def test_a_loop_in_the_guest_carries_one_port_to_two_others(guest, functions, app, device_folder, mode):
     data = os.urandom(1 << 20)
     with attached(guest, functions[0]), connected(*(f"{device_folder}/a{n}" for n in (1, 2, 3))) as (source, *sinks):

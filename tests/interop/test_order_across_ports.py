@@ -80,6 +80,7 @@ def test_data_is_there_for_a_read_that_does_not_wait(ask, module_folder):
     assert late <= FEW
 
 
+@pytest.mark.slow
 def test_poll_tells_of_a_host_that_came_and_of_one_that_left(ask, module_folder):
     wrong = 0
     for _ in range(TRIES // 2):
@@ -87,5 +88,6 @@ def test_poll_tells_of_a_host_that_came_and_of_one_that_left(ask, module_folder)
         wrong += not ask(b"p")
         b.close()
         wrong += ask(b"p")
-    # Linux learns of both in a work item of its own, which a busy machine may run after the reader of port A.
+    # Linux learns of both in a work item of its own, which a busy machine may run after the reader of port A: so it is
+    # no test of the gate.
     assert wrong <= 2 * FEW

@@ -67,6 +67,7 @@ def test_tree_goes_to_the_guest_through_five_cut_connections(guest, relay, tmp_p
     guest.check("rm -rf /tmp/tree")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_tree_comes_from_the_guest_through_cuts_and_a_killed_program(guest, relay, tmp_path):
     source = make_tree(tmp_path / "tree", 16)

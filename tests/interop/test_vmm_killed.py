@@ -85,6 +85,7 @@ def recorded(device, folder):
             close_all(message.fds)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_vmm_is_gone_within_every_message(device, folder, recorded):
     rng = random.Random(7)

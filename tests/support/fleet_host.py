@@ -17,7 +17,7 @@ from support.waiting import wait_until
 
 from virtserial.cli.main import main
 from virtserial.client import HostStream, Monitor
-from virtserial.errors import VirtserialError
+from virtserial.errors import PeerError, VirtserialError
 from virtserial.fleet.broker import connect, load_settings
 from virtserial.fleet.directory import Directory
 from virtserial.fleet.protocol import STREAM
@@ -105,7 +105,7 @@ class FleetHost:
         self._ending.callback(self._end, agent)
         self.agents.append(agent)
         if wait:
-            wait_until(lambda: len(self.ports()) == 3, 40, step=0.2)
+            wait_until(lambda: len(self.ports()) == 3, 60, step=0.2)
         return agent
 
     def _end(self, agent):
@@ -139,9 +139,11 @@ class FleetHost:
         return asyncio.run(ask())
 
     def ports(self):
-        """The ports of alpha in the fleet, by name."""
-        vm = self.listed().vms().get((self.name, "alpha"))
-        return {port.name: port for port in vm.ports} if vm is not None else {}
+        """The ports of alpha in the fleet, by name; none while the broker does not answer."""
+        with contextlib.suppress(PeerError):
+            vm = self.listed().vms().get((self.name, "alpha"))
+            return {port.name: port for port in vm.ports} if vm is not None else {}
+        return {}
 
     def stream(self, port, **options):
         """A port, over the fleet."""
