@@ -193,6 +193,7 @@ def kill(crowd, attached):
     crowd.until(lambda: attached.worker_pid not in (None, worker), "no new worker came")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150 + 10 * (RESTARTS + KILLS))
 def test_readers_have_every_byte_and_the_one_that_never_reads_is_counted(attached, module_folder):
     with Guest(attached.arguments) as guest:

@@ -32,6 +32,7 @@ def test_thirty_serial_ports(starter, folder):
         transfer(guest, dict(list(sockets.items())[::5]))
 
 
+@pytest.mark.slow
 def test_fifteen_serial_ports_and_fifteen_consoles(starter, folder):
     """max_serials_and_consoles."""
     options, sockets = serial_ports(15, folder)

@@ -220,6 +220,7 @@ def test_driver_is_unloaded_while_ports_come_and_go(guest, monitor, starter_fold
         unplug_port(monitor, "modular")
 
 
+@pytest.mark.slow
 def test_transfers_go_on_over_a_stop(guest, monitor, starter_folder):
     """interrupted_transfer stop_cont, virtio_serial_stop_continue."""
     failed = []
