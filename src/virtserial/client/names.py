@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 REACHABLE = ("unix:", "tcp:", "pty:")
 """Host ends that a program can connect to."""
-
-
 FORMS = "write VM/PORT as `virtserial ports` lists it, unix:PATH, tcp:HOST:PORT, pty:PATH or a path"
+"""What a port may be called, for a hint."""
 
 TEXTS = frozenset(("controller", "id", "name", "console", "chardev", "kind", "speaks", "host_end", "watch", "folder"))
 

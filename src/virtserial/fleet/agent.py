@@ -27,6 +27,7 @@ from virtserial.fleet.protocol import (
     HOSTS,
     INBOX,
     LIFETIME,
+    MAKE_ONE,
     MAX_CONTROL,
     MAX_RECORD,
     NUMBER,
@@ -62,7 +63,6 @@ LOOK: Final = 0.5
 """Seconds between two looks at the VMs that run here."""
 MAX_WAITING: Final = 16 << 20
 """Bytes of requests that wait to be served; what comes beyond is dropped, and counted."""
-MAKE_ONE: Final = "`virtserial fleet setup` makes one"
 MAX_REQUESTS: Final = 64
 """Requests of sessions and operators that are served at once."""
 MAX_SPENT: Final = 1024

@@ -15,6 +15,7 @@ from virtserial.errors import ConfigError, PeerError, VirtserialError
 from virtserial.fleet.protocol import (
     HOSTS,
     LIFETIME,
+    MAKE_ONE,
     PORTS,
     HostRecord,
     Place,
@@ -73,7 +74,7 @@ class Directory:
         except TimeoutError as error:
             raise PeerError(f"the broker does not show the fleet in {ANSWER_TIME:g} s") from error
         except NotFoundError as error:
-            raise ConfigError("there is no fleet at the broker", "`virtserial fleet setup` makes one") from error
+            raise ConfigError("there is no fleet at the broker", MAKE_ONE) from error
         except Error as error:
             hint = "`virtserial fleet role watch` prints the rights that this needs"
             raise ConfigError(f"the broker does not show the fleet: {error}", hint) from error

@@ -65,6 +65,8 @@ WINDOW: Final = 64
 """Stored messages that a session may leave untaken."""
 LEAST_KEPT: Final = 2 * WINDOW
 """The fewest messages that a stream may keep of each port: a session must find what it has not taken."""
+MAKE_ONE: Final = "`virtserial fleet setup` makes one"
+"""What to do where the broker has no fleet."""
 LIFETIME: Final = 15.0
 """Seconds that a record of a host, or an owner's, outlives the agent's last word."""
 HEARTBEAT: Final = 5.0
