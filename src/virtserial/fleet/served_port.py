@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MAX_UNSTORED: Final = 1 << 18
 MAX_SESSIONS: Final = 64
 PATIENCE: Final = 2.0
+LEADER_TIME: Final = 4.0
+"""Seconds for servers to choose a leader; who asks for a session waits for 5."""
 OPEN_AGAIN: Final = 3
 OPEN_PAUSE: Final = 0.2
 MAX_ENDED: Final = 256
@@ -347,7 +349,7 @@ class ServedPort:
 
     async def _own_when_there_is_a_leader(self, name: str, who: str, force: bool) -> None:
         # A broker that starts, or whose leader has just gone, has nobody for the key for a moment.
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + LEADER_TIME
         while True:
             try:
                 return await self._own(name, who, force)
