@@ -63,7 +63,7 @@ def peers(program, folder, change):
         yield processes
         for process in processes:
             process.stdin.close()
-            process.wait(10)
+            process.wait(60)
         for thread in threads:
             thread.join()
     finally:

@@ -78,7 +78,7 @@ class House:
             end.start()
         return port
 
-    def until(self, condition, timeout=10.0):
+    def until(self, condition, timeout=60.0):
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, "it did not happen in time"

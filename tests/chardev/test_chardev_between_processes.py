@@ -45,7 +45,7 @@ def worker():
 
         def start(connection, fds):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            ours.settimeout(10)
+            ours.settimeout(60)
             stack.enter_context(ours)
             process = subprocess.Popen(
                 [sys.executable, "-c", WORKER, str(theirs.fileno())],
@@ -66,7 +66,7 @@ def test_client_does_not_notice_that_the_worker_was_killed(house, worker, tmp_pa
     path = str(tmp_path / "s")
     chardev = house.open(SocketServerChardev("foo", UnixAddress(path), wait=False))
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(path)
         house.until(lambda: house.connections)
         connection = house.connections[0]

@@ -45,7 +45,7 @@ class Shared:
 
     def connect(self, *, watch=False):
         far = socket.socket(socket.AF_UNIX)
-        far.settimeout(10)
+        far.settimeout(60)
         far.connect(self.watch_path if watch else self.path)
         self.far.append(far)
         self.house.until(lambda: self.house.connections)

@@ -118,7 +118,7 @@ def test_what_takes_several_turns_arrives_whole_and_then_the_hang_up(house, floo
     closed = []
     guest.host_closed = lambda: closed.append(True)
     client.send(first)
-    client.settimeout(10)
+    client.settimeout(60)
     client.sendall(dense)
     client.shutdown(socket.SHUT_WR)
     house.until(lambda: closed)

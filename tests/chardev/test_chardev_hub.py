@@ -24,7 +24,7 @@ class Hub:
     def join(self, name):
         far, near = socket.socketpair()
         near.setblocking(False)
-        far.settimeout(10)
+        far.settimeout(60)
         self.far[name] = far
         fd = near.detach()
         self.end.join(name, DescriptorStream(self.house.loop, name, fd, fd), lambda: self.over.append(name))

@@ -31,7 +31,7 @@ def server(request, house, tmp_path):
 
         def connect():
             client = clients.enter_context(socket.socket(socket.AF_UNIX if request.param == "unix" else socket.AF_INET))
-            client.settimeout(10)
+            client.settimeout(60)
             if request.param == "unix":
                 client.connect(address.path)
             else:
@@ -166,7 +166,7 @@ def test_a_websocket_client_that_has_left(house, tmp_path):
     chardev = house.open(SocketServerChardev("w", UnixAddress(path), wait=False, layers=layers))
     with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
         for client in (first, second):
-            client.settimeout(10)
+            client.settimeout(60)
             client.connect(path)
         port = house.port(reads=False)
         WebSocketClient(first).request()

@@ -27,7 +27,7 @@ def server(house, tmp_path, log_path):
 
 def connect(tmp_path):
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(10)
+    client.settimeout(60)
     client.connect(str(tmp_path / "s"))
     return client
 

@@ -18,7 +18,7 @@ class Mux:
         self.house = house
         self._recording_port = recording_port
         self.far, near = socket.socketpair()
-        self.far.settimeout(10)
+        self.far.settimeout(60)
         near.setblocking(False)
         fd = near.detach()
         self.mux = Multiplexer(house.loop, DescriptorStream(house.loop, "m", fd, fd), **how)

@@ -39,7 +39,7 @@ def connect():
     def connect(address, family=socket.AF_UNIX):
         client = socket.socket(family, socket.SOCK_STREAM)
         clients.append(client)
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(address)
         return client
 
@@ -335,7 +335,7 @@ class TestClient:
     @pytest.fixture
     def server(self, path):
         with socket.socket(socket.AF_UNIX) as server:
-            server.settimeout(10)
+            server.settimeout(60)
             server.bind(path)
             server.listen()
             yield server
@@ -392,7 +392,7 @@ class TestClient:
 
     def test_reconnects_over_tcp_by_number_and_by_name(self, house):
         with socket.socket() as server:
-            server.settimeout(10)
+            server.settimeout(60)
             server.bind(("127.0.0.1", 0))
             server.listen()
             for host in ("127.0.0.1", "localhost"):
@@ -426,7 +426,7 @@ class TestStream:
     def pair(self, house):
         ours, theirs = socket.socketpair()
         house.open(SocketClientChardev("foo", FdAddress(ours.detach())))
-        theirs.settimeout(10)
+        theirs.settimeout(60)
         with theirs:
             yield theirs
 

@@ -73,7 +73,7 @@ def terminal():
     os.close(slave)
 
 
-def read_until(fd, wanted, timeout=10):
+def read_until(fd, wanted, timeout=60):
     data, deadline = b"", time.monotonic() + timeout
     while wanted not in data:
         assert select.select([fd], [], [], max(0, deadline - time.monotonic()))[0], data
@@ -85,21 +85,21 @@ def read_until(fd, wanted, timeout=10):
 
 def test_pipes_and_the_end_of_the_input(run):
     process = run(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    output, errors = process.communicate(b"hello", timeout=10)
+    output, errors = process.communicate(b"hello", timeout=60)
     assert output == b"<hello>\n"
     assert errors == b"cannot use stdio by multiple character devices\nready\n"
 
 
 def test_nothing_to_read(run):
     process = run(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.communicate(timeout=10)[0] == b""
+    assert process.communicate(timeout=60)[0] == b""
 
 
 def test_reader_of_the_output_leaves(run):
     process = run(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     read_until(process.stderr.fileno(), b"ready\n")
     process.stdout.close()
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 def test_closed_standard_input():
@@ -142,7 +142,7 @@ def test_terminal_is_raw_and_restored(run, terminal, end):
         assert time.monotonic() < deadline, "SIGCONT did not bring the raw mode back"
         time.sleep(0.02)
     os.write(master, b"q")
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert termios.tcgetattr(slave) == before
     assert os.get_blocking(slave)
 

@@ -17,7 +17,7 @@ OFFER = bytes.fromhex("fffb01 fffb03 fffb00 fffd00")
 @pytest.fixture
 def telnet(house):
     with socket.socket() as client:
-        client.settimeout(10)
+        client.settimeout(60)
         address = InetAddress("127.0.0.1", "0")
         chardev = house.open(
             SocketServerChardev("t", address, wait=False, layers=SocketLayers(server=True, telnet=True))
@@ -73,11 +73,11 @@ def test_client_does_not_negotiate(house, tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
-        server.settimeout(10)
+        server.settimeout(60)
         house.open(SocketClientChardev("t", UnixAddress(path), layers=SocketLayers(server=False, telnet=True)))
         peer, _ = server.accept()
         with peer:
-            peer.settimeout(10)
+            peer.settimeout(60)
             port = house.port()
             port.write(b"hello")
             assert peer.recv(100) == b"hello"

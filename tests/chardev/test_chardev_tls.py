@@ -402,7 +402,7 @@ class TestClient:
     @pytest.fixture
     def server(self):
         with socket.create_server(("127.0.0.1", 0)) as server:
-            server.settimeout(10)
+            server.settimeout(60)
             yield server
 
     def connect(self, house, server, tls, context, converse, host="127.0.0.1"):

@@ -15,7 +15,7 @@ ANY = InetAddress("", "0")
 def peer():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
         peer.bind(("127.0.0.1", 0))
-        peer.settimeout(10)
+        peer.settimeout(60)
         yield peer
 
 
@@ -96,7 +96,7 @@ def test_nobody_there_is_no_failure(house, peer):
     assert port.end.connected
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as successor:
         successor.bind(place)
-        successor.settimeout(10)
+        successor.settimeout(60)
         assert port.write(b"found") == 5
         assert successor.recv(100) == b"found"
     assert "closed" not in port.events

@@ -36,7 +36,7 @@ def connect(listening):
     def connect():
         client = socket.socket(socket.AF_UNIX)
         clients.append(client)
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(listening[1])
         return WebSocketClient(client)
 

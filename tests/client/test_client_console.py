@@ -28,7 +28,7 @@ from virtserial.client.registry import find_vm
 from virtserial.monitor.qmp import QmpError
 
 PORT = "alpha/org.example.0"
-WAIT = 30
+WAIT = 60
 
 
 @pytest.fixture

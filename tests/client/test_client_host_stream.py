@@ -18,7 +18,7 @@ from virtserial.errors import ConfigError
 from virtserial.guest.errors import PeerAway
 from virtserial.guest.stream import LINE_LIMIT
 
-WAIT = 20
+WAIT = 60
 
 
 def listen(path):

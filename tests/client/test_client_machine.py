@@ -21,7 +21,7 @@ from virtserial.client.qmp import QmpClient
 from virtserial.errors import ConfigError, PeerError
 from virtserial.monitor.qmp import QmpError
 
-WAIT = 30
+WAIT = 60
 
 
 def program(*words, command=(sys.executable, "-m", "virtserial"), **more):

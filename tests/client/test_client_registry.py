@@ -93,7 +93,7 @@ def test_a_client_is_counted_and_named(keeper, folder):
         assert (port.clients, port.client_pid) == (1, os.getpid())
         with find_vm("alpha").connect() as monitor:
             monitor.execute("x-virtserial-disconnect", {"id": "c0"})
-        client.settimeout(10)
+        client.settimeout(60)
         assert client.recv(1) == b""
     wait_until(lambda: not find_vm_port("alpha/p0").clients)
     with find_vm("alpha").connect() as monitor, pytest.raises(QmpError, match="has no client"):

@@ -18,7 +18,7 @@ from virtserial.cli.ssh_session import VERSION, disconnect
 from virtserial.client.names import find_vm_port
 
 NAME = "org.virtserial.ssh.0"
-WAIT = 40
+WAIT = 60
 SERVER = """
 import sys
 from virtserial.client import HostStream

@@ -86,7 +86,7 @@ def test_ctrl_a_x(start, folder, server, quits):
         host.send(b"\x01xafter")
         if quits:
             assert receive(guest, host, 24) == b"virtserial: Terminated\n\r"
-            assert device.process.wait(10) == 0
+            assert device.process.wait(60) == 0
         else:
             guest.run_until(lambda: one.data == b"after")
 
@@ -94,7 +94,7 @@ def test_ctrl_a_x(start, folder, server, quits):
 def test_hub_of_a_socket_a_file_and_a_udp_peer(start, folder, server):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
         peer.bind(("127.0.0.1", 0))
-        peer.settimeout(10)
+        peer.settimeout(60)
         device = start(
             *controller_options(folder),
             *server("a"),

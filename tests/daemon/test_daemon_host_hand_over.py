@@ -84,7 +84,7 @@ def moved(giver, taker, settle=lambda: None):
 
 def connect(path):
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(10)
+    client.settimeout(60)
     client.connect(str(path))
     return client
 

@@ -74,7 +74,7 @@ def test_ready_descriptor_is_closed_in_every_process(folder):
         finally:
             os.close(ready)
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -93,7 +93,7 @@ def test_signal_to_the_whole_group_ends_it_as_well(start, folder):
     device = start(*controller_options(folder), start_new_session=True)
     worker = device.worker
     os.killpg(device.pid, signal.SIGINT)
-    assert device.process.wait(10) == 0
+    assert device.process.wait(60) == 0
     assert not alive(worker)
     assert files_of(folder) == []
 
@@ -106,7 +106,7 @@ def test_signal_ends_it_while_it_waits_for_a_host(folder):
         try:
             assert "waiting for connection on: disconnected:unix:" in process.stderr.readline()
             process.terminate()
-            assert process.wait(10) == 1
+            assert process.wait(60) == 1
         finally:
             process.kill()
         assert process.stderr.read() == "virtserial: chardev 'c0': stopped while waiting for a connection\n"
@@ -221,7 +221,7 @@ def test_default_socket_is_in_the_user_s_run_directory(folder):
             assert stat.S_IMODE((runtime / "virtserial" / "ser0.sock").stat().st_mode) == 0o600
         finally:
             process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert list((runtime / "virtserial").iterdir()) == []
 
 
@@ -250,7 +250,7 @@ class TestStandardOutput:
             assert process.poll() is None
         finally:
             process.terminate()
-            status = process.wait(10)
+            status = process.wait(60)
         assert status == 0
         assert files_of(folder) == []
 

@@ -74,7 +74,7 @@ def test_each_lie_ends_its_worker_with_one_line_and_the_next_serves(keeper_of_li
     assert all(line.endswith("; a new one takes over") and len(line) < 300 for line in lines)
     assert keeper.process.poll() is None
     keeper.process.terminate()
-    assert keeper.process.wait(10) == 0
+    assert keeper.process.wait(60) == 0
 
 
 @pytest.mark.timeout(120)

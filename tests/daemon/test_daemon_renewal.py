@@ -74,7 +74,7 @@ def test_sockets_connections_and_those_who_wait_stay(start, folder):
             guest.run_until(lambda: received[0].data == b"before, after")
             host.close()
             guest.run_until(lambda: received[0].data == b"before, afterwaited")
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as late:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as late:
             late.sendall(b"the same port")
             guest.run_until(lambda: received[1].data == b"the same port")
         assert guest.failure is None
@@ -86,7 +86,7 @@ def test_sockets_connections_and_those_who_wait_stay(start, folder):
 def test_client_that_is_connected_stays_and_one_that_is_not_tries_again(start, folder):
     listeners = {name: socket.socket(socket.AF_UNIX) for name in ("up", "down")}
     for name, listener in listeners.items():
-        listener.settimeout(10)
+        listener.settimeout(60)
         listener.bind(f"{folder}/{name}")
     listeners["up"].listen()
     device = start(
@@ -229,7 +229,7 @@ def test_second_vmm_waits_through_it_and_its_device_stays_usable(start, folder):
         with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
             renew(monitor)
             with socket.socket(socket.AF_UNIX) as second:
-                second.settimeout(10)
+                second.settimeout(60)
                 second.connect(f"{folder}/ser0.sock")
                 assert second.recv(1) == b""  # It is refused: the first is known to be connected.
             guest.check_port("a", folder / "a")

@@ -126,7 +126,7 @@ def test_stopped_vmm_does_not_disturb_another_controller(start, folder):
                     guest.check_port("b", folder / "b")
             finally:
                 stopped.process.send_signal(signal.SIGCONT)
-            host.settimeout(10)
+            host.settimeout(60)
             for _ in range(100):
                 assert host.recv(1 << 16)
         os.close(fd)

@@ -36,7 +36,7 @@ def start(*arguments, ready=True, **options):
 def stop(process):
     process.terminate()
     try:
-        return process.wait(10)
+        return process.wait(60)
     finally:
         process.kill()
         if process.stdout is not None:
@@ -75,7 +75,7 @@ def server(serve):
 
 def connect(path):
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(10)
+    connection.settimeout(60)
     connection.connect(str(path))
     return connection
 

@@ -48,7 +48,7 @@ def test_a_stream_of_the_guest_knows_when_the_host_comes_and_goes(machine):
     with pytest.raises(virtserial.PeerAway):
         port.write(b"x")
     host = machine.port("org.a")
-    assert port.wait_connected(20)
+    assert port.wait_connected(60)
     with pytest.raises(TimeoutError):
         port.read(timeout=0.05)
     host.close()
@@ -59,7 +59,7 @@ def test_ports_are_plugged_and_unplugged(machine):
     guest = machine.attach()
     machine.plug("org.b")
     port, host = guest.open("org.b"), machine.port("org.b")
-    port.wait_connected(20)
+    port.wait_connected(60)
     host.write(b"fresh\n")
     assert port.readline(20) == b"fresh\n"
     with pytest.raises(virtserial.StateError, match="open already"):
@@ -172,5 +172,5 @@ def test_a_lost_device_is_told(machine):
     port = guest.open("org.a")
     os.kill(machine.pid, signal.SIGKILL)
     with pytest.raises(virtserial.PortRemoved):
-        port.wait_connected(20)
+        port.wait_connected(60)
     assert isinstance(guest.failure, virtserial.PeerError)

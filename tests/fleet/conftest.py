@@ -51,7 +51,7 @@ def open_port(host):
 
         def open_it(name, **options):
             stream = ending.enter_context(host.stream(name, **options))
-            assert stream.wait_connected(10)
+            assert stream.wait_connected(60)
             return stream
 
         yield open_it

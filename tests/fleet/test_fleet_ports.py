@@ -21,12 +21,12 @@ from support.waiting import wait_until
 
 from virtserial.client import HostStream
 from virtserial.errors import BusyError, ConfigError
-from virtserial.fleet.broker import connect, load_settings
-from virtserial.fleet.protocol import NUMBER, PIECE, SESSION, document, write
+from virtserial.fleet.broker import connect, load_settings, set_up
+from virtserial.fleet.protocol import NUMBER, OWNERS, PIECE, SESSION, document, write
 from virtserial.fleet.session import HISTORY
 from virtserial.web.fleet_source import FleetSource
 
-WAIT = 20
+WAIT = 60
 PORT = "org.example.0"
 IN = "vs.h1.alpha.org=2Eexample=2E0.in"
 CTL = "vs.h1.alpha.org=2Eexample=2E0.ctl"
@@ -96,6 +96,24 @@ def test_a_client_on_the_host_keeps_its_port(host, open_port):
         with pytest.raises(ConfigError, match="is busy: process"):
             open_port(PORT)
     wait_until(lambda: not host.clients(PORT))
+
+
+def test_a_session_waits_until_the_broker_lets_the_agent_have_the_port(host, open_port):
+    asyncio.run(with_client(host, lambda client: client.jetstream().delete_key_value(OWNERS)))
+    setup = threading.Timer(
+        2, lambda: asyncio.run(with_client(host, lambda client: set_up(client, size=1 << 26, memory=True)))
+    )
+    setup.start()
+    stream = open_port(PORT)
+    assert not setup.is_alive()
+    with host.guest(PORT) as guest:
+        stream.write(b"mine\n", WAIT)
+        assert guest.readline(WAIT) == b"mine\n"
+
+
+async def with_client(host, act):
+    async with await connect(load_settings(str(host.file)), "test", print) as client:
+        await act(client)
 
 
 def test_a_late_reader_gets_what_was_published(host, start_program):

@@ -22,7 +22,7 @@ from virtserial.fleet.roles import configuration, permissions
 from virtserial.fleet.session import ask
 from virtserial.fleet.stream import FleetStream
 
-WAIT = 20
+WAIT = 60
 HEADERS = {SESSION: "s" * 32}
 
 

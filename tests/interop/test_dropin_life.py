@@ -314,7 +314,7 @@ def test_descriptors_of_qemu_s_own_words_are_qemu_s_alone(folder):
         qmp(folder).close()
         process.kill()
         process.wait(LIMIT)
-        ours.settimeout(5)
+        ours.settimeout(60)
         while ours.recv(4096):
             pass
     ours.close()

@@ -266,7 +266,7 @@ def test_a_loop_in_the_guest_carries_one_port_to_two_others(guest, functions, ap
         assert [hashlib.sha1(each).hexdigest() for each in received] == [hashlib.sha1(data).hexdigest()] * 2
         app("stop.set()")
         source.send(b"x")
-        assert app("thread.join(10); thread.is_alive()") is False
+        assert app("thread.join(60); thread.is_alive()") is False
         app("[os.close(fd) for fd in fds]; None")
 
 

@@ -56,7 +56,7 @@ def path(device_folder):
 def test_ports_are_listed_with_name_state_and_counters(session, path):
     session(f"port = open_port({TALK!r})")
     host = HostEnd(path)
-    session("port.wait_connected(20)")
+    session("port.wait_connected(60)")
     session("port.write(b'12345')")
     assert host.receive(5) == b"12345"
     listed = session("[tuple(port) for port in list_ports()]")
@@ -271,7 +271,7 @@ def test_example_of_an_agent_answers_and_survives_the_host(guest, path):
     ]
     for _ in range(2):
         with Stream(f"unix:{path}") as host:
-            assert host.wait_connected(20)
+            assert host.wait_connected(60)
             for request, answer in requests:
                 host.write(json.dumps(request).encode() + b"\n", 20)
                 told = json.loads(host.readline(30))
@@ -310,7 +310,7 @@ def test_console_joins_a_terminal_and_a_shell_in_the_guest(guest, path):
 
 def test_ports_of_a_monitor_and_of_a_guest(guest, host_device, path):
     with Stream(f"unix:{path}") as stream:
-        assert stream.wait_connected(20)
+        assert stream.wait_connected(60)
         # The guest learns of a connection when it gets round to it.
         wait_until(lambda: "connected" in guest.check(f"{PROGRAM} ports | grep {TALK}"))
     text = guest.check(f"{PROGRAM} ports")

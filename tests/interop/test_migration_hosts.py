@@ -82,7 +82,7 @@ def test_socat_and_a_tcp_client_stay_connected(folder):
                 assert process.stdout.readline() == said
                 traffic.check()
             process.stdin.close()
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
         assert full.receive(len(BLOB)) == BLOB
         full.close()
         # Nobody has seen an end, and nobody has connected again.

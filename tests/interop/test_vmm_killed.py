@@ -78,7 +78,7 @@ def recorded(device, folder):
     taps = [Tap(f"{folder}/tap{number}", f"{folder}/ser{number}.sock") for number in (0, 1)]
     live(folder, f"{folder}/tap0", f"{folder}/tap1")
     for tap in taps:
-        tap.join(10)
+        tap.join(60)
     yield [tap.messages for tap in taps]
     for tap in taps:
         for message in tap.messages:

@@ -131,7 +131,7 @@ def bus(folder, request):
 
 def connect(path):
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(10)
+    client.settimeout(60)
     client.connect(path)
     return client
 

@@ -100,14 +100,14 @@ def giver(folder, *, has_left=True):
 
 def asker(folder):
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(10)
+    client.settimeout(60)
     client.connect(str(folder / SOCKET))
     return client
 
 
 def wait_for(hand_over, call):
     while call not in hand_over.calls:
-        assert hand_over.changed.wait(10), hand_over.calls
+        assert hand_over.changed.wait(60), hand_over.calls
         hand_over.changed.clear()
 
 

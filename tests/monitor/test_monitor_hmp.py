@@ -144,7 +144,7 @@ def test_completion_knows_the_machine(hmp):
 def test_quit(served, hmp):
     hmp.send(b"quit\n")
     assert hmp.at_end()
-    assert served.wait(10) == 0
+    assert served.wait(60) == 0
 
 
 def test_on_a_terminal(folder):

@@ -290,7 +290,7 @@ def test_quit_and_sigterm_are_told(served, folder):
     assert one("quit") == {}
     assert one.event("SHUTDOWN")["data"] == {"guest": False, "reason": "host-qmp-quit"}
     assert one.at_end()
-    assert served.wait(10) == 0
+    assert served.wait(60) == 0
     one.close()
 
 

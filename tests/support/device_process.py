@@ -33,7 +33,7 @@ def resident(pid):
 def connect(path):
     """A host's connection to a socket chardev."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(10)
+    connection.settimeout(60)
     try:
         connection.connect(str(path))
     except OSError:
@@ -149,7 +149,7 @@ class DeviceProcess:
     def stop(self, number=signal.SIGTERM):
         """End it as an operator would; return its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def kill(self):
         """End it by force, whatever state it is in."""

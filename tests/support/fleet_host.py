@@ -11,6 +11,7 @@ import subprocess
 import sys
 from unittest import mock
 
+from nats.errors import Error
 from support import client_machine
 from support.places import ENVIRONMENT
 from support.waiting import wait_until
@@ -20,8 +21,10 @@ from virtserial.client import HostStream, Monitor
 from virtserial.errors import PeerError, VirtserialError
 from virtserial.fleet.broker import connect, load_settings
 from virtserial.fleet.directory import Directory
-from virtserial.fleet.protocol import STREAM
+from virtserial.fleet.protocol import HOSTS, OWNERS, PORTS, STREAM
 from virtserial.fleet.stream import FleetStream
+
+BUCKETS = tuple(f"KV_{bucket}" for bucket in (HOSTS, PORTS, OWNERS))
 
 
 class FleetHost:
@@ -111,7 +114,7 @@ class FleetHost:
     def _end(self, agent):
         agent.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            agent.wait(10)
+            agent.wait(60)
 
     def listed(self):
         """The fleet's directory, as it is now."""
@@ -132,11 +135,20 @@ class FleetHost:
     def stream_leader(self):
         """The name of the server that leads the stream of output."""
 
-        async def ask():
-            async with await connect(load_settings(str(self.file)), "test", print) as client:
-                return (await client.jetstream().stream_info(STREAM)).cluster.leader
+        return asyncio.run(self._cluster(STREAM)).leader
 
-        return asyncio.run(ask())
+    def is_led(self, servers):
+        """Whether all that the fleet stores has a leader whom the other servers follow closely."""
+        with contextlib.suppress(Error, TimeoutError, VirtserialError):
+            clusters = [asyncio.run(self._cluster(name)) for name in (STREAM, *BUCKETS)]
+            return all(
+                each.leader and sum(one.current for one in each.replicas or ()) == servers - 1 for each in clusters
+            )
+        return False
+
+    async def _cluster(self, stream):
+        async with await connect(load_settings(str(self.file)), "test", print) as client:
+            return (await client.jetstream().stream_info(stream)).cluster
 
     def ports(self):
         """The ports of alpha in the fleet, by name; none while the broker does not answer."""
@@ -152,7 +164,7 @@ class FleetHost:
     def guest(self, port):
         """The guest's end of a port."""
         stream = HostStream(f"unix:{self.folder}/{self.name}.run/virtio-ports/{port}")
-        assert stream.wait_connected(20)
+        assert stream.wait_connected(60)
         return stream
 
     def clients(self, name):

@@ -47,7 +47,7 @@ def pretender(registry, answer=None, name="pretender"):
         finally:
             path.unlink()
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+            thread.join(60)
             (registry / f"{pid}.qmp").unlink()
 
 

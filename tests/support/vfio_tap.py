@@ -132,7 +132,7 @@ def replay(device, messages, part):
     """
     *whole, last = messages
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         connection.connect(device)
         for message in whole:
             send(connection, message.data, message.fds)

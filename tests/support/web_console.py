@@ -17,7 +17,7 @@ from virtserial.web.people import People, new_token
 from virtserial.web.recordings import Recordings
 from virtserial.web.source import ShownMachine, ShownPort
 
-WAIT = 20
+WAIT = 60
 
 
 def shown(name, **more):

@@ -84,7 +84,7 @@ def running():
     made.client = Client(ours, timeout=TIMEOUT, dma_handler=made.memory)
     yield made
     made.client.close()
-    made.join(5)
+    made.join(60)
     assert made.failure is None
 
 
@@ -187,7 +187,7 @@ class TestWithTheServer:
     def test_reconnect_finds_the_device_as_it_was(self, running):
         running.client.region_write(4, 0x14, b"\1")
         running.client.close()
-        running.join(5)
+        running.join(60)
         ours, theirs = socket.socketpair()
         second = RunningServer(theirs)
         second.server, second.device = running.server, running.device
@@ -195,7 +195,7 @@ class TestWithTheServer:
         second.start()
         with Client(ours, timeout=TIMEOUT) as client:
             assert client.region_read(4, 0x14, 1) == b"\1"
-        second.join(5)
+        second.join(60)
 
 
 def test_by_path(tmp_path):
@@ -207,7 +207,7 @@ def test_by_path(tmp_path):
         thread.start()
         with Client(path, timeout=TIMEOUT) as client:
             assert client.info.num_regions == 9
-        thread.join(5)
+        thread.join(60)
 
 
 def test_nobody_listens(tmp_path):
@@ -272,7 +272,7 @@ def lying():
     yield connect
     for ours, server in made:
         ours.close()
-        server.join(5)
+        server.join(60)
 
 
 def say(body):
@@ -452,7 +452,7 @@ def test_a_server_that_does_not_read_stops_a_posted_write_in_the_end():
             client.region_write(4, 0, bytes(1024), posted=True)
     assert seen.value.errno == errno.ETIMEDOUT
     server_stop.set()
-    server.join(5)
+    server.join(60)
     client.close()
 
 

@@ -98,7 +98,7 @@ class Connection:
 
     def close(self):
         self.stream.abandon()
-        self.client.join(5)
+        self.client.join(60)
         self.client.sock.close()
 
 

@@ -35,7 +35,7 @@ class Vmm:
 
     def __init__(self):
         self.sock, self.peer = socket.socketpair()
-        self.sock.settimeout(5)
+        self.sock.settimeout(60)
 
     def send(self, data, fds=()):
         if fds:
@@ -397,7 +397,7 @@ class TestRequests:
         thread.start()
 
         def join():
-            thread.join(10)
+            thread.join(60)
             assert not failures, failures
 
         return join
@@ -566,7 +566,7 @@ class TestPosts:
         assert wire.Header.unpack_from(whole).id == 9
         assert len(whole) == 16 + 16 + 0x4000
         assert stream.post(self.POST)
-        vmm.sock.settimeout(5)
+        vmm.sock.settimeout(60)
         assert vmm.receive()[0].command == wire.VFIO_USER_DMA_WRITE
 
     def test_a_full_socket_takes_it_whole_or_not_at_all(self, vmm, stream):

@@ -291,7 +291,7 @@ class Agent:
 
     def _refuse(self, message: Msg, kind: str, text: str) -> None:
         self.refused[kind] += 1
-        self._outlet.answer(message.reply, {"error": text})
+        self._outlet.answer(message.reply, {"error": text, "again": kind == "broker"})
 
     def _names(self, message: Msg, count: int, *verbs: str) -> list[str]:
         """The `count` names in a request's subject (VM, perhaps PORT), then its verb.

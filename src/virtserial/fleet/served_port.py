@@ -19,7 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from nats.errors import Error
-from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError, NoStreamResponseError
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
 from virtserial.client.named_stream import NamedStream, open_free
 from virtserial.client.names import ports_of
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 MAX_UNSTORED: Final = 1 << 18
 MAX_SESSIONS: Final = 64
 PATIENCE: Final = 2.0
-LEADER_TIME: Final = 4.0
-"""Seconds for servers to choose a leader; who asks for a session waits for 5."""
+OWN_TIME: Final = 4.0
+"""Seconds to take an exclusive port's key; who asks for a session waits for 5, and asks again."""
 OPEN_AGAIN: Final = 3
 OPEN_PAUSE: Final = 0.2
 MAX_ENDED: Final = 256
@@ -48,7 +48,7 @@ class Refused(VirtserialError):
     """A request is refused; the text is for the client.
 
     Attributes:
-        kind: what it is counted as.
+        kind: what it is counted as; "broker": it may be asked for again.
     """
 
     def __init__(self, kind: str, text: str) -> None:
@@ -239,7 +239,8 @@ class ServedPort:
                     raise Refused("busy", f"port '{self.place}' is busy: {others} has it")
                 try:
                     if self.is_exclusive:
-                        await self._own_when_there_is_a_leader(name, who, force)
+                        async with asyncio.timeout(OWN_TIME):
+                            await self._own(name, who, force)
                     await self._connect(force)
                 except (Error, TimeoutError) as error:
                     raise Refused("broker", f"the broker does not let us: {error}") from error
@@ -346,17 +347,6 @@ class ServedPort:
             self._stream = None
 
     # The owner of an exclusive port
-
-    async def _own_when_there_is_a_leader(self, name: str, who: str, force: bool) -> None:
-        # A broker that starts, or whose leader has just gone, has nobody for the key for a moment.
-        deadline = time.monotonic() + LEADER_TIME
-        while True:
-            try:
-                return await self._own(name, who, force)
-            except NoStreamResponseError:
-                if time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(OPEN_PAUSE)
 
     async def _own(self, name: str, who: str, force: bool) -> None:
         owners = await self._outlet.owners()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ANSWER_TIME: Final = 5.0
 """Seconds for the answer to a request that a person waits for."""
+BEGIN_TIME: Final = 30.0
+"""Seconds for a broker whose servers start, or choose a leader."""
 AGAIN: Final = 2.0
 """Seconds after which input that is not answered is sent again."""
 RETRY: Final = 0.5
@@ -68,13 +70,19 @@ class Session:
         """Begin it.
 
         Raises:
-            ConfigError: the agent refuses: the port is busy, or gone.
+            ConfigError: the agent refuses: the port is busy, or gone; or the broker does not let it for BEGIN_TIME.
             PeerError: no agent answers.
         """
         if self._only_watch:
             return
-        who = f"{getpass.getuser()}@{os.uname().nodename}"
-        answer = check(await self._ask({"do": "open", "who": who, "force": force}, ANSWER_TIME))
+        request = {"do": "open", "who": f"{getpass.getuser()}@{os.uname().nodename}", "force": force}
+        deadline = time.monotonic() + BEGIN_TIME
+        while True:
+            answer = await self._ask(request, ANSWER_TIME)
+            if answer.get("again") is not True or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(RETRY)
+        check(answer)
         try:
             self._start = int(answer["from"])
         except (KeyError, ValueError, TypeError) as error:

@@ -147,7 +147,7 @@ def _end(process):
     """Ends a server as an operator would, and its whole session if it does not go."""
     process.terminate()
     try:
-        process.wait(10)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
