@@ -31,8 +31,10 @@ def cluster(module_folder):
 
 @pytest.fixture(scope="module")
 def host(module_folder, cluster):
-    """Host h1; its port `many` is published, and each message is kept by three servers."""
-    with FleetHost(module_folder, cluster.file(), setup=("--replicas", "3", "--kept", "2000")) as host:
+    """Host h1; its port `many` is published, and each message is kept by three servers: by one at first."""
+    with FleetHost(module_folder, cluster.file(), setup=("--kept", "2000")) as host:
+        assert host.run("fleet", "setup", "--replicas", "3", "--kept", "2000")[::2] == (0, "")
+        wait_until(lambda: host.is_led(3), WAIT, step=0.5)
         host.join("--publish", "alpha/many")
         yield host
 

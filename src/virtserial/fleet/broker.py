@@ -231,7 +231,8 @@ async def set_up(client: Client, replicas: int = 1, kept: int = 256, size: int =
             await jetstream.add_stream(output)
         for bucket, lifetime in ((HOSTS, LIFETIME), (PORTS, None), (OWNERS, LIFETIME)):
             try:
-                await jetstream.key_value(bucket)
+                there = (await jetstream.stream_info(f"KV_{bucket}")).config
+                await jetstream.update_stream(there, num_replicas=replicas)
             except NotFoundError:
                 await jetstream.create_key_value(
                     KeyValueConfig(bucket=bucket, ttl=lifetime, history=1, storage=storage, replicas=replicas)
