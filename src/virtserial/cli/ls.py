@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from virtserial.cli import ports
 from virtserial.cli.overview import add_options, show, size
 from virtserial.client.names import ports_of
 from virtserial.guest import programs
@@ -21,11 +22,15 @@ def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
     parser = Parser(
         PROGRAM,
-        description="List the virtual machines of this user, for root of all users, that virtserial serves here.",
+        description="List the virtual machines of this user, for root of all users, that virtserial serves here; "
+        "the ports of those that are named, as `virtserial ports VM` does.",
         epilog="They are found by their entries in $XDG_RUNTIME_DIR/virtserial/vms, for root /run/virtserial/vms.",
     )  # fmt: skip
+    parser.add_argument("vms", nargs="*", metavar="VM", help="list the ports of these VMs")
     add_options(parser)
     options = parser.parse_args(words)
+    if options.vms:
+        return ports.run(words)
     return programs.run(PROGRAM, lambda: show(options, PROGRAM, _table, _document))
 
 
