@@ -54,6 +54,10 @@ class PortStream:
         """
         raise NotImplementedError
 
+    def all_taken(self) -> bool:
+        """Whether the other end has taken all that was sent; True where nothing tells."""
+        return True
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until something may have changed since the last wait(); False after `timeout` seconds.
 

@@ -9,9 +9,12 @@ import subprocess
 import sys
 
 import pytest
+from support.embedded_guest import EmbeddedGuest
 from support.places import ENVIRONMENT
 from support.programs import run
 from support.serving import serve
+
+from virtserial.cli.pipe import LOST, WAITING
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +60,9 @@ def test_json_is_for_programs(machine, registry):
     assert (status, port["port"], port["clients"], port["to-host"]) == (0, "alpha/org.example.0", 0, 0)
 
 
-def test_ports_lists_them_by_full_name(machine, registry):
-    status, output, errors = command(registry, "ports")
+@pytest.mark.parametrize("words", [["ports"], ["ls", "alpha"]])
+def test_ports_are_listed_by_full_name(machine, registry, words):
+    status, output, errors = command(registry, *words)
     assert (status, errors) == (0, "")
     assert output.splitlines()[1].split()[:4] == ["alpha/org.example.0", "1", "port", "closed"]
 
@@ -75,12 +79,39 @@ def test_a_wrong_name_is_one_line_and_a_hint(machine, registry, words, said):
     assert command(registry, *words) == (1, "", f"virtserial: {said}\n")
 
 
-def test_pipe_joins_a_port_by_its_name(machine, registry, module_folder):
-    done = subprocess.run(
-        [sys.executable, "-m", "virtserial", "pipe", "alpha/org.example.0"], input=b"to the guest\n", timeout=20,
-        env={**ENVIRONMENT, "VIRTSERIAL_REGISTRY": str(registry)}, capture_output=True,
+def begin_pipe(registry, port, data):
+    """A `pipe` whose input has ended and whose guest has the port closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "virtserial", "pipe", port], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**ENVIRONMENT, "VIRTSERIAL_REGISTRY": str(registry)},
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    process.stdin.write(data)
+    process.stdin.close()
+    assert process.stderr.readline() == f"{WAITING}\n".encode()
+    return process
+
+
+def test_pipe_waits_until_the_guest_takes_its_input(machine, registry, module_folder):
+    with (
+        begin_pipe(registry, "alpha/org.example.0", b"to the guest\n") as process,
+        EmbeddedGuest(f"{module_folder}/alpha.sock", "org.example.0") as guest,
+    ):
+        received = guest.open("org.example.0")
+        guest.run_until(lambda: received.data == b"to the guest\n", 30)
+        guest.run_until(lambda: process.poll() is not None, 30)
+        assert (process.returncode, process.stdout.read(), process.stderr.read()) == (0, b"", b"")
+
+
+def test_pipe_says_that_the_device_has_ended_with_its_input(module_folder, registry):
+    options = [
+        "--name", "beta", "-device", f"virtio-serial,socket={module_folder}/beta.sock",
+        "-chardev", f"socket,id=c0,path={module_folder}/b0,server=on,wait=off",
+        "-device", "virtserialport,chardev=c0,name=org.example.1",
+    ]  # fmt: skip
+    with serve(*options, registry=registry):
+        process = begin_pipe(registry, "beta/org.example.1", b"to nobody\n")
+    with process:
+        assert (process.wait(30), process.stderr.read().decode()) == (1, f"virtserial: {LOST}\n")
 
 
 def test_watch_shows_it_again_until_ctrl_c(machine, registry):

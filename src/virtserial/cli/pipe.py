@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from virtserial.cli.end import add_address, open_end
 from virtserial.errors import PeerError
 from virtserial.guest import programs
+from virtserial.guest.files.report import PATIENCE
 from virtserial.guest.stream import Buffer, EpollStream, advance
 from virtserial.guest.words import Parser, seconds
 
@@ -21,14 +22,18 @@ if TYPE_CHECKING:
 PROGRAM = "virtserial pipe"
 READ_SIZE = 1 << 16
 LINGER = 0.5
-"""Seconds of silence after the end of our input, after which nothing more is expected."""
+"""Seconds of silence after the other side has taken the end of our input; then nothing more is expected."""
+
+WAITING = "waiting until the other side takes the rest; Ctrl-C gives up"
+LOST = "the port has closed before the other side took all that was sent"
 
 
 def run(words: list[str]) -> int:
     """Run the command; return its exit status."""
     parser = Parser(
         PROGRAM,
-        description="Join standard input and output to a port, until the port's other side closes.",
+        description="Join standard input and output to a port, until the port's other side closes, or until our input "
+        "has ended, the other side has taken it all, and half a second passes in silence.",
     )  # fmt: skip
     add_address(parser)
     parser.add_argument(
@@ -67,21 +72,24 @@ class Pipe:
         self._stream = stream
         self._source, self._target = source, target
         self._to_port: list[Buffer] = []
-        self._waiting = 0
         self._source_open = True
 
     def run(self) -> None:
-        """Serve until the port's other side closes, or says nothing more after our input has ended.
+        """Serve until the port's other side closes, or has taken all our input and says nothing more.
 
         Raises:
             OSError: the target takes nothing more.
+            PeerError: the other side closed before it took all that was sent.
         """
         poll = select.poll()
         poll.register(self._stream.fileno(), select.POLLIN)
-        quiet_since = time.monotonic()
+        quiet_since = ended_at = time.monotonic()
+        has_told = False
         while True:
             data = self._stream.take(1 << 18)
             if data == b"":
+                if self._to_port or not self._stream.all_taken():
+                    raise PeerError(LOST)
                 return
             if data:
                 _write_all(self._target, data)
@@ -89,7 +97,7 @@ class Pipe:
                 continue
             if self._to_port:
                 taken = self._stream.send(self._to_port)
-                self._to_port, self._waiting = advance(self._to_port, taken)
+                self._to_port, _ = advance(self._to_port, taken)
                 if taken:
                     continue
             if self._source_open and not self._to_port:
@@ -97,15 +105,22 @@ class Pipe:
             else:
                 with contextlib.suppress(KeyError):
                     poll.unregister(self._source)
-            if not self._source_open and not self._to_port and time.monotonic() - quiet_since > LINGER:
-                return
+            if not self._source_open:
+                now = time.monotonic()
+                if self._to_port or not self._stream.all_taken():
+                    quiet_since = now
+                    if not has_told and now - ended_at > PATIENCE:
+                        print(WAITING, file=sys.stderr, flush=True)
+                        has_told = True
+                elif now - quiet_since > LINGER:
+                    return
             ready = dict(poll.poll(None if self._source_open else LINGER * 1000))
             if self._source in ready:
                 typed = os.read(self._source, READ_SIZE)
                 self._source_open = bool(typed)
-                quiet_since = time.monotonic()
+                quiet_since = ended_at = time.monotonic()
                 if typed:
-                    self._to_port, self._waiting = [typed], len(typed)
+                    self._to_port = [typed]
             self._stream.wait(0)
 
 

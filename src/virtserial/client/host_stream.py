@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
 import termios
 import time
 import tty
@@ -43,6 +45,7 @@ class HostStream(EpollStream):
         """
         self._socket: socket.socket | None = None
         self._terminal = -1
+        self._was_reset = False
         super().__init__()
         self.address = parse_address(address) if isinstance(address, str) else address
         self._reconnect = reconnect
@@ -66,8 +69,8 @@ class HostStream(EpollStream):
             data = self._socket.recv(limit) if self._socket else os.read(self._terminal, limit)
         except BlockingIOError:
             return None
-        except OSError:
-            data = b""
+        except OSError as error:
+            data, self._was_reset = b"", error.errno == errno.ECONNRESET
         if not data:
             self._drop()
         return data
@@ -85,6 +88,16 @@ class HostStream(EpollStream):
         except OSError:
             # There may be bytes to read before the end: receive() finds it.
             return 0
+
+    def all_taken(self) -> bool:
+        """See PortStream.all_taken.
+
+        A UNIX socket tells what the device has read, and it reads for a guest that has the port open; TCP tells what
+        the other kernel has.  A socket that is closed with unread bytes in it resets the connection.
+        """
+        if self._socket is None:
+            return not self._was_reset
+        return struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4))) == (0,)
 
     def wait(self, timeout: float | None = None) -> bool:
         """See PortStream.wait."""
@@ -204,6 +217,7 @@ class HostStream(EpollStream):
 
     def _succeeded(self) -> None:
         self._had_connection = True
+        self._was_reset = False
         self._retry_after = FIRST_RETRY
 
     def _retry(self) -> None:
