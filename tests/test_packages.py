@@ -108,7 +108,7 @@ def test_rpms_are_built_installed_run_and_removed(workshop):
     run(machine, "sh", "-c", f"cd {tree} && ./scripts/build rpm", network=False)
     for name, path in (("virtserial", "/usr/bin/virtserial-qemu"), ("virtserial-guest", "/usr/bin/virtserial-guest")):
         listed = run(machine, "sh", "-c", f"rpm -qlp {tree}/dist/{name}-{VERSION}-1.noarch.rpm")
-        assert path in listed.splitlines()
+        assert {path, f"/usr/share/licenses/{name}/LICENSE"} <= set(listed.splitlines())
     rpm = "rpm --root /rpms"
     run(machine, "sh", "-c", f"mkdir /rpms && {rpm} --nodeps -i {tree}/dist/*.rpm", network=False)
     there = "PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$(echo /rpms/usr/lib/python3*/site-packages) /rpms/usr/bin"
