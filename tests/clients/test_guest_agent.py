@@ -17,7 +17,8 @@ from virtserial.rig import Guest
 from virtserial.rig.programs import programs
 
 NAME = "org.qemu.guest_agent.0"
-SYNC_TIMEOUT = 20
+MANAGED = "org.test.managed"
+SYNC_TIMEOUT = 60
 
 
 class Agent:
@@ -72,20 +73,23 @@ def files():
 
 @pytest.fixture(scope="module")
 def path(our_device, module_folder, files):
-    """The socket of a port that a guest's agent serves."""
+    """The socket of a port that a guest's agent serves; another agent serves a port whose chardev is the client."""
     path = f"{module_folder}/agent"
     options = ["-device", "virtio-serial", "-chardev", f"socket,id=ga,path={path},server=on,wait=off"]
     options += ["-device", f"virtserialport,chardev=ga,name={NAME}"]
+    options += ["-chardev", f"socket,id=manager,path={module_folder}/manager,reconnect-ms=100"]
+    options += ["-device", f"virtserialport,chardev=manager,name={MANAGED}"]
     with our_device.attach(options) as attached, Guest(attached.arguments, files=files) as guest:
-        start_agent(guest)
+        for name in (NAME, MANAGED):
+            start_agent(guest, name)
         yield path
 
 
-def start_agent(guest):
-    guest.check("mkdir -p /var/run /var/lib/qemu-ga")
-    port = f"/dev/virtio-ports/{NAME}"
-    guest.check(f"for n in $(seq 100); do [ -e {port} ] && exit; sleep 0.05; done; exit 1")
-    guest.start(f"qemu-ga -m virtio-serial -p {port} -t /var/run -l /tmp/qemu-ga.log -v")
+def start_agent(guest, name):
+    port, state = f"/dev/virtio-ports/{name}", f"/var/run/{name}"
+    guest.check(f"mkdir -p {state} /var/lib/qemu-ga")
+    guest.check(f"for n in $(seq 1200); do [ -e {port} ] && exit; sleep 0.05; done; exit 1")
+    guest.start(f"qemu-ga -m virtio-serial -p {port} -t {state} -l {state}/log -v")
 
 
 def test_ping_and_info(path):
@@ -129,20 +133,17 @@ def test_it_survives_its_clients(path):
             agent.send({"execute": "guest-info"})
 
 
-def test_it_survives_a_server_that_comes_and_goes(our_device, module_folder, files):
+@pytest.mark.usefixtures("path")
+def test_it_survives_a_server_that_comes_and_goes(module_folder):
     """The chardev is the client: `reconnect-ms=`, as management software that listens has it."""
-    path = f"{module_folder}/manager"
-    options = ["-device", "virtio-serial", "-chardev", f"socket,id=ga,path={path},reconnect-ms=100"]
-    options += ["-device", f"virtserialport,chardev=ga,name={NAME}"]
-    with our_device.attach(options) as attached, Guest(attached.arguments, files=files) as guest:
-        start_agent(guest)
-        for _ in range(3):
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.settimeout(SYNC_TIMEOUT)
-                listener.bind(path)
-                listener.listen(1)
-                connection, _ = listener.accept()
-                with connection:
-                    assert Agent(connection)("guest-ping") == {}
-            os.unlink(path)
-            time.sleep(0.2)
+    manager = f"{module_folder}/manager"
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.settimeout(SYNC_TIMEOUT)
+            listener.bind(manager)
+            listener.listen(1)
+            connection, _ = listener.accept()
+            with connection:
+                assert Agent(connection)("guest-ping") == {}
+        os.unlink(manager)
+        time.sleep(0.2)

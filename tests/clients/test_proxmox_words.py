@@ -101,8 +101,16 @@ def manager():
         wait_until_nothing_is_left(folder)
 
 
-@pytest.mark.parametrize(("numa", "memory"), [(NUMA, "ram-node0"), ("", "pc.ram")], ids=["numa", "no-numa"])
-@pytest.mark.parametrize("machine", MACHINES)
+MEMORIES = {"numa": (NUMA, "ram-node0"), "no-numa": ("", "pc.ram")}
+CASES = [
+    pytest.param(machine, *how, id=f"{machine}-{memory}", marks=[pytest.mark.slow] * ((number + place) % 2))
+    for number, machine in enumerate(MACHINES)
+    for place, (memory, how) in enumerate(MEMORIES.items())
+]
+"""Each machine with one of both memories, by turns; VIRTSERIAL_SLOW=1 runs all."""
+
+
+@pytest.mark.parametrize(("machine", "numa", "memory"), CASES)
 def test_a_machine_as_proxmox_starts_it(manager, machine, numa, memory):
     folder, listener = manager
     own = environment(folder)

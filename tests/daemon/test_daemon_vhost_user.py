@@ -17,6 +17,7 @@ from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, try_receive, try_send
 from support.lingering import lingering_socket
 from support.places import ENVIRONMENT, ROOT
+from support.rounds import rounds
 from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
@@ -77,8 +78,9 @@ def test_bytes_move_both_ways_and_a_next_driver_begins_anew(device, folder, path
 
 @pytest.mark.parametrize("sealed", [True, False])
 def test_kills_in_the_middle_of_a_transfer(device, folder, path, sealed):
-    move(device, folder, path, sealed, lambda guest, worker: device.wait_for_new_worker(device.kill_worker()), 10)
-    assert device.log.count("a new one takes over") == 10
+    kills = rounds(5, 10)
+    move(device, folder, path, sealed, lambda guest, worker: device.wait_for_new_worker(device.kill_worker()), kills)
+    assert device.log.count("a new one takes over") == kills
 
 
 def test_pauses_in_the_middle_of_a_transfer(device, folder, path):

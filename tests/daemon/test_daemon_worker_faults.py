@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
-from support.waiting import wait_until
+from support.rounds import rounds
+from support.waiting import PATIENCE, wait_until
 
 from virtserial.daemon.keeper.supervisor import RESTART_DELAYS
 from virtserial.daemon.keeper.worker_process import SEND_TIMEOUT
@@ -23,11 +24,13 @@ from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 
 KILLS = int(os.environ.get("VIRTSERIAL_KILLS", "3"))
+MANY = rounds(5, 10)
+"""Kills, each of which waits longer for the next worker."""
 
 
 @pytest.mark.parametrize(
     ("sealed", "shared", "kills", "packed"),
-    [(True, True, 10, "off"), (False, True, 4, "off"), (True, False, 4, "off"), (True, True, 10, "on")],
+    [(True, True, MANY, "off"), (False, True, 4, "off"), (True, False, 4, "off"), (True, True, MANY, "on")],
     ids=["mapped", "unsealed", "messages", "packed"],
 )
 def test_kills_in_the_middle_of_a_transfer(start, folder, sealed, shared, kills, packed):
@@ -50,7 +53,7 @@ def test_kills_in_the_middle_of_a_transfer(start, folder, sealed, shared, kills,
         taken = bytearray()
         worker, next_kill = device.worker, time.monotonic() + 0.05
         moving = len(data) if shared else 1 << 20
-        limit = time.monotonic() + 35
+        limit = time.monotonic() + 35 * PATIENCE
         quiet_since, seen = time.monotonic(), None
         # Until everything that will come has come: nothing has moved for two seconds after the last kill.
         while killed < kills or time.monotonic() < quiet_since + 2:

@@ -12,8 +12,9 @@ import time
 import pytest
 from support.certificates import Authority
 from support.device_process import DeviceProcess, connect, controller_options, port_options
+from support.rounds import rounds
 
-SECONDS = 3
+SECONDS = rounds(2, 3)
 SERVER = "server=on,wait=off"
 
 

@@ -10,6 +10,7 @@ import time
 import pytest
 from support.device_process import DeviceProcess, connect, controller_options, port_options
 from support.raw_vmm import VERSION, RawVmm
+from support.rounds import rounds
 
 from virtserial.conformance.driver import HostileDriver
 from virtserial.conformance.steps import BUFFER, NOTIFY, STATUS, TX
@@ -19,7 +20,7 @@ from virtserial.pci.layout import REGISTER_BAR
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 
-SECONDS = 4
+SECONDS = rounds(2, 4)
 CROWD = 511
 
 
@@ -58,7 +59,7 @@ def test_doorbells_of_many_ports_that_are_posted(folder, attack):
     """Each edge of a readable socket once queued another turn."""
     with attack(), contextlib.closing(Vmm(folder / "ser0.sock")) as vmm, contextlib.suppress(PeerError, OSError):
         HostileDriver(vmm).start()
-        for _ in until_the_end(10):
+        for _ in until_the_end(rounds(5, 10)):
             for queue in range(2, 1024):
                 vmm.store(NOTIFY + 4 * queue, queue, 2)
 

@@ -1,4 +1,8 @@
-"""Every case on our device in three forms of guest memory, in this process and in its own; and on QEMU's device."""
+"""Every case on our device in three forms of guest memory, in this process and in its own; and on QEMU's device.
+
+In this process every case runs in every form.  A process of its own has fronts and forms of memory: in the gate they
+share the cases of each ring, so that each case runs in a process once; VIRTSERIAL_SLOW=1 runs all on each.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +33,31 @@ from virtserial.testing.hostile.table import differences
 DEVIATIONS = Path(__file__).parents[2] / "docs" / "deviations.md"
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name.split()[0] for case in CASES])
 each_packed_case = pytest.mark.parametrize("case", PACKED, ids=[case.name.split()[0] for case in PACKED])
-each_packed_ring_case = pytest.mark.parametrize(
-    "case", PACKED_RING_CASES, ids=[case.name.split()[0] for case in PACKED_RING_CASES]
-)
+
+
+def shared_out(fixture, kinds, cases, places):
+    """Parametrize `fixture` (where it has kinds) and `case`; what is not of this kind's share is slow.
+
+    Args:
+        kinds: of the fixture, () where it has none.
+        places: among how many kinds the cases are shared, and the place of the first kind here.
+    """
+    among, first = places
+    values = []
+    for place, kind in enumerate(kinds or [None], first):
+        for number, case in enumerate(cases):
+            name = case.name.split()[0]
+            values.append(
+                pytest.param(
+                    *([] if kind is None else [kind]),
+                    case,
+                    id=name if kind is None else f"{kind}-{name}",
+                    marks=[] if number % among == place else [pytest.mark.slow],
+                )
+            )
+    if kinds:
+        return pytest.mark.parametrize((fixture, "case"), values, indirect=[fixture], scope="module")
+    return pytest.mark.parametrize("case", values)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["mapped", "file"])
@@ -41,9 +67,13 @@ def in_memory(request):
     machine.close()
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["shared", "messages"])
+MEMORY = ("shared", "messages")
+"""The forms of guest memory behind a vfio-user front."""
+
+
+@pytest.fixture(scope="module")
 def over_vfio_user(request):
-    machine = VfioUserMachine(shared=request.param)
+    machine = VfioUserMachine(shared=request.param == "shared")
     yield HostileDriver(machine)
     machine.close()
 
@@ -77,12 +107,12 @@ def test_our_device_does_as_expected_with_packed_rings_and_heals(case, in_memory
     assert str(PackedHostileDriver(in_memory.machine).play(case)) == str(packed_outcome(case))
 
 
-@each_packed_case
+@shared_out("over_vfio_user", MEMORY, PACKED, (2, 0))
 def test_our_process_does_as_expected_with_packed_rings_and_heals(case, over_vfio_user):
     assert str(PackedHostileDriver(over_vfio_user.machine).play(case)) == str(packed_outcome(case))
 
 
-@each_packed_ring_case
+@shared_out("over_vhost_user", (), PACKED_RING_CASES, (1, 0))
 def test_it_does_the_same_with_packed_rings_behind_a_vhost_user_front_end(case, over_vhost_user):
     assert str(PackedHostileDriver(over_vhost_user.machine).play(case)) == str(packed_outcome(case))
 
@@ -110,12 +140,12 @@ def test_every_other_outcome_by_the_legacy_interface_is_one_and_has_its_reason()
         assert reason
 
 
-@each_case
+@shared_out("over_vfio_user", MEMORY, CASES, (3, 0))
 def test_our_process_does_as_expected_heals_and_its_other_device_works(case, over_vfio_user):
     assert str(over_vfio_user.play(case)) == str(case.expected)
 
 
-@each_case
+@shared_out("over_vhost_user", (), CASES, (3, 2))
 def test_it_does_the_same_behind_a_vhost_user_front_end(case, over_vhost_user):
     assert str(over_vhost_user.play(case)) == str(case.expected)
 

@@ -19,7 +19,7 @@ from virtserial.rig.programs import programs
 MACHINES = {"pc": "-machine pc -m 256", "q35": "-machine q35 -m 256"}
 
 
-@pytest.fixture(params=list(MACHINES))
+@pytest.fixture(params=[pytest.param("pc", marks=pytest.mark.slow), "q35"])
 def machine(request):
     return shlex.split(MACHINES[request.param])
 

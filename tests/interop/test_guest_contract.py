@@ -28,7 +28,7 @@ pytestmark = pytest.mark.foreign_bug(
 )
 PORTS = [f"org.test.{n}" for n in range(1, 25)]
 EXTRA = "org.test.second-controller"
-MUCH_MIB = int(os.environ.get("VIRTSERIAL_TRANSFER_MIB", "20"))
+MUCH_MIB = int(os.environ.get("VIRTSERIAL_TRANSFER_MIB", "8"))
 """100 for the table of docs/features.md."""
 DRIVERS = {"linux": LinuxDriver(), "legacy": LegacyDriver(), "packed": PackedDriver(), "cuse": CuseDriver()}
 SLOW = ("legacy", "packed")

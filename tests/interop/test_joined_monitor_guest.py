@@ -12,6 +12,7 @@ from support.guests.exchange import exchange, socket_port
 from support.guests.guest_side import PORT_HELPERS, TRANSFER
 from support.guests.host_end import HostEnd, HostTransfer
 from support.guests.joined_qemu import keeper
+from support.rounds import rounds
 from support.serving import QmpClient
 from support.waiting import wait_until
 
@@ -99,22 +100,22 @@ def is_there(machine, name):
 
 
 def test_a_stopped_machine_goes_on_where_it_was(machine):
-    with transfer_both_ways(machine, 48) as transfer:
-        rounds = 0
+    with transfer_both_ways(machine, rounds(24, 48)) as transfer:
+        stops = 0
         while transfer.status is None:
             machine.qmp("stop")
             assert machine.qmp("query-status")["running"] is False
             machine.qmp("cont")
             machine.qmp.event("RESUME")
-            rounds += transfer.status is None
+            stops += transfer.status is None
             time.sleep(0.1)  # Something has to happen in between.
-        assert rounds >= 3
+        assert stops >= 3
 
 
 def test_a_controller_is_added_used_and_deleted_while_another_moves_data(machine):
     qmp = machine.qmp
     with transfer_both_ways(machine, 24):
-        for turn in range(2):
+        for turn in range(rounds(1, 2)):
             name, path = f"org.test.new{turn}", f"{machine.folder}/new{turn}"
             qmp("device_add", driver="virtio-serial-pci", id="ser1", bus="rp1", max_ports=4)
             qmp("chardev-add", id="new", backend=unix_server(path))

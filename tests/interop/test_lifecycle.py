@@ -1,4 +1,7 @@
-"""The guest's driver comes and goes: reboots, unbinding under load."""
+"""The guest's driver comes and goes: reboots, unbinding under load.
+
+In the gate test_scenarios_ports.py resets a machine under load, and test_vhost_user.py reboots one.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,7 @@ def test_device_works_after_each_of_three_reboots(guest, sockets):
         exchange(guest, sockets, mib=2)
 
 
+@pytest.mark.slow
 def test_reboot_under_load(guest, sockets):
     with Drain(sockets[NAMES[0]]), Drain(sockets[NAMES[1]]):
         start_load(guest, NAMES)

@@ -22,7 +22,7 @@ from virtserial.monitor.qmp import QmpError
 from virtserial.rig.guest import KERNEL_OPTIONS
 from virtserial.rig.image import guest_image
 
-ROUNDS = int(os.environ.get("VIRTSERIAL_MIGRATIONS", "2"))
+ROUNDS = int(os.environ.get("VIRTSERIAL_MIGRATIONS", "1"))
 """Live migrations in a row."""
 UNTOUCHED = [sys.executable, str(Path(__file__).parents[1] / "support/guests/untouched_qemu.py")]
 PORTS = {f"org.test.{number}": f"/dev/virtio-ports/org.test.{number}" for number in (1, 2, 3, 4)}
@@ -194,7 +194,11 @@ def test_a_stream_in_a_file_and_exec_and_a_descriptor_with_defer(shared):
             traffic.check()
 
 
-@pytest.mark.parametrize("capability", ["multifd", "mapped-ram", "xbzrle", "return-path", "validate-uuid"])
+CAPABILITIES = ["multifd", "mapped-ram"]
+CAPABILITIES += [pytest.param(name, marks=pytest.mark.slow) for name in ("xbzrle", "return-path", "validate-uuid")]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_other_ways_to_copy_memory(capability, shared):
     on = {"capabilities": [{"capability": capability, "state": True}]}
     with shared.use() as (guest, traffic):

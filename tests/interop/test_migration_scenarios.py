@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from support.guests.dropin_guest import PROGRAM, qemu_script
 from support.guests.host_end import HostEnd
@@ -78,7 +80,8 @@ def shown(program):
 
 
 def test_events_and_states_are_those_of_qemu(programs):
-    qemus, ours = shown(programs["QEMU's"]), shown(programs["ours"])
+    with ThreadPoolExecutor() as both:
+        qemus, ours = both.map(shown, (programs["QEMU's"], programs["ours"]))
     for theirs, mine in zip(qemus, ours, strict=True):
         print(mine)
         assert mine == theirs

@@ -20,6 +20,7 @@ from support.guests.scenario import (
     unplug,
     unplug_port,
 )
+from support.rounds import rounds
 from support.waiting import wait_until
 
 from virtserial.monitor.qmp import QmpError
@@ -62,7 +63,7 @@ def refusal(monitor, command, **arguments):
 
 def test_port_and_controller_are_plugged_used_and_unplugged(guest, monitor, starter_folder):
     """hotplug_port_pci, without_chardev, repeat_pci_in_loop: with a number that is taken, and again and again."""
-    for _ in range(3):
+    for _ in range(rounds(2, 3)):
         plug_controller(monitor)
         plug_port(monitor, "hot.one", f"{starter_folder}/one", BUS)
         monitor("chardev-add", id="chr-hot.two", backend={"type": "null", "data": {}})
@@ -78,9 +79,9 @@ def test_port_and_controller_are_plugged_used_and_unplugged(guest, monitor, star
     transfer(guest, {"stay": f"{starter_folder}/stay"})
 
 
-def test_controller_comes_and_goes_ten_times(guest, monitor):
+def test_controller_comes_and_goes_again_and_again(guest, monitor):
     """hotplug_virtio_pci."""
-    for _ in range(10):
+    for _ in range(rounds(5, 10)):
         plug_controller(monitor)
         unplug(monitor, "hot0")
     guest.check("ls /sys/bus/virtio/devices | wc -l | grep -qx 1")
@@ -146,9 +147,9 @@ def test_tcp_chardev_finds_a_port_that_is_free(monitor):
 
 
 def test_port_is_unplugged_while_it_carries_data_and_comes_back(guest, monitor, starter_folder):
-    """unplug_port with_bg_test, test_hotplug's "under load", replug_send and replug_recv: five times."""
+    """unplug_port with_bg_test, test_hotplug's "under load", replug_send and replug_recv: again and again."""
     path = f"{starter_folder}/busy"
-    for _ in range(5):
+    for _ in range(rounds(2, 5)):
         plug_port(monitor, "busy", path)
         guest.check("for n in $(seq 400); do [ -e /dev/virtio-ports/busy ] && exit; sleep 0.05; done; exit 1")
         with Drain(path) as drain:
@@ -209,7 +210,7 @@ def test_three_controllers_with_ten_ports_each(guest, monitor, starter_folder):
 
 def test_driver_is_unloaded_while_ports_come_and_go(guest, monitor, starter_folder):
     """unplug_port, rmmod: the module goes, the port goes and comes, the module comes."""
-    for _ in range(3):
+    for _ in range(rounds(1, 3)):
         plug_port(monitor, "modular", f"{starter_folder}/modular")
         transfer(guest, {"modular": f"{starter_folder}/modular"})
         guest.check("rmmod virtio_console")

@@ -95,7 +95,8 @@ def quit_with_status(guest):
     return guest.wait_for_end()
 
 
-@pytest.mark.parametrize("shape", [pytest.param(Q35, id="q35"), pytest.param(PC, id="pc", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [pytest.param(Q35, id="q35"), pytest.param(PC, id="pc")])
 def test_controller_from_boot_goes_and_comes_back(starter, shape, folder):
     """Three times in a machine; between them the port works, and with MSI-X."""
     with pluggable_machine(starter, shape, boot_controller(shape, folder)) as guest:
@@ -213,16 +214,26 @@ def test_a_worker_dies_between_two_transfers_and_in_one(folder):
         assert quit_with_status(guest) == 0
 
 
-def test_guest_scribbles_over_its_table_under_traffic(folder):
-    """Addresses that are no interrupts, masks in a loop: nothing is written there, and no interrupt is lost."""
-    with pluggable_machine("virtserial-qemu", Q35, boot_controller(Q35, folder)) as guest:
-        address = guest.check("basename $(readlink -f /sys/bus/virtio/devices/virtio0/..)")
+def test_guest_scribbles_over_its_table_under_traffic_and_unplug_off_is_refused(folder):
+    """Addresses that are no interrupts, masks in a loop: nothing is written there, and no interrupt is lost.
+
+    The controller beside it has unplug=off: the monitor names the word to add, and goes on.
+    """
+    options = [*boot_controller(Q35, folder), "-device", "virtio-serial-pci,id=fixed,bus=rp2,unplug=off"]
+    options += socket_port(1, "fixed", f"{folder}/fixed", "fixed")
+    with pluggable_machine("virtserial-qemu", Q35, options) as guest:
+        port = guest.check("basename $(readlink /dev/virtio-ports/boot)")
+        address = guest.check(f"basename $(readlink -f /sys/class/virtio-ports/{port}/device/..)")
         with EndlessStreams(guest, "boot", f"{folder}/boot") as streams:
             streams.wait_for_progress()
             assert int(guest.python(SCRIBBLE.format(address=address))) > 100
             streams.wait_for_progress()
             assert streams.finish()["wrong"] is None
+        with pytest.raises(QmpError, match="add unplug=on to its -device"):
+            guest.monitor("device_del", id="fixed")
         unplug(guest.monitor, "ser0")
+        transfer(guest, {"fixed": f"{folder}/fixed"})
+        assert uses_msix(guest)
         assert quit_with_status(guest) == 0
 
 
@@ -233,10 +244,3 @@ def test_messages_pass_an_iommu(our_device, folder):
         transfer(guest, {"boot": f"{folder}/boot"})
         assert uses_msix(guest)
 
-
-def test_unplug_off_is_refused_with_the_word_to_add(folder):
-    with pluggable_machine("virtserial-qemu", Q35, boot_controller(Q35, folder, unplug="off")) as guest:
-        with pytest.raises(QmpError, match="add unplug=on to its -device"):
-            guest.monitor("device_del", id="ser0")
-        transfer(guest, {"boot": f"{folder}/boot"})
-        assert uses_msix(guest)

@@ -19,6 +19,7 @@ from support.guests.exchange import exchange, socket_port
 from support.guests.host_device import VhostUserDevice
 from support.guests.host_end import HostEnd
 from support.places import ENVIRONMENT
+from support.rounds import rounds
 from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
@@ -82,7 +83,7 @@ def test_all_ports_are_connected_at_boot(guest, attached):
 
 
 def test_bytes_both_ways(guest, attached, module_folder):
-    exchange(guest, {name: f"{module_folder}/{name}" for name in PORTS[:2]}, mib=8)
+    exchange(guest, {name: f"{module_folder}/{name}" for name in PORTS[:2]}, mib=rounds(2, 8))
 
 
 def test_a_paused_vm_goes_on(guest, attached, streams):
