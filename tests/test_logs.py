@@ -53,7 +53,7 @@ def break_a_rule(folder):
     """Let a worker log a line: of a client that speaks no vfio-user."""
     with connect(folder / "s") as client:
         client.sendall(b"x" * 100)
-        client.settimeout(20)
+        client.settimeout(60)
         while client.recv(100):
             pass
 
@@ -158,7 +158,7 @@ class Journald:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
 
     def entry(self):
         """The fields of the next datagram."""

@@ -213,7 +213,7 @@ class TestCoroutine:
         assert starts <= 4
 
     def test_one_that_stays_is_replaced_without_waiting_for_it(self, house, serve, monkeypatch):
-        monkeypatch.setattr("virtserial.chardev.handler_chardev.END_SECONDS", 0.3)
+        monkeypatch.setattr("virtserial.chardev.handler_chardev.END_SECONDS", 2.0)
         chardev, port = serve("stays")
         house.until(lambda: "closed" in port.events)
         port.end.close()
@@ -222,7 +222,7 @@ class TestCoroutine:
         first = chardev._pid
         begin = time.monotonic()
         chardev.guest_opened()
-        assert time.monotonic() - begin < 0.2, "the keeper serves others meanwhile"
+        assert time.monotonic() - begin < 1.5, "the keeper serves others meanwhile"
         port = house.port()
         house.until(lambda: port.received == b"here")
         assert chardev._pid not in (0, first)
@@ -249,7 +249,7 @@ class TestCoroutine:
         pid = chardev._pid
         begin = time.monotonic()
         chardev.close()
-        assert 0.2 <= time.monotonic() - begin < 5
+        assert 0.2 <= time.monotonic() - begin < 30
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 

@@ -28,7 +28,7 @@ def terminal():
             os.close(fd)
 
 
-def read_terminal(fd, timeout=5):
+def read_terminal(fd, timeout=60):
     return os.read(fd, 65536) if select.select([fd], [], [], timeout)[0] else b""
 
 

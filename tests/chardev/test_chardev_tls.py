@@ -82,7 +82,7 @@ class Peer:
         return not self._thread.is_alive()
 
     def join(self):
-        self._thread.join(20)
+        self._thread.join(60)
         assert self.over
 
 

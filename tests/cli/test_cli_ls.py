@@ -111,7 +111,7 @@ def test_pipe_says_that_the_device_has_ended_with_its_input(module_folder, regis
     with serve(*options, registry=registry):
         process = begin_pipe(registry, "beta/org.example.1", b"to nobody\n")
     with process:
-        assert (process.wait(30), process.stderr.read().decode()) == (1, f"virtserial: {LOST}\n")
+        assert (process.wait(60), process.stderr.read().decode()) == (1, f"virtserial: {LOST}\n")
 
 
 def test_watch_shows_it_again_until_ctrl_c(machine, registry):

@@ -157,7 +157,7 @@ def test_a_keeper_that_hangs_costs_three_seconds_and_one_line(keeper):
     try:
         with pytest.raises(PeerError, match=r"VM 'alpha' \(process \d+\): no QMP greeting in 3 s"):
             find_vm("alpha").inventory()
-        assert 2.9 < time.monotonic() - begun < 10
+        assert 2.9 < time.monotonic() - begun < 30
     finally:
         os.kill(keeper.pid, signal.SIGCONT)
 
@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_written_does_not_stop_a_keeper(folder):
 @pytest.fixture
 def raw(keeper, registry):
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(20)
+        connection.settimeout(60)
         connection.connect(f"{registry}/{keeper.pid}.qmp")
         stream = connection.makefile("rwb")
         assert "QMP" in json.loads(stream.readline())

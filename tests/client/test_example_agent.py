@@ -36,7 +36,7 @@ def agent(folder):
             yield f"{folder}/agent"
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def ask(address, **request):

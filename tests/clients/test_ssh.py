@@ -143,7 +143,7 @@ def test_ssh_and_scp_go_through_a_cluster_of_brokers(served, folder, monkeypatch
     finally:
         if agent is not None:
             agent.terminate()
-            agent.wait(20)
+            agent.wait(60)
         broker.stop()
 
 

@@ -42,7 +42,7 @@ def test_pyserial_talks_to_a_port(machine, module_folder, serial):
     echo = 'while :; do while read -r line <&3; do echo "<$line>" >&3; done; sleep 0.05; done'
     job = machine.start(f"exec 3<>/dev/virtio-ports/org.test.port; {echo}")
     for speed in (9600, 115200):
-        with serial.Serial(f"{module_folder}/port", speed, timeout=20) as line:
+        with serial.Serial(f"{module_folder}/port", speed, timeout=60) as line:
             for text in (b"one", b"two"):
                 line.write(text + b"\n")
                 assert line.readline() == b"<" + text + b">\n"
@@ -129,6 +129,6 @@ def test_login_with_pyserial_s_miniterm(machine, getty, module_folder, serial):
     try:
         login(terminal)
         terminal.type(b"\x1d")
-        terminal.process.wait(20)
+        terminal.process.wait(60)
     finally:
         terminal.close()

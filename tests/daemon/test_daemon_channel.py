@@ -241,7 +241,7 @@ thread.join()
 assert numbers == [(number, 16) for number in range(50)], numbers
 """
         result = subprocess.run(
-            [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=20
+            [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
         )
         assert (result.stdout, result.stderr) == ("waited\n", "")
 

@@ -153,7 +153,7 @@ def test_socket_of_a_live_server_is_refused(device, folder):
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
         second = subprocess.run(
             [*SERVE, *controller_options(folder, "ser1"), *controller_options(folder)],
-            env=ENVIRONMENT, capture_output=True, text=True, timeout=20,
+            env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert second.returncode == 1
         assert second.stderr == (
@@ -168,7 +168,7 @@ def test_socket_of_a_live_server_is_refused(device, folder):
 def test_file_that_is_no_socket_is_left_alone(folder):
     (folder / "ser0.sock").write_text("precious")
     refused = subprocess.run(
-        [*SERVE, *controller_options(folder)], env=ENVIRONMENT, capture_output=True, text=True, timeout=20
+        [*SERVE, *controller_options(folder)], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
     )
     assert refused.returncode == 1
     assert "it exists and is not a socket" in refused.stderr
@@ -229,7 +229,7 @@ def test_default_socket_is_in_the_user_s_run_directory(folder):
 def test_run_directory_that_cannot_be_made_is_one_line():
     environment = {name: value for name, value in ENVIRONMENT.items() if name != "XDG_RUNTIME_DIR"}
     with run_as_a_user(environment, "-device", "virtio-serial") as process:
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors == "virtserial: Could not create '/run/virtserial': Permission denied; say socket=PATH\n"
     assert output == ""

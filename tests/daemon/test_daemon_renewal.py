@@ -362,7 +362,7 @@ def test_terminal_is_put_back_at_the_very_end(folder):
         finally:
             if process.poll() is None:
                 process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
         assert termios.tcgetattr(line) == before
     finally:
         os.close(terminal)

@@ -30,7 +30,7 @@ os.execv(sys.executable, [sys.executable, "-c", waiting])
 def waiting(number, *how):
     """Which signals the next program finds waiting."""
     command = [sys.executable, "-c", PROGRAM, str(int(number)), *how]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return [int(word) for word in done.stdout.split()]
 

@@ -111,7 +111,7 @@ def test_kills_in_the_middle_of_a_dialogue(device, folder):
             answered.extend(answer)
             guest.run_until(lambda: len(received.data) >= len(answered))
 
-        host.settimeout(15)
+        host.settimeout(60)
         for _ in range(KILLS):
             for _ in range(20):
                 trip()

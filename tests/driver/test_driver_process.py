@@ -43,7 +43,7 @@ def stop(process):
             process.stdout.close()
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit, "it did not come to that"
@@ -171,7 +171,7 @@ def test_words_that_cannot_be_followed_are_one_line_and_a_way_out(words, status,
     run_directory = () if "--run-dir" in words or "attach" not in words else ("--run-dir", str(tmp_path))
     result = subprocess.run(
         [sys.executable, "-m", "virtserial", "guest", *words, *run_directory],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=20,
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (result.returncode, "".join(result.stderr.splitlines(keepends=True)[:1])) == (status, complaint)
     assert result.stderr.count("\n") <= 2
@@ -195,7 +195,7 @@ def test_no_device_there_is_one_line_and_status_1(tmp_path):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     assert result.returncode == 1
     assert result.stderr == (

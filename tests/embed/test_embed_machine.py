@@ -32,13 +32,13 @@ def test_both_ends_of_a_port_and_a_console_carry_lines(machine):
     guest = machine.attach()
     for name in ("org.a", "con"):
         host, port = machine.port(name), guest.open(name)
-        assert machine.wait_guest(name, timeout=20)
+        assert machine.wait_guest(name, timeout=60)
         host.write(b"to the guest\n")
         assert port.readline(20) == b"to the guest\n"
         port.write(b"to the host\n")
         assert host.readline(20) == b"to the host\n"
         port.close()
-        assert machine.wait_guest(name, False, timeout=20)
+        assert machine.wait_guest(name, False, timeout=60)
 
 
 def test_a_stream_of_the_guest_knows_when_the_host_comes_and_goes(machine):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from support.places import ROOT
-from support.waiting import wait_until
+from support.waiting import PATIENCE, wait_until
 
 from virtserial.client import HostStream
 from virtserial.errors import BusyError, ConfigError
@@ -120,7 +120,7 @@ def test_a_late_reader_gets_what_was_published(host, start_program):
     with host.guest("many") as guest:
         guest.write(bytes(2_000_000), WAIT)
         guest.write(b"before anybody came\n", WAIT)
-        time.sleep(1)
+        time.sleep(PATIENCE)
         console = start_program(
             "console", "--watch", "h1/alpha/many", environment=host.environment, stdin=subprocess.PIPE
         )
@@ -170,7 +170,7 @@ def asked(host, *requests):
         try:
             for subject, headers, payload in requests:
                 data = payload(answers) if callable(payload) else payload
-                answers.append(document((await client.request(subject, data, timeout=5, headers=headers)).data))
+                answers.append(document((await client.request(subject, data, timeout=60, headers=headers)).data))
         finally:
             await client.close()
         return answers

@@ -230,7 +230,7 @@ def test_crowd_of_vmms_waits_in_the_backlog_and_costs_no_descriptors(device, fol
         for _ in range(8):
             client = socket.socket(socket.AF_UNIX)
             crowd.append(client)
-            client.settimeout(20)
+            client.settimeout(60)
             client.connect(str(folder / "ser0.sock"))
         assert max(device.descriptors()[0] for _ in range(100)) <= before + 5
         for client in crowd:

@@ -57,7 +57,7 @@ def test_one_port_with_socat_on_the_host(machine, folder, socat):
             assert client.stdout.readline() == b"from the guest\n"
             client.stdin.close()
             client.wait(60)
-        result = job.wait(20)
+        result = job.wait(60)
         assert result.text == "from the host\n"
         assert "slower path" not in guest.stderr
 

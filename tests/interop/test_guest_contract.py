@@ -314,7 +314,7 @@ def test_a_read_that_waits_ends_by_enodev_when_the_port_is_unplugged(app, monito
         app("until(lambda: 'OUT' in events(fd))")
         app.begin("os.read(fd, 10)")
     with pytest.raises(GuestError, match="ENODEV"):
-        app.finish(timeout=20)
+        app.finish(timeout=60)
     end.close()
 
 

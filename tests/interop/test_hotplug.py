@@ -57,7 +57,7 @@ def test_a_port_that_is_plugged_in_appears_with_its_number_and_name_and_works(gu
         job = guest.start("exec 3<>/dev/virtio-ports/org.test.new; echo to the host >&3; head -n 1 <&3")
         assert end.receive_until(b"\n") == b"to the host\n"
         end.send(b"to the guest\n")
-        result = job.wait(20)
+        result = job.wait(60)
         assert (result.status, result.text) == (0, "to the guest\n")
         end.close()
     wait_until(lambda: not is_there(guest, "org.test.new"), complaint="the port did not go")
@@ -87,7 +87,7 @@ until(lambda: not os.path.exists('/dev/virtio-ports/org.test.gone'))
     end.close()
 
 
-def next_change(monitor, timeout=10):
+def next_change(monitor, timeout=60):
     """The next VSERPORT_CHANGE of the port that stays; one of another port may still be on its way."""
     while (data := monitor.wait_event("VSERPORT_CHANGE", timeout)["data"])["id"] != f"port-{STAY}":
         pass

@@ -347,7 +347,7 @@ def test_a_descriptor_by_name_for_qemu(machine, qmp):
         assert not holds(machine.joined.process.pid, inode)
         qmp("netdev_del", id="n0")
         qmp("closefd", fdname="net")  # It is QEMU's now, which has kept it.
-        ours.settimeout(20)
+        ours.settimeout(60)
         assert ours.recv(1) == b""
         assert qmp.error("closefd", fdname="net")[1] == "File descriptor named 'net' not found"
 
@@ -519,8 +519,8 @@ def test_a_multiplexer_for_a_monitor_and_a_device_of_qemus():
             client.until(b"VM status: running")
             client.send(b"\x01x")
             client.until(b"QEMU: Terminated")
-        assert qemu.wait(20) == 0
-        assert joined.process.wait(20) == 0
+        assert qemu.wait(60) == 0
+        assert joined.process.wait(60) == 0
 
 
 # The end
@@ -534,20 +534,20 @@ def test_quit_ends_all_after_what_qemu_has_to_say():
                 assert client.event("SHUTDOWN")["data"] == {"guest": False, "reason": "host-qmp-quit"}
                 assert client.at_end()
             assert hmp.at_end()
-        assert machine.joined.process.wait(20) == 0
-        assert machine.qemu.wait(20) == 0
+        assert machine.joined.process.wait(60) == 0
+        assert machine.qemu.wait(60) == 0
 
 
 def test_a_qemu_that_is_killed_takes_the_keeper_with_it():
     with running() as machine, machine.qmp() as client:
         machine.qemu.kill()
         assert client.at_end()
-        assert machine.joined.process.wait(20) == 0
+        assert machine.joined.process.wait(60) == 0
 
 
 def test_hmp_quit():
     with running() as machine, machine.hmp() as hmp:
         hmp.send(b"quit\n")
         assert hmp.at_end()
-        assert machine.qemu.wait(20) == 0
-        assert machine.joined.process.wait(20) == 0
+        assert machine.qemu.wait(60) == 0
+        assert machine.joined.process.wait(60) == 0

@@ -43,7 +43,7 @@ def test_driver_is_unbound_and_bound_ten_times_under_load(guest, sockets):
                 time.sleep(0.01)
             guest.check(f"echo {device} >/sys/bus/pci/drivers/virtio-pci/unbind")
             for job in jobs:
-                job.wait(20)
+                job.wait(60)
             guest.check(f"echo {device} >/sys/bus/pci/drivers/virtio-pci/bind")
     exchange(guest, sockets, mib=4)
 

@@ -72,7 +72,7 @@ class Reader:
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
         self.socket.connect(path)
         self.socket.setblocking(False)
         self.start = 0
@@ -227,7 +227,7 @@ def finish(guest, job, crowd, module_folder):
     guest.write_file("/tmp/stop.new", str(sum(map(len, crowd.given))).encode())
     guest.check("mv /tmp/stop.new /tmp/stop")
     crowd.until(lambda: job.status is not None, "the guest's end does not end", 120)
-    result = job.wait(10)
+    result = job.wait(60)
     assert result.status == 0, result.text
     found = json.loads(result.text.splitlines()[-1])
     sent = found["sent"]

@@ -363,7 +363,7 @@ def test_what_a_user_sees_of_a_migration(shared):
         assert guest.vm.migration()["status"] == "cancelled"
         wait_until(lambda: guest.vm.status() == "running")
         traffic.check()
-        target.process.wait(20)
+        target.process.wait(60)
 
 
 def test_snapshots_on_a_disk(folder):

@@ -62,7 +62,7 @@ def ask(guest, module_folder):
 
     yield ask_guest
     a.send(b"q")
-    assert job.wait(20).status == 0
+    assert job.wait(60).status == 0
     a.close()
 
 

@@ -19,7 +19,7 @@ from support.exporter import exporter, scrape, value, values
 from support.pretender import pretender
 from support.programs import run
 from support.serving import serve
-from support.waiting import wait_until
+from support.waiting import PATIENCE, wait_until
 
 pytest.importorskip("prometheus_client")
 PORT = "org.example.0"
@@ -126,8 +126,8 @@ def test_one_that_hangs_and_one_that_lies_cost_a_scrape_three_seconds(alpha, url
             begun = time.monotonic()
             figures = scrape(url)
             # On a machine with nothing else to do it is 3 s, and never more than 5.
-            assert time.monotonic() - begun < 10
-            assert value(figures, "virtserial_exporter_survey_seconds") < 5
+            assert time.monotonic() - begun < 10 * PATIENCE
+            assert value(figures, "virtserial_exporter_survey_seconds") < 5 * PATIENCE
         finally:
             slow.send_signal(signal.SIGCONT)
     for name, is_up in (("alpha", 1), ("slow", 0), ("pretender", 0)):
@@ -136,7 +136,7 @@ def test_one_that_hangs_and_one_that_lies_cost_a_scrape_three_seconds(alpha, url
 
 def test_other_paths_and_garbage_are_refused(url):
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(url.removesuffix("metrics") + "other", timeout=20)
+        urllib.request.urlopen(url.removesuffix("metrics") + "other", timeout=60)
     place = url.split("/")[2].rpartition(":")
     with socket.create_connection((place[0], int(place[2])), 20) as client:
         client.sendall(b"\0\xff" * 50_000 + b"\r\n\r\n")

@@ -124,7 +124,8 @@ def test_one_that_says_nothing_is_down_after_three_seconds_and_many_who_ask_wait
             thread.start()
         for thread in threads:
             thread.join()
-    assert 2.9 < time.monotonic() - begun < 10
+    # Eight surveys one after the other would take 24 s.
+    assert 2.9 < time.monotonic() - begun < 20
     assert len(set(map(id, snapshots))) == 1
     assert "no answer" in snapshots[0].vms[0].error
 

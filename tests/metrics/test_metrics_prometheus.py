@@ -73,7 +73,7 @@ def ask(prometheus_programs, device, module_folder):
 
             def ask(what, **parameters):
                 with urllib.request.urlopen(
-                    f"http://{where}/api/v1/{what}?{urllib.parse.urlencode(parameters)}", timeout=20
+                    f"http://{where}/api/v1/{what}?{urllib.parse.urlencode(parameters)}", timeout=60
                 ) as answer:
                     told = json.load(answer)
                 assert told["status"] == "success"
@@ -165,7 +165,7 @@ def test_every_alert_has_a_test():
 
 
 def test_promtool_accepts_the_metrics(prometheus_programs, device, module_folder):
-    with exporter(module_folder / "vms") as url, urllib.request.urlopen(url, timeout=20) as answer:
+    with exporter(module_folder / "vms") as url, urllib.request.urlopen(url, timeout=60) as answer:
         text = answer.read()
     done = subprocess.run(
         [*prometheus_programs.command("promtool"), "check", "metrics"], input=text, capture_output=True

@@ -108,7 +108,7 @@ def test_on_a_terminal(folder):
                 shown += os.read(terminal, 4096)
             assert BANNER in shown.replace(b"\r\r\n", b"\r\n")  # The terminal makes CR LF of LF, as under QEMU.
             os.write(terminal, b"\x01x")
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
     finally:
         os.close(terminal)
         os.close(line)

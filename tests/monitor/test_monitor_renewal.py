@@ -181,7 +181,7 @@ def test_monitor_on_a_terminal(folder):
             os.write(terminal, b"info status\r")
             until(b"VM status: running")
             os.write(terminal, b"quit\r")
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
     finally:
         os.close(terminal)
         os.close(line)

@@ -29,13 +29,13 @@ def exporter(registry, *options):
             yield line.split()[-1]
         finally:
             process.terminate()
-            output, errors = process.communicate(timeout=20)
+            output, errors = process.communicate(timeout=60)
             assert (process.returncode, output, errors) == (0, "", "")
 
 
 def scrape(url, **options):
     """The figures, {(name, frozenset of labels): value}."""
-    with urllib.request.urlopen(url, timeout=20, **options) as answer:
+    with urllib.request.urlopen(url, timeout=60, **options) as answer:
         text = answer.read().decode()
     found = {}
     for line in text.splitlines():

@@ -96,5 +96,5 @@ def web(*words):
         yield process.stdout.readline().removeprefix("ready: ").strip(), process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         process.stdout.close()

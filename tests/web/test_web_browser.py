@@ -357,5 +357,5 @@ def test_a_port_that_another_client_has_is_taken_over(world, open_page):
         shoot(page, "busy")
         page.click(".notice .primary")
         page.wait("document.querySelector('.notice').hidden")
-        other.settimeout(20)
+        other.settimeout(60)
         assert other.recv(1) == b""

@@ -89,10 +89,10 @@ class CuttingRelay:
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join(20)
+        self._threads[0].join(60)
         self.cut()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
         for each in self._sockets:
             each.close()
 

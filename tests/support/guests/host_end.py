@@ -39,7 +39,7 @@ class HostEnd:
             received += data
         return bytes(received)
 
-    def receive_until(self, wanted, seconds=30):
+    def receive_until(self, wanted, seconds=90):
         """Everything up to and with `wanted`."""
         received = bytearray()
         deadline = time.monotonic() + seconds
@@ -52,6 +52,16 @@ class HostEnd:
             assert data, f"no {wanted!r} came in {seconds} s, only {bytes(received[-2000:])!r}"
             received += data
         return bytes(received)
+
+    def receive_some(self, seconds):
+        """What comes next, b"" after so many seconds."""
+        self.socket.settimeout(seconds)
+        try:
+            return self.socket.recv(1 << 16)
+        except TimeoutError:
+            return b""
+        finally:
+            self.socket.settimeout(60)
 
     def silent(self, seconds=0.3):
         """Whether nothing comes in that time."""

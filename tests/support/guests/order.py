@@ -45,7 +45,7 @@ def options_in(folder):
 
 def connected(path):
     host = socket.socket(socket.AF_UNIX)
-    host.settimeout(20)
+    host.settimeout(60)
     host.connect(str(path))
     return host
 
@@ -60,7 +60,7 @@ def early_ends(guest, folder, tries):
                 a.sendall(b"r")
                 b.sendall(b"x")
                 early += a.recv(1) == b"E"
-    job.wait(20)
+    job.wait(60)
     return early
 
 
