@@ -85,7 +85,7 @@ def spread(items):
     order = {}
     for has_guest in (True, False):
         some = [item for item in items if ("qemu" in item.keywords) == has_guest]
-        some.sort(key=lambda item: ("stress" not in item.keywords, not is_slow(item)))
+        some.sort(key=lambda item: ("stress" not in item.keywords, not is_slow(item), not is_shared(item)))
         units = list(dict.fromkeys(map(unit, some)))
         order |= {name: number / len(units) for number, name in enumerate(units)}
     items.sort(key=lambda item: order[unit(item)])
@@ -102,6 +102,11 @@ def is_reference(item):
     values = item.callspec.params.values() if hasattr(item, "callspec") else ()
     first = [value[0] if isinstance(value, tuple) and value else value for value in values]
     return "reference" in item.keywords or any(isinstance(value, str) and value == "qemu" for value in first)
+
+
+def is_shared(item):
+    """Whether a test is one of a unit of work; those that are alone fill the end."""
+    return item.get_closest_marker("xdist_group") is not None
 
 
 def is_slow(item):

@@ -198,8 +198,8 @@ def test_a_session_goes_on_over_a_restart(served, words):
 def test_scp_and_rsync_copy_trees(served, tmp_path):
     tree = tmp_path / "tree"
     tree.mkdir()
-    for number in range(MEGABYTES // 4):
-        (tree / f"file{number}").write_bytes(random.Random(number).randbytes(4 << 20))
+    for number in range(MEGABYTES // 2):
+        (tree / f"file{number}").write_bytes(random.Random(number).randbytes(2 << 20))
     sums = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in tree.iterdir())
     done = served.run(*served.command("scp", "-q", "-r", str(tree), f"root@{served.name}.vm:/tmp/"))
     assert done.returncode == 0, done.stderr

@@ -241,8 +241,10 @@ def test_many_maps_do_not_make_a_neighbour_wait_for_a_restart(start, folder):
                 host.sendall(b"x")
                 neighbour.run_until(lambda wanted=count: len(received.data) == wanted)
                 waits.append(time.monotonic() - killed)
+                if waits[-1] < 1:
+                    break
                 time.sleep(2.5)
-        assert min(waits) < 1, waits
+        assert waits[-1] < 1, waits
     finally:
         client.close()
 

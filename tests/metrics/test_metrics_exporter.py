@@ -151,7 +151,21 @@ def _receive(client):
         return b""
 
 
-def test_clients_that_ask_nothing_do_not_add_up(url):
+IMPATIENT = """
+from virtserial.cli.main import main
+from virtserial.metrics import server
+server.CLIENT_TIME = server._Handler.timeout = 2.0
+raise SystemExit(main())
+"""
+"""The exporter, which waits for a client two seconds in the place of ten."""
+
+
+def test_clients_that_ask_nothing_do_not_add_up(alpha, registry):
+    with exporter(registry, program=("-c", IMPATIENT)) as url:
+        clients_are_closed(url)
+
+
+def clients_are_closed(url):
     host, _, port = url.split("/")[2].rpartition(":")
     clients = [socket.create_connection((host, int(port)), 20) for _ in range(40)]
     try:

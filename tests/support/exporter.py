@@ -15,10 +15,10 @@ LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 @contextmanager
-def exporter(registry, *options):
-    """A running one; the value is its URL."""
+def exporter(registry, *options, program=("-m", "virtserial")):
+    """A running one; the value is its URL.  `program` are Python's words that start it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "virtserial", "exporter", "--listen", "127.0.0.1:0", *options],
+        [sys.executable, *program, "exporter", "--listen", "127.0.0.1:0", *options],
         env={**ENVIRONMENT, "VIRTSERIAL_REGISTRY": str(registry)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

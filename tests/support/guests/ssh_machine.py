@@ -16,7 +16,7 @@ from virtserial.client.names import find_vm_port
 from virtserial.guest.sshd import PORT
 from virtserial.rig.programs import programs
 
-MEGABYTES = int(os.environ.get("VIRTSERIAL_SSH_MIB", "8"))
+MEGABYTES = int(os.environ.get("VIRTSERIAL_SSH_MIB", "4"))
 """Size of what scp copies; 200 for the whole thing."""
 LIMIT = 120 + MEGABYTES
 SSHD_CONFIG = """
