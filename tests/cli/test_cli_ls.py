@@ -103,15 +103,19 @@ def test_pipe_waits_until_the_guest_takes_its_input(machine, registry, module_fo
 
 
 def test_pipe_says_that_the_device_has_ended_with_its_input(module_folder, registry):
-    options = [
-        "--name", "beta", "-device", f"virtio-serial,socket={module_folder}/beta.sock",
-        "-chardev", f"socket,id=c0,path={module_folder}/b0,server=on,wait=off",
-        "-device", "virtserialport,chardev=c0,name=org.example.1",
-    ]  # fmt: skip
-    with serve(*options, registry=registry):
-        process = begin_pipe(registry, "beta/org.example.1", b"to nobody\n")
-    with process:
-        assert (process.wait(60), process.stderr.read().decode()) == (1, f"virtserial: {LOST}\n")
+    with socket.socket(socket.AF_UNIX) as listener:
+        # As libvirt does: the device gets a descriptor, and programs find it by its path.
+        listener.bind(f"{module_folder}/b0")
+        listener.listen()
+        options = [
+            "--name", "beta", "-device", f"virtio-serial,socket={module_folder}/beta.sock",
+            "-chardev", f"socket,id=c0,fd={listener.fileno()},server=on,wait=off",
+            "-device", "virtserialport,chardev=c0,name=org.example.1",
+        ]  # fmt: skip
+        with serve(*options, registry=registry, pass_fds=[listener.fileno()]):
+            process = begin_pipe(registry, "beta/org.example.1", b"to nobody\n")
+        with process:
+            assert (process.wait(60), process.stderr.read().decode()) == (1, f"virtserial: {LOST}\n")
 
 
 def test_watch_shows_it_again_until_ctrl_c(machine, registry):

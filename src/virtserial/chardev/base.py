@@ -82,6 +82,11 @@ class Chardev:
         return self.kind
 
     @property
+    def host_end(self) -> str:
+        """Where programs find it: as `filename`, with the path where that shows a listening socket's descriptor."""
+        return self.filename.removeprefix("disconnected:")
+
+    @property
     def backend(self) -> Chardev:
         """The chardev of its kind: itself, unless it wraps another."""
         return self

@@ -74,6 +74,14 @@ class SocketServerChardev(Chardev):
     def filename(self) -> str:
         return self._connected_text if self.connected else f"disconnected:{self._bound_text},server=on"
 
+    @property
+    def host_end(self) -> str:
+        if isinstance(self.address, FdAddress) and self._listeners and self._listeners[0].family == socket.AF_UNIX:
+            path = self._listeners[0].getsockname()
+            if isinstance(path, str) and path:
+                return f"{self.layers.text(f'unix:{path}')},server=on"
+        return super().host_end
+
     def paths(self) -> Sequence[str]:
         return [self.address.path] if isinstance(self.address, UnixAddress) and not self.address.abstract else []
 

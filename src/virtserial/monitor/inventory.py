@@ -71,7 +71,7 @@ def _port(keeper: Keeper, port: Port, consoles: list[Port]) -> dict[str, object]
         "chardev": port.chardev or "",
         "kind": chardev.kind if chardev is not None else "",
         "speaks": _protocol(chardev.recipe[1]) if chardev is not None else "",
-        "host-end": chardev.filename.removeprefix("disconnected:") if chardev is not None else "",
+        "host-end": chardev.backend.host_end if chardev is not None else "",
         "clients": clients,
         "max-clients": sharing.get("clients") or 1,
         "watch": sharing.get("watch") or "",
