@@ -6,6 +6,7 @@ Proxmox itself is not run; no guest is booted.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.guests.dropin_guest import PROGRAM, environment, wait_until_nothing_is_left
+from support.places import ROOT
 from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
@@ -101,6 +103,18 @@ def manager():
         wait_until_nothing_is_left(folder)
 
 
+def names_its_pidfile(pid, folder):
+    return f"\0-pidfile\0{folder}/100.pid\0".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_kvm_is_put_aside_under_a_name_that_proxmox_and_qemu_know_it_by():
+    """Proxmox looks for a process called *kvm at the pidfile, and QEMU prefers KVM under such a name."""
+    aside = re.findall(r"--divert (\S+)|VIRTSERIAL_QEMU=(\S+)", (ROOT / "docs/proxmox.md").read_text())
+    names = [name for pair in aside for name in pair if name]
+    assert len(names) == 2
+    assert all(name.endswith("kvm") for name in names)
+
+
 MEMORIES = {"numa": (NUMA, "ram-node0"), "no-numa": ("", "pc.ram")}
 CASES = [
     pytest.param(machine, *how, id=f"{machine}-{memory}", marks=[pytest.mark.slow] * ((number + place) % 2))
@@ -126,12 +140,15 @@ def test_a_machine_as_proxmox_starts_it(manager, machine, numa, memory):
     assert "virtserial" not in done.stderr.replace("/virtserial-", ""), done.stderr
     pid = int(Path(folder, "100.pid").read_text())
     os.kill(pid, 0)
+    assert names_its_pidfile(pid, folder), "Proxmox takes the machine for stopped"
 
     # The event daemon's connection: made by the monitor, and made again when it was lost.
     for _ in range(2):
         connection, _ = listener.accept()
         QmpClient(connection, 60).close()
     connection, _ = listener.accept()
+    peer = int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), "little")
+    assert names_its_pidfile(peer, folder), "qmeventd does not know which machine it is"
     events = QmpClient(connection, 60)
 
     client = socket.socket(socket.AF_UNIX)
