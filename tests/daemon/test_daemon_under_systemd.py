@@ -145,7 +145,7 @@ def test_without_a_store_a_restart_is_a_stop_and_a_start(systemd, served, folder
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         systemd("restart", UNIT)
         with pytest.raises(VirtserialError):
-            guest.run_until(lambda: False, 10)
+            guest.run_until(lambda: False)
     assert "has no FileDescriptorStoreMax=" in log(folder)
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         guest.check_port("a", folder / "a", 10_000)
@@ -157,7 +157,7 @@ def test_new_code_that_cannot_read_what_was_left_parts_from_the_vmm_and_serves_a
         handover.write_text(handover.read_text().replace("VERSION = 2", "VERSION = 1001"))
         systemd("restart", UNIT)
         with pytest.raises(VirtserialError):
-            guest.run_until(lambda: False, 10)
+            guest.run_until(lambda: False)
     wait_until(lambda: "this process begins anew" in log(folder))
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
         guest.check_port("a", folder / "a", 10_000)

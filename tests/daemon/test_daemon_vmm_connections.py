@@ -102,7 +102,7 @@ def test_vmm_that_never_reads_its_replies_costs_no_memory_and_nobody_else(start,
         vmm.send(VERSION)
         vmm.socket.setblocking(False)
         requests = b"".join(read_config(number) for number in range(1000))
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + 60
         with pytest.raises(BlockingIOError):
             while time.monotonic() < limit:
                 vmm.socket.send(requests)

@@ -91,7 +91,7 @@ def test_kills_in_the_middle_of_a_transfer(start, folder, sealed, shared, kills,
         guest.check_port("b", folder / "b")
 
 
-@pytest.mark.timeout(45 + 5 * KILLS)
+@pytest.mark.timeout(PATIENCE * (45 + 5 * KILLS))
 def test_kills_in_the_middle_of_a_dialogue(device, folder):
     """Single messages and their answers, in the lane; each kill comes at a random moment of one.  No byte is lost or
     doubled, and the dialogue goes on."""

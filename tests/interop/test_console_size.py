@@ -18,35 +18,46 @@ def restart(vm):
     subprocess.run([sys.executable, "-m", "virtserial", "restart", vm], env=ENVIRONMENT, check=True, timeout=60)
 
 
-def test_consoles_have_the_size_they_were_given():
+@pytest.fixture(scope="module")
+def attached(module_folder):
+    """A console on a socket, and two that have sizes."""
     options = ["-device", "virtio-serial,id=ser0"]
-    for number, size in enumerate(("cols=100,rows=30", "cols=212,rows=65")):
+    options += ["-chardev", f"socket,id=c0,path={module_folder}/c0,server=on,wait=off"]
+    options += ["-device", "virtconsole,chardev=c0"]
+    for number, size in enumerate(("cols=100,rows=30", "cols=212,rows=65"), 1):
         options += ["-chardev", f"ringbuf,id=c{number}", "-device", f"virtconsole,chardev=c{number},{size}"]
-    with VirtserialDevice().attach(options) as attached, Guest(attached.arguments) as guest:
-        # A guest that boots fast is up before its driver has heard of the second console.
-        for console, size in ("hvc0", "30 100"), ("hvc1", "65 212"):
-            wait_for_size(guest, console, size)
+    with VirtserialDevice().attach(options) as attached:
+        yield attached
+
+
+@pytest.fixture(scope="module")
+def guest(attached):
+    with Guest(attached.arguments) as guest:
+        yield guest
+
+
+def test_consoles_have_the_size_they_were_given(guest):
+    # A guest that boots fast is up before its driver has heard of the second console.
+    for console, size in ("hvc1", "30 100"), ("hvc2", "65 212"):
+        wait_for_size(guest, console, size)
 
 
 def wait_for_size(guest, console, size):
     guest.check(f'until [ "$(stty -F /dev/{console} size 2>/dev/null)" = "{size}" ]; do sleep 0.1; done')
 
 
-def test_a_console_follows_the_terminal_of_a_person_who_uses_it(folder, monkeypatch):
+def test_a_console_follows_the_terminal_of_a_person_who_uses_it(attached, guest, monkeypatch):
     """As `virtserial console` does at each SIGWINCH; again over a restart, and the size stays."""
     monkeypatch.setenv("VIRTSERIAL_REGISTRY", REGISTRY)
-    options = ["-device", "virtio-serial,id=ser0", "-chardev", f"socket,id=c0,path={folder}/c0,server=on,wait=off"]
-    options += ["-device", "virtconsole,chardev=c0"]
-    with VirtserialDevice().attach(options) as attached, Guest(attached.arguments) as guest:
-        port = find_vm_port(f"{attached.process.pid}/hvc0")
-        with NamedStream(port) as stream:
-            for size in ("41 123", "25 81"):
-                stream.set_terminal_size(*map(int, size.split()))
-                stream.news()
-                wait_for_size(guest, "hvc0", size)
-            restart(str(attached.process.pid))
-            wait_for_size(guest, "hvc0", "25 81")
-            stream.set_terminal_size(26, 82)
-            for _ in range(2):  # The first finds that the keeper's connection has ended, the second makes another.
-                stream.news()
-            wait_for_size(guest, "hvc0", "26 82")
+    port = find_vm_port(f"{attached.process.pid}/hvc0")
+    with NamedStream(port) as stream:
+        for size in ("41 123", "25 81"):
+            stream.set_terminal_size(*map(int, size.split()))
+            stream.news()
+            wait_for_size(guest, "hvc0", size)
+        restart(str(attached.process.pid))
+        wait_for_size(guest, "hvc0", "25 81")
+        stream.set_terminal_size(26, 82)
+        for _ in range(2):  # The first finds that the keeper's connection has ended, the second makes another.
+            stream.news()
+        wait_for_size(guest, "hvc0", "26 82")

@@ -54,7 +54,7 @@ class EmbeddedGuest(DriverListener):
             raise self.failure
         return next(port for port in self.driver.ports.values() if port.name == name)
 
-    def run_until(self, condition, seconds=15):
+    def run_until(self, condition, seconds=60):
         limit = time.monotonic() + seconds
         while not (value := condition()):
             assert time.monotonic() < limit, "it did not come to that"

@@ -304,7 +304,7 @@ def test_everything_has_a_name(world, open_page):
         for place in (CONSOLE, "#/figures", "#/recordings"):
             page.run(f"location.hash = '{place}'")
             page.wait("document.querySelectorAll('.page:not([hidden]), #terminals:not([hidden])').length === 1")
-            wait_until(lambda: page.run(CONTRAST) == [], 5, f"{scheme} {place}: {page.run(CONTRAST)}", 0.1)
+            wait_until(lambda: page.run(CONTRAST) == [], 30, f"{scheme} {place}: {page.run(CONTRAST)}", 0.1)
     page.run("document.getElementById('home').style.color = '#333'")
     assert [text for text, _ in page.run(CONTRAST)] == ["virtserial"]
     assert page.run("document.documentElement.lang") == "en"
