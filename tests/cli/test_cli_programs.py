@@ -43,17 +43,18 @@ def test_unknown_command(word):
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
-def test_every_command_has_a_help(command):
-    status, output, errors = run(command, "--help")
+def test_every_command_has_a_help_that_fits_80_columns(command):
+    status, output, errors = run(command, "--help", COLUMNS="80")
     assert (status, errors) == (0, "")
     assert output.startswith(f"usage: virtserial {command}")
+    assert max(map(len, output.splitlines())) <= 80
 
 
-def test_help_is_in_groups_and_every_help_fits_80_columns():
+def test_help_is_in_groups_and_fits_80_columns():
     assert [line for line in run("--help")[1].splitlines() if line.endswith(":") and line[0] != " "] == [
         f"{title}:" for title in GROUPS
     ]
-    for words in ([], *([command] for command in COMMANDS), ["guest", "attach"]):
+    for words in ([], ["guest", "attach"]):
         assert max(map(len, run(*words, "--help", COLUMNS="80")[1].splitlines())) <= 80
     output = run("--help", program=("-m", "virtserial.cli.qemu"), VIRTSERIAL_QEMU="/bin/true")[1]
     assert max(map(len, output.splitlines())) <= 80

@@ -14,6 +14,7 @@ from support.guests.exchange import socket_port
 from support.guests.guest_library import PLACE, PROGRAM, Program, library_files
 from support.guests.host_end import HostEnd
 from support.places import SOURCE
+from support.rounds import rounds
 from support.waiting import wait_until
 
 from virtserial.client import HostStream as Stream
@@ -22,7 +23,7 @@ from virtserial.rig import Guest
 TALK, OTHER = "org.test.talk", "org.test.other"
 SLACK = 0.3
 """Seconds of CPU that a wait of IDLE seconds may cost at most on a loaded machine; a busy loop costs all of them."""
-IDLE = 4.0
+IDLE = rounds(2.0, 4.0)
 
 
 @pytest.fixture(scope="module")
