@@ -244,13 +244,13 @@ JOURNALD = "/usr/lib/systemd/systemd-journald"
 SCRIPT = """
 mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal /run/log/journal || exit 77
 {journald} & daemon=$!
-for _ in $(seq 100); do [ -S /run/systemd/journal/stdout ] && break; sleep 0.1; done
+for _ in $(seq 600); do [ -S /run/systemd/journal/stdout ] && break; sleep 0.1; done
 # As systemd starts a service: with its standard error, and the name of that.
 systemd-cat --identifier=other sh -c 'JOURNAL_STREAM=$(stat -L -c %d:%i /dev/stderr) exec "$@"' sh \\
     {python} -m virtserial serve {words} & device=$!
-for _ in $(seq 100); do virtserial health && break; sleep 0.1; done
+for _ in $(seq 600); do virtserial health && break; sleep 0.1; done
 kill -9 $(cat /proc/$device/task/$device/children)
-virtserial health --wait 10
+virtserial health --wait 60
 printf "%100s" x | virtserial pipe unix:{folder}/s > {folder}/out 2>&1
 {python} -m virtserial restart alpha
 printf "%100s" x | virtserial pipe unix:{folder}/s > {folder}/out 2>&1
@@ -271,7 +271,7 @@ def test_a_real_journald_has_the_fields_of_both_processes(folder):
         journald=JOURNALD, python=sys.executable, words=" ".join(machine(folder)), folder=folder
     )
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=100,
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=200,
         env={
             **ENVIRONMENT, "PATH": f"{folder}/bin:{ENVIRONMENT['PATH']}", "VIRTSERIAL_REGISTRY": f"{folder}/vms",
             "PYTHONUNBUFFERED": "1",

@@ -85,10 +85,11 @@ class House:
             self.loop.run_once(0.02)
 
     def settle(self, seconds=0.1):
-        """Let everything happen that is going to."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        """Let everything happen that is going to: in some turns of the loop, although the machine may be busy."""
+        deadline, turns = time.monotonic() + seconds, 0
+        while time.monotonic() < deadline or turns < 5:
             self.loop.run_once(0.01)
+            turns += 1
 
     def close(self):
         for end in self._ends:

@@ -75,7 +75,7 @@ class Qemu(Client):
     def pending(self):
         return int.from_bytes(self.region_read(layout.MSIX_BAR, 2048, 8), "little")
 
-    def messages(self, wanted=1, seconds=5.0):
+    def messages(self, wanted=1, seconds=60.0):
         """Wait for so many messages; return all there are."""
         deadline = time.monotonic() + seconds
         while len(self.apic.written) < wanted and time.monotonic() < deadline:

@@ -173,7 +173,7 @@ def test_a_reset_of_the_machine(machine):
     before = machine.guest.channel.boot_id
     machine.qmp("system_reset")
     machine.qmp.event("RESET")
-    machine.guest.channel.wait_for_boot(120, before)
+    machine.guest.channel.wait_for_boot(180, before)
     exchange(machine.guest, {STAY: machine.stay}, mib=4)
 
 

@@ -46,7 +46,7 @@ while True:
 @pytest.fixture(scope="module")
 def guest(our_device, module_folder):
     with our_device.attach(options_in(module_folder)) as attached, Guest(attached.arguments) as guest:
-        guest.check("for n in $(seq 400); do [ -e /dev/virtio-ports/b ] && exit; sleep 0.05; done; exit 1")
+        guest.check("for n in $(seq 1200); do [ -e /dev/virtio-ports/b ] && exit; sleep 0.05; done; exit 1")
         yield guest
 
 

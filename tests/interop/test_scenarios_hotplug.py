@@ -151,7 +151,7 @@ def test_port_is_unplugged_while_it_carries_data_and_comes_back(guest, monitor, 
     path = f"{starter_folder}/busy"
     for _ in range(rounds(2, 5)):
         plug_port(monitor, "busy", path)
-        guest.check("for n in $(seq 400); do [ -e /dev/virtio-ports/busy ] && exit; sleep 0.05; done; exit 1")
+        guest.check("for n in $(seq 1200); do [ -e /dev/virtio-ports/busy ] && exit; sleep 0.05; done; exit 1")
         with Drain(path) as drain:
             jobs = [guest.start("exec cat /dev/zero >/dev/virtio-ports/busy")]
             wait_until(lambda drain=drain: drain.received > 100_000, 30, "no data comes")
@@ -255,7 +255,7 @@ def test_restarts_with_ports_plugged_and_unplugged(guest, monitor, starter_folde
             return
         before = guest.channel.boot_id
         monitor("system_reset")
-        guest.channel.wait_for_boot(90, before)
+        guest.channel.wait_for_boot(180, before)
 
     plug_port(monitor, "over.reboot", f"{starter_folder}/over")
     transfer(guest, {"over.reboot": f"{starter_folder}/over"})

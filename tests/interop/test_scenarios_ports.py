@@ -309,7 +309,7 @@ def test_machine_is_reset_while_ports_carry_data(guest, host_end, starter_folder
     assert ends[0].receive(100_000) == bytes(100_000)
     before = guest.channel.boot_id
     guest.monitor("system_reset")
-    guest.channel.wait_for_boot(90, before)
+    guest.channel.wait_for_boot(180, before)
     for end in ends:
         end.close()
     time.sleep(0.1)

@@ -120,7 +120,7 @@ def test_controller_goes_under_traffic_both_ways(starter, folder):
                 unplug(guest.monitor, "ser0")
                 assert streams.wrong is None
                 plug_again(guest.monitor, Q35)
-            guest.check("for n in $(seq 400); do [ -e /dev/virtio-ports/boot ] && exit; sleep 0.05; done; exit 1")
+            guest.check("for n in $(seq 1200); do [ -e /dev/virtio-ports/boot ] && exit; sleep 0.05; done; exit 1")
         transfer(guest, {"boot": f"{folder}/boot"})
         assert uses_msix(guest)
         unplug(guest.monitor, "ser0")

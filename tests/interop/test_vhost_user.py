@@ -76,7 +76,7 @@ def streams(guest, module_folder):
 
 def test_all_ports_are_connected_at_boot(guest, attached):
     guest.check(
-        "for i in $(seq 100); do c=$(cat /sys/kernel/debug/virtio-ports/vport*p* | grep -c 'host_connected: 1'); "
+        "for i in $(seq 400); do c=$(cat /sys/kernel/debug/virtio-ports/vport*p* | grep -c 'host_connected: 1'); "
         '[ "$c" -ge 29 ] && exit 0; sleep 0.1; done; echo "$c connected"; exit 1'
     )
     assert "internal error" not in attached.log

@@ -46,14 +46,14 @@ def test_not_there(registry):
 
 def test_wait_is_until_it_runs(folder, registry):
     process = subprocess.Popen(
-        [sys.executable, "-m", "virtserial", "health", "--wait", "20", "alpha"], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "virtserial", "health", "--wait", "60", "alpha"], stdout=subprocess.PIPE, text=True,
         env={**ENVIRONMENT, "VIRTSERIAL_REGISTRY": str(registry)},
     )  # fmt: skip
     with process:
         time.sleep(0.5)
         assert process.poll() is None
         with serve("--name", "alpha", "-device", f"virtio-serial,socket={folder}/s", registry=registry):
-            assert process.communicate(timeout=25)[0].startswith("well: VMs 1")
+            assert process.communicate(timeout=90)[0].startswith("well: VMs 1")
             assert process.returncode == 0
 
 
@@ -69,7 +69,7 @@ def test_a_keeper_that_hangs(alpha, registry):
 
 def test_a_worker_that_hangs_is_ill(alpha, registry):
     # One that is still starting has more time.
-    assert health(registry, "--wait", "10")[0] == 0
+    assert health(registry, "--wait", "60")[0] == 0
     worker = int(Path(f"/proc/{alpha.pid}/task/{alpha.pid}/children").read_text().split()[0])
     os.kill(worker, signal.SIGSTOP)
     try:
@@ -78,7 +78,7 @@ def test_a_worker_that_hangs_is_ill(alpha, registry):
         os.kill(worker, signal.SIGCONT)
     assert status == 1
     assert line.startswith("ill: alpha: its worker has not answered for ")
-    assert health(registry, "--wait", "10") == (0, "well: VMs 1, ports 0, open 0, worker restarts 0\n", "")
+    assert health(registry, "--wait", "60") == (0, "well: VMs 1, ports 0, open 0, worker restarts 0\n", "")
 
 
 def test_one_that_lies_is_ill(registry):

@@ -113,7 +113,7 @@ class Page(Cdp):
         assert "exceptionDetails" not in result, (script, result["exceptionDetails"]["exception"])
         return result["result"].get("value")
 
-    def wait(self, script, seconds=20):
+    def wait(self, script, seconds=60):
         """Wait until an expression is true; return its value."""
         deadline = time.monotonic() + seconds
         while not (value := self.run(script)):
@@ -129,7 +129,7 @@ class Page(Cdp):
         """The visible terminal's text."""
         return self.run("document.querySelector('.panel:not([hidden]) .xterm-rows, #player .xterm-rows')?.innerText")
 
-    def expect(self, wanted, seconds=20):
+    def expect(self, wanted, seconds=60):
         """Wait until the terminal shows a text."""
         deadline = time.monotonic() + seconds
         while wanted not in (shown := (self.screen() or "").replace("\xa0", " ")):

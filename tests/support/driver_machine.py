@@ -29,7 +29,7 @@ class Machine:
         self.until(lambda: number in self.memory.driver.ports and self.memory.driver.ports[number].host_connected)
         return self.memory.driver.ports[number], port, host
 
-    def until(self, condition, seconds=10):
+    def until(self, condition, seconds=60):
         limit = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < limit, "it did not come to that"

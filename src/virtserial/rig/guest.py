@@ -77,7 +77,7 @@ class Guest:
         append: str = "",
         qemu_extra: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
-        boot_timeout: float = 60,
+        boot_timeout: float = 180,
         pass_fds: Sequence[int] = (),
     ) -> None:
         """Describes the machine; entering the context starts it and waits for the agent.
@@ -275,7 +275,7 @@ class Guest:
             self._process.kill()
             self._process.wait()
 
-    def wait_for_end(self, timeout: float = 20) -> int:
+    def wait_for_end(self, timeout: float = 60) -> int:
         """Wait until QEMU has ended, of itself or by its monitor; return its exit status, -N for signal N."""
         assert self._process is not None
         return self._process.wait(timeout)

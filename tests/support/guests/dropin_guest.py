@@ -69,7 +69,7 @@ class DropinGuest(Guest):
     """
 
     def __init__(self, words, *, stdin=None, wants_qmp=True, pass_fds=(), append=""):
-        super().__init__(boot_timeout=90)
+        super().__init__(boot_timeout=180)
         self._words = list(words)
         self._stdin = stdin
         self._wants_qmp = wants_qmp

@@ -111,7 +111,7 @@ class EndlessStreams:
                     self.wrong = self.got
                 self.got += len(data)
 
-    def wait_for_progress(self, size=100_000, seconds=40):
+    def wait_for_progress(self, size=100_000, seconds=60):
         """Wait until so many more bytes have gone each way."""
         sent, got = self.sent, self.got
         wait_until(

@@ -49,7 +49,7 @@ class Drain:
 
 def start_load(guest, names):
     """Both ports busy from the guest's side, one in each direction; the jobs end when their port goes."""
-    guest.check("for n in $(seq 100); do [ $(ls /dev/virtio-ports | wc -l) = 2 ] && exit; sleep 0.05; done; exit 1")
+    guest.check("for n in $(seq 1200); do [ $(ls /dev/virtio-ports | wc -l) = 2 ] && exit; sleep 0.05; done; exit 1")
     return [
         guest.start(f"exec cat /dev/zero >/dev/virtio-ports/{names[0]}"),
         guest.start(f"exec cat /dev/virtio-ports/{names[1]} >/dev/null"),

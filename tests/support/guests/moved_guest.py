@@ -172,7 +172,7 @@ class MovedGuest(Guest):
     """
 
     def __init__(self, words, machine=MACHINE, program=PROGRAM):
-        super().__init__(boot_timeout=90)
+        super().__init__(boot_timeout=180)
         self.words = [*machine, *words]
         self._program = program
         self._line = Line()

@@ -71,7 +71,7 @@ def measure(device, tries):
         device.attach(options_in(folder)) as attached,
         Guest(attached.arguments) as guest,
     ):
-        guest.check("for n in $(seq 400); do [ -e /dev/virtio-ports/b ] && exit; sleep 0.05; done; exit 1")
+        guest.check("for n in $(seq 1200); do [ -e /dev/virtio-ports/b ] && exit; sleep 0.05; done; exit 1")
         early_ends(guest, folder, 10)
         return early_ends(guest, folder, tries)
 
