@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from functools import partial
+from itertools import chain
 
 import pytest
 from support.device_process import controller_options, port_options
@@ -59,3 +61,16 @@ def test_sigchld_that_was_ignored_is_not(start, folder):
         guest.check_port("a", folder / "a", 10_000)
     assert device.stop() == 0
     assert "Traceback" not in device.log
+
+
+def test_limit_of_descriptors_that_is_too_low_for_the_ports_is_told_at_the_start(start, folder):
+    """VMMs may take three quarters: 50 of the 200 were left, and 20 hosts need 40 of them beside a worker's start."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (200, 200))
+    few, many = ([f"{what}{number}" for number in range(1, count + 1)] for what, count in (("a", 9), ("b", 20)))
+    for controller, names in (("ser0", few), ("ser1", many)):
+        ports = [port_options(folder, name, number, controller) for number, name in enumerate(names, 1)]
+        device = start(*controller_options(folder, controller), *chain(*ports), preexec_fn=limit)
+        needed = 4 * (2 * len(names) + 32)
+        warning = f"this process may have 200 descriptors, but {len(names)} ports need {needed}: "
+        way_out = f"set LimitNOFILE={needed} in the unit, or run 'ulimit -n {needed}' before\n"
+        assert (warning in device.log, device.log.endswith(way_out)) == (names is many,) * 2

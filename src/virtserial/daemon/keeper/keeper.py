@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from virtserial.daemon.keeper.announcement import announce
 from virtserial.daemon.keeper.back_ends import BackEnds
 from virtserial.daemon.keeper.briefing import Briefing
+from virtserial.daemon.keeper.descriptor_limit import warn_of_low_limit
 from virtserial.daemon.keeper.fronts import Fronts
 from virtserial.daemon.keeper.heartbeat import Heartbeat
 from virtserial.daemon.keeper.held import HeldDescriptors
@@ -112,6 +113,7 @@ class Keeper:
             self.vmms.open(controller)
         self.back_ends.open(announce)
         self.workers.start()
+        warn_of_low_limit(sum(1 for _ in self.machine.ports()))
         self.back_ends.wait()
 
     def restart(self, *, with_keeper: bool) -> None:
