@@ -51,8 +51,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("virtserial.keeper")
 
-RESTART_DELAYS = (0.0, 0.05, 0.2, 0.5, 1.0)
-"""Seconds before a worker that died young is started again: the n-th time in a row.  QEMU waits 5 s for an answer."""
+RESTART_DELAYS = (0.0, 0.05, 0.1, 0.2, 0.3)
+"""Seconds before a worker that died young is started again: the n-th time in a row.  All guests wait so long, however
+often it dies."""
+RETRY_DELAY = 1.0
+"""Seconds until the next try, if no process can be started."""
 YOUNG = 2.0
 READ_AHEAD_DELAY = 0.2
 STOP_TIMEOUT = 3.0
@@ -148,7 +151,7 @@ class Supervisor:
             self.start()
         except OSError as error:
             log.error("no worker can be started: %s", error.strerror)
-            self._restart_timer = self._loop.call_later(RESTART_DELAYS[-1], self.start_or_try_again)
+            self._restart_timer = self._loop.call_later(RETRY_DELAY, self.start_or_try_again)
 
     def close(self) -> None:
         """End the worker for good: a word first, then by force."""
