@@ -21,12 +21,14 @@ import subprocess
 import time
 from typing import NamedTuple
 
+from support.waiting import PATIENCE
+
 from virtserial.rig import Guest
 
 DEVICE_SOCKET = "/tmp/vs/ser0.sock"
 PROMPT = re.compile(r"(host\$|guest\$|guest#) (.*)")
-OUTPUT_TIMEOUT = 40
-GO_TO_THE_OTHER_SHELL = 0.3
+OUTPUT_TIMEOUT = 60
+GO_TO_THE_OTHER_SHELL = 0.3 * PATIENCE
 """Seconds that nobody who types is faster than: what goes on in the background has begun."""
 
 
