@@ -179,12 +179,11 @@ def test_rules_broken_in_a_loop_are_logged_once_a_second_and_counted(device, fol
         guest.break_a_rule()
         device.wait_for_log("ser0: the guest's driver broke a rule, the device needs a reset: ")
         started, loops = time.monotonic(), 1
-        while time.monotonic() < started + 1.5:
+        while time.monotonic() < started + 1.5 or loops <= 50:
             guest.break_a_rule()
             loops += 1
         device.wait_for_log("more times within 1 s: the guest's driver broke a rule")
         lines = device.log.splitlines()
-        assert loops > 50
         assert len(lines) <= 2 + (time.monotonic() - started)
         told = sum(int(line.split("ser0: ")[1].split()[0]) for line in lines if "more times" in line)
         assert told + len(lines) > loops / 2
