@@ -8,8 +8,12 @@ import pytest
 from support.device_process import DeviceProcess, controller_options, port_options
 from support.fetched import fetch_or_skip
 from support.neighbour import Neighbour
+from support.waiting import PATIENCE
 
 from virtserial.conformance.qemu_machine import QemuMachine
+
+LONGEST = 2 if PATIENCE > 1 else 1
+"""Seconds that an attack may hold a neighbour up; where everything runs at once a turn of the loop takes longer."""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,8 @@ def device(folder):
 def attack(device, folder):
     """`with attack(deaths=0):` holds that what is done inside to `ser0` harms nobody.
 
-    The keeper lives, at most so many workers die, and the guest on `ser1` waits less than a second longer for a byte
-    than one on another process, which tells how busy the machine is.
+    The keeper lives, at most so many workers die, and the guest on `ser1` waits less than LONGEST for a byte, beside
+    what one on another process waits, which tells how busy the machine is.
     """
     (folder / "elsewhere").mkdir()
     elsewhere = DeviceProcess(
@@ -56,7 +60,7 @@ def attack(device, folder):
         assert device.process.poll() is None, device.log
         assert "internal error" not in device.log, device.log
         assert device.log.count("a new one takes over") <= deaths, device.log
-        assert waited < 1 + usual, device.log
+        assert waited < LONGEST + usual, device.log
 
     yield watch
     elsewhere.kill()

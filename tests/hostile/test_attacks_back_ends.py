@@ -12,9 +12,9 @@ import time
 import pytest
 from support.certificates import Authority
 from support.device_process import DeviceProcess, connect, controller_options, port_options
-from support.rounds import rounds
 
-SECONDS = rounds(2, 3)
+SECONDS = 3
+"""More than a neighbour may wait."""
 SERVER = "server=on,wait=off"
 
 

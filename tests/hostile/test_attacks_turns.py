@@ -20,7 +20,8 @@ from virtserial.pci.layout import REGISTER_BAR
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 
-SECONDS = rounds(2, 4)
+SECONDS = rounds(3, 4)
+"""More than a neighbour may wait."""
 CROWD = 511
 
 
