@@ -12,6 +12,8 @@ from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.loop import EventLoop
 
+LIMIT = 60
+"""Seconds for an answer of the device: its worker may be one that is just starting."""
 PROBE = 64
 """Bytes of random data that stand at one place only."""
 
@@ -23,12 +25,13 @@ class EmbeddedGuest(DriverListener):
         path: the controller's socket.
         ports: names of ports to wait for.
         open_device: opens another kind of device.
+        options: for it.
     """
 
     def __init__(self, path, *ports, open_device=open_vfio_user_device, **options):
         self.loop = EventLoop()
         self.failure = None
-        self.driver = open_device(path, self.loop, self, **options)
+        self.driver = open_device(path, self.loop, self, **{"timeout": LIMIT, **options})
         try:
             self.driver.start()
             self.run_until(lambda: set(ports) <= {port.name for port in self.driver.ports.values()})

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from support.places import ENVIRONMENT, REGISTRY
 
-TIMEOUT = 30
+TIMEOUT = 60
 
 
 @contextmanager
