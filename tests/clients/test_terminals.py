@@ -69,7 +69,7 @@ class Terminal:
     def type(self, data):
         os.write(self.fd, data)
 
-    def expect(self, wanted, seconds=30):
+    def expect(self, wanted, seconds=90):
         deadline = time.monotonic() + seconds
         while wanted not in self.shown:
             ready, _, _ = select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))

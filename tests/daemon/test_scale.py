@@ -12,13 +12,14 @@ from mmap import PAGESIZE
 from pathlib import Path
 
 import pytest
-from support.device_process import connect, controller_options, port_options
-from support.embedded_guest import EmbeddedGuest
+from support.device_process import DeviceProcess, connect, controller_options, port_options
+from support.embedded_guest import LIMIT, EmbeddedGuest
 from support.places import ENVIRONMENT
 from support.waiting import wait_until
 
 from virtserial.daemon.keeper.vmms import state_room
 from virtserial.daemon.worker.vfio_user_front import state_size
+from virtserial.vfio_user.client import Client
 
 DEVICES, PORTS = 20, 4
 PER_PORT = 48
@@ -31,17 +32,20 @@ def status(pid, field):
     return int(Path(f"/proc/{pid}/status").read_text().split(f"\n{field}:")[1].split()[0])
 
 
-@pytest.fixture
-def crowd(start, folder):
+@pytest.fixture(scope="module")
+def crowd(module_folder):
     """A process with many controllers, a guest on each, a host at every port, every port open."""
-    options, guests, hosts = [], [], []
+    folder, options, guests, hosts = module_folder, [], [], []
     for index in range(DEVICES):
         options += controller_options(folder, f"c{index}")
         for number in range(1, PORTS + 1):
             options += port_options(folder, f"c{index}p{number}", number, f"c{index}")
-    alone = start(*controller_options(folder, "alone"))
-    device = start(*options)
+    alone = DeviceProcess(folder, *controller_options(folder, "alone"))
+    # It has found all that it needs when a VMM has been served.
+    Client(folder / "alone.sock", timeout=LIMIT).close()
     base = status(alone.worker, "RssAnon")
+    alone.kill()
+    device = DeviceProcess(folder, *options)
     try:
         for index in range(DEVICES):
             names = [f"c{index}p{number}" for number in range(1, PORTS + 1)]
@@ -54,6 +58,7 @@ def crowd(start, folder):
     finally:
         for each in (*guests, *hosts):
             each.close()
+        device.kill()
 
 
 def test_connected_ports_take_little_memory_and_idle_ones_wake_nobody(crowd):
