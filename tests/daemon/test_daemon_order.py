@@ -7,11 +7,12 @@ import resource
 import signal
 
 import pytest
-from support.device_process import connect, controller_options, open_descriptors, port_options
+from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest
 from support.waiting import wait_until
 
 from virtserial.client.qmp import QmpClient
+from virtserial.daemon.keeper.back_ends import KEPT_BACK
 
 TRIES = 150
 
@@ -88,12 +89,15 @@ def test_many_clients_leave_no_descriptor_behind(device, folder):
 def test_a_client_for_whom_no_descriptor_is_left_is_sent_away_and_no_worker_is_blamed(device, folder):
     before = resource.prlimit(device.pid, resource.RLIMIT_NOFILE)
     with EmbeddedGuest(folder / "ser0.sock", "a", "b") as guest:
-        resource.prlimit(device.pid, resource.RLIMIT_NOFILE, (open_descriptors(device.pid) + 16, before[1]))
+        free = min(set(range(before[0])) - {int(fd) for fd in os.listdir(f"/proc/{device.pid}/fd")})
+        resource.prlimit(device.pid, resource.RLIMIT_NOFILE, (free + KEPT_BACK // 2, before[1]))
         for _ in range(3):
             with connect(folder / "b") as host:
                 assert host.recv(1) == b""
-        guest.run_until(lambda: not guest.port("b").host_connected)
         resource.prlimit(device.pid, resource.RLIMIT_NOFILE, before)
+        # The guest learns of b's clients before it learns of a's.
+        guest.check_port("a", folder / "a", 10_000)
+        guest.run_until(lambda: not guest.port("b").host_connected)
         guest.check_port("b", folder / "b", 10_000)
     assert "chardev 'b': a client is sent away" in device.log
     assert "takes over" not in device.log

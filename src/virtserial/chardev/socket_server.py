@@ -67,6 +67,7 @@ class SocketServerChardev(Chardev):
         self._unix_listener: UnixListener | None = None
         self._listeners: list[socket.socket] = []
         self._accepts = True
+        self._watches = False
         self._bound_text = self.layers.text(address.text())
         self._connected_text = ""
 
@@ -207,12 +208,15 @@ class SocketServerChardev(Chardev):
 
     def _watch(self) -> None:
         if self._loop is not None and not self.connected and self._accepts:
+            self._watches = True
             for listener in self._listeners:
                 listener.setblocking(False)
                 self._loop.watch(listener.fileno(), EPOLLIN, self._client_came)
 
     def _unwatch(self) -> None:
-        if self._loop is not None:
+        # While others accept, others watch the same sockets.
+        if self._loop is not None and self._watches:
+            self._watches = False
             for listener in self._listeners:
                 self._loop.unwatch(listener.fileno())
 

@@ -182,11 +182,10 @@ class BackEnds:
         connection, listeners = offered
         message = Listen(self._connect(chardev, connection))
         self.connections += SERIALS_AHEAD
-        fds = [os.dup(fd) for fd in listeners]
-        self._held.hold(message, fds)
-        for fd in fds:
+        self._held.hold(message, (), lent=listeners)
+        for fd in listeners:
             self._heartbeat.watch(fd)
-        self._workers.send(message, fds)
+        self._workers.send(message, listeners)
 
     def stop_listening(self, chardev_id: str) -> None:
         """Have workers take no more clients of a chardev."""
@@ -222,8 +221,8 @@ class BackEnds:
             self._send_away(message.chardev, fds[0])
             return
         self.chardevs[message.chardev].client_accepted(fds[0])
-        listeners = [os.dup(fd) for _, held in self._held.all(Listen, message.chardev) for fd in held]
-        self._held.hold(listen.connect, [fds.pop(), *listeners])
+        listeners = [fd for _, lent in self._held.all(Listen, message.chardev) for fd in lent]
+        self._held.hold(listen.connect, [fds.pop()], lent=listeners)
         self._is_taken(listen, message)
         if (listen.connect.mux or not message.is_served) and self._is_used(listen.connect.hub or message.chardev):
             # A port that was plugged in meanwhile found no connection to be sent with it.

@@ -12,7 +12,7 @@ from virtserial.foreign import LEFT_FOR_OTHERS
 log = logging.getLogger("virtserial.keeper")
 
 PER_HOST: Final = 2
-"""Descriptors for a client of a listening socket: its own, and one more of the listener's, for the next worker."""
+"""Descriptors for a client of a listening socket in a worker: its own, and one more of the listener's."""
 
 
 def warn_of_low_limit(ports: int) -> None:

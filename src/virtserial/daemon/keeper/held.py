@@ -8,6 +8,9 @@
 | AddFront | chardev | front |
 | Connect | chardev | the one connection; each of several clients by its place |
 | Listen | chardev | its listening sockets |
+
+Listening sockets stay the chardev's, also beside a client's: they are lent.  It closes them when nothing of it is held
+any more, and a port with a client costs two descriptors instead of four.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     Owner = tuple[type[Held], int | str]
     Entry = tuple[Held, list[int]]
+    Kept = tuple[Held, list[int], list[int]]  # with what is owned, and what is lent
 
 H = TypeVar("H", AddFront, Connect, ConnectVmm, DmaMap, Irq, Listen)
 
@@ -49,14 +53,18 @@ class HeldDescriptors:
     """A table of messages with descriptors, which it owns."""
 
     def __init__(self) -> None:
-        self._owners: dict[Owner, dict[object, Entry]] = {}
+        self._owners: dict[Owner, dict[object, Kept]] = {}
 
-    def hold(self, message: Held, fds: Sequence[int]) -> None:
-        """Keep descriptors; those that were held in the same place are closed."""
+    def hold(self, message: Held, fds: Sequence[int], lent: Sequence[int] = ()) -> None:
+        """Keep descriptors; those that were held in the same place are closed.
+
+        Args:
+            lent: go with the message after the others; they are never closed here.
+        """
         owner, which = _place_of(message)
         entries = self._owners.setdefault(owner, {})
         _close(entries.pop(which, None))
-        entries[which] = message, list(fds)
+        entries[which] = message, list(fds), list(lent)
 
     def drop(self, kind: type[Held], of: int | str, which: object = None) -> None:
         """Close what is held in a place, if anything is."""
@@ -102,7 +110,7 @@ class HeldDescriptors:
         """Put another message in the place of one, with the same descriptors."""
         owner, which = _place_of(message)
         entries = self._owners[owner]
-        entries[which] = message, entries[which][1]
+        entries[which] = message, *entries[which][1:]
 
     def send_again(self, kind: type[Held], of: int | str, send: Callable[[Held, Sequence[int]], None]) -> None:
         """Give `send` all of one kind and owner."""
@@ -113,15 +121,20 @@ class HeldDescriptors:
         """Yield messages of a kind with their descriptors, of one owner or of all; an owner's oldest first."""
         for (each_kind, each_owner), entries in list(self._owners.items()):
             if each_kind is kind and of in (None, each_owner):
-                yield from list(entries.values())
+                yield from list(map(_shown, entries.values()))
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield everything."""
         for entries in self._owners.values():
-            yield from entries.values()
+            yield from map(_shown, entries.values())
 
 
-def _close(entry: Entry | None) -> None:
+def _shown(entry: Kept) -> Entry:
+    message, fds, lent = entry
+    return message, fds + lent
+
+
+def _close(entry: Kept | None) -> None:
     if entry is not None:
         for fd in entry[1]:
             close_foreign(fd)
