@@ -491,6 +491,11 @@ class TestCredentials:
         with pytest.raises(ConfigError, match="larger than 1048576 bytes"):
             load(str(tmp_path), "client")
 
+    def test_fifo_is_refused_and_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "ca-cert.pem")
+        with pytest.raises(ConfigError, match=r"credentials .*/ca-cert\.pem: not a regular file"):
+            load(str(tmp_path), "client")
+
     def test_endpoint(self, credentials):
         with pytest.raises(ConfigError) as caught:
             load(credentials["client"], "client").check_endpoint(server=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from virtserial.channel.connections import TlsFiles
@@ -135,7 +136,10 @@ class TlsCredentials(NamedTuple):
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        # A FIFO that nobody writes would hold the keeper.
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ConfigError(f"Unable to access credentials {path}: not a regular file")
         content = file.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
         raise ConfigError(f"Unable to access credentials {path}: larger than {MAX_FILE} bytes")
