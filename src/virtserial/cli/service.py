@@ -174,14 +174,16 @@ class Service:
         monitors = self._monitors.hand_over(put) if self._monitors is not None else None
         return describe(self._keeper, put, monitors, self._words, renewals)
 
-    def _renew(self) -> None:
-        """SIGUSR2."""
+    def _renew(self) -> bool:
+        """SIGUSR2; False: not yet."""
+        renewal = self._keeper.renewal
+        if renewal is None or renewal.changing or self._keeper.workers.changing:
+            return False
         try:
-            if self._keeper.renewal is None:
-                raise ConfigError("startup is not finished")
-            self._keeper.renewal.begin()
+            renewal.begin()
         except ConfigError as error:
             log.error("SIGUSR2: %s", error)
+        return True
 
     def run(self) -> None:
         """Serve until the process is to end, and close everything: but what a restart by systemd leaves."""

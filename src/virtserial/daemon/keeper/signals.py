@@ -12,8 +12,10 @@ from virtserial.loop import EPOLLIN
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from virtserial.loop import EventLoop
+    from virtserial.loop import EventLoop, Timer
 
+RETRY_SECONDS = 1.0
+"""Until the next try of a renewal, if something else was being replaced; the signal may come again and again."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RENEWING = signal.SIGUSR2
 
@@ -28,11 +30,12 @@ class Signals:
     """SIGTERM, SIGINT and SIGHUP stop the loop; those that a predecessor has passed on come first.
 
     Args:
-        renew: does what SIGUSR2 asks for; None leaves that signal alone.
+        renew: does what SIGUSR2 asks for; False: it is to be tried later.  None leaves that signal alone.
     """
 
-    def __init__(self, loop: EventLoop, renew: Callable[[], None] | None = None) -> None:
+    def __init__(self, loop: EventLoop, renew: Callable[[], bool] | None = None) -> None:
         self._loop = loop
+        self._retry: Timer | None = None
         self._renew = renew
         self._numbers = ENDING if renew is None else (*ENDING, RENEWING)
         self._waiting: set[int] = set()
@@ -50,9 +53,15 @@ class Signals:
         if self._waiting.intersection(ENDING):
             # It stays: what else is done before the loop stops may be that another program takes this one's place.
             self._loop.stop()
-        elif self._waiting and self._renew is not None:
-            self._waiting.clear()
-            self._renew()
+        elif RENEWING in self._waiting and self._retry is None:
+            self._renew_now()
+
+    def _renew_now(self) -> None:
+        self._retry = None
+        if self._renew is None or self._renew():
+            self._waiting.discard(RENEWING)
+        else:
+            self._retry = self._loop.call_later(RETRY_SECONDS, self._renew_now)
 
     def pass_on(self) -> None:
         """Let signals wait for the program that is about to be executed, those that have come and changed nothing too.
