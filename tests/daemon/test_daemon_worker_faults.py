@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -14,15 +15,18 @@ from pathlib import Path
 import pytest
 from support.device_process import connect, controller_options, port_options
 from support.embedded_guest import EmbeddedGuest, jumps, try_receive, try_send
+from support.places import ROOT
 from support.rounds import rounds
 from support.waiting import PATIENCE, wait_until
 
+from virtserial.daemon.keeper.blame import HANGS
 from virtserial.daemon.keeper.supervisor import RESTART_DELAYS
 from virtserial.daemon.keeper.worker_process import SEND_TIMEOUT
 from virtserial.errors import PeerError
 from virtserial.vfio_user import wire
 from virtserial.vfio_user.client import Client
 
+HANDLERS = ROOT / "tests" / "support" / "handlers_for_tests.py"
 KILLS = int(os.environ.get("VIRTSERIAL_KILLS", "3"))
 MANY = rounds(5, 10)
 """Kills, each of which waits longer for the next worker."""
@@ -265,6 +269,30 @@ def test_worker_that_hangs_is_replaced_when_only_the_guest_needs_it(device, fold
         guest.run_until(received.port.flushed)
         assert host.recv(5) == b"again"
     assert device.log.count("a new one takes over") == 1
+
+
+@pytest.mark.timeout(180)
+def test_back_end_over_which_one_worker_after_the_other_hangs_is_disconnected(start, folder):
+    """A file whose file system does not answer is the same.  Workers hung for ever; and where a neighbour had not been
+    restored yet when they did, its VMM lost the connection for it."""
+    device = start(
+        *controller_options(folder), *controller_options(folder, "ser1"), *controller_options(folder, "ser2"),
+        *("-chardev", f"handler,id=h,path={HANDLERS},class=Stuck"),
+        *("-device", "virtserialport,bus=ser0.0,nr=1,chardev=h,name=a"), *port_options(folder, "b", bus="ser1"),
+    )  # fmt: skip
+    complaint = "chardev 'h': workers hang over it again and again; it is disconnected"
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest, EmbeddedGuest(folder / "ser1.sock", "b") as neighbour:
+        port = guest.open("a").port
+        guest.run_until(lambda: port.host_connected)
+        port.write(b"x")
+        while complaint not in device.log:
+            # Nobody looks unless somebody wants something; it is refused if its predecessor is not known to have left.
+            with contextlib.suppress(PeerError):
+                Client(folder / "ser2.sock", timeout=60).close()
+        guest.run_until(lambda: not port.host_connected)
+        neighbour.check_port("b", folder / "b", 10_000)
+    assert device.log.count("a new one takes over") >= HANGS
+    assert "died restoring" not in device.log
 
 
 def switches(pid):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from virtserial.chardev.handler import PortHandler
 
@@ -55,6 +56,13 @@ class Faulty(PortHandler):
 class FaultyStart(PortHandler):
     def started(self):
         raise ZeroDivisionError("started")
+
+
+class Stuck(PortHandler):
+    """Does not return, as a write to a file does not whose file system does not answer."""
+
+    def have_data(self, buffer):
+        time.sleep(1000)
 
 
 class Liar(PortHandler):

@@ -12,15 +12,19 @@ that handles no guest's bytes.  When the worker dies, a new one gets the same de
 | workers | the worker: start, replace, end; its briefing is briefing.py, what it reports goes to reports.py |
 | fronts | users of multiplexed chardevs that are no ports |
 | hotplug | devices that come and go |
+| blame | whom to part from when workers end one after the other |
 | renewal | new code in the keeper's own place |
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
+from virtserial.channel.messages import Connect, ConnectionEnded
 from virtserial.daemon.keeper.announcement import announce
 from virtserial.daemon.keeper.back_ends import BackEnds
+from virtserial.daemon.keeper.blame import Blame
 from virtserial.daemon.keeper.briefing import Briefing
 from virtserial.daemon.keeper.descriptor_limit import warn_of_low_limit
 from virtserial.daemon.keeper.fronts import Fronts
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
     from virtserial.daemon.keeper.worker_process import WorkerCode, WorkerProcess
     from virtserial.loop import EventLoop
     from virtserial.machine.model import Machine, Port
+
+log = logging.getLogger("virtserial.keeper")
 
 
 class Keeper:
@@ -86,7 +92,7 @@ class Keeper:
             self,
             self._brief,
             lambda message, fds: self._reports.handle(message, fds),
-            lambda controller: self.vmms.detach(controller),
+            Blame(lambda controller: self.vmms.detach(controller), self._disconnect),
         )
         self._heartbeat = Heartbeat(loop, self.workers.hang_watch.ping)
         self.back_ends = BackEnds(
@@ -131,6 +137,16 @@ class Keeper:
 
     def _brief(self, worker: WorkerProcess) -> None:
         self._briefing.brief(worker.ledger_fd, self.back_ends.preparations.values(), self.workers.left)
+
+    def _disconnect(self, controller: int, number: int) -> None:
+        """Disconnect the back end of a port over which workers hang."""
+        for port in self.machine.ports():
+            if (port.controller.index, port.number) != (controller, number) or port.chardev is None:
+                continue
+            log.error("chardev '%s': workers hang over it again and again; it is disconnected", port.chardev)
+            for chardev in self.chardevs[port.chardev].with_connections():
+                if not chardev.is_shared and (held := self.held.find(Connect, chardev.id)) is not None:
+                    self.back_ends.connection_ended(ConnectionEnded(chardev.id, held.serial))
 
     def _guest_open_changed(self, port: Port) -> None:
         if self.guest_open_listener is not None:

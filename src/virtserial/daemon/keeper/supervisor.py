@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from virtserial.channel.messages import FromKeeper, FromWorker, Left, Report
     from virtserial.channel.requests import Request
+    from virtserial.daemon.keeper.blame import Blame
     from virtserial.daemon.keeper.worker_process import WorkerCode
     from virtserial.loop import EventLoop, Timer
 
@@ -77,7 +78,7 @@ class Supervisor:
         parent: what a forked worker must not finalize.
         brief: tells a new worker everything, up to Start.
         handle: takes what a worker reports; the descriptors that it leaves in the list are closed.
-        detach: closes the VMM's connection of a controller at whose restoration workers die.
+        blame: is told how workers end.
 
     Attributes:
         worker: the process, None while there is none.
@@ -96,7 +97,7 @@ class Supervisor:
         parent: object,
         brief: Callable[[WorkerProcess], None],
         handle: Callable[[Report, list[int]], None],
-        detach: Callable[[int], None],
+        blame: Blame,
     ) -> None:
         self.worker: WorkerProcess | None = None
         self.restarts = 0
@@ -109,8 +110,7 @@ class Supervisor:
         self._parent = parent
         self._brief = brief
         self._handle = handle
-        self._detach = detach
-        self._restoring: int | None = None
+        self._blame = blame
         self._state = State.NONE
         self._successor: Successor | None = None
         self._outdated = False
@@ -188,36 +188,24 @@ class Supervisor:
         self._unwatch(worker)
         while self._receive(worker):
             pass
-        status, notes, restoring = worker.reap()
+        remains = worker.reap()
         state, self._state = self._state, State.NONE
-        self.left += [Interrupted(*note) for note in notes]
-        code = os.waitstatus_to_exitcode(status)
+        self.left += [Interrupted(*note) for note in remains.notes]
+        code = os.waitstatus_to_exitcode(remains.status)
         if self._retired is not None:
             self._state = State.RETIRED
             retired, self._retired = self._retired, None
             self._cancel_timers()
-            self.upgrades += not status
-            self.restarts += bool(status)
+            self.upgrades += not code
+            self.restarts += bool(code)
             retired()
         elif state is State.STOPPING and code == 0:
             self.upgrades += 1
             log.info("worker %d has stopped; a new one takes over", worker.pid)
             self.start_or_try_again()
         else:
-            self._blame(worker, code, restoring)
+            self._blame.ended(remains, code, by_keeper=worker.fault is not None)
             self._start_after_death(worker, code)
-
-    def _blame(self, worker: WorkerProcess, code: int, restoring: int | None) -> None:
-        """Two workers in a row that died restoring the same controller: its VMM is to blame.
-
-        A kill from outside says nothing; the keeper's own, of a worker that hangs, does.
-        """
-        if restoring is None or (code == -signal.SIGKILL and worker.fault is None):
-            return
-        before, self._restoring = self._restoring, restoring
-        if before == restoring:
-            self._restoring = None
-            self._detach(restoring)
 
     def _start_after_death(self, worker: WorkerProcess, code: int) -> None:
         self.restarts += 1
@@ -421,7 +409,7 @@ class Supervisor:
         worker.has_started = True
         if self._state is State.STARTING:
             self._state = State.SERVING
-        self._restoring = None
+        self._blame.serves()
         self.left.clear()
         self.doubtful = doubtful
         self._loop.call_later(READ_AHEAD_DELAY, self._read_ahead)

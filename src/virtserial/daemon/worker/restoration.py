@@ -3,7 +3,7 @@
 | what goes wrong | for example | what follows |
 |---|---|---|
 | an exception | the VMM has cut the file of its memory; there is no room to map it | its connection is closed |
-| the end of this process | SIGBUS where huge pages are gone | the ledger says whose restoration it was: after two such ends in a row the keeper closes that connection (keeper/supervisor.py) |
+| the end of this process | SIGBUS where huge pages are gone | the ledger says whose restoration it was: after two such ends in a row the keeper closes that connection (keeper/blame.py) |
 | no end at all | memory by messages, and the VMM does not answer | the keeper ends this process as hung; then as above |
 """  # noqa: E501  # rows of a table
 
