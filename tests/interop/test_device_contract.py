@@ -15,6 +15,7 @@ import pytest
 from support.guests.exchange import exchange, socket_port
 from support.guests.guest_side import PORT_HELPERS
 from support.guests.host_end import HostEnd
+from support.rounds import rounds
 from support.waiting import wait_until
 
 from virtserial.rig import Guest, GuestError
@@ -313,4 +314,4 @@ def test_login_on_two_consoles_at_once_while_ports_carry_data(guest, logins, con
 
 def test_much_each_way_on_two_ports_at_once(guest, device_folder, unused_ports):
     sockets = {name: f"{device_folder}/{name}" for name in (next(unused_ports), next(unused_ports))}
-    exchange(guest, sockets, mib=12, block_bytes=4 << 20, timeout=240)
+    exchange(guest, sockets, mib=rounds(4, 12), block_bytes=4 << 20, timeout=240)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.device_process import holds
 from support.guests.dropin_guest import (
     PROGRAM,
     QUIET,
@@ -327,8 +328,7 @@ def test_descriptors_of_our_chardevs_are_ours_alone(folder):
     with started(folder, *words_with_a_port(folder), *words, pass_fds=[fd]) as process:
         theirs.close()
         monitor = QmpClient(ours, 60)
-        held = {os.readlink(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
-        assert f"socket:[{inode}]" not in held
+        assert not holds(process.pid, inode)
         assert monitor("query-status")["running"] is True
         monitor.close()
 

@@ -10,6 +10,7 @@ import socket
 import tempfile
 
 import pytest
+from support.device_process import holds
 from support.guests.joined_qemu import keeper, qemu_without_a_guest
 from support.serving import Client, QmpClient
 from support.waiting import wait_until
@@ -350,13 +351,6 @@ def test_a_descriptor_by_name_for_qemu(machine, qmp):
         ours.settimeout(60)
         assert ours.recv(1) == b""
         assert qmp.error("closefd", fdname="net")[1] == "File descriptor named 'net' not found"
-
-
-def holds(pid, inode):
-    """Whether a process has a socket open."""
-    folder = f"/proc/{pid}/fd"
-    links = [os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder) if os.path.lexists(f"{folder}/{fd}")]
-    return f"socket:[{inode}]" in links
 
 
 def test_descriptor_sets_are_of_both(machine, qmp):

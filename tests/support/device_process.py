@@ -25,6 +25,15 @@ def open_descriptors(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def holds(pid, inode):
+    """Whether a process has a socket open."""
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(each) == f"socket:[{inode}]":
+                return True
+    return False
+
+
 def resident(pid):
     """How many bytes of memory a process has."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()

@@ -11,7 +11,7 @@ def run():
 
     def run_in_time(coroutine):
         async def limited():
-            async with asyncio.timeout(50):
+            async with asyncio.timeout(150):
                 return await coroutine
 
         return asyncio.run(limited())

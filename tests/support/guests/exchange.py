@@ -10,7 +10,7 @@ from support.guests.host_end import HostEnd, HostTransfer
 MIB = 1 << 20
 
 
-def exchange(guest, sockets, mib=8, block_bytes=MIB, timeout=60):
+def exchange(guest, sockets, mib=8, block_bytes=MIB, timeout=180):
     """Moves `mib` MiB of random bytes each way over every port at once and compares the sha1 of both sides.
 
     Args:
