@@ -7,7 +7,7 @@ import sys
 
 from support.places import ENVIRONMENT
 
-LIMIT = 20
+LIMIT = 90
 """Seconds that a program may take."""
 
 
