@@ -133,7 +133,7 @@ def test_zsh(environment, tmp_path):
 
 def shown(terminal, pattern):
     """Read until the terminal shows what is awaited."""
-    seen, deadline = "", time.monotonic() + 30
+    seen, deadline = "", time.monotonic() + 90
     while not re.search(pattern, seen):
         assert select.select([terminal], [], [], max(deadline - time.monotonic(), 0))[0], seen
         seen += os.read(terminal, 65536).decode(errors="replace").replace("\r", "")

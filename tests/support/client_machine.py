@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from support.places import ENVIRONMENT
 
-READY_TIME = 30
+READY_TIME = 90
 
 
 @contextmanager

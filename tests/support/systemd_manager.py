@@ -56,7 +56,7 @@ class SystemdManager:
                 env={**self._environment, "GROUPS": " ".join(map(str, groups))},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
             )  # fmt: skip
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 60
         try:
             while self("show", "--property=Version", check=False).returncode:
                 assert self._process.poll() is None, f"systemd has ended: {self.log}"

@@ -24,7 +24,7 @@ from virtserial.options.vhost_user_device import vhost_user_words
 from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 
 CONTROLLERS = ("virtio-serial", "virtio-serial-pci")
-READY_TIMEOUT = 20
+READY_TIMEOUT = 90
 
 
 class Attachment:

@@ -19,7 +19,7 @@ from virtserial.rig.guest import ENDS_WITH_ITS_PARENT
 from virtserial.rig.qemu import find_qemu
 
 KEEPER = Path(__file__).with_name("joined_keeper.py")
-READY_TIMEOUT = 30
+READY_TIMEOUT = 90
 MONITORS = ("-qmp", "-qmp-pretty", "-monitor", "-mon")
 NO_GUEST = (
     *("-machine", "q35,memory-backend=memory", "-accel", "tcg", "-m", "64", "-nodefaults", "-no-user-config"),
