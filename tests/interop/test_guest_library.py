@@ -91,6 +91,7 @@ def test_lines_and_blocks_go_both_ways(session, path):
     session(f"port = open_port({TALK!r})")
     host = HostEnd(path)
     host.send(b"one\ntwo\nthree")
+    assert session("port.wait_connected(60)")  # until then there is nobody to read from
     assert session("port.readline(20)") == b"one\n"
     assert session("port.read(2, 20)") == b"tw"
     assert session("port.readexactly(4, 20)") == b"o\nth"
