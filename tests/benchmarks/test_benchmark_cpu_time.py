@@ -48,7 +48,7 @@ def test_meter_separates_processes_vcpus_and_other_threads():
             for pid in [*descendants(device.pid), device.pid]:
                 os.kill(pid, 9)
     assert 0.15 <= used.processes < 2
-    assert used.vmm < 0.1
+    assert used.vmm < 0.15
     assert used.device == used.processes + used.vmm
 
 
