@@ -20,6 +20,14 @@ from virtserial.driver.cuse_node import MAX_WAITING, CuseNode
 O_NONBLOCK = os.O_NONBLOCK
 
 
+@pytest.fixture(autouse=True, scope="module")
+def device_of_this_thread():
+    """The device is in this thread: it takes no message while the node waits for that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("virtserial.driver.cuse_node.OPEN_SECONDS", 0.0)
+        yield
+
+
 class Kernel:
     """The other end of a node: makes requests byte for byte, keeps what comes back.
 

@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 MAX_WAITING: Final = 64
 """The most reads and writes of one node that wait at a time, each in a thread of its program; more get EAGAIN."""
 
-OPEN_SECONDS: Final = 0.02
-"""Seconds.  Linux's driver spins in open(2) until the device has taken the message; we wait at most this long."""
+OPEN_SECONDS: Final = 1.0
+"""Linux's driver spins in open(2) until the device has taken the message; we wait at most this long."""
+SOON: Final = 0.0005
+"""Seconds in which most devices have taken it."""
 
 _READABLE: Final = select.POLLIN | select.POLLRDNORM
 _WRITABLE: Final = select.POLLOUT
@@ -161,9 +163,13 @@ class CuseNode(PortListener):
 
     def _wait_until_known(self) -> None:
         """After open(2) returns, a host that sends and leaves must find the port open."""
-        limit = time.monotonic() + OPEN_SECONDS
-        while not self._unplugged and not self._port.open_is_known and time.monotonic() < limit:
-            os.sched_yield()
+        started = time.monotonic()
+        while not self._unplugged and not self._port.open_is_known:
+            waited = time.monotonic() - started
+            if waited > OPEN_SECONDS:
+                return
+            # At first only others' turn: most devices need microseconds.
+            time.sleep(0 if waited < SOON else SOON)
 
     def _release(self, unique: int) -> None:
         self._close()
