@@ -245,6 +245,7 @@ os.close(fd)
         assert numbers[0] > last
         last = numbers[-1]
     end = connect(port)
+    end.receive(BLOCK)  # the device has taken the connection: nothing is lost any more
     guest.check("touch /tmp/enough")
     end.receive_until(LAST)
     app.finish()
