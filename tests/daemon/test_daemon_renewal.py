@@ -55,22 +55,27 @@ def renew(monitor):
     return query
 
 
+def filenames(monitor):
+    return {entry["label"]: entry["filename"] for entry in monitor.execute("query-chardev")}
+
+
 def test_sockets_connections_and_those_who_wait_stay(start, folder):
     device = start(
         *controller_options(folder), *port_options(folder, "a"),
         *chardev_port(2, "tcp", "socket,host=127.0.0.1,port=0,server=on,wait=off"), *monitor_options(folder),
     )  # fmt: skip
     with QmpClient(f"{folder}/qmp", 30) as monitor, EmbeddedGuest(folder / "ser0.sock", "a", "tcp") as guest:
-        named = {entry["label"]: entry["filename"] for entry in monitor.execute("query-chardev")}
-        port = int(named["tcp"].split(",")[0].rpartition(":")[2])
+        port = int(filenames(monitor)["tcp"].split(",")[0].rpartition(":")[2])
         received = guest.open("a"), guest.open("tcp")
         with connect(folder / "a") as host, connect(folder / "a") as second:
             host.sendall(b"before")
             guest.run_until(lambda: received[0].data == b"before")
             second.sendall(b"waited")
-            named = {entry["label"]: entry["filename"] for entry in monitor.execute("query-chardev")}
+            # The keeper hears of the client from the worker, which serves it at once.
+            wait_until(lambda: not filenames(monitor)["a"].startswith("disconnected:"))
+            named = filenames(monitor)
             assert renew(monitor)["keeper-restarts"] == 1
-            assert {entry["label"]: entry["filename"] for entry in monitor.execute("query-chardev")} == named
+            assert filenames(monitor) == named
             host.sendall(b", after")
             guest.run_until(lambda: received[0].data == b"before, after")
             host.close()
