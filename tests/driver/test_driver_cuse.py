@@ -417,6 +417,15 @@ def test_no_request_ends_the_process_and_each_has_one_answer_at_most(plugged, re
     kernel.close()
 
 
+@pytest.mark.parametrize("opcode", [15, 16, 40], ids=["read", "write", "poll"])
+def test_a_request_for_a_node_that_nobody_has_open_is_refused(plugged, opcode):
+    kernel = Kernel(plugged[3])
+    assert kernel.answer(kernel.request(opcode, bytes(40), b"data")) == (errno.EBADF, b"")
+    kernel.open()
+    kernel.close()
+    assert kernel.answer(kernel.request(opcode, bytes(40), b"data")) == (errno.EBADF, b"")
+
+
 def test_a_node_s_name_ends_the_answer_to_the_kernel_s_greeting():
     reply = wire.init_reply(38, "vport0p1")
     assert wire.INIT_OUT.unpack_from(reply)[:6] == (7, wire.KNOWN_MINOR_VERSION, 0, 0, 36864, 36864)

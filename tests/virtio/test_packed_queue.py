@@ -284,3 +284,27 @@ def test_any_driver_any_device_killed_anywhere(kind, writable):
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.parametrize("stores", range(12))
+@pytest.mark.parametrize(
+    ("shape", "size"), [("direct", 1), ("direct", 4), ("in two", 4), ("indirect", 1), ("indirect", 4)]
+)
+@pytest.mark.parametrize("writable", [False, True], ids=["transmitq", "receiveq"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_that_is_half_marked(kind, writable, shape, size, stores):
+    """Where a ring is not mapped, the first chain of a batch is marked in two steps: a successor takes the second."""
+    model = type("Model", (Model,), {"kind": kind, "writable": writable})()
+    model.set_up(size=size, event_idx=False, logged=False)
+    try:
+        lengths = [5, 9] if shape == "in two" else [9]
+        for _ in range(model.size // len(lengths)):
+            model.add(lengths=lengths, indirect=shape == "indirect")
+        model.publish()
+        # Not even all of the last chain.
+        model.be_killed_while_giving_back(chains=4, room=9 * size - 4, stores=stores)
+        model.what_waits_is_known()
+        model.serve(4, 1000, 1000)
+        model.harvest()
+    finally:
+        model.teardown()

@@ -121,7 +121,9 @@ class CuseNode(PortListener):
             lent: how many bytes were lent.
         """
         opcode, unique, body = request
-        if opcode == FUSE_READ and len(body) >= READ_IN.size:
+        if opcode in (FUSE_READ, FUSE_WRITE, FUSE_POLL) and not self._in_use:
+            self._channel.refuse(unique, errno.EBADF)
+        elif opcode == FUSE_READ and len(body) >= READ_IN.size:
             _, _, size, _, _, flags, _ = READ_IN.unpack_from(body)
             self._read(_Waiting(unique, size, None), bool(flags & os.O_NONBLOCK))
         elif opcode == FUSE_WRITE and len(body) >= READ_IN.size:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Run = tuple[list[int], list[tuple[int, int, int, int]]]
     """Descriptors in a row: their flags, and their (address, length, buffer id, flags to be ignored)."""
 
+_USED_OFFSET = 8
 _FLAGS_OFFSET = 14
 
 
@@ -43,7 +44,11 @@ class RingAccess(Protocol):
         ...
 
     def store_used(self, index: int, used: Sequence[int]) -> None:
-        """Store the upper halves of used descriptors from `index` on, the first one last."""
+        """Store the upper halves of used descriptors from `index` on, the last one first."""
+        ...
+
+    def show_used(self, index: int, used: int) -> None:
+        """Store the upper half of the used descriptor that the driver waits for."""
         ...
 
     def driver_event(self) -> int:
@@ -91,10 +96,12 @@ class MappedRing:
         return flags, list(DESCRIPTOR.iter_unpack(copy))
 
     def store_used(self, index: int, used: Sequence[int]) -> None:
-        quads, at = self._quads, 2 * index + 1
-        if len(used) > 1:
-            quads[at + 2 * len(used) - 2 : at : -2] = array("Q", used[:0:-1])
-        quads[at] = used[0]
+        at = 2 * index + 1
+        last = at + 2 * len(used) - 2
+        self._quads[last : at - 1 : -2] = array("Q", used[::-1])
+
+    def show_used(self, index: int, used: int) -> None:
+        self._quads[2 * index + 1] = used
 
     def driver_event(self) -> int:
         return self._driver[0]
@@ -137,13 +144,15 @@ class RemoteRing:
         return flags, list(DESCRIPTOR.iter_unpack(self._memory.read(start, DESCRIPTOR_SIZE * len(flags))))
 
     def store_used(self, index: int, used: Sequence[int]) -> None:
-        at = self._desc + DESCRIPTOR_SIZE * index + 8
-        for number in range(len(used) - 1, 0, -1):
+        at = self._desc + DESCRIPTOR_SIZE * index + _USED_OFFSET
+        for number in range(len(used) - 1, -1, -1):
             self._memory.write(at + DESCRIPTOR_SIZE * number, used[number].to_bytes(8, "little"))
-        # The driver may be looking at this one: its flags come last.
-        first = used[0].to_bytes(8, "little")
-        self._memory.write(at, first[:6])
-        self._memory.write(at + 6, first[6:])
+
+    def show_used(self, index: int, used: int) -> None:
+        at, data = self._desc + DESCRIPTOR_SIZE * index + _USED_OFFSET, used.to_bytes(8, "little")
+        # The driver may be looking: flags last.
+        self._memory.write(at, data[:6])
+        self._memory.write(at + 6, data[6:])
 
     def driver_event(self) -> int:
         return int.from_bytes(self._memory.read(self._driver, EVENT_SIZE), "little")

@@ -9,17 +9,23 @@ place of an available one, so what the driver sees and what the device still has
 | the one system call that moves the bytes | a note in the ledger tells the successor how far it came |
 | `give_back`: `record.progress` is stored | **commit point**: the chains are used; `attach` marks what is not marked |
 | `give_back`: used descriptors are stored, last chain first | the driver sees none before it sees the first |
+| only without mapped memory: `record.progress` is stored again (below) | the first chain is marked from its length |
+| `give_back`: the first chain's used descriptor is stored | the driver sees all of them |
 | `give_back`: `record.began` is stored | all are marked; a successor interrupts for them |
 
 A used descriptor is one store of 64 bits into the first descriptor of its chain, so each chain is either as the driver
 made it or marked.  Between commit point and the last step `began` is behind the position; `filling` says that the bytes
 written are in the place of `offset`: they fill the chains in order, so their sum tells all lengths.
+
+Memory that is not mapped knows no such store: the first chain's flags follow its length in a write of their own, and a
+crash between the two leaves neither the driver's length nor a used descriptor.  FIRST_ONLY in `progress` says that all
+chains but the first are marked, and that the bytes written, if `filling`, are those of the first.
 """
 
 from __future__ import annotations
 
 from itertools import repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import DriverError
 from virtserial.memory import barrier
@@ -46,6 +52,10 @@ if TYPE_CHECKING:
 
     from virtserial.memory.table import MemoryTable
     from virtserial.virtio.ring.record import QueueRecord
+
+
+FIRST_ONLY: Final = 1 << 63
+"""In `record.progress`, above any offset: see the head of this file."""
 
 
 class PackedRing:
@@ -238,8 +248,19 @@ class PackedRing:
                 runs.append((position & INDEX, []))
             runs[-1][1].append(flags << 48 | head << 32 | length)
             position, before = advance(position, count, self._size), count
-        for index, used in reversed(runs):
-            self._access.store_used(index, used)
+        if not runs:
+            return
+        access = self._access
+        for index, used in reversed(runs[1:]):
+            access.store_used(index, used)
+        index, (shown, *others) = runs[0]
+        if others:
+            access.store_used(index + 1, others)
+        if not access.mapped:
+            record = self._record
+            value = (shown & 0xFFFFFFFF) << 16 | record.position if record.filling else record.progress
+            record.progress = FIRST_ONLY | value
+        access.show_used(index, shown)
 
     def _note_filled(self, start: int, lengths: Sequence[int] | None) -> None:
         """Note the buffers of chains in the log, if there is one, before their descriptors are overwritten."""
@@ -252,19 +273,24 @@ class PackedRing:
     def _mark_what_is_left(self) -> None:
         """Mark the chains from `began` to the position that a predecessor did not come to."""
         record, access, size = self._record, self._access, self._size
-        left = record.offset if record.filling else 0
+        first_only = record.progress & FIRST_ONLY
+        offset = (record.progress & ~FIRST_ONLY) >> 16
+        left = offset if record.filling else 0
         position, heads, lengths, slots = record.began, [], [], []
         while position != record.position and access.is_available(position & INDEX, available_flags(position)):
+            if first_only:
+                heads, lengths, slots = [self._walker.identifier_at(access, position)], [left], [1]
+                break
             chain = self._walker.chain_at(access, position)
             heads.append(chain.identifier)
             lengths.append(min(left, chain.writable))
             slots.append(chain.slots)
             left -= lengths[-1]
             position = advance(position, chain.slots, size)
-        self._note_filled(record.began, lengths)
+        if not first_only:
+            self._note_filled(record.began, lengths)
         self._mark(record.began, heads, lengths, slots)
-        if record.filling:
-            record.progress = record.position
+        record.progress = record.position if record.filling else offset << 16 | record.position
         record.began = record.position
 
     # Notifications

@@ -39,6 +39,10 @@ class LoggedRing:
         self._ring.store_used(index, used)
         self._log.mark(self._desc + DESCRIPTOR_SIZE * index, DESCRIPTOR_SIZE * len(used))
 
+    def show_used(self, index: int, used: int) -> None:
+        self._ring.show_used(index, used)
+        self._log.mark(self._desc + DESCRIPTOR_SIZE * index, DESCRIPTOR_SIZE)
+
     def store_device_event(self, event: int) -> None:
         self._ring.store_device_event(event)
         self._log.mark(self._device, EVENT_SIZE)

@@ -21,6 +21,8 @@ from virtserial.virtio.ring.packed.layout import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from virtserial.memory.table import MemoryTable
     from virtserial.virtio.ring.packed.access import RingAccess
 
@@ -75,27 +77,46 @@ class ChainWalker:
             DriverError: it breaks a rule, or not all of it is available.
             AddressError: its indirect table is not mapped for DMA.
         """
-        name = f"queue {self._index}: chain at descriptor {position & INDEX}"
+        name = self._name(position)
         buffers: list[tuple[int, int, int]] = []
-        slots = 0
+        slots = last = 0
+        for flags, address, length, identifier in self._descriptors(access, position):
+            slots, last = slots + 1, identifier
+            if flags & VIRTQ_DESC_F_INDIRECT:
+                if slots > 1 or flags & VIRTQ_DESC_F_NEXT:
+                    raise DriverError(f"{name}: an indirect descriptor in a list of several")
+                self._read_table(name, address, length, buffers)
+            else:
+                buffers.append((address, length, flags))
+        _check(name, buffers)
+        return Chain(last, slots, buffers)
+
+    def identifier_at(self, access: RingAccess, position: int) -> int:
+        """Return the buffer id of a chain whose first descriptor has lost its length.
+
+        Raises:
+            DriverError: not all of it is available.
+        """
+        return list(self._descriptors(access, position))[-1][3]
+
+    def _name(self, position: int) -> str:
+        return f"queue {self._index}: chain at descriptor {position & INDEX}"
+
+    def _descriptors(self, access: RingAccess, position: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the (flags, address, length, buffer id) of each descriptor that the chain takes in the ring."""
+        name, slots, most = self._name(position), 0, min(self._size, MAX_CHAIN_LENGTH)
         while True:
             index = position & INDEX
             run, fields = access.available(index, min(LOOKAHEAD, self._size - index), available_flags(position))
             if not run:
                 raise DriverError(f"{name}: its descriptor {index} is not available")
             for flags, (address, length, identifier, _) in zip(run, fields, strict=True):
-                slots += 1
-                if flags & VIRTQ_DESC_F_INDIRECT:
-                    if slots > 1 or flags & VIRTQ_DESC_F_NEXT:
-                        raise DriverError(f"{name}: an indirect descriptor in a list of several")
-                    self._read_table(name, address, length, buffers)
-                else:
-                    buffers.append((address, length, flags))
+                yield flags, address, length, identifier
                 if not flags & VIRTQ_DESC_F_NEXT:
-                    _check(name, buffers)
-                    return Chain(identifier, slots, buffers)
-                if slots >= min(self._size, MAX_CHAIN_LENGTH):
-                    raise DriverError(f"{name}: more than {min(self._size, MAX_CHAIN_LENGTH)} descriptors")
+                    return
+                slots += 1
+                if slots >= most:
+                    raise DriverError(f"{name}: more than {most} descriptors")
             position = advance(position, len(run), self._size)
 
     def _read_table(self, name: str, address: int, length: int, buffers: list[tuple[int, int, int]]) -> None:
