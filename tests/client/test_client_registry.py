@@ -15,6 +15,7 @@ import pytest
 from support.serving import serve
 from support.waiting import wait_until
 
+from virtserial.client.named_stream import open_free
 from virtserial.client.names import find_vm_port, ports_of
 from virtserial.client.registry import find_vm, running_vms
 from virtserial.errors import ConfigError, PeerError
@@ -98,6 +99,17 @@ def test_a_client_is_counted_and_named(keeper, folder):
     wait_until(lambda: not find_vm_port("alpha/p0").clients)
     with find_vm("alpha").connect() as monitor, pytest.raises(QmpError, match="has no client"):
         monitor.execute("x-virtserial-disconnect", {"id": "c0"})
+
+
+def test_a_port_of_a_handler_is_told_with_the_others(folder, registry):
+    source = folder / "echo.py"
+    source.write_text("from virtserial.handler import PortHandler\n\nclass Echo(PortHandler): ...\n")
+    handler = ["-chardev", f"handler,id=h0,path={source},class=Echo", "-device", "virtserialport,chardev=h0,name=echo"]
+    with serve(*machine(folder, "alpha", *handler), registry=registry):
+        port = find_vm_port("alpha/echo")
+        assert (port.clients, port.client_pid) == (1, 0)  # no process of its own
+        with pytest.raises(ConfigError, match=r"is handler:.*: it takes no connections"):
+            open_free(port)
 
 
 @pytest.mark.parametrize("name", ["alpa", "alpha/org.exampl.0"])

@@ -116,7 +116,8 @@ def open_free(port: VmPort, force: bool = False, only_watch: bool = False) -> Na
     """
     if only_watch and port.watch:
         return NamedStream(port, only_watch=True)
-    is_busy = (port.clients or 0) >= port.max_clients
+    # What is no socket has no client to wait for: its address tells why nobody can connect to it.
+    is_busy = port.kind == "socket" and (port.clients or 0) >= port.max_clients
     if is_busy and not force:
         served = "one client" if port.max_clients == 1 else f"{port.max_clients} clients"
         raise BusyError(

@@ -124,6 +124,8 @@ def _latency(watch: HangWatch) -> dict[str, object]:
 def client_pid(keeper: Keeper, chardev_id: str) -> int:
     """Return the process at the other end of a chardev's UNIX socket, 0 if there is no telling."""
     for held, fds in keeper.held.all(Connect, chardev_id):
+        if not fds:
+            continue  # A handler's class is in the worker.
         if isinstance(held, Connect) and isinstance(unlogged(held.connection), SharedConnection):
             continue  # Of several clients it is the oldest.
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as client:
