@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def test_a_stream_of_the_guest_knows_when_the_host_comes_and_goes(machine):
         port.read(timeout=0.05)
     host.close()
     assert port.wait_disconnected(20)
+
+
+def test_a_read_knows_of_a_host_that_came_since_the_last_call(machine):
+    guest = machine.attach()
+    port = guest.open("org.a")
+    assert machine.wait_guest("org.a", timeout=60)
+    guest.ports()  # what the device has said so far
+    host = machine.port("org.a")
+    assert select.select([guest.loop.fileno()], [], [], 60)[0]  # it says that the host is there
+    host.write(b"hello\n")
+    assert port.readline(60) == b"hello\n"
 
 
 def test_ports_are_plugged_and_unplugged(machine):

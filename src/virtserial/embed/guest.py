@@ -10,7 +10,7 @@ import asyncio
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.ports import PortListener
@@ -23,10 +23,11 @@ from virtserial.guest.stream import READ_SIZE, Buffer, EpollStream
 from virtserial.loop import EventLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from virtserial.driver.ports import Port
 
+T = TypeVar("T")
 OPEN_TIME = 30.0
 """Seconds that a port may take to appear."""
 
@@ -103,6 +104,11 @@ class GuestStream(EpollStream, PortListener):
                     return False
                 continue
             return True
+
+    def _until(self, attempt: Callable[[], T | None], timeout: float | None) -> T:
+        if not self._port.host_connected:
+            self._loop.run_once(0)  # The host may have come since the last call: only now the driver learns of it.
+        return super()._until(attempt, timeout)
 
     def close(self) -> None:
         if self._changed >= 0:
