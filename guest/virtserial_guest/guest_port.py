@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import stat
 from typing import Sequence
 
 from .errors import PortRemoved
@@ -28,7 +29,7 @@ class GuestPort(EpollStream):
             path: its device, such as /dev/vport0p1 or /dev/virtio-ports/NAME.
 
         Raises:
-            OSError: EBUSY if another program has it open, ENXIO for a console's, ENOENT, EACCES.
+            OSError: EBUSY if another program has it open, ENXIO for a console's and for a socket, ENOENT, EACCES.
         """
         super().__init__()
         self.path = path
@@ -36,8 +37,11 @@ class GuestPort(EpollStream):
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
             self._epoll.register(self._fd, self.EDGES)
-        except OSError:
+        except OSError as error:
             self.close()
+            if error.errno == errno.ENXIO and stat.S_ISSOCK(os.stat(path).st_mode):
+                hint = "a socket, no device: use virtserial.HostStream('unix:PATH') or `virtserial send unix:PATH`"
+                raise OSError(error.errno, hint, path) from None
             raise
         self._state = select.poll()
         self._state.register(self._fd, 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from virtserial.guest.errors import NoSuchPort
-from virtserial.guest.ports import Port, find_port, list_ports, wait_for_port
+from virtserial.guest.ports import Port, find_port, list_ports, open_port, wait_for_port
 
 DEBUG = """name: org.a
 guest_connected: 1
@@ -83,6 +85,13 @@ def test_a_node_of_a_folder_that_nobody_has_named_is_found_by_its_path(root, tmp
     (run / "virtio-ports/org.e").symlink_to("../vport2p3")
     for path in (f"{run}/virtio-ports/org.e", f"{run}/vport2p3"):
         assert find_port(path, str(root)) == Port("", path, 2, 3)
+
+
+def test_a_socket_of_a_user_space_driver_is_refused_with_a_way_out(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "vport0p1"))
+        with pytest.raises(OSError, match=r"a socket, no device: use virtserial.HostStream"):
+            open_port(str(tmp_path / "vport0p1"))
 
 
 def test_near_names_are_suggested(root):
