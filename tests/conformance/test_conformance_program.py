@@ -78,11 +78,14 @@ def test_without_hosts_what_cannot_be_seen_is_skipped(capsys, words):
     assert told.out.startswith("TAP version 13\n1..3\n")
 
 
-def test_a_device_with_one_port_of_many_passes(capsys):
+def test_a_device_with_one_port_of_many_passes_and_one_without_packed_rings_is_told(capsys):
     """As docs/vmms.md serves it: all queues, no console."""
     with virtserial.serve(["org.test.1"], vhost_user=True) as machine:
         status, told = run(capsys, f"vhost-user:{machine.socket}", "k04", "k06", "c29")
-    assert (status, told.out.splitlines()[-1]) == (0, "2 ok, 1 skipped")
+        assert (status, told.out.splitlines()[-1]) == (0, "2 ok, 1 skipped")
+        status, told = run(capsys, f"vhost-user:{machine.socket}", "--packed")
+    assert (status, told.out) == (1, "")
+    assert "offers no packed rings" in told.err
 
 
 @pytest.mark.qemu

@@ -222,5 +222,5 @@ def test_the_missing_extra_is_named(tmp_path):
     assert run("exporter", PYTHONPATH=path) == (
         1, "",
         "virtserial: virtserial exporter needs the package prometheus_client, which is not installed\n"
-        "virtserial: pip install prometheus-client, or python3-prometheus-client of your distribution\n",
+        "virtserial: pipx inject virtserial prometheus-client, or python3-prometheus-client of your distribution\n",
     )  # fmt: skip

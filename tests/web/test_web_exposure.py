@@ -85,4 +85,4 @@ def test_without_aiohttp_the_command_says_what_it_lacks(folder):
 
     status, _, complaint = run_program("web", PYTHONPATH=f"{folder}:{SOURCE}")
     assert status == 1
-    assert "pip install aiohttp" in complaint
+    assert "pipx inject virtserial aiohttp" in complaint

@@ -98,7 +98,8 @@ def open_in_fleet(
     try:
         from virtserial.fleet.stream import FleetStream
     except ImportError as error:
-        raise ConfigError(f"{unknown}; for the fleet nats-py is missing", "pip install 'nats-py[nkeys]'") from error
+        hint = "pipx inject virtserial 'nats-py[nkeys]'"
+        raise ConfigError(f"{unknown}; for the fleet nats-py is missing", hint) from error
     return FleetStream(settings, text, default, force, only_watch, history)
 
 

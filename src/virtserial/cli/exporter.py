@@ -47,7 +47,7 @@ def run(words: list[str]) -> int:
     except ImportError as error:
         raise ConfigError(
             f"{PROGRAM} needs the package {(error.name or '').partition('.')[0]}, which is not installed",
-            "pip install prometheus-client, or python3-prometheus-client of your distribution",
+            "pipx inject virtserial prometheus-client, or python3-prometheus-client of your distribution",
         ) from error
     registry = registry_of(Survey(options.max_ports))
     if options.once:

@@ -91,7 +91,7 @@ def run(words: list[str]) -> int:
     settings = load_settings(options.config)
     if importlib.util.find_spec("nats") is None:
         raise ConfigError(
-            f"{PROGRAM} needs the package nats-py, which is not installed", "pip install 'nats-py[nkeys]'"
+            f"{PROGRAM} needs the package nats-py, which is not installed", "pipx inject virtserial 'nats-py[nkeys]'"
         )
     action = {
         "setup": _setup, "join": _join, "ls": _ls, "restart": _restart, "plug": _plug, "unplug": _unplug,

@@ -30,7 +30,7 @@ def run(words: list[str]) -> int:
     if importlib.util.find_spec("aiohttp") is None:
         raise ConfigError(
             f"{PROGRAM} needs the package aiohttp, which is not installed",
-            "pip install aiohttp, or python3-aiohttp of your distribution",
+            "pipx inject virtserial aiohttp, or python3-aiohttp of your distribution",
         )
     return programs.run(PROGRAM, lambda: _serve(options))
 
@@ -79,7 +79,7 @@ def _fleet_source() -> FleetSource:
     try:
         from virtserial.web.fleet_source import FleetSource
     except ImportError as error:
-        raise ConfigError(f"--fleet needs nats-py ({error})", "pip install 'nats-py[nkeys]'") from error
+        raise ConfigError(f"--fleet needs nats-py ({error})", "pipx inject virtserial 'nats-py[nkeys]'") from error
     return FleetSource(settings, lambda line: print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True))
 
 

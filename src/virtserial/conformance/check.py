@@ -19,7 +19,8 @@ from virtserial.conformance.steps import (
     STATUS,
     TX,
 )
-from virtserial.errors import VirtserialError
+from virtserial.errors import PeerError, VirtserialError
+from virtserial.virtio.features import VIRTIO_F_RING_PACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -106,6 +107,9 @@ class Bench:
     Args:
         packed: the driver uses packed rings.
         legacy: the target's driver uses the legacy interface.
+
+    Raises:
+        PeerError: the device cannot be reached, or offers no packed rings.
     """
 
     def __init__(self, target: Target, *, packed: bool = False, legacy: bool = False) -> None:
@@ -115,6 +119,8 @@ class Bench:
         self.machine = target.open()
         try:
             self.geometry = Geometry.of(self.machine)
+            if packed and not self.geometry.features & VIRTIO_F_RING_PACKED:
+                raise PeerError(f"{target.name}: the device offers no packed rings; ours does with packed=on")
         except BaseException:
             self.machine.close()
             raise

@@ -16,7 +16,7 @@ from virtserial.conformance.contract import announced_ports
 from virtserial.conformance.packed_cases import PACKED, PACKED_OUTCOMES, packed_outcome
 from virtserial.conformance.steps import INDIRECT, QUEUES, Describe, Start
 from virtserial.console.wire import VIRTIO_CONSOLE_F_EMERG_WRITE
-from virtserial.virtio.features import VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_PACKED
+from virtserial.virtio.features import VIRTIO_F_INDIRECT_DESC
 
 if TYPE_CHECKING:
     from virtserial.conformance.check import Bench, Geometry
@@ -61,8 +61,6 @@ def _play(case: Case, number: str, expected: Outcome, demanded: bool, bench: Ben
     lacking = _lacking(case, number, bench.geometry)
     if lacking:
         raise NotHere(lacking)
-    if bench.packed and not bench.geometry.features & VIRTIO_F_RING_PACKED:
-        raise NotHere("the device does not offer VIRTIO_F_RING_PACKED")
     if number in _NEED_HOST and 1 not in bench.machine.hosts:
         raise NotHere("the host's end of port 1 is not known: --host 1=ADDRESS")
     if number == "c45" and 1 in bench.machine.hosts and 0 not in bench.machine.hosts:

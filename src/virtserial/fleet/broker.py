@@ -133,7 +133,7 @@ async def connect(
         from nats.errors import Error
     except ImportError as error:
         raise ConfigError(
-            f"a fleet needs nats-py ({error})", "pip install 'nats-py[nkeys]', or python3-nats of your distribution"
+            f"a fleet needs nats-py ({error})", "pipx inject virtserial 'nats-py[nkeys]'"
         ) from error
 
     class Connection(NatsClient):
@@ -186,7 +186,7 @@ async def connect(
         try:
             connecting.result()
         except ImportError as error:
-            hint = "pip install nkeys"
+            hint = "pipx inject virtserial nkeys"
             raise ConfigError(f"creds need the package nkeys ({error})", hint) from error
         except (OSError, Error, ValueError) as error:
             raise ConfigError(f"{', '.join(settings.servers)}: {error}") from error
