@@ -166,6 +166,7 @@ class ConsoleDevice(VirtioDevice):
         )
         replaces = slot.record.order and slot.record.plug != plug & 0xFFFF
         if replaces or not slot.record.order:
+            slot.record.count_from_zero()
             self._console.next_order += 1
             slot.record.order = self._console.next_order
             slot.record.plug = plug & 0xFFFF

@@ -51,3 +51,8 @@ class PortRecord(Record):
     """Nanoseconds for which the driver had to wait because the host end took nothing."""
     throttled_since = U64(64)
     """When it began to wait, in nanoseconds of the loop's clock; 0: it does not."""
+
+    def count_from_zero(self) -> None:
+        """Clear the counters, for a port that is plugged in now."""
+        self.transmitted = self.received = self.discarded = self.dropped = self.doubtful = 0
+        self.throttled = self.throttled_since = 0
