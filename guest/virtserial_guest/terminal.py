@@ -270,7 +270,7 @@ def _raw(fd: int) -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSADRAIN)  # what was typed while the program started stays
     try:
         yield
     finally:

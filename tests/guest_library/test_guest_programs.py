@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from support.old_python import python39
+from support.places import ENVIRONMENT as OURS
 from support.places import ROOT
 
 from virtserial.guest import __version__
@@ -53,6 +54,28 @@ def test_version_and_wrong_words():
     assert run("receive", "no.such.port", "/tmp") == (
         1, "", "virtserial-guest receive: no port is named 'no.such.port': this guest has no virtio-serial port\n"
     )  # fmt: skip
+
+
+def test_what_is_typed_while_a_console_starts_reaches_the_port(tmp_path):
+    ours, terminal = os.openpty()
+    with socket.socket(socket.AF_UNIX) as port:
+        port.bind(f"{tmp_path}/port")
+        port.listen()
+        port.settimeout(60)
+        os.write(ours, b"early\n")
+        command = [sys.executable, "-m", "virtserial", "console", f"unix:{tmp_path}/port"]
+        with subprocess.Popen(command, env=OURS, stdin=terminal, stdout=subprocess.DEVNULL) as console:
+            try:
+                client, _ = port.accept()
+                with client:
+                    client.settimeout(60)
+                    assert client.recv(100) == b"early\n"
+                    os.write(ours, b"\x1dq")
+                    assert console.wait(60) == 0
+            finally:
+                console.kill()
+    os.close(ours)
+    os.close(terminal)
 
 
 def test_ports_for_programs_and_scripts():
