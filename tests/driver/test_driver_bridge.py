@@ -161,6 +161,22 @@ def test_a_named_port_is_a_terminal_with_a_link(terminals, tmp_path):
     os.close(fd)
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["", "while the host is away"])
+def test_what_an_application_wrote_and_left_reaches_the_host(terminals, tmp_path, away):
+    """`echo text >DIR/virtio-ports/NAME` is over before anybody looks."""
+    port, device_port, host = terminals.plug(1, "org.example")
+    if away:
+        device_port.detach()
+        terminals.until(lambda: not port.host_connected)
+    for _ in range(2):
+        (tmp_path / "virtio-ports/org.example").write_text("text\n")
+    if away:
+        terminals.until(lambda: device_port.guest_open)
+        device_port.attach(host)
+    terminals.until(lambda: host.taken == b"text\r\n" * 2 or host.taken == b"text\n" * 2)
+    terminals.until(lambda: not device_port.guest_open)
+
+
 @pytest.mark.parametrize("name", ["../escape", "..", ".", "a/b", "a\0b", "line\nline", "x" * 4000, "\x1b[31m"])
 def test_a_name_that_cannot_be_a_link_gets_none(terminals, tmp_path, name):
     terminals.plug(1, name)

@@ -53,6 +53,8 @@ class PortBridge(PortListener):
     def start(self) -> None:
         """Start; open the port as soon as the application's end is connected."""
         self._end.listener = self
+        # Also of an application that has come, written and left before anybody looked.
+        self._end.wants_input = True
         self._end.start()
 
     def close(self, error: BackendError | None = None) -> None:
@@ -75,14 +77,12 @@ class PortBridge(PortListener):
         except StateError as error:
             self.close(BackendError(str(error)))
             return
-        self._end.wants_input = True
         self._schedule(reading=True, writing=True)
 
     def host_closed(self) -> None:
         """The application has left; some kinds of ends let it come back."""
         if self._opened:
             self.port.close()
-        self._end.wants_input = False
         if self._end.ended:
             self.close()
 

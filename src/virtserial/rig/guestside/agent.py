@@ -266,9 +266,15 @@ class Agent:
             present = os.listdir(PORTS)
         except FileNotFoundError:
             present = []
-        stale = [os.path.basename(os.readlink(f"{LINKS}/{name}")) for name in os.listdir(LINKS)]
+        stale = [os.path.basename(os.readlink(f"{LINKS}/{name}")) for name in self.links()]
         for port in {*present, *stale}:
             self.link_port(port)
+
+    @staticmethod
+    def links() -> list[str]:
+        """The names in the folder of links, which a user-space driver removes when it ends."""
+        os.makedirs(LINKS, exist_ok=True)
+        return os.listdir(LINKS)
 
     def link_port(self, port: str) -> None:
         """Makes the link of a named port, and removes those of one that is gone."""
@@ -278,7 +284,7 @@ class Agent:
         except OSError:
             name = ""
         target = f"../{port}"
-        for other in os.listdir(LINKS):
+        for other in self.links():
             if other != name and os.readlink(f"{LINKS}/{other}") == target:
                 os.unlink(f"{LINKS}/{other}")
         if name:
