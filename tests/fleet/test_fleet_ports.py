@@ -22,7 +22,7 @@ from support.waiting import PATIENCE, wait_until
 from virtserial.client import HostStream
 from virtserial.errors import BusyError, ConfigError
 from virtserial.fleet.broker import connect, load_settings, set_up
-from virtserial.fleet.protocol import NUMBER, OWNERS, PIECE, SESSION, document, write
+from virtserial.fleet.protocol import HOSTS, NUMBER, OWNERS, PIECE, SESSION, document, write
 from virtserial.fleet.session import HISTORY
 from virtserial.web.fleet_source import FleetSource
 
@@ -109,6 +109,19 @@ def test_a_session_waits_until_the_broker_lets_the_agent_have_the_port(host, ope
     with host.guest(PORT) as guest:
         stream.write(b"mine\n", WAIT)
         assert guest.readline(WAIT) == b"mine\n"
+
+
+def test_a_host_whose_record_has_ended_returns_with_the_next_heartbeat(host, open_port):
+    """As after an outage of the broker: records end, and their agents are there."""
+    asyncio.run(with_client(host, forget_host))
+    with host.guest(PORT) as guest:
+        open_port(PORT).write(b"returned\n", WAIT)
+        assert guest.readline(WAIT) == b"returned\n"
+
+
+async def forget_host(client):
+    hosts = await client.jetstream().key_value(HOSTS)
+    await hosts.delete("h1")
 
 
 async def with_client(host, act):

@@ -167,6 +167,8 @@ class Directory:
         """
         host, _, rest = text.partition("/")
         if host not in self.hosts():
+            if self._vms.get(host):
+                raise ConfigError(f"host '{host}' is away: its agent has not been heard of for {LIFETIME:g} s")
             raise ConfigError(f"no host called '{host}' is in the fleet", suggestion(host, list(self.hosts())))
         vms = {vm: record for (owner, vm), record in self.vms().items() if owner == host}
         # A VM's name may have a slash, as a port's may.
@@ -184,6 +186,16 @@ class Directory:
             what = f"has no port '{port_name}'" if port_name else f"has no console: say which of its {len(ports)} ports"
             raise ConfigError(f"'{host}/{vm}' {what}", known)
         return Place(host, vm, found[0].name), found[0]
+
+    def may_return(self, text: str) -> bool:
+        """Whether the VM of HOST/VM/PORT, or HOST/VM, is known by an agent that left without a word.
+
+        So it is after an outage of the broker, until the agent's next heartbeat, and after an agent was killed."""
+        host, _, rest = text.partition("/")
+        living = self.vms()
+        return any(
+            (rest == vm or rest.startswith(f"{vm}/")) and (host, vm) not in living for vm in self._vms.get(host, ())
+        )
 
     def all_vms(self) -> list[str]:
         """The VMs of every record, also of agents that are gone."""

@@ -7,6 +7,7 @@ import queue
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from virtserial.client.address import UnixAddress
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from virtserial.fleet.protocol import Place
 
 RETRY = 1.0
+RETURN_TIME = 30.0
+"""Seconds in which an agent that left without a word may return."""
 FAREWELL = 3.0
 MAX_NEWS = 100
 
@@ -126,7 +129,10 @@ class FleetStream(HostStream):
         directory = Directory(client, self._text.partition("/")[0])
         try:
             await directory.load()
-            if not directory.hosts():
+            deadline = time.monotonic() + RETURN_TIME
+            while directory.may_return(self._text) and time.monotonic() < deadline:
+                await directory.change(RETRY)
+            if not directory.hosts() and not directory.may_return(self._text):
                 await directory.stop()
                 directory = Directory(client)
                 await directory.load()
