@@ -313,9 +313,21 @@ def test_everything_has_a_name(world, open_page):
     assert page.run("[...document.querySelectorAll('img')].every((one) => one.hasAttribute('alt'))")
 
 
+LATE_ANSWERS = """(() => {
+    const at_once = window.fetch;
+    window.fetch = async (...request) => {
+        const answer = await at_once(...request);
+        await new Promise((done) => setTimeout(done, 1000));
+        return answer;
+    };
+})()"""
+"""What is typed before an answer has come belongs to the terminal."""
+
+
 def test_a_recording_is_made_and_played(world, open_page):
     page = open_page(f"{world.url}{CONSOLE}")
     page.wait(CONNECTED)
+    page.run(LATE_ANSWERS)
     page.click("[title='Record this port on the host']")
     page.wait("document.querySelector('.recording') !== null")
     command(page, "clear; echo rec''orded", "recorded")

@@ -289,11 +289,12 @@ export class PortTerminal {
   }
 
   async toggleRecord() {
+    // At once: a space that is typed before the answer would press the button again.
+    this.screen.focus();
     try {
       const told = await post("/api/record", { port: this.name, on: !this.facts.recording });
       if (told.name) say(`recording into ${told.name}`);
     } catch (error) { say(error.message); }
-    this.screen.focus();
   }
 
   close() {
