@@ -75,6 +75,7 @@ class MessageStream(PeekedSocket):
     Attributes:
         asked: requests of ours.
         at_end: nothing more will come from the client, close the stream.
+        busy_since: when this `serve` came to the first request that is no doorbell (monotonic seconds); 0: to none.
     """
 
     def __init__(self, sock: socket.socket, server: Server) -> None:
@@ -83,6 +84,7 @@ class MessageStream(PeekedSocket):
         self._hung_up = self._cut_short = False
         self._handling = False
         self._wants_room = False
+        self.busy_since = 0.0
         self.asked = AskedRequests(server.session)
 
     @property
@@ -104,6 +106,7 @@ class MessageStream(PeekedSocket):
             PeerError: the stream cannot be trusted any more; close it.
         """
         self._took = self._cut_short = self._wants_room = False
+        self.busy_since = 0.0
         if events is not None and events & _HUNG_UP:
             self._hung_up = True
         if self._unsent and not self._flush():
@@ -148,6 +151,7 @@ class MessageStream(PeekedSocket):
                         self._consume(start - done)
                     return True
                 elif header.flags == VFIO_USER_NO_REPLY:
+                    self.busy_since = self.busy_since or now
                     # Posted ones are taken off together: a successor that handles them all once more ends where we did.
                     server.handle(header, _VIEW[start + HEADER_SIZE : start + header.size], [])
                     start += header.size
@@ -200,6 +204,7 @@ class MessageStream(PeekedSocket):
                 os.close(fd)
             self._consume(header.size)
             return True
+        self.busy_since = self.busy_since or time.monotonic()
         came_with_fds = bool(fds)
         self._handling = True
         try:

@@ -38,11 +38,13 @@ class FrontEndStream(PeekedSocket):
 
     Attributes:
         at_end: nothing more will come from the front end, close the stream.
+        busy_since: when this `serve` began (monotonic seconds); 0: there was none yet.
     """
 
     def __init__(self, sock: socket.socket, server: Server, controller: int, ledger: Ledger) -> None:
         super().__init__(sock, _VIEW, server.journal, ledger, controller, MAX_FDS)
         self._server = server
+        self.busy_since = 0.0
 
     @property
     def wants_to_send(self) -> bool:
@@ -57,7 +59,8 @@ class FrontEndStream(PeekedSocket):
         Raises:
             PeerError: the connection cannot be trusted any more; close it.
         """
-        due = time.monotonic() + TURN_SECONDS
+        self.busy_since = time.monotonic()
+        due = self.busy_since + TURN_SECONDS
         if self._unsent and not self._flush():
             return False
         while self._serve_one():

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from virtserial.channel.messages import DmaMap, FromWorker, Irq
     from virtserial.console.device import ConsoleDevice
     from virtserial.daemon.worker.limited_log import LimitedLog
+    from virtserial.daemon.worker.request_budget import LoopUse
     from virtserial.loop import EventLoop
     from virtserial.memory.dirty_log import DirtyLog
     from virtserial.state.device_state import FrontState
@@ -44,6 +45,7 @@ class FrontOwner(Protocol):
         send: to the keeper; a descriptor that must outlive this process goes there before its sender gets an answer.
         ledger: where the message that is under way is noted.
         log: for what a VMM can cause as often as it likes.
+        loop_use: who else has work in this loop.
     """
 
     index: int
@@ -53,6 +55,7 @@ class FrontOwner(Protocol):
     send: Send[FromWorker]
     ledger: Ledger
     log: LimitedLog
+    loop_use: LoopUse
 
     def add_turn(self, callback: Callable[[], None]) -> None:
         """Call back soon; an exception stops this device and nothing else."""

@@ -15,6 +15,7 @@ from virtserial.accounting import READ, WRITE
 from virtserial.channel.messages import ConnectionEnded, DmaMap, GuestOpen, Irq
 from virtserial.console.device import ConsoleDevice
 from virtserial.daemon.worker.limited_log import LimitedLog
+from virtserial.daemon.worker.request_budget import LoopUse
 from virtserial.errors import ConfigError, DriverError
 from virtserial.memory.file_status import status_of
 from virtserial.memory.state import StateMemory
@@ -79,6 +80,7 @@ class GuestDevice:
         send: to the keeper.
         ledger: where the batch and the message that are under way are noted.
         make_front: makes its front.
+        loop_use: what it shares with all devices of its loop; None: it is alone.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class GuestDevice:
         send: Send[FromWorker],
         ledger: Ledger,
         make_front: MakeFront,
+        loop_use: LoopUse | None = None,
     ) -> None:
         self.index = config.controller
         self.name = config.name
@@ -96,6 +99,7 @@ class GuestDevice:
         self.now = loop.now
         self.send = send
         self.ledger = ledger
+        self.loop_use = loop_use or LoopUse()
         self.log = LimitedLog(log, loop, self.name)
         self.port_serials: dict[Port, int] = {}
         self.connection_serials: dict[Port, int] = {}

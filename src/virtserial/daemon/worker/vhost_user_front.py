@@ -168,6 +168,7 @@ class VhostUserFront:
             owner.send(Irq(owner.index, kind, index), [fd])
 
     def _kicked(self, index: int, _: int) -> None:
+        self._vmm.note_work()
         try:
             self._console.notify_alone(index)
         except Exception:

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from virtserial.channel.messages import VmmGone
+from virtserial.daemon.worker.request_budget import RequestBudget
 from virtserial.errors import PeerError
 from virtserial.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from virtserial.accounting import Note
     from virtserial.daemon.worker.front import FrontOwner
+    from virtserial.loop import Timer
 
 log = logging.getLogger("virtserial.device")
 
@@ -23,6 +25,11 @@ VMM_EVENTS: Final = EPOLLIN | EPOLLRDHUP | EPOLLET
 
 class VmmStream(Protocol):
     """The messages of a connected socket (vfio_user.stream, vhost_user.stream)."""
+
+    @property
+    def busy_since(self) -> float:
+        """When the last `serve` came to the first request that is no doorbell (monotonic seconds); 0: to none."""
+        ...
 
     @property
     def wants_to_send(self) -> bool:
@@ -82,6 +89,9 @@ class VmmConnection(Generic[Stream]):
         self._has_left = has_left
         self._half_done: Note | None = None
         self._waits_for_room = False
+        self._use = owner.loop_use
+        self._budget = RequestBudget(self._use, owner.now())
+        self._pause: Timer | None = None
 
     def finish(self, note: Note) -> None:
         """A predecessor was killed over this message; the next `connect` finishes it."""
@@ -102,10 +112,15 @@ class VmmConnection(Generic[Stream]):
     def serve(self, events: int | None = None) -> None:
         """Handle messages; `events` are epoll's, None: it has told nothing."""
         stream = self.stream
-        if stream is None:
+        if stream is None or self._pause is not None:
             return
+        if self._use.latest is not self:
+            self.note_work()
         try:
-            if (self.prepare is not None and self.prepare()) or stream.serve(events):
+            more = (self.prepare is not None and self.prepare()) or stream.serve(events)
+            if stream.busy_since:
+                self._spend(stream.busy_since)
+            if more and self._pause is None:
                 self._owner.loop.add_turn(self.serve)
             if self.served is not None:
                 self.served()
@@ -119,6 +134,21 @@ class VmmConnection(Generic[Stream]):
         else:
             if stream.at_end:
                 self.disconnect("")
+
+    def note_work(self) -> None:
+        """This device has work."""
+        if self._use.latest is not self:
+            self._use.latest = self
+            self._use.changes += 1
+
+    def _spend(self, started: float) -> None:
+        now = self._owner.now()
+        if pause := self._budget.spend(started, now):
+            self._pause = self._owner.loop.call_at(now + pause, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self.serve()
 
     def watch_for_room(self) -> None:
         """Have epoll tell of room in the socket if something waits for it, else no longer."""
@@ -147,6 +177,9 @@ class VmmConnection(Generic[Stream]):
             self._owner.log.error("VMM's connection is closed: %s", reason)
         else:
             log.info("%s: VMM has left", self._owner.name)
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         self._owner.loop.unwatch(stream.fileno())
         stream.abandon()
         self._has_left()

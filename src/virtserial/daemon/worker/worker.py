@@ -47,6 +47,7 @@ from virtserial.channel.messages import (
 from virtserial.channel.messages import Port as NewPort
 from virtserial.daemon.worker.guest_device import GuestDevice
 from virtserial.daemon.worker.host_ends import HostEnds
+from virtserial.daemon.worker.request_budget import LoopUse
 from virtserial.daemon.worker.restoration import Restoration
 from virtserial.daemon.worker.saved_state import answer_request
 from virtserial.daemon.worker.vfio_user_front import VfioUserFront
@@ -98,6 +99,7 @@ class Worker:
         self._channel = channel
         self._devices: dict[int, GuestDevice] = {}
         self._ledger = nowhere()
+        self._loop_use = LoopUse()
         self._account = self._ledger.account
         self._host_ends = HostEnds(self.loop, self._send, self._account)
         self._restoration = Restoration(self._ledger)
@@ -154,7 +156,7 @@ class Worker:
                 self._restoration.begin(controller)
                 self._devices[controller] = GuestDevice(
                     message, fds[0], self.loop, self._send, self._ledger,
-                    VhostUserFront if message.vhost_user else VfioUserFront,
+                    VhostUserFront if message.vhost_user else VfioUserFront, self._loop_use,
                 )  # fmt: skip
                 if self._started:
                     self._restoration.end()
