@@ -18,6 +18,7 @@ from virtserial.pci.layout import NOTIFY_AREA, REGISTER_BAR
 from virtserial.vfio_user import wire
 
 PORTS = 31
+BUFFER = 1 << 17
 
 
 @pytest.fixture
@@ -172,3 +173,30 @@ def test_a_vmm_that_leaves_in_a_pause_is_let_go(loop):
             loop.run_once(0.1)
         assert one.front._vmm.stream is None
         assert one.front._vmm._pause is None
+
+
+def test_a_storm_of_doorbells_pauses_for_its_neighbour(loop):
+    use = LoopUse()
+    one, other = make_device(loop, use), make_device(loop, use)
+    bell = posted_write(NOTIFY_AREA, b"\0\0")
+    storm = bell * (BUFFER // len(bell))
+    with connected(one) as attacker, connected(other) as vmm:
+        attacker.setblocking(False)
+        sent = 0
+        end = time.monotonic() + 60
+        while one.front._vmm._pause is None and time.monotonic() < end:
+            with suppress(BlockingIOError):
+                while True:
+                    sent = (sent + attacker.send(storm[sent:])) % len(storm)
+            vmm.send(bell)
+            loop.run_once(0)
+        assert one.front._vmm._pause is not None
+
+
+def test_a_driver_s_doorbells_one_by_one_never_count(loop):
+    device = make_device(loop)
+    with connected(device) as vmm:
+        for _ in range(1000):
+            vmm.send(posted_write(NOTIFY_AREA, b"\0\0"))
+            loop.run_once(0)
+            assert not device.front._vmm.stream.busy_since

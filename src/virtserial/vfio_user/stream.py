@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 TURN_SECONDS: Final = 0.002
 """Other devices wait no longer than that for one VMM's messages, and for the last of them."""
 
+CROWD_BYTES: Final = 2048
+"""So many bytes at once, 60 doorbells, are more than a driver's queues have to say: their time counts."""
+
 POST_ID: Final = 0
 """The id of a message that wants no reply; requests that want one are counted from 1 on."""
 
@@ -75,7 +78,8 @@ class MessageStream(PeekedSocket):
     Attributes:
         asked: requests of ours.
         at_end: nothing more will come from the client, close the stream.
-        busy_since: when this `serve` came to the first request that is no doorbell (monotonic seconds); 0: to none.
+        busy_since: when this `serve` came to a crowd of doorbells or the first other request (monotonic seconds);
+            0: to none.
     """
 
     def __init__(self, sock: socket.socket, server: Server) -> None:
@@ -136,6 +140,8 @@ class MessageStream(PeekedSocket):
         server = self._server
         start = done = 0
         due = 0.0
+        if end >= CROWD_BYTES:
+            self.busy_since = time.monotonic()
         while True:
             start = server.ring_doorbells(_BUFFER, start, end)
             header = Header.unpack_from(_BUFFER, start) if end - start >= HEADER_SIZE else None

@@ -1,9 +1,9 @@
 """How much of the loop one VMM's requests may take while other devices have work.
 
-A doorbell leads to work that has budgets of its own.  Everything else that a VMM asks for, a register above all, is
-answered at once, and a driver that resets its device again and again asks without end.  So each connection has a token
-bucket of time, and one that has emptied it pauses: then the other devices have the loop and, because that VMM waits,
-the processor too.  Nobody pauses while nobody else has work.
+A doorbell leads to work that has budgets of its own; only crowds of doorbells count here.  Everything else that a VMM
+asks for, a register above all, is answered at once, and a driver that resets its device again and again asks without
+end.  So each connection has a token bucket of time, and one that has emptied it pauses: then the other devices have the
+loop and, because that VMM waits, the processor too.  Nobody pauses while nobody else has work.
 """
 
 from __future__ import annotations

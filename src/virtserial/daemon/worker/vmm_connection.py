@@ -28,7 +28,7 @@ class VmmStream(Protocol):
 
     @property
     def busy_since(self) -> float:
-        """When the last `serve` came to the first request that is no doorbell (monotonic seconds); 0: to none."""
+        """When the last `serve` came to what counts as a request (monotonic seconds); 0: to nothing."""
         ...
 
     @property
