@@ -179,10 +179,12 @@ def test_a_handler_serves_a_port_and_its_error_ends_the_machine():
     assert [str(error) for error in raised.value.exceptions] == ["as asked"]
 
 
-def test_a_lost_device_is_told(machine):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_lost_device_is_told(machine, number):
     guest = machine.attach()
     port = guest.open("org.a")
-    os.kill(machine.pid, signal.SIGKILL)
+    os.kill(machine.pid, number)
     with pytest.raises(virtserial.PortRemoved):
         port.wait_connected(60)
     assert isinstance(guest.failure, virtserial.PeerError)
+    assert "closed the connection" in str(guest.failure)

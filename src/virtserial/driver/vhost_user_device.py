@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from virtserial.driver.console_driver import DRIVER_FEATURES, ConsoleDriver
 from virtserial.driver.dma import DmaMemory
 from virtserial.errors import PeerError
-from virtserial.loop import EPOLLHUP, EPOLLIN
+from virtserial.loop import EPOLLIN, EPOLLRDHUP
 from virtserial.vhost_user import wire
 from virtserial.vhost_user.client import FrontEnd, new_base
 from virtserial.vhost_user.wire import MemoryRegion, VringAddress
@@ -69,7 +69,7 @@ class VhostUserFunction:
             with theirs:
                 front_end.set(wire.VHOST_USER_SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
             loop.watch(self._channel.fileno(), EPOLLIN, self._channel_ready)
-        loop.watch(front_end.fileno(), EPOLLIN, self._front_end_ready)
+        loop.watch(front_end.fileno(), EPOLLIN | EPOLLRDHUP, self._front_end_ready)
 
     def _eventfd(self, handler: Callable[[], None]) -> int:
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -193,7 +193,7 @@ class VhostUserFunction:
     def _front_end_ready(self, events: int) -> None:
         """Nobody has asked: the back end has closed the connection, or lies."""
         self._loop.unwatch(self._front_end.fileno())
-        closed = events & EPOLLHUP
+        closed = events & EPOLLRDHUP  # Our keeper says goodbye by SHUT_WR: EPOLLHUP comes later.
         why = "its process has closed the connection" if closed else "it answers what nobody has asked"
         if self._sink is not None:
             self._sink.device_gone(PeerError(f"device: {why}", errno.ECONNRESET))
