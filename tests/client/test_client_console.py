@@ -261,6 +261,8 @@ DIALOGUE = """{"version":2,"virtserial":"virtserial-port"}
     [
         (b"eve\n", b"hello, eve", ""),
         (b"bob\n", b"", r"the client said b'bob\n', where the recording has b'eve\n'"),
+        (b"bo\n", b"", r"the client said b'bo\n', where the recording has b'eve\n'"),
+        (b"ev", b"", r"the client left before it said b'e\n'"),
         (b"", b"", r"the client left before it said b'eve\n'"),
     ],
 )
