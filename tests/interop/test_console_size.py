@@ -20,12 +20,13 @@ def restart(vm):
 
 @pytest.fixture(scope="module")
 def attached(module_folder):
-    """A console on a socket, and two that have sizes."""
+    """A console on a socket, two that have sizes, and one on a pseudo-terminal."""
     options = ["-device", "virtio-serial,id=ser0"]
     options += ["-chardev", f"socket,id=c0,path={module_folder}/c0,server=on,wait=off"]
     options += ["-device", "virtconsole,chardev=c0"]
     for number, size in enumerate(("cols=100,rows=30", "cols=212,rows=65"), 1):
         options += ["-chardev", f"ringbuf,id=c{number}", "-device", f"virtconsole,chardev=c{number},{size}"]
+    options += ["-chardev", "pty,id=c3", "-device", "virtconsole,chardev=c3"]
     with VirtserialDevice().attach(options) as attached:
         yield attached
 
@@ -61,3 +62,11 @@ def test_a_console_follows_the_terminal_of_a_person_who_uses_it(attached, guest,
         for _ in range(2):  # The first finds that the keeper's connection has ended, the second makes another.
             stream.news()
         wait_for_size(guest, "hvc0", "26 82")
+
+
+def test_a_console_on_a_pseudo_terminal_follows_it_too(attached, guest, monkeypatch):
+    monkeypatch.setenv("VIRTSERIAL_REGISTRY", REGISTRY)
+    with NamedStream(find_vm_port(f"{attached.process.pid}/hvc3")) as stream:
+        stream.set_terminal_size(42, 124)
+        stream.news()
+        wait_for_size(guest, "hvc3", "42 124")

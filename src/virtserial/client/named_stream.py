@@ -7,7 +7,6 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtserial.client.address import TerminalAddress
 from virtserial.client.host_stream import HostStream
 from virtserial.client.names import VmPort, ports_of
 from virtserial.errors import BusyError, PeerError, VirtserialError
@@ -54,10 +53,9 @@ class NamedStream(HostStream):
         super().__init__((only_watch and port.watch_address) or port.address)
 
     def set_terminal_size(self, rows: int, columns: int) -> None:
-        """Set the pseudo-terminal's size; for a socket, with the next news() the keeper tells the guest."""
-        if isinstance(self.address, TerminalAddress):
-            super().set_terminal_size(rows, columns)
-        elif self._port.console:
+        """Set a pseudo-terminal's size; with the next news() the keeper tells the guest: it asks no terminal."""
+        super().set_terminal_size(rows, columns)
+        if self._port.console:
             self._size = rows, columns
 
     def news(self) -> list[str]:
