@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -235,7 +236,22 @@ def test_an_entry_that_leads_to_another_process_s_socket_is_not_followed(keeper,
 def test_an_entry_without_a_socket_is_one_line(registry):
     write_entry(registry, os.getpid())
     with pytest.raises(PeerError, match="does not answer: No such file or directory"):
-        find_vm("lie").inventory()
+        find_vm("lie").connect(0.1)
+
+
+def test_a_keeper_that_changes_to_newer_code_is_waited_for(registry):
+    """Its socket is there, and nobody listens until the new code has begun."""
+    write_entry(registry, os.getpid())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{registry}/{os.getpid()}.qmp")
+        begins = threading.Timer(0.3, listener.listen)
+        begins.start()
+        with pytest.raises(PeerError, match="no QMP greeting"):
+            find_vm("lie").connect(2)
+        begins.join()
+        listener.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(PeerError, match="does not answer: Connection refused"):
+            find_vm("lie").connect(0.1)
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_a_keeper(folder):

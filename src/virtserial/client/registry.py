@@ -23,6 +23,7 @@ import re
 import socket
 import stat
 import struct
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from virtserial.client.monitor import Monitor
@@ -38,6 +39,7 @@ MAX_ENTRY = 4096
 MAX_NAME = 256
 USERS_FOLDERS = "/run/user/*/virtserial/vms"
 ANSWER_TIME = 3.0
+_LOOK_AGAIN = 0.02
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -75,7 +77,7 @@ class Vm(NamedTuple):
             connection.settimeout(answer_time)
             folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                connection.connect(f"/proc/self/fd/{folder}/{self.pid}.qmp")
+                self._reach(connection, f"/proc/self/fd/{folder}/{self.pid}.qmp", answer_time)
             finally:
                 os.close(folder)
             credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -90,6 +92,19 @@ class Vm(NamedTuple):
             connection.close()
             raise
         return Monitor(connection, answer_time, f"VM '{self.name}' (process {self.pid})")
+
+    def _reach(self, connection: socket.socket, path: str, seconds: float) -> None:
+        """Connect; a keeper that changes to newer code does not listen until that has begun, and is waited for."""
+        limit = time.monotonic() + seconds
+        while True:
+            try:
+                connection.connect(path)
+            except (ConnectionRefusedError, FileNotFoundError):
+                if time.monotonic() >= limit or not os.path.exists(f"/proc/{self.pid}"):
+                    raise
+                time.sleep(_LOOK_AGAIN)
+            else:
+                return
 
     def inventory(self, *, ping: bool = False) -> dict[str, Any]:
         """What it serves: see monitor/inventory.py.
