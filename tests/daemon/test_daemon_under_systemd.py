@@ -34,7 +34,7 @@ def write_unit(systemd, folder, source, *options, without=None):
     kept = (
         "Type=", "Restart", "KillMode=", "FileDescriptorStoreMax=", "ExecReload=", "TimeoutStopSec=", "LimitNOFILE=",
         "CapabilityBoundingSet=", "AmbientCapabilities=", "NoNewPrivileges=", "LockPersonality=", "SystemCall",
-        "MemoryDenyWriteExecute=", "ProtectProc=", "UMask=",
+        "MemoryDenyWriteExecute=", "ProtectProc=", "UMask=", "RestrictSUIDSGID=",
     )  # fmt: skip
     lines = [line for line in packaged if line.startswith(kept) and line != without]
     words = " ".join(f"'{word}'" for word in options)
@@ -58,10 +58,19 @@ def served(systemd, folder):
     code = folder / "code"
     shutil.copytree(ROOT / "src" / "virtserial", code / "virtserial")
     options = [*controller_options(folder), *port_options(folder, "a", 1), *port_options(folder, "b", 2)]
-    options += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    options += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off", "--allow-path", str(folder)]
     write_unit(systemd, folder, code, *options)
     systemd("start", UNIT)
     return code
+
+
+def test_a_monitor_adds_sockets_in_the_folder_that_is_allowed(served, folder):
+    """The unit's RestrictSUIDSGID= takes openat2 away."""
+    address = {"type": "unix", "data": {"path": f"{folder}/added"}}
+    backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+    with QmpClient(f"{folder}/qmp") as monitor:
+        monitor.execute("chardev-add", {"id": "added", "backend": backend})
+    assert (folder / "added").is_socket()
 
 
 def log(folder):
