@@ -55,10 +55,16 @@ def address(module_folder, tcp_port):
     }
 
 
+def until(command):
+    """Repeat a command of the guest's shell: a read ends at once while the host is not connected."""
+    return f"until {command}; do sleep 0.05; done"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_line_each_way(machine, socat, address, kind):
     """The transcript of the Fedora page."""
-    job = machine.start(f"exec 3<>/dev/virtio-ports/{kind}; head -n 1 <&3; echo hello, host >&3; sleep 60")
+    receive = until("head -n 1 <&3 | grep .")
+    job = machine.start(f"exec 3<>/dev/virtio-ports/{kind}; {receive}; echo hello, host >&3; sleep 60")
     with subprocess.Popen([*socat, "-", address[kind]], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdin.write(b"hello, guest\n")
         process.stdin.flush()
@@ -74,7 +80,8 @@ def test_a_file_each_way(machine, socat, address, module_folder, kind):
     """A file up, its checksum and the file itself back: socat ends by itself when the guest has closed its side."""
     size = 1 << 20
     content = os.urandom(size)
-    job = machine.start(f"head -c {size} </dev/virtio-ports/{kind} >/tmp/{kind}; sha1sum </tmp/{kind}")
+    receive = until(f"head -c {size} <&3 >/tmp/{kind}; [ -s /tmp/{kind} ]")
+    job = machine.start(f"exec 3<>/dev/virtio-ports/{kind}; {receive}; exec 3>&-; sha1sum </tmp/{kind}")
     sender = subprocess.run([*socat, "-u", "STDIN", address[kind]], input=content, timeout=60, capture_output=True)
     assert sender.returncode == 0, sender.stderr
     assert re.match(hashlib.sha1(content).hexdigest(), job.wait(60).text)

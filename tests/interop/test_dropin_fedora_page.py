@@ -48,7 +48,9 @@ def test_one_port_with_socat_on_the_host(machine, folder, socat):
     with DropinGuest([*machine, *words]) as guest:
         assert guest.check("cat /sys/class/virtio-ports/vport0p1/name") == "org.fedoraproject.port.0"
         assert guest.check("readlink /dev/virtio-ports/org.fedoraproject.port.0").endswith("vport0p1")
-        job = guest.start("exec 3<>/dev/vport0p1; head -n 1 <&3; echo from the guest >&3; cat <&3 > /dev/null")
+        # A read ends at once while the host is not connected.
+        receive = "until head -n 1 <&3 | grep .; do sleep 0.05; done"
+        job = guest.start(f"exec 3<>/dev/vport0p1; {receive}; echo from the guest >&3; cat <&3 > /dev/null")
         with subprocess.Popen(
             [*socat, "-", f"UNIX-CONNECT:{folder}/foo"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as client:
