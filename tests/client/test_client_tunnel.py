@@ -16,6 +16,7 @@ from support.waiting import wait_until
 
 from virtserial.cli.ssh_session import VERSION, disconnect
 from virtserial.client.names import find_vm_port
+from virtserial.client.registry import find_vm
 
 NAME = "org.virtserial.ssh.0"
 WAIT = 60
@@ -162,6 +163,26 @@ def test_ssh_config_has_every_program_come_by_the_port(monkeypatch):
     assert lines[1].startswith("ProxyCommand ")
     assert lines[1].endswith("pipe --session -- %n")
     assert "ControlMaster auto" in lines
+
+
+def test_of_two_vms_of_one_name_the_process_number_tells_which(machine, serve, folder):
+    """Also to ssh, which shares connections by the name that it is given."""
+    serve("cat")
+    pid = str(find_vm("alpha").pid)
+    (folder / "ssh").write_text('#!/bin/sh\necho "$@"\n')
+    (folder / "ssh").chmod(0o755)
+    chardev = f"socket,id=c0,path={folder}/of-the-other,server=on,wait=off"
+    with running(
+        "serve", "--name", "alpha", "-device", f"virtio-serial,id=ser0,socket={folder}/other",
+        "-chardev", chardev, "-device", f"virtserialport,chardev=c0,name={NAME}",
+    ):  # fmt: skip
+        assert finish(session(f"{pid}.vm"), b"to the first\n") == (0, b"to the first\n", "")
+        status, _, errors = finish(session())
+        assert (status, "2 VMs are called 'alpha': say which by its process" in errors) == (1, True), errors
+        words = [sys.executable, "-m", "virtserial", "ssh", f"root@{pid}", "true"]
+        done = subprocess.run(words, env={**ENVIRONMENT, "PATH": str(folder)}, capture_output=True, text=True)
+        assert done.stdout.endswith(f" root@{pid}.vm true\n"), done.stderr
+        assert f" pipe --session -- {pid} " in done.stdout
 
 
 @pytest.mark.parametrize("length", range(9))

@@ -6,12 +6,16 @@ import os
 import shlex
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 from virtserial.cli.end import may_be_in_fleet
 from virtserial.client.names import find_vm_port
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.errors import ConfigError, UsageError
 from virtserial.guest.sshd import PORT
+
+if TYPE_CHECKING:
+    from virtserial.client.names import VmPort
 
 DOMAIN = ".vm"
 """What hosts of ~/.ssh/config end in."""
@@ -39,30 +43,35 @@ def run(words: list[str]) -> int:
         raise UsageError(f"{words[0]}: say the VM first, then ssh's options", hint)
     user, at, name = words[0].rpartition("@")
     try:
-        port = find_ssh_port(name)
-        host = port.partition("/")[0].replace(" ", "-")
+        host = _host_name(find_ssh_port(name), name)
     except ConfigError:
         # The ProxyCommand says whether the fleet has it.
         if not may_be_in_fleet(name):
             raise
-        port, host = name, ".".join(reversed(name.split("/")[:2]))
+        host = ".".join(reversed(name.split("/")[:2]))
     program = shutil.which("ssh")
     if program is None:
         raise ConfigError("there is no ssh on this host: install OpenSSH's client")
-    options = [f"ProxyCommand={proxy_command(port)}", f"HostKeyAlias={host}{DOMAIN}", *sharing(run_folder())]
+    options = [f"ProxyCommand={proxy_command(name)}", f"HostKeyAlias={host}{DOMAIN}", *sharing(run_folder())]
     arguments = [word for option in options for word in ("-o", option)]
     sys.stdout.flush()
     os.execv(program, ["ssh", *arguments, f"{user}{at}{host}{DOMAIN}", *words[1:]])
 
 
-def find_ssh_port(name: str) -> str:
-    """Return VM/PORT of a VM, or of the port that is named.
+def _host_name(port: VmPort, name: str) -> str:
+    """What ssh calls the VM: by its process number, where that was said, for others may have the same name."""
+    called = port.vm.name if name.startswith(port.vm.name) else str(port.vm.pid)
+    return called.partition("/")[0].replace(" ", "-")
+
+
+def find_ssh_port(name: str) -> VmPort:
+    """Return the port for ssh of a VM, or the port that is named.
 
     Raises:
         ConfigError: there is none.
     """
     try:
-        return find_vm_port(name if "/" in name else f"{name}/{PORT}").full_name
+        return find_vm_port(name if "/" in name else f"{name}/{PORT}")
     except ConfigError as error:
         if str(error).endswith(f"has no port '{PORT}'"):
             hint = f"give it one, -device virtserialport,name={PORT},chardev=..., or say VM/PORT"

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from virtserial.cli.end import open_in_fleet
 from virtserial.cli.ssh import DOMAIN, find_ssh_port
 from virtserial.client.named_stream import open_free
-from virtserial.client.names import find_vm_port
 from virtserial.errors import ConfigError, PeerError, VirtserialError
 from virtserial.guest.conversation import converse
 from virtserial.guest.errors import NoPartner, PortError
@@ -85,7 +84,7 @@ def _open(name: str) -> tuple[EpollStream, str]:
         vm, _, host = name.rpartition(".")
         name = name if "/" in name or not vm else f"{host}/{vm}"
         return open_in_fleet(name, error, PORT), name
-    return open_free(find_vm_port(found)), found
+    return open_free(found), found.full_name
 
 
 def _tell_ssh(reason: str) -> None:
