@@ -25,7 +25,7 @@ from support.served_device import (
 
 from virtserial.errors import PeerError, StateError
 from virtserial.vfio_user import wire
-from virtserial.vfio_user.stream import MessageStream, RequestRefused
+from virtserial.vfio_user.stream import CROWD_BYTES, MessageStream, RequestRefused
 
 ID = b"\xf4\x1a\x43\x10"
 
@@ -410,6 +410,18 @@ class TestRequests:
         join = self.answering(vmm, lambda: self.answer(vmm, b"echo:"))
         assert stream.request(wire.VFIO_USER_DMA_READ, b"payload") == b"echo:payload"
         join()
+
+    def test_replies_are_no_requests_whose_time_counts(self, vmm, stream):
+        """Memory that is not shared comes in replies, and in nothing but replies."""
+        replies = []
+        stream.ask(wire.VFIO_USER_DMA_READ, b"", lambda header, body: replies.append(body))
+        self.answer(vmm, bytes(CROWD_BYTES))
+        stream.serve(select.EPOLLIN)
+        assert replies == [bytes(CROWD_BYTES)]
+        assert not stream.busy_since
+        vmm.send(doorbell(0) * (CROWD_BYTES // len(doorbell(0)) + 1))
+        stream.serve(select.EPOLLIN)
+        assert stream.busy_since
 
     def test_requests_of_the_vmm_before_the_reply_are_answered(self, vmm, stream, server):
         def vmm_part():

@@ -140,7 +140,7 @@ class MessageStream(PeekedSocket):
         server = self._server
         start = done = 0
         due = 0.0
-        if end >= CROWD_BYTES:
+        if end >= CROWD_BYTES and not Header.unpack_from(_BUFFER).flags & VFIO_USER_TYPE:
             self.busy_since = time.monotonic()
         while True:
             start = server.ring_doorbells(_BUFFER, start, end)
