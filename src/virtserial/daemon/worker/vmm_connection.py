@@ -117,9 +117,12 @@ class VmmConnection(Generic[Stream]):
         if self._use.latest is not self:
             self.note_work()
         try:
-            more = (self.prepare is not None and self.prepare()) or stream.serve(events)
-            if stream.busy_since:
-                self._spend(stream.busy_since)
+            if self.prepare is not None and self.prepare():
+                more = True
+            else:
+                more = stream.serve(events)
+                if stream.busy_since:
+                    self._spend(stream.busy_since)
             if more and self._pause is None:
                 self._owner.loop.add_turn(self.serve)
             if self.served is not None:
