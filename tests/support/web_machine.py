@@ -7,6 +7,7 @@ import os
 import selectors
 import subprocess
 import sys
+import termios
 import threading
 
 from support.client_machine import running
@@ -44,14 +45,14 @@ def machine(folder, name, ports=(), *, consoles=1, options=""):
 def shell(terminal):
     """A shell on a terminal of the guest."""
     fd = os.open(terminal, os.O_RDWR | os.O_NOCTTY)
+    process = subprocess.Popen(
+        ["setsid", "-c", "sh", "-c", "stty sane; exec sh -i"], stdin=fd, stdout=fd, stderr=fd,
+        env={**os.environ, "PS1": PROMPT, "ENV": "", "TERM": "xterm-256color"},
+    )  # fmt: skip
     try:
-        process = subprocess.Popen(
-            ["setsid", "-c", "sh", "-c", "stty sane; exec sh -i"], stdin=fd, stdout=fd, stderr=fd,
-            env={**os.environ, "PS1": PROMPT, "ENV": "", "TERM": "xterm-256color"},
-        )  # fmt: skip
-    finally:
+        # A line that is typed before has no end for a terminal that reads lines from then on.
+        wait_until(lambda: termios.tcgetattr(fd)[3] & termios.ICANON)
         os.close(fd)
-    try:
         yield process
     finally:
         process.kill()

@@ -278,7 +278,8 @@ def test_by_keys_alone(world, open_page):
             "(() => { const at = document.activeElement; if (at === document.body) return null;"
             "return at.id || at.title || at.innerText || at.className; })()"
         )
-        if now is None or now in reached:
+        assert now is not None, reached
+        if now in reached:
             break
         reached.append(now)
         page.press("Tab")

@@ -5,10 +5,13 @@ import { $, amount, ask, element, post, say, socketTo } from "./api.js";
 const RETRY = [500, 1000, 2000, 4000];
 const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 
+// An element that is taken out and put back loses the focus: what can stay where it is stays.
 function place(parent, children) {
-  if (parent.childNodes.length !== children.length || children.some((child, index) => parent.childNodes[index] !== child)) {
-    parent.replaceChildren(...children);
-  }
+  const wanted = new Set(children);
+  for (const child of [...parent.childNodes]) if (!wanted.has(child)) child.remove();
+  children.forEach((child, index) => {
+    if (parent.childNodes[index] !== child) parent.insertBefore(child, parent.childNodes[index] ?? null);
+  });
 }
 
 export class Ports {
@@ -154,10 +157,10 @@ export class Ports {
       const rate = (value) => cell(value ? `${amount(value)}/s` : "–", value ? "n" : "n muted");
       const total = (value) => cell(value ? amount(value) : "0", value ? "n" : "n muted");
       const trouble = (value) => cell(value ? amount(value) : "0", value ? "n warn" : "n muted");
-      row.replaceChildren(row.firstChild,
+      place(row, [row.firstChild,
         element("td", {}, element("i", { className: `dot ${port.guest_open ? "open" : ""}` }), port.guest_open ? " open" : " closed"),
         cell(port.clients === null ? "?" : port.clients, "n"), total(port.to_host), rate(toHost), total(port.to_guest), rate(toGuest),
-        trouble(port.discarded), trouble(port.dropped));
+        trouble(port.discarded), trouble(port.dropped)]);
       return row;
     });
     place($("figures-rows"), rows);
