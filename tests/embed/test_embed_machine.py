@@ -42,6 +42,12 @@ def test_both_ends_of_a_port_and_a_console_carry_lines(machine):
         assert machine.wait_guest(name, False, timeout=60)
 
 
+def test_a_second_guest_is_told_that_the_device_has_a_vmm(machine):
+    machine.attach()
+    with pytest.raises(virtserial.PeerError, match="is another VMM connected"):
+        machine.attach()
+
+
 def test_a_stream_of_the_guest_knows_when_the_host_comes_and_goes(machine):
     port = machine.attach().open("org.a")
     assert not port.connected

@@ -54,7 +54,9 @@ class QmpClient:
             self._name = name
             self._socket = where
         try:
-            self._run_until(lambda: self._is_ready, answer_time, "no QMP greeting", "; does it serve another client?")
+            # A socket that came connected is a keeper's own, which serves many at once.
+            hint = "; does it serve another client?" if isinstance(where, str) else ""
+            self._run_until(lambda: self._is_ready, answer_time, "no QMP greeting", hint)
         except BaseException:
             self.close()
             raise

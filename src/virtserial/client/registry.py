@@ -94,7 +94,11 @@ class Vm(NamedTuple):
         return Monitor(connection, answer_time, f"VM '{self.name}' (process {self.pid})")
 
     def _reach(self, connection: socket.socket, path: str, seconds: float) -> None:
-        """Connect; a keeper that changes to newer code does not listen until that has begun, and is waited for."""
+        """Connect; a keeper that changes to newer code does not listen until that has begun, and is waited for.
+
+        Raises:
+            OSError: nobody listens; where the process lives, after so many seconds.
+        """
         limit = time.monotonic() + seconds
         while True:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from contextlib import contextmanager
@@ -33,6 +34,16 @@ def open_device(name: str, loop: EventLoop, listener: DriverListener) -> Console
     Raises:
         ConfigError, PeerError: it cannot be used.
     """
+    try:
+        return _open_by_kind(name, loop, listener)
+    except PeerError as error:
+        if error.errno != errno.ECONNRESET:
+            raise
+        # A device process takes one VMM for each controller, and says so in its own log alone.
+        raise PeerError(f"{name}: {error}; is another VMM connected to it?", errno.ECONNRESET) from error
+
+
+def _open_by_kind(name: str, loop: EventLoop, listener: DriverListener) -> ConsoleDriver:
     address = full_address(name)
     if address is not None:
         from virtserial.driver.vfio_device import open_vfio_device

@@ -12,10 +12,9 @@ import select
 import time
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from virtserial.driver.attachment import open_device
 from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.ports import PortListener
-from virtserial.driver.vfio_user_device import open_vfio_user_device
-from virtserial.driver.vhost_user_device import open_vhost_user_device
 from virtserial.errors import ConfigError, PeerError
 from virtserial.guest.aio import AsyncStream
 from virtserial.guest.errors import PortRemoved
@@ -130,7 +129,7 @@ class EmbeddedGuest(DriverListener):
         failure: why the device cannot be used any more, or None.
 
     Raises:
-        PeerError: nobody listens there, or it is no virtio console.
+        PeerError: nobody listens there, it has a VMM already, or it is no virtio console.
     """
 
     def __init__(self, path: os.PathLike[str] | str, *, vhost_user: bool = False) -> None:
@@ -138,9 +137,9 @@ class EmbeddedGuest(DriverListener):
         self.loop = EventLoop()
         self._streams: list[GuestStream] = []
         self._closed = False
-        open_device = open_vhost_user_device if vhost_user else open_vfio_user_device
+        where = os.path.abspath(path)
         try:
-            self.driver = open_device(path, self.loop, self)
+            self.driver = open_device(f"vhost-user:{where}" if vhost_user else where, self.loop, self)
         except BaseException:
             self.loop.close()
             raise
