@@ -97,6 +97,13 @@ def test_virtserial_ssh_is_ssh(served):
         "echo", "by", "name",
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "by name\n"), done.stderr
+    # What `ssh-config` prints shares its connection: another would find the port busy.
+    printed = served.run(sys.executable, "-m", "virtserial", "ssh-config").stdout
+    (served.folder / "printed").write_text(printed)
+    ssh = ["ssh", "-F", f"{served.folder}/printed"]
+    done = served.run(*ssh, f"root@{served.name}.vm", "echo", "by the file")
+    assert (done.returncode, done.stdout) == (0, "by the file\n"), done.stderr
+    assert served.run(*ssh, "-O", "exit", f"root@{served.name}.vm").returncode == 0
     wait_until(lambda: not find_vm_port(f"{served.name}/{PORT}").clients)
 
 

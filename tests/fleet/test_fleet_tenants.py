@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
@@ -13,6 +15,7 @@ from support.broker import Broker
 from support.certificates import Authority
 from support.fleet_host import FleetHost
 from support.nats_accounts import Operator
+from support.places import ENVIRONMENT
 from support.waiting import wait_until
 
 from virtserial.errors import ConfigError, PeerError
@@ -86,6 +89,17 @@ def test_another_tenant_sees_nothing(red, tenants):
         FleetStream(load_settings(str(tenants("blue", "operate"))), "h1/alpha/many")
     assert heard_by(tenants("blue", "admin"), lambda: say_something(red)) == []
     assert heard_by(tenants("red", "admin"), lambda: say_something(red), WAIT) != []
+
+
+def test_the_end_of_a_connection_is_no_news(red):
+    """asyncio warned of each end of TLS, in every command's error output."""
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-m", "virtserial", "fleet", "ls"], env=ENVIRONMENT | {"VIRTSERIAL_FLEET": str(red.file)},
+            capture_output=True, text=True, timeout=WAIT,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "h1/alpha" in done.stdout
 
 
 def say_something(host):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -52,7 +53,7 @@ def run(words: list[str]) -> int:
     program = shutil.which("ssh")
     if program is None:
         raise ConfigError("there is no ssh on this host: install OpenSSH's client")
-    options = [f"ProxyCommand={proxy_command(name)}", f"HostKeyAlias={host}{DOMAIN}", *sharing(run_folder())]
+    options = [f"ProxyCommand={proxy_command(name)}", f"HostKeyAlias={host}{DOMAIN}", *sharing(_control_folder())]
     arguments = [word for option in options for word in ("-o", option)]
     sys.stdout.flush()
     os.execv(program, ["ssh", *arguments, f"{user}{at}{host}{DOMAIN}", *words[1:]])
@@ -92,13 +93,16 @@ def sharing(folder: str) -> list[str]:
     return ["CheckHostIP=no", "ControlMaster=auto", f"ControlPath={folder}/ssh-%C", "ControlPersist=10"]
 
 
-def run_folder() -> str:
-    """The folder of ssh's control sockets; made if it is not there.
+def _control_folder() -> str:
+    """The folder of ssh's control sockets: that of `ssh-config`, where it can be, for both share a port's connection.
 
     Raises:
         ConfigError: it cannot be made.
     """
-    folder = run_directory() if os.access(os.path.dirname(run_directory()), os.W_OK) else os.path.expanduser("~/.ssh")
+    home = os.path.expanduser("~/.ssh")
+    with contextlib.suppress(OSError):
+        os.makedirs(home, mode=0o700, exist_ok=True)
+    folder = home if os.access(home, os.W_OK) else run_directory()
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError as error:

@@ -15,6 +15,7 @@ The file is TOML: $VIRTSERIAL_FLEET, else ~/.config/virtserial/fleet.toml, else 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 import stat
@@ -173,6 +174,7 @@ async def connect(
     tls = _tls(settings)
     if tls is not None:
         options["tls"] = tls
+        logging.getLogger("asyncio").addFilter(_is_news)
     client = Connection()
     connecting = asyncio.ensure_future(
         client.connect(
@@ -248,6 +250,11 @@ def _check_secret(path: str) -> None:
         raise ConfigError(f"{path}: {error.strerror}") from error
     if mode & 0o007:
         raise ConfigError(f"{path}: everybody may read or change it", f"chmod 600 {path}")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # nats-py begins TLS on a stream that asyncio made for a plain connection; asyncio says so at each one's end.
+    return "eof_received" not in str(record.msg)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
