@@ -128,6 +128,16 @@ class Vm(NamedTuple):
             raise PeerError(f"VM '{self.name}': its inventory makes no sense")
         return answer
 
+    def restart(self, *, with_keeper: bool = True) -> None:
+        """Begin to upgrade its worker, and its keeper where that can be: not under virtserial-qemu.
+
+        Raises:
+            ConfigError, PeerError: it does not answer, or refuses.
+        """
+        with self.connect() as monitor:
+            whole = with_keeper and bool(monitor.execute("x-virtserial-query").get("keeper-can-restart"))
+            monitor.execute("x-virtserial-restart", {"keeper": True} if whole else {})
+
 
 def running_vms() -> list[Vm]:
     """Return every VM of this user, for root of all users, by name."""

@@ -29,7 +29,7 @@ async def operate(vm: Vm, monitor: str | None, verb: str, data: bytes) -> dict[s
     request = document(data)
     match verb:
         case "restart":
-            await asyncio.to_thread(_restart, vm, bool(request.get("keeper")))
+            await asyncio.to_thread(vm.restart, with_keeper=bool(request.get("keeper")))
         case "plug" | "unplug" if monitor is None:
             hint = "`virtserial fleet join --monitor VM=SOCKET`"
             raise ConfigError(f"the agent knows no monitor of VM '{vm.name}'", hint)
@@ -44,11 +44,6 @@ async def operate(vm: Vm, monitor: str | None, verb: str, data: bytes) -> dict[s
         case _:
             raise PeerError(f"there is no {verb!r:.40}")
     return {}
-
-
-def _restart(vm: Vm, with_keeper: bool) -> None:
-    with vm.connect() as connected:
-        connected.execute("x-virtserial-restart", {"keeper": True} if with_keeper else {})
 
 
 def _unplug(vm: Vm, monitor: str, name: str) -> None:

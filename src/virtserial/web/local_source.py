@@ -80,7 +80,7 @@ class LocalSource:
 
     async def restart(self, machine: str) -> None:
         """See Source.restart."""
-        await self._run(lambda: _restart(machine))
+        await self._run(lambda: find_vm(machine).restart())
 
     async def plug(self, machine: str, port: str, is_console: bool) -> None:
         """See Source.plug."""
@@ -180,9 +180,3 @@ def _shown(port: VmPort, shared: Counter[str]) -> ShownPort:
         discarded=port.discarded,
         dropped=port.dropped,
     )
-
-
-def _restart(machine: str) -> None:
-    with find_vm(machine).connect() as monitor:
-        can_both = bool(monitor.execute("x-virtserial-query").get("keeper-can-restart"))
-        monitor.execute("x-virtserial-restart", {"keeper": True} if can_both else {})
