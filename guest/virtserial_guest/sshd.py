@@ -25,8 +25,8 @@ PORT = "org.virtserial.ssh.0"
 """The name that `virtserial ssh VM` looks for."""
 PLACES = "/usr/sbin:/usr/local/sbin:/sbin:/usr/lib/ssh"
 PRIVILEGE_SEPARATION = "/run/sshd"
-SERVERS = {"sshd": ["-i", "-e"], "dropbear": ["-i", "-E", "-R"]}
-"""What serves one connection on its standard input and output, and complains on standard error."""
+SERVERS = {"sshd": ["-i", "-e"], "dropbear": ["-i", "-R"]}
+"""What serves one connection on its standard input and output; sshd complains on standard error, dropbear to syslog."""
 
 _started: list[subprocess.Popen[bytes]] = []
 """Those that are still to be reaped."""

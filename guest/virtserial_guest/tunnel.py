@@ -202,6 +202,17 @@ class Program:
         self.end, self.errors = end, errors
 
 
+def _first_byte(end: socket.socket) -> bytes | None:
+    """What a program says first: b"" if it has ended without a word, None while it says nothing."""
+    try:
+        return end.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        # A program that leaves bytes of ours unread resets the connection at its end.
+        return b""
+
+
 class TunnelServer(Party):
     """The guest's side: a program for each session."""
 
@@ -254,15 +265,12 @@ class TunnelServer(Party):
         if program is None or tunnel is None:
             return False
         worked = self._hear(program.errors)
-        if not self._has_spoken:
-            try:
-                self._has_spoken = bool(program.end.recv(1, socket.MSG_PEEK))
-                if not self._has_spoken:
-                    self._hear(program.errors, to_the_end=True)
-                    self._fail(self._last_words())
-                    return True
-            except OSError:
-                pass
+        if not self._has_spoken and (first := _first_byte(program.end)) is not None:
+            self._has_spoken = bool(first)
+            if not first:
+                self._hear(program.errors, to_the_end=True)
+                self._fail(self._last_words())
+                return True
         worked |= tunnel.pump()
         if tunnel.target_ended:
             program.end.shutdown(socket.SHUT_WR)

@@ -126,6 +126,13 @@ def test_a_program_that_does_not_serve_is_one_line(machine, serve, command, said
     assert finish(session()) == (1, told(f"'alpha/{NAME}': {said}"), f"virtserial: 'alpha/{NAME}': {said}\n")
 
 
+def test_a_program_that_ends_before_it_has_read_is_one_line_too(machine, serve):
+    """Its connection is reset then; sshd without host keys may find our version already there."""
+    serve("sh", "-c", "sleep 1; echo no hostkeys >&2; exit 1")
+    error = f"'alpha/{NAME}': no hostkeys"
+    assert finish(session(), b"SSH-2.0-ours\r\n") == (1, told(error), f"virtserial: {error}\n")
+
+
 def test_a_guest_that_does_not_answer_is_one_line(machine):
     status, output, errors = finish(session("--timeout", "1", "alpha"))
     assert (status, output) == (1, told(errors.removeprefix("virtserial: ").rstrip("\n")))

@@ -50,6 +50,17 @@ def registry(monkeypatch):
     monkeypatch.setenv("VIRTSERIAL_REGISTRY", REGISTRY)
 
 
+def test_dropbear_serves_where_there_is_no_sshd(machine):
+    machine.guest.check("mkdir -p /etc/dropbear; mv $(command -v sshd) /root/sshd.away")
+    try:
+        with serving(machine.guest):
+            done = machine.ssh("-o", "UserKnownHostsFile=/dev/null", "-o", "ControlPath=none", "echo served")
+            assert (done.returncode, done.stdout) == (0, "served\n"), done.stderr
+            wait_until(lambda: not find_vm_port(f"{machine.name}/{PORT}").clients)
+    finally:
+        machine.guest.check("mv /root/sshd.away /usr/sbin/sshd")
+
+
 @pytest.fixture(scope="module")
 def served(machine):
     with serving(machine.guest):

@@ -38,12 +38,12 @@ def make_key(path):
 
 def guest_files(folder):
     """What a guest needs to serve ssh to who has the key FOLDER/key."""
-    packages = fetch_or_skip(programs, "openssh-server", "openssh-sftp-server", "rsync")
+    packages = fetch_or_skip(programs, "openssh-server", "openssh-sftp-server", "rsync", "dropbear-bin")
     host_key, _ = make_key(folder / "host_key")
     _, public = make_key(folder / "key")
     sftp_server = packages.root / "usr/lib/openssh/sftp-server"
     files = {
-        **packages.guest_files("sshd", "rsync"), **packages.guest_libraries(sftp_server), **library_files(),
+        **packages.guest_files("sshd", "rsync", "dropbear"), **packages.guest_libraries(sftp_server), **library_files(),
         "/usr/lib/openssh/sftp-server": sftp_server.read_bytes(), "/etc/ssh/sshd_config": SSHD_CONFIG.encode(),
         "/etc/ssh/host_key": host_key, "/root/.ssh/authorized_keys": public,
         "/etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534::/run/sshd:/bin/false\n",
