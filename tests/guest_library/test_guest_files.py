@@ -258,3 +258,15 @@ def test_two_receivers_into_one_folder_do_not_disturb_each_other(tmp_path, dice)
         second.run()
     assert sorted(os.listdir(to)) == ["one", "two"]
     assert (to / "two").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_receiver_that_ends_leaves_the_folder_of_parts_to_another(tmp_path, dice):
+    """It removed the folder, as it was empty, and the other received nothing more."""
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(dice(PIECE))
+    to = tmp_path / "to"
+    with Transfer([tmp_path / "two"], to) as second:
+        with Transfer([tmp_path / "one"], to) as first:
+            first.run()
+        assert second.run().failures == 0
+    assert sorted(os.listdir(to)) == ["one", "two"]

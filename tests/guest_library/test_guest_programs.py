@@ -244,6 +244,8 @@ def test_progress_is_a_bar_with_the_rate_since_the_first_byte():
     assert reporter.line(Progress(1, 50 << 20, b"b"), now[0]) == (
         "[##########----------]  50%  50.0 MiB of 100.0 MiB  file 2 of 2  10.0 MiB/s  0:05 left  b"
     )
+    # At its end a file counts for nothing until the other end has confirmed it.
+    assert "50%" in reporter.line(Progress(1, 10 << 20, b"b"), now[0])
 
 
 def test_the_summary_does_not_count_the_wait(capsys):

@@ -55,6 +55,7 @@ class Reporter:
         self._begun = self._shown_at = self._waits_since = clock()
         self._joined: float | None = None
         self._first: tuple[float, int] | None = None
+        self._most = 0
         self._in_session = self._had_session = self._said_wait = False
         self._has_line = False
         self.total: Total | None = None
@@ -82,7 +83,7 @@ class Reporter:
         self._in_session = begun
         self._had_session = True
         self._waits_since, self._said_wait = self._clock(), False
-        self._first = None
+        self._first, self._most = None, 0
 
     def show(self, progress: Progress, total: Total | None = None) -> None:
         """Draw the line of progress, if it is time; `total` is what the sender has told.
@@ -107,22 +108,24 @@ class Reporter:
 
     def line(self, progress: Progress, now: float) -> str:
         """The line of progress."""
-        if self._first is None and progress.size:
+        # A file that is sent and not yet confirmed counts for nothing; who watches has seen it already.
+        size = self._most = max(self._most, progress.size)
+        if self._first is None and size:
             # What was there before (resumed) has cost no time.
-            self._first = now, progress.size
-        since, before = self._first or (now, progress.size)
-        rate = (progress.size - before) / (now - since) if now > since else 0.0
-        parts = [amount(progress.size)]
+            self._first = now, size
+        since, before = self._first or (now, size)
+        rate = (size - before) / (now - since) if now > since else 0.0
+        parts = [amount(size)]
         total = self.total
         if total is not None and total.size:
-            share = min(progress.size / total.size, 1.0)
+            share = min(size / total.size, 1.0)
             bar = "#" * int(share * BAR)
-            parts = [f"[{bar:-<{BAR}}] {share:4.0%}", f"{amount(progress.size)} of {amount(total.size)}"]
+            parts = [f"[{bar:-<{BAR}}] {share:4.0%}", f"{amount(size)} of {amount(total.size)}"]
             if total.files > 1:
                 parts.append(f"file {min(progress.files + 1, total.files)} of {total.files}")
         parts.append(f"{amount(rate)}/s" if rate else "-")
         if rate and total is not None:
-            parts.append(f"{duration(max(total.size - progress.size, 0) / rate)} left")
+            parts.append(f"{duration(max(total.size - size, 0) / rate)} left")
         parts.append(printable(progress.path[-60:].decode("utf-8", "replace")))
         return "  ".join(parts)
 

@@ -48,9 +48,18 @@ class Target:
             raise
 
     def _open_partial(self) -> int:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(PARTIAL, 0o700, dir_fd=self._root)
-        return os.open(PARTIAL, FOLDER_FLAGS, dir_fd=self._root)
+        while True:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(PARTIAL, 0o700, dir_fd=self._root)
+            try:
+                fd = os.open(PARTIAL, FOLDER_FLAGS, dir_fd=self._root)
+            except FileNotFoundError:
+                continue
+            # Another receiver may just have removed it.
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if os.fstat(fd).st_nlink:
+                return fd
+            os.close(fd)
 
     def make_folder(self, entry: Entry) -> None:
         """Create a folder, or make an existing one writable until its end.
@@ -163,9 +172,11 @@ class Target:
         os.rename(partial.name, name, src_dir_fd=self._partial, dst_dir_fd=parent)
 
     def close(self) -> None:
-        """Close the folder; keep partial files for the next transfer, remove an empty PARTIAL."""
-        with contextlib.suppress(OSError):
-            os.rmdir(PARTIAL, dir_fd=self._root)
+        """Close the folder; keep partial files for the next transfer, remove an empty PARTIAL that is nobody else's."""
+        if self._partial >= 0:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._partial, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.rmdir(PARTIAL, dir_fd=self._root)
         for fd in (self._root, self._parent, self._partial):
             if fd >= 0:
                 os.close(fd)
