@@ -17,7 +17,7 @@ GUEST_FILES = sorted((SOURCE / "guest").rglob("*.py"))
 FLOORS = [
     {
         "errors", "logs", "standard_error", "version", "loop", "accounting", "closing", "foreign", "peeked_socket",
-        "handler",
+        "handler", "tasks",
     },
     {"memory", "virtio", "console", "pci"},
     {"state"},
@@ -268,6 +268,16 @@ def test_pack_into_is_nowhere():
         or (isinstance(node, ast.ImportFrom) and any(name.name == "pack_into" for name in node.names))
     ]
     assert wrong == [], "pack_into zeroes its target first: another process would see that"
+
+
+def test_wait_for_is_nowhere():
+    wrong = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}"
+        for path in FILES
+        for node in nodes_of(path)
+        if isinstance(node, ast.Attribute) and node.attr == "wait_for" and ast.unparse(node.value) == "asyncio"
+    ]
+    assert wrong == [], "asyncio.wait_for swallows cancellations before Python 3.12: take asyncio.timeout"
 
 
 def test_no_file_is_too_long():

@@ -390,7 +390,8 @@ def _record_of(name: str, served: ServedPort) -> PortRecord:
 async def _within(event: asyncio.Event, seconds: float) -> bool:
     """Whether an event comes in time."""
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -37,6 +37,7 @@ from virtserial.fleet.protocol import (
     STREAM,
     is_inbox,
 )
+from virtserial.tasks import end_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,15 +177,18 @@ async def connect(
         options["tls"] = tls
         logging.getLogger("asyncio").addFilter(_is_news)
     client = Connection()
-    connecting = asyncio.ensure_future(
+    connecting = asyncio.create_task(
         client.connect(
             list(settings.servers), name=name, error_cb=failed, disconnected_cb=lost, reconnected_cb=back,
             connect_timeout=CONNECT_TIME, reconnect_time_wait=RETRY, max_reconnect_attempts=-1,
             pending_size=MAX_UNSENT, ping_interval=5, max_outstanding_pings=2, **options,
         )
     )  # fmt: skip
-    await asyncio.wait((connecting, refused), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-    if connecting.done() and not refused.done():
+    try:
+        await asyncio.wait((connecting, refused), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end_tasks(connecting)
+    if not connecting.cancelled() and not refused.done():
         try:
             connecting.result()
         except ImportError as error:
@@ -193,8 +197,6 @@ async def connect(
         except (OSError, Error, ValueError) as error:
             raise ConfigError(f"{', '.join(settings.servers)}: {error}") from error
         return client
-    connecting.cancel()
-    await asyncio.gather(connecting, return_exceptions=True)
     await client.close()
     if refused.done():
         raise ConfigError(f"the broker refuses us: {refused.result()}")

@@ -27,6 +27,7 @@ from virtserial.fleet.protocol import (
     token,
 )  # fmt: skip
 from virtserial.fleet.reader import Reader, Stored
+from virtserial.tasks import end_tasks
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -91,15 +92,13 @@ class Directory:
 
     async def change(self, seconds: float | None = None) -> bool:
         """Wait for a change of any record; False if there is none in so many seconds."""
-        waiting = [asyncio.ensure_future(reader.next(seconds)) for reader in self._readers]
+        waiting = [asyncio.create_task(reader.next(seconds)) for reader in self._readers]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            # The other one may have got a message in the meantime: it is not thrown away.
-            found = [task.result() for task in waiting if task.done()]
         finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await end_tasks(*waiting)
+        # The other one may have got a message in the meantime: it is not thrown away.
+        found = [task.result() for task in waiting if not task.cancelled()]
         for message in found:
             self._take(message)
         return any(found)

@@ -242,14 +242,15 @@ class ServedPort:
                         async with asyncio.timeout(OWN_TIME):
                             await self._own(name, who, force)
                     await self._connect(force)
+                    session = _Session(who)
+                    # After a pause of the publishing, so that nothing older comes into the session.
+                    session.taken = await self._outlet.last_sequence()
                 except (Error, TimeoutError) as error:
+                    await self._let_go()
                     raise Refused("broker", f"the broker does not let us: {error}") from error
                 except VirtserialError:
-                    await self._disown()
+                    await self._let_go()
                     raise
-                session = _Session(who)
-                # After a pause of the publishing, so that nothing older comes into the session.
-                session.taken = await self._outlet.last_sequence()
                 self._sessions[name] = session
                 self._pump()
             session = self._sessions[name]
@@ -281,13 +282,16 @@ class ServedPort:
             return
         self._forget(name)
         async with self._opening:
-            # Another session may have begun while this one waited.
-            if not self._sessions:
-                self._stored.clear()
-                await self._disown()
-                if not self.published:
-                    self._disconnect()
+            await self._let_go()
         self._pump()
+
+    async def _let_go(self) -> None:
+        """Free the port if nobody has a session: another may have begun in the meantime."""
+        if not self._sessions:
+            self._stored.clear()
+            await self._disown()
+            if not self.published:
+                self._disconnect()
 
     def _forget(self, name: str) -> None:
         session = self._sessions.pop(name)

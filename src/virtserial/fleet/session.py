@@ -16,6 +16,7 @@ from virtserial.errors import PeerError
 from virtserial.fleet.operations import check
 from virtserial.fleet.protocol import AT, KEEP, LEASE, NUMBER, PIECE, SESSION, STREAM, Place, document, write
 from virtserial.fleet.reader import Reader, Stored
+from virtserial.tasks import end_tasks
 
 if TYPE_CHECKING:
     import socket
@@ -106,9 +107,7 @@ class Session:
             for task in done:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_tasks(*tasks)
             if not self._only_watch and not self._client.is_closed:
                 with contextlib.suppress(Error):
                     await self._publish("ctl", write({"do": "close"}))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from virtserial.errors import BusyError, VirtserialError
 from virtserial.guest.errors import PortError
 from virtserial.guest.recording import OUTPUT, Recorder
+from virtserial.tasks import end_tasks
 from virtserial.web.viewer import PIECE, Viewer
 
 if TYPE_CHECKING:
@@ -205,7 +206,8 @@ class Hub:
                 continue
             self._retry.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._retry.wait(), TRY_AGAIN)
+                async with asyncio.timeout(TRY_AGAIN):
+                    await self._retry.wait()
 
     async def _serve(self, connection: Connection) -> None:
         self._set_state("connected")
@@ -266,10 +268,7 @@ class Hub:
             if timer is not None:
                 timer.cancel()
         self.stop_recording()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
 
 
 class Hubs:

@@ -124,7 +124,8 @@ class LocalConnection(AsyncStream):
             PeerError: nobody answers.
         """
         try:
-            await asyncio.wait_for(super().wait_connected(), CONNECT_TIME)
+            async with asyncio.timeout(CONNECT_TIME):
+                await super().wait_connected()
         except TimeoutError:
             raise PeerError(f"port '{self._port.full_name}' takes no connection") from None
 

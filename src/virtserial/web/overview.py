@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from virtserial.tasks import end_tasks
 from virtserial.web.people import Role
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ class Overview:
     async def close(self) -> None:
         """Look no more."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks(self._task)
 
 
 def shown_to(user: User, snapshot: Snapshot) -> dict[str, dict[str, object]]:
