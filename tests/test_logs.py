@@ -128,6 +128,20 @@ def read_all(pipe):
     return b""
 
 
+def test_a_reader_s_pipe_ends_when_it_is_let_go_and_a_file_is_kept(folder):
+    lives_on = "from virtserial import standard_error as s; s.release(); s.write('after'); input()"
+    with open(folder / "log", "w+") as log:
+        words = [sys.executable, "-c", lives_on]
+        pipe = subprocess.Popen(words, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.PIPE)
+        file = subprocess.Popen(words, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+        for process, stream in ((pipe, pipe.stderr), (file, file.stdout)):
+            assert stream.read() == b""
+            assert process.poll() is None
+            process.communicate(b"\n", timeout=60)
+            assert process.returncode == 0
+    assert (folder / "log").read_text() == "after"
+
+
 def test_an_operator_s_mistake_is_said_at_the_terminal_all_the_same(folder):
     status, output, errors = run("serve", *machine(folder, "-device", "nonsense", "-D", f"{folder}/log"))
     assert (status, output) == (2, "")

@@ -77,6 +77,7 @@ def converse(
             elif isinstance(event, Established):
                 if event.purpose != party.partner:
                     theirs = event.purpose.decode("ascii", "replace")
+                    _say_goodbye(stream, link)
                     raise ProtocolError(f"the other end is {theirs!r}, not {party.partner.decode()}")
                 party.established()
                 sessions(True)
@@ -121,6 +122,16 @@ def converse(
             if patience is not None and not link.established:
                 ends.append(_until(quiet_since + patience, now))
             stream.wait(min((end for end in ends if end is not None), default=None))
+
+
+def _say_goodbye(stream: PortStream, link: Link) -> None:
+    """Let the port take what waits, for FAREWELL seconds: it tells the other end too whom it has met."""
+    deadline = time.monotonic() + FAREWELL
+    while stream.connected and (waiting := link.data_to_send()) and (left := deadline - time.monotonic()) > 0:
+        taken = stream.send(waiting)
+        link.sent(taken)
+        if not taken:
+            stream.wait(left)
 
 
 def _until(at: float | None, now: float) -> float | None:

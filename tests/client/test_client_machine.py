@@ -148,16 +148,17 @@ def test_killed_receiver_s_successor_goes_on(machine, tmp_path):
     assert os.listdir(tmp_path / "to") == ["large"]
 
 
-def test_two_senders_notice_that_nobody_receives(machine, tmp_path):
-    both = [program("send", end, str(tmp_path), "--timeout", "120") for end in (machine.host, machine.guest)]
-    # Who notices first leaves; the other one may notice that too, or wait in vain.
-    first = wait_until(lambda: next((each for each in both if each.poll() is not None), None))
-    status, _, errors = finish(first)
-    assert status == 1
-    assert "the other end is 'virtserial/send', not virtserial/receive" in errors
-    for each in both:
-        each.kill()
-        finish(each)
+@pytest.mark.parametrize("other", ["send", "log"])
+def test_a_sender_and_whom_it_has_met_both_notice_that_nobody_receives(machine, tmp_path, other):
+    (tmp_path / "file").write_text("a line\n")
+    here = program("send", machine.host, f"{tmp_path}/file", "--timeout", "120")
+    words = [f"{tmp_path}/file"] if other == "send" else ["--from", f"{tmp_path}/file"]
+    there = program(other, machine.guest, *words, "--timeout", "120")
+    partner = "receive" if other == "send" else "log-collect"
+    for end, met, wanted in ((here, other, "receive"), (there, "send", partner)):
+        status, _, errors = finish(end)
+        assert status == 1
+        assert f"the other end is 'virtserial/{met}', not virtserial/{wanted}" in errors
 
 
 def test_nobody_at_the_other_end(machine, tmp_path):

@@ -15,7 +15,7 @@ from virtserial.loop import EventLoop
 from virtserial.migration.start import peer_of
 from virtserial.monitor.joined import JoinedMonitors
 from virtserial.monitor.registry import Registration
-from virtserial.standard_error import LineHandler
+from virtserial.standard_error import LineHandler, release
 
 if TYPE_CHECKING:
     import socket
@@ -85,6 +85,9 @@ class DeviceProcess:
     def run(self) -> None:
         """Serve until QEMU has ended."""
         self._loop.run()
+        # First of all: libvirt may begin this VM anew at once, and virtlogd refuses while somebody holds its pipe.
+        release()
+        self._keeper.workers.close()
 
 
 def _raise_descriptor_limit() -> None:
