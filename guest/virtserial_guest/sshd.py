@@ -48,7 +48,7 @@ def sshd(
     add_address(parser)
     parser.add_argument(
         "--exec", dest="command", nargs=argparse.REMAINDER, metavar="WORD",
-        help="what serves a connection on standard input and output (default: sshd -i, else dropbear -i)",
+        help="what serves a connection on standard input and output (default: sshd -i, else dropbear -i -R)",
     )  # fmt: skip
     options = parser.parse_args(words)
     signal.signal(signal.SIGCHLD, lambda *_: _reap())

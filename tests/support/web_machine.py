@@ -44,19 +44,21 @@ def machine(folder, name, ports=(), *, consoles=1, options=""):
 @contextlib.contextmanager
 def shell(terminal):
     """A shell on a terminal of the guest."""
-    fd = os.open(terminal, os.O_RDWR | os.O_NOCTTY)
-    process = subprocess.Popen(
-        ["setsid", "-c", "sh", "-c", "stty sane; exec sh -i"], stdin=fd, stdout=fd, stderr=fd,
-        env={**os.environ, "PS1": PROMPT, "ENV": "", "TERM": "xterm-256color"},
-    )  # fmt: skip
-    try:
-        # A line that is typed before has no end for a terminal that reads lines from then on.
-        wait_until(lambda: termios.tcgetattr(fd)[3] & termios.ICANON)
-        os.close(fd)
+    with contextlib.ExitStack() as ending:
+        with open(terminal, "r+b", buffering=0, opener=_open_terminal) as tty:
+            process = subprocess.Popen(
+                ["setsid", "-c", "sh", "-c", "stty sane; exec sh -i"], stdin=tty, stdout=tty, stderr=tty,
+                env={**os.environ, "PS1": PROMPT, "ENV": "", "TERM": "xterm-256color"},
+            )  # fmt: skip
+            ending.callback(process.wait)
+            ending.callback(process.kill)
+            # A line that is typed before has no end for a terminal that reads lines from then on.
+            wait_until(lambda: termios.tcgetattr(tty)[3] & termios.ICANON)
         yield process
-    finally:
-        process.kill()
-        process.wait()
+
+
+def _open_terminal(path, flags):
+    return os.open(path, flags | os.O_NOCTTY)
 
 
 @contextlib.contextmanager

@@ -137,7 +137,8 @@ class EmbeddedGuest(DriverListener):
         self.loop = EventLoop()
         self._streams: list[GuestStream] = []
         self._closed = False
-        where = os.path.abspath(path)
+        # Relative stays relative: a socket's path has 107 bytes at most.
+        where = os.path.join(os.curdir, os.fspath(path))
         try:
             self.driver = open_device(f"vhost-user:{where}" if vhost_user else where, self.loop, self)
         except BaseException:
