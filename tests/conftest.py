@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def pytest_assertrepr_compare(op, left, right):
 
 
 def pytest_configure(config):
+    # Programs under test inherit it, and a shell lets a job in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--no-process"):
         settings.load_profile("quick")
 

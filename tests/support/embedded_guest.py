@@ -67,8 +67,11 @@ class EmbeddedGuest(DriverListener):
         return value
 
     def open(self, name):
-        """Open a port; returns what is received there."""
-        return Received(self.port(name))
+        """Open a port; returns what is received there.  A console can be written to, whoever is there."""
+        received = Received(self.port(name))
+        if received.port.is_console:
+            self.run_until(lambda: received.port.host_connected)
+        return received
 
     def check_port(self, name, path, size=300_000):
         """Move random bytes both ways between a port and its host's end; they arrive exactly."""
