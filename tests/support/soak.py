@@ -83,7 +83,7 @@ class Soak:
         """A host that sends to a port that nobody has open, and one that does not read; both leave in the middle."""
         name = self.any_port()
         received = self.guest.open(name)
-        with connect(self.folder / name) as host, connect(self.folder / f"p{PORTS}") as other:
+        with self.guest.connect(self.folder / name) as host, self.guest.connect(self.folder / f"p{PORTS}") as other:
             for end in (host, other):
                 end.setblocking(False)
                 try_send(end, bytes(1 << 20))
