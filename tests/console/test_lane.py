@@ -26,6 +26,7 @@ def dialogue(request):
     guest.plug(1, host)
     guest.start()
     guest.open(1)
+    guest.heard()
     guest.post(RECEIVEQ, 100, 100, 100, 100)
     guest.send(TRANSMITQ, b"hello")
     host.feed(b"hello")

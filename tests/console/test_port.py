@@ -7,6 +7,7 @@ import pytest
 from support.console_guest import CONTROL_RX, LIVE, MESSAGE, OPEN, PORT_READY, FakeHost, queues_of
 from support.ring_builder import unsignalled
 
+from virtserial.console.control import HEARING_PAUSE, HEARING_TIME
 from virtserial.console.port import CONSOLE_BUFFER, MESSAGE_BYTES, TURN_CHAINS
 
 LOTS = Random(3).randbytes(3000)
@@ -92,6 +93,7 @@ def test_nothing_is_read_while_the_guest_has_the_port_closed(guest):
     guest.start()
     guest.post(queues_of(1)[0], 100)
     guest.tell(1, PORT_READY)
+    guest.heard()
     host.feed(b"early")
     guest.run()
     assert (host.reads, host.wants_input) == (0, False)
@@ -104,6 +106,42 @@ def test_nothing_is_read_while_the_guest_has_the_port_closed(guest):
     assert host.input == b"late"
     assert host.heard == ["ready", "opened", "closed"]
     assert guest.events.opens == [(1, True), (1, False)]
+
+
+def test_what_a_host_sends_waits_until_the_driver_has_seen_which_hosts_came_before(guest):
+    first, second = FakeHost(), FakeHost(connected=False)
+    guest.plug(1, first)
+    guest.plug(2, second)
+    guest.start()
+    guest.open(1)
+    guest.open(2)
+    guest.heard()
+    receiveq, _ = queues_of(1)
+    guest.post(receiveq, 100, 100)
+    second.come()
+    first.feed(b"read the other port")
+    guest.scheduler.run()
+    sees = guest.rings[receiveq].event_idx and guest.memory.kind == "mapped"
+    assert guest.received(receiveq) == (b"" if sees else b"read the other port")
+    assert guest.heard() == [(2, OPEN, 1, b"")]
+    guest.scheduler.advance(2 * HEARING_PAUSE)
+    assert guest.received(receiveq) == (b"read the other port" if sees else b"")
+
+
+def test_a_driver_that_does_not_look_holds_input_up_for_a_moment_only(guest):
+    host, other = FakeHost(), FakeHost(connected=False)
+    guest.plug(1, host)
+    guest.plug(2, other)
+    guest.start()
+    guest.open(1)
+    guest.open(2)
+    guest.heard()
+    receiveq, _ = queues_of(1)
+    guest.post(receiveq, 100, 100)
+    other.come()
+    host.feed(b"patience")
+    guest.scheduler.advance(HEARING_TIME + HEARING_PAUSE)
+    assert guest.received(receiveq) == b"patience"
 
 
 def test_data_queued_before_the_guest_closed_is_still_delivered(open_port):

@@ -16,9 +16,12 @@ from support.embedded_guest import jumps
 from support.fleet_host import FleetHost
 from support.waiting import PATIENCE, wait_until
 
+from virtserial.fleet.protocol import PIECE
 from virtserial.fleet.served_port import MAX_UNSTORED
 
 WAIT = 60
+MAX_ACKNOWLEDGED = 4 * PIECE
+"""Bytes that the broker may have acknowledged and not yet written on when its servers are killed."""
 PORT = "org.example.0"
 
 
@@ -114,7 +117,14 @@ def test_two_of_three_gone_loses_output_that_is_counted_and_no_guest_waits(host,
     missing = sum(found - expected for expected, found in places)
     assert missing >= len(data) - 2 * MAX_UNSTORED - 200_000
     assert sum(int(line.split()[0]) for line in said if "bytes of output are lost" in line) == missing
-    wait_until(lambda: host.lost() == before + missing, WAIT, step=1)
+    # A broker of which two servers in three are killed may lose what it has acknowledged: the reader sees that it is
+    # missing, the agent cannot know.
+    counted = []
+    try:
+        wait_until(lambda: counted.append(host.lost()) or (counted[-1] is not None and
+                   0 <= before + missing - counted[-1] <= MAX_ACKNOWLEDGED), WAIT, step=1)  # fmt: skip
+    except AssertionError:
+        pytest.fail(f"the agent says {counted[-1]} bytes lost, {before} of them before; {missing} are missing")
 
 
 @pytest.mark.slow

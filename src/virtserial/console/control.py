@@ -47,6 +47,10 @@ SIZE: Final = 32
 UNKNOWN: Final = bytes(10)
 """What a PortRecord begins with as long as the driver has said and heard nothing of its number."""
 MESSAGES_PER_TURN: Final = 64
+HEARING_TIME: Final = 0.02
+"""Seconds that input waits at most until the driver has seen what it was told of a host: a guest may be slow."""
+HEARING_PAUSE: Final = 0.0002
+"""Seconds between two looks whether it has."""
 WARNING_INTERVAL: Final = 1.0
 """Seconds between two warnings that a driver can provoke; it must not fill the log."""
 
@@ -73,6 +77,7 @@ class ControlChannel:
         # Numbers of which something was said or is to be said since the last reset.
         self._touched = {slot for slot in slots if not slot.record.holds(UNKNOWN)}
         self._warned: float | None = None
+        self._told_at = 0.0
 
     # Turns
 
@@ -103,6 +108,7 @@ class ControlChannel:
             record = slot.record
             record.pending = record.known = record.ready = record.told_open = 0
         self._touched.clear()
+        self._told_at = 0.0
 
     def touch_all(self) -> None:
         """Records are written by somebody who does not say which."""
@@ -138,6 +144,19 @@ class ControlChannel:
         """The host's end was opened or closed."""
         if slot.record.ready:
             self._set_pending(slot, OPEN)
+
+    def is_heard(self) -> bool:
+        """Whether the driver has seen what it was told of hosts that came and left, or has had its time to.
+
+        Linux reads these messages in a work queue, what a host sends in the interrupt: two that wait together would be
+        seen in the wrong order.  Without EVENT_IDX the ring does not show what the driver has seen.
+        """
+        if not self._told_at:
+            return True
+        if self._owner.now() < self._told_at + HEARING_TIME and self.receiveq.ring.unseen():
+            return False
+        self._told_at = 0.0
+        return True
 
     def size_changed(self, slot: PortSlot) -> None:
         """The console's size changed."""
@@ -185,6 +204,7 @@ class ControlChannel:
             record.known = 1
         elif bit == OPEN:
             record.told_open = 1 - record.told_open
+            self._told_at = self._owner.now()
         elif bit == REMOVE and port is None:
             record.known = 0
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import WRITE, nowhere
-from virtserial.console.control import ControlChannel
+from virtserial.console.control import HEARING_PAUSE, ControlChannel
 from virtserial.console.lane import RECEIVE, TRANSMIT
 from virtserial.console.moderation import Moderation
 from virtserial.console.port import TURN_BYTES, Port
@@ -384,6 +384,13 @@ class ConsoleDevice(VirtioDevice):
     def input_waits(self) -> bool:
         """See Scheduler."""
         return self._scheduler.input_waits
+
+    def hosts_are_heard(self, look: Callable[[], None]) -> bool:
+        """Whether the driver has seen which hosts came and left; if not, call `look` soon."""
+        if self.control.is_heard():
+            return True
+        self.moderation.look_again(look, HEARING_PAUSE)
+        return False
 
     def host_open_changed(self, number: int) -> None:
         """The host's end of a port was opened or closed: tell the driver."""

@@ -39,7 +39,6 @@ CONSOLE_BUFFER = 64 << 10
 """Bytes of console output kept while its host end cannot take them; then they are dropped and counted."""
 
 
-
 class Port(Lane):
     """A port that is plugged in.
 
@@ -350,11 +349,12 @@ class Port(Lane):
     def _receive(self) -> bool:
         """Host to guest.  Returns whether there is more to do now."""
         host = self.host
-        if host is None or not host.connected or not self.record.guest_open:
-            return False
         queue, owner = self.receiveq, self._owner
+        is_open = host is not None and host.connected and self.record.guest_open
+        if host is None or not is_open or not owner.hosts_are_heard(self._look_for_input):
+            return False
         ring = queue.ring
-        # Looking at a buffer costs time even if nothing is read into it: look at as many as were last needed.
+        # Looking at a buffer costs time: look at as many as were last needed.
         batch = ring.writable_chains(self._window, TURN_BYTES if ring.mapped else MESSAGE_BYTES)
         heads, ends = batch.heads, batch.ends
         if not heads:

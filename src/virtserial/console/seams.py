@@ -256,6 +256,10 @@ class PortOwner(Protocol):
         """See Scheduler."""
         ...
 
+    def hosts_are_heard(self, look: Callable[[], None]) -> bool:
+        """Whether the driver has seen which hosts came and left, for which input waits; if not, `look` comes soon."""
+        ...
+
     def schedule(self, subject: Subject) -> None:
         """Give it a turn."""
         ...
