@@ -8,6 +8,7 @@ from support.console_guest import CONTROL_RX, LIVE, MESSAGE, OPEN, PORT_READY, F
 from support.ring_builder import unsignalled
 
 from virtserial.console.control import HEARING_PAUSE, HEARING_TIME
+from virtserial.console.device import SHARED_SHORT_CHAINS
 from virtserial.console.port import CONSOLE_BUFFER, MESSAGE_BYTES, TURN_CHAINS
 
 LOTS = Random(3).randbytes(3000)
@@ -426,6 +427,24 @@ def test_row_38_a_turn_has_a_budget_of_chains(make_guest):
     assert len(host.taken) == TURN_CHAINS
     guest.run()
     assert len(host.taken) == 1024
+
+
+def test_a_turn_is_short_while_other_devices_have_work(make_guest):
+    guest = make_guest(size=1 << 21)
+    host = FakeHost()
+    guest.plug(1, host)
+    guest.start()
+    guest.scheduler.is_shared = True
+    guest.device.queues[5].max_size = 128
+    guest.device.reset_queue(5)
+    guest.enable(5, size=128)
+    for _ in range(SHARED_SHORT_CHAINS + 1):
+        guest.rings[5].add([b"x"])
+    guest.device.notify(5)
+    guest.device.turns.turn()
+    assert len(host.taken) == SHARED_SHORT_CHAINS
+    guest.run()
+    assert len(host.taken) == SHARED_SHORT_CHAINS + 1
 
 
 def test_memory_by_messages_has_a_budget_of_its_own(make_guest):

@@ -11,7 +11,15 @@ import pytest
 from virtserial.accounting import nowhere
 from virtserial.channel.messages import Controller
 from virtserial.daemon.worker.guest_device import GuestDevice
-from virtserial.daemon.worker.request_budget import BURST, PAUSE, SHARE, LoopUse, RequestBudget
+from virtserial.daemon.worker.request_budget import (
+    BURST,
+    LONGEST_PAUSE,
+    PAUSE,
+    SHARE,
+    TURNS_ALONE,
+    LoopUse,
+    RequestBudget,
+)
 from virtserial.daemon.worker.vfio_user_front import VfioUserFront, state_size
 from virtserial.loop import EventLoop
 from virtserial.pci.layout import NOTIFY_AREA, REGISTER_BAR
@@ -100,8 +108,29 @@ def test_requests_beyond_their_share_pause_while_another_device_has_work():
     use.changes += 2
     assert budget.spend(102.0, 102.0 + BURST / 2) == 0, "a second has filled the bucket"
     use.changes += 2
-    assert budget.spend(103.0, 103.0 + 2 * BURST) == PAUSE
+    assert budget.spend(103.0, 103.0 + 2 * BURST) == LONGEST_PAUSE
     assert budget.spend(103.0 + 2 * BURST, 103.0 + 3 * BURST) == 0, "nobody else has had work since"
+
+
+def test_a_device_has_the_loop_for_itself_when_no_other_had_a_turn_for_a_while():
+    use = LoopUse()
+    for _ in range(TURNS_ALONE):
+        use.turn_of("one")
+        assert use.is_shared
+    use.turn_of("one")
+    assert not use.is_shared
+    use.turn_of("two")
+    assert use.is_shared
+
+
+def test_who_has_taken_more_pauses_for_longer():
+    use = LoopUse()
+    budget = RequestBudget(use, 0.0)
+    use.changes += 2
+    assert budget.spend(0.0, BURST * 1.001) == PAUSE
+    use.changes += 2
+    now = BURST * 1.001
+    assert PAUSE < budget.spend(now, now + 2 * PAUSE * SHARE) < LONGEST_PAUSE
 
 
 def test_requests_within_their_share_never_pause():

@@ -23,7 +23,7 @@ class Turns:
     def add_turn(self, callback):
         self.waiting.append(callback)
 
-    input_waits = at_leisure = False
+    input_waits = at_leisure = is_shared = False
 
     def call_at(self, due, callback):
         return None

@@ -14,7 +14,7 @@ from virtserial.accounting import WRITE, nowhere
 from virtserial.console.control import HEARING_PAUSE, ControlChannel
 from virtserial.console.lane import RECEIVE, TRANSMIT
 from virtserial.console.moderation import Moderation
-from virtserial.console.port import TURN_BYTES, Port
+from virtserial.console.port import TURN_BYTES, TURN_CHAINS, Port
 from virtserial.console.records import ConsoleRecord, PortRecord
 from virtserial.console.slot import PortSlot
 from virtserial.console.throttling import throttling_ended
@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from virtserial.virtio.queue import Virtqueue
 
 log = logging.getLogger("virtserial.device")
+
+SHARED_CHAINS = 64
+SHARED_SHORT_CHAINS = 16
+"""Chains a port may use in a turn while other devices have work: 256 short ones take as long as a round trip."""
 
 
 class ConsoleDevice(VirtioDevice):
@@ -384,6 +388,12 @@ class ConsoleDevice(VirtioDevice):
     def input_waits(self) -> bool:
         """See Scheduler."""
         return self._scheduler.input_waits
+
+    def turn_chains(self, are_short: bool) -> int:
+        """Chains a port may use in one turn and direction: few short ones while other devices have work."""
+        if not self._scheduler.is_shared:
+            return TURN_CHAINS
+        return SHARED_SHORT_CHAINS if are_short else SHARED_CHAINS
 
     def hosts_are_heard(self, look: Callable[[], None]) -> bool:
         """Whether the driver has seen which hosts came and left; if not, call `look` soon."""

@@ -133,7 +133,8 @@ class Lane:
     def _receive_message(self) -> None:
         host, ring, record = self.host, self.receiveq.ring, self.record
         is_open = record.state.u16[(record.base + GUEST_OPEN) >> 1]
-        if self._window > 1 or host is None or not host.connected or not is_open or not self._owner.hosts_are_heard(self._look_for_input):
+        told = self._owner.hosts_are_heard(self._look_for_input)
+        if self._window > 1 or host is None or not host.connected or not is_open or not told:
             self.schedule(RECEIVE)
             return
         buffer = ring.next_buffer()

@@ -36,7 +36,7 @@ TURN_BYTES = 1 << 20
 MESSAGE_BYTES = 64 << 10
 """Bytes a port may give the guest in one turn by messages: as much as the VMM's socket has room for."""
 CONSOLE_BUFFER = 64 << 10
-"""Bytes of console output kept while its host end cannot take them; then they are dropped and counted."""
+"""Bytes of console output kept while its host end cannot take them; the rest is dropped and counted."""
 
 
 class Port(Lane):
@@ -89,7 +89,7 @@ class Port(Lane):
         self.throttled = False
         self.backlog = bytearray()
         self.misdirected = 0
-        self._window = 1
+        self._window = 1  # Looking at a buffer costs time: look at as many as were last needed.
         self._look = partial(self.schedule, TRANSMIT)
         self._look_for_input = partial(self.schedule, RECEIVE)
         self._transmit_pace = TransmitPace()
@@ -238,14 +238,15 @@ class Port(Lane):
             return False
         queue, moderation = self.transmitq, self._moderation
         ring = queue.ring
-        batch = ring.readable_chains(TURN_CHAINS, TURN_BYTES)
-        heads = batch.heads
+        pace = self._transmit_pace
+        batch = ring.readable_chains(self._owner.turn_chains(pace.are_short), TURN_BYTES)
+        heads, ends = batch.heads, batch.ends
         if not heads:
             if self.backlog:
                 self._write(())
             return ring.arm()
-        ends = batch.ends
         offset = ring.offset
+        pace.are_short = ends[-1] - offset < len(heads) * STREAM_CHAIN
         host = self.host
         if host is None or not host.connected:
             done = ends[-1]
@@ -275,11 +276,11 @@ class Port(Lane):
                 queue.ring.disarm()
                 throttling_began(self.record, self._owner.now())
             return not self.throttled
-        if not self._transmit_pace.is_stream(count, done, self.record.received, waiting):
+        if not pace.is_stream(count, done, self.record.received, waiting):
             quiet = DIALOGUE_QUIET if done < STREAM_CHAIN and not waiting else SIGNAL_QUIET
             moderation.chains_returned(queue, lone=not waiting, quiet=quiet)
             return queue.ring.arm()
-        pause = self._transmit_pace.looked(count, done, size)
+        pause = pace.looked(count, done, size)
         moderation.chains_returned(queue, quiet=pause + SIGNAL_QUIET)
         queue.ring.disarm()
         moderation.look_again(self._look, pause)
@@ -354,7 +355,6 @@ class Port(Lane):
         if host is None or not is_open or not owner.hosts_are_heard(self._look_for_input):
             return False
         ring = queue.ring
-        # Looking at a buffer costs time: look at as many as were last needed.
         batch = ring.writable_chains(self._window, TURN_BYTES if ring.mapped else MESSAGE_BYTES)
         heads, ends = batch.heads, batch.ends
         if not heads:
@@ -384,7 +384,7 @@ class Port(Lane):
         self.misdirected += batch.odd
         owner.signal(queue)
         if count == size:
-            self._window = min(max(self._window * 4, STREAM_WINDOW), TURN_CHAINS)
+            self._window = min(max(self._window * 4, STREAM_WINDOW), owner.turn_chains(False))
             return host.readable
         self._window = 1 if count < ends[0] else max(used + (used >> 3) + 2, 8)
         moment = self._receive_pace.moment(count, unseen, queue.size)

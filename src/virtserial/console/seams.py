@@ -38,6 +38,11 @@ class Scheduler(Protocol):
         """Whether the callback that runs is all that there is to do: it may serve what it tells of without a turn."""
         ...
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other devices have had work lately: turns are to be short."""
+        ...
+
     def now(self) -> float:
         """The time, in seconds."""
         ...
@@ -254,6 +259,10 @@ class PortOwner(Protocol):
     @property
     def input_waits(self) -> bool:
         """See Scheduler."""
+        ...
+
+    def turn_chains(self, are_short: bool) -> int:
+        """Chains a port may use in one turn and direction; if they are short, each costs more than its bytes."""
         ...
 
     def hosts_are_heard(self, look: Callable[[], None]) -> bool:

@@ -46,12 +46,14 @@ class TransmitPace:
 
     Attributes:
         pause: seconds until the next look.
+        are_short: the chains that the last look has found were shorter than STREAM_CHAIN.
     """
 
-    __slots__ = ("_lone", "_patience", "_received", "pause")
+    __slots__ = ("_lone", "_patience", "_received", "are_short", "pause")
 
     def __init__(self) -> None:
         self.pause = LOOK_AGAIN
+        self.are_short = True
         self._received = self._lone = 0
         self._patience = 1
 

@@ -55,7 +55,7 @@ class StepScheduler:
         """Call back in the next step."""
         self._turns.append(callback)
 
-    input_waits = False
+    input_waits = is_shared = False
 
     @property
     def at_leisure(self) -> bool:

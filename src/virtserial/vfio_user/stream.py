@@ -39,8 +39,14 @@ if TYPE_CHECKING:
 TURN_SECONDS: Final = 0.002
 """Other devices wait no longer than that for one VMM's messages, and for the last of them."""
 
-CROWD_BYTES: Final = 2048
-"""So many bytes at once, 60 doorbells, are more than a driver's queues have to say: their time counts."""
+DOORBELL_SIZE: Final = 34
+CROWD_BYTES: Final = 12 * DOORBELL_SIZE
+"""So many bytes at once, 12 doorbells, are more than a driver has to say: their time counts..."""
+CROWD_WEIGHT: Final = 16
+"""...so many times if the first and the last are the same: who rings for nothing keeps a processor busy as well, until
+it has to wait."""
+_FIRST_OFFSET: Final = slice(16, 24)
+_LAST_OFFSET: Final = slice(CROWD_BYTES - 18, CROWD_BYTES - 10)
 
 POST_ID: Final = 0
 """The id of a message that wants no reply; requests that want one are counted from 1 on."""
@@ -80,6 +86,7 @@ class MessageStream(PeekedSocket):
         at_end: nothing more will come from the client, close the stream.
         busy_since: when this `serve` came to a crowd of doorbells or the first other request (monotonic seconds);
             0: to none.
+        weight: how many times its time counts.
     """
 
     def __init__(self, sock: socket.socket, server: Server) -> None:
@@ -89,6 +96,7 @@ class MessageStream(PeekedSocket):
         self._handling = False
         self._wants_room = False
         self.busy_since = 0.0
+        self.weight = 1
         self.asked = AskedRequests(server.session)
 
     @property
@@ -111,6 +119,7 @@ class MessageStream(PeekedSocket):
         """
         self._took = self._cut_short = self._wants_room = False
         self.busy_since = 0.0
+        self.weight = 1
         if events is not None and events & _HUNG_UP:
             self._hung_up = True
         if self._unsent and not self._flush():
@@ -142,6 +151,8 @@ class MessageStream(PeekedSocket):
         due = 0.0
         if end >= CROWD_BYTES and not Header.unpack_from(_BUFFER).flags & VFIO_USER_TYPE:
             self.busy_since = time.monotonic()
+            if _BUFFER[_FIRST_OFFSET] == _BUFFER[_LAST_OFFSET]:
+                self.weight = CROWD_WEIGHT
         while True:
             start = server.ring_doorbells(_BUFFER, start, end)
             header = Header.unpack_from(_BUFFER, start) if end - start >= HEADER_SIZE else None

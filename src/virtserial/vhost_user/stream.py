@@ -39,7 +39,10 @@ class FrontEndStream(PeekedSocket):
     Attributes:
         at_end: nothing more will come from the front end, close the stream.
         busy_since: when this `serve` began (monotonic seconds); 0: there was none yet.
+        weight: how many times its time counts.
     """
+
+    weight = 1
 
     def __init__(self, sock: socket.socket, server: Server, controller: int, ledger: Ledger) -> None:
         super().__init__(sock, _VIEW, server.journal, ledger, controller, MAX_FDS)

@@ -139,11 +139,16 @@ class GuestDevice:
         """Whether ports leave what hosts sent for a moment."""
         return self.loop.input_waits
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other devices have had work lately."""
+        return self.loop_use.is_shared
+
     def add_turn(self, callback: Callable[[], None]) -> None:
         """Give the device a turn: not before it knows what a predecessor was killed over."""
         guarded = self._guarded_turns.get(callback)
         if guarded is None:
-            guarded = self._guarded_turns[callback] = partial(self._guarded, callback)
+            guarded = self._guarded_turns[callback] = partial(self._turn, callback)
         if self._taken_over:
             self.loop.add_turn(guarded)
         else:
@@ -152,6 +157,10 @@ class GuestDevice:
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer:
         """Call the device back at a time."""
         return self.loop.call_at(due, partial(self._guarded, callback))
+
+    def _turn(self, callback: Callable[[], None]) -> None:
+        self.loop_use.turn_of(self)
+        self._guarded(callback)
 
     def _guarded(self, callback: Callable[[], None]) -> None:
         try:

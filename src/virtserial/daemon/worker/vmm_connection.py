@@ -32,6 +32,11 @@ class VmmStream(Protocol):
         ...
 
     @property
+    def weight(self) -> int:
+        """How many times the time since then counts."""
+        ...
+
+    @property
     def wants_to_send(self) -> bool:
         """Whether something waits for room in the socket."""
         ...
@@ -114,7 +119,7 @@ class VmmConnection(Generic[Stream]):
         stream = self.stream
         if stream is None or self._pause is not None:
             return
-        if self._use.latest is not self:
+        if self._use.latest is not self._owner:
             self.note_work()
         try:
             if self.prepare is not None and self.prepare():
@@ -122,7 +127,7 @@ class VmmConnection(Generic[Stream]):
             else:
                 more = stream.serve(events)
                 if stream.busy_since:
-                    self._spend(stream.busy_since)
+                    self._spend(stream.busy_since, stream.weight)
             if more and self._pause is None:
                 self._owner.loop.add_turn(self.serve)
             if self.served is not None:
@@ -140,13 +145,12 @@ class VmmConnection(Generic[Stream]):
 
     def note_work(self) -> None:
         """This device has work."""
-        if self._use.latest is not self:
-            self._use.latest = self
-            self._use.changes += 1
+        if self._use.latest is not self._owner:
+            self._use.changed(self._owner)
 
-    def _spend(self, started: float) -> None:
+    def _spend(self, started: float, weight: int) -> None:
         now = self._owner.now()
-        if pause := self._budget.spend(started, now):
+        if pause := self._budget.spend(started, now, weight):
             self._pause = self._owner.loop.call_at(now + pause, self._end_pause)
 
     def _end_pause(self) -> None:
