@@ -5,6 +5,7 @@ The cluster's servers are killed and frozen with SIGKILL and SIGSTOP in mid-stre
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import threading
@@ -16,7 +17,8 @@ from support.embedded_guest import jumps
 from support.fleet_host import FleetHost
 from support.waiting import PATIENCE, wait_until
 
-from virtserial.fleet.protocol import PIECE
+from virtserial.fleet.broker import connect, load_settings
+from virtserial.fleet.protocol import AT, PIECE, STREAM, Place
 from virtserial.fleet.served_port import MAX_UNSTORED
 
 WAIT = 60
@@ -125,6 +127,25 @@ def test_two_of_three_gone_loses_output_that_is_counted_and_no_guest_waits(host,
                    0 <= before + missing - counted[-1] <= MAX_ACKNOWLEDGED), WAIT, step=1)  # fmt: skip
     except AssertionError:
         pytest.fail(f"the agent says {counted[-1]} bytes lost, {before} of them before; {missing} are missing")
+
+
+def test_output_that_the_broker_has_stored_twice_is_given_once(host):
+    with host.guest("many") as guest, host.stream("many") as reader:
+        guest.write(b"once", WAIT)
+        assert reader.readexactly(4, WAIT) == b"once"
+        asyncio.run(store_again(host))
+        guest.write(b" more", WAIT)
+        assert reader.readexactly(5, WAIT) == b" more"
+        assert reader.news() == []
+
+
+async def store_again(host):
+    """Store the newest output of `many` once more, under another id."""
+    async with await connect(load_settings(str(host.file)), "test", print) as client:
+        jetstream = client.jetstream()
+        subject = Place(host.name, "alpha", "many").subject("out")
+        found = await jetstream.get_last_msg(STREAM, subject)
+        await jetstream.publish(subject, found.data, headers={AT: found.headers[AT], "Nats-Msg-Id": "another"})
 
 
 @pytest.mark.slow

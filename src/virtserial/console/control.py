@@ -77,7 +77,6 @@ class ControlChannel:
         # Numbers of which something was said or is to be said since the last reset.
         self._touched = {slot for slot in slots if not slot.record.holds(UNKNOWN)}
         self._warned: float | None = None
-        self._told_at = 0.0
 
     # Turns
 
@@ -108,7 +107,7 @@ class ControlChannel:
             record = slot.record
             record.pending = record.known = record.ready = record.told_open = 0
         self._touched.clear()
-        self._told_at = 0.0
+        self._owner.told_at = 0.0
 
     def touch_all(self) -> None:
         """Records are written by somebody who does not say which."""
@@ -151,11 +150,11 @@ class ControlChannel:
         Linux reads these messages in a work queue, what a host sends in the interrupt: two that wait together would be
         seen in the wrong order.  Without EVENT_IDX the ring does not show what the driver has seen.
         """
-        if not self._told_at:
+        if not self._owner.told_at:
             return True
-        if self._owner.now() < self._told_at + HEARING_TIME and self.receiveq.ring.unseen():
+        if self._owner.now() < self._owner.told_at + HEARING_TIME and self.receiveq.ring.unseen():
             return False
-        self._told_at = 0.0
+        self._owner.told_at = 0.0
         return True
 
     def size_changed(self, slot: PortSlot) -> None:
@@ -204,7 +203,7 @@ class ControlChannel:
             record.known = 1
         elif bit == OPEN:
             record.told_open = 1 - record.told_open
-            self._told_at = self._owner.now()
+            self._owner.told_at = self._owner.now()
         elif bit == REMOVE and port is None:
             record.known = 0
 

@@ -114,6 +114,7 @@ class ConsoleDevice(VirtioDevice):
         self._console = ConsoleRecord(state)
         self.slots = [PortSlot(number, state) for number in range(max_ports)]
         self.paused = bool(self.record.paused)
+        self.told_at = 0.0
         self.turns = Turns(scheduler, self)
         self.schedule = self.turns.schedule
         self.at_once = self.turns.at_once

@@ -26,8 +26,6 @@ from virtserial.console.stream_pace import LOOK_AGAIN, STREAM_CHAIN
 from virtserial.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from virtserial.console.moderation import Moderation
     from virtserial.console.records import PortRecord
     from virtserial.console.seams import HostEnd, PortOwner
@@ -51,7 +49,6 @@ class Lane:
     _receive_key: int
     _transmit_key: int
     _window: int
-    _look_for_input: Callable[[], None]
     record: PortRecord
     queues: tuple[Virtqueue, Virtqueue]
     receiveq: Virtqueue
@@ -133,8 +130,7 @@ class Lane:
     def _receive_message(self) -> None:
         host, ring, record = self.host, self.receiveq.ring, self.record
         is_open = record.state.u16[(record.base + GUEST_OPEN) >> 1]
-        told = self._owner.hosts_are_heard(self._look_for_input)
-        if self._window > 1 or host is None or not host.connected or not is_open or not told:
+        if self._window > 1 or host is None or not host.connected or not is_open or self._owner.told_at:
             self.schedule(RECEIVE)
             return
         buffer = ring.next_buffer()

@@ -352,7 +352,7 @@ class Port(Lane):
         host = self.host
         queue, owner = self.receiveq, self._owner
         is_open = host is not None and host.connected and self.record.guest_open
-        if host is None or not is_open or not owner.hosts_are_heard(self._look_for_input):
+        if host is None or not is_open or (owner.told_at and not owner.hosts_are_heard(self._look_for_input)):
             return False
         ring = queue.ring
         batch = ring.writable_chains(self._window, TURN_BYTES if ring.mapped else MESSAGE_BYTES)

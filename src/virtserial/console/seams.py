@@ -255,6 +255,8 @@ class PortOwner(Protocol):
     controller: int
     ledger: Ledger
     port_events: PortEvents
+    told_at: float
+    """Not 0: ask `hosts_are_heard` before you read of a host."""
 
     @property
     def input_waits(self) -> bool:
@@ -299,6 +301,8 @@ class ControlOwner(Protocol):
 
     name: str
     resize_rows_first: bool
+    told_at: float
+    """When the driver was told last of a host that came or left, which it may not have seen; 0: it has seen all."""
 
     @property
     def live(self) -> bool:

@@ -122,9 +122,8 @@ class Session:
             while True:
                 message = await reader.next()
                 assert message is not None
-                if _is_older(message, *newest):
+                if _is_older(message, *newest) or not self._is_new(message.headers.get(AT, ""), len(message.data)):
                     continue
-                self._check(message.headers.get(AT, ""), len(message.data))
                 try:
                     await loop.sock_sendall(end, message.data)
                 except OSError:
@@ -148,11 +147,14 @@ class Session:
             await reader.stop()
         return _end_of(message) if message is not None else ("", 0)
 
-    def _check(self, at: str, size: int) -> None:
-        """Say what is missing before a message, by the positions that the agent counts."""
+    def _is_new(self, at: str, size: int) -> bool:
+        """Say what is missing before a message, by the positions that the agent counts; whether it was not here before.
+
+        A broker that lost its servers while it stored a message may store it twice.
+        """
         agent, _, offset = at.partition(" ")
         if not (offset.isascii() and offset.isdigit() and len(offset) < 20):
-            return
+            return True
         start = int(offset)
         if self._position is not None:
             before, expected = self._position
@@ -161,7 +163,10 @@ class Session:
             elif start > expected:
                 self._lost += start - expected
                 self._said(f"{start - expected} bytes of output are lost")
+            elif start + size <= expected:
+                return False
         self._position = agent, start + size
+        return True
 
     # Input
 
