@@ -85,12 +85,13 @@ class EventLoop:
     """Single-threaded: watches descriptors, runs timers, and gives each task a turn between two looks.
 
     Attributes:
-        input_waits, at_leisure: see console.seams.Scheduler.
+        input_waits, at_leisure, is_shared: see console.seams.Scheduler.  (A worker has several devices, and knows.)
         now: the loop's clock, time.monotonic: seconds.
     """
 
     input_waits = False
     at_leisure = False
+    is_shared = False
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

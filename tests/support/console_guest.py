@@ -282,7 +282,8 @@ class Guest:
             messages += [(*MESSAGE.unpack_from(each.data), each.data[8:]) for each in used]
             if repost:
                 self.post(CONTROL_RX, *[256] * len(used))
-        self.rings[CONTROL_RX].set_used_event(self.rings[CONTROL_RX].seen)
+        if not self.packed:
+            self.rings[CONTROL_RX].set_used_event(self.rings[CONTROL_RX].seen)
         return messages
 
     def received(self, index):
