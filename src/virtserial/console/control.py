@@ -150,8 +150,6 @@ class ControlChannel:
         Linux reads these messages in a work queue, what a host sends in the interrupt: two that wait together would be
         seen in the wrong order.  Without EVENT_IDX the ring does not show what the driver has seen.
         """
-        if not self._owner.told_at:
-            return True
         if self._owner.now() < self._owner.told_at + HEARING_TIME and self.receiveq.ring.unseen():
             return False
         self._owner.told_at = 0.0

@@ -50,8 +50,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("virtserial.device")
 
 SHARED_CHAINS = 64
+"""Chains a port may use in a turn and direction while other devices have work..."""
 SHARED_SHORT_CHAINS = 16
-"""Chains a port may use in a turn while other devices have work: 256 short ones take as long as a round trip."""
+"""...and of chains shorter than STREAM_CHAIN: a turn of 256 takes as long as a neighbour's whole round trip."""
 
 
 class ConsoleDevice(VirtioDevice):

@@ -122,12 +122,13 @@ class Session:
             while True:
                 message = await reader.next()
                 assert message is not None
-                if _is_older(message, *newest) or not self._is_new(message.headers.get(AT, ""), len(message.data)):
+                if _is_older(message, *newest):
                     continue
-                try:
-                    await loop.sock_sendall(end, message.data)
-                except OSError:
-                    return
+                if self._is_new(message.headers.get(AT, ""), len(message.data)):
+                    try:
+                        await loop.sock_sendall(end, message.data)
+                    except OSError:
+                        return
                 self._taken = max(self._taken, message.sequence)
                 if not self._only_watch and self._taken - self._told_taken >= TAKEN_EVERY:
                     self._told_taken = self._taken

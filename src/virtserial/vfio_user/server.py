@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from typing import TYPE_CHECKING, Final
 
 from virtserial.accounting import nowhere
@@ -21,6 +20,8 @@ from virtserial.vfio_user.journal import Journal
 from virtserial.vfio_user.migration import Migration, MigrationRecord
 from virtserial.vfio_user.negotiation import Capabilities, server_version_data
 from virtserial.vfio_user.wire import (
+    DOORBELL,
+    DOORBELL_SIZE,
     HEADER_SIZE,
     MAX_DATA_XFER_SIZE,
     MAX_MESSAGE_SIZE,
@@ -38,10 +39,7 @@ if TYPE_CHECKING:
     from virtserial.vfio_user.device import VfioDevice
     from virtserial.vfio_user.migration import MigratableDevice
 
-_DOORBELL: Final = struct.Struct("<2xHQ4xQQ2x")
-"""A posted 2-byte REGION_WRITE, in few comparisons: command, size and flags, offset, region and count."""
-_DOORBELL_SIZE: Final = _DOORBELL.size
-_DOORBELL_SIZE_AND_FLAGS: Final = _DOORBELL_SIZE | VFIO_USER_NO_REPLY << 32
+_DOORBELL_SIZE_AND_FLAGS: Final = DOORBELL_SIZE | VFIO_USER_NO_REPLY << 32
 
 _DATA_TYPES: Final = wire.VFIO_IRQ_SET_DATA_NONE | wire.VFIO_IRQ_SET_DATA_BOOL | wire.VFIO_IRQ_SET_DATA_EVENTFD
 _ACTIONS: Final = wire.VFIO_IRQ_SET_ACTION_MASK | wire.VFIO_IRQ_SET_ACTION_UNMASK | wire.VFIO_IRQ_SET_ACTION_TRIGGER
@@ -158,10 +156,10 @@ class Server:
         """
         if not self._negotiated:
             return start
-        unpack_from = _DOORBELL.unpack_from
+        unpack_from = DOORBELL.unpack_from
         target = self._doorbell_target
         offsets = self.device.doorbell_offsets
-        end -= _DOORBELL_SIZE
+        end -= DOORBELL_SIZE
         ring = self.device.ring_lone_doorbell if start == end and not start else self.device.ring_doorbell
         while start <= end:
             command, size_and_flags, offset, region_and_count = unpack_from(buffer, start)
@@ -173,7 +171,7 @@ class Server:
             ):
                 break
             ring(offsets[offset])
-            start += _DOORBELL_SIZE
+            start += DOORBELL_SIZE
         return start
 
     def handle(self, header: Header, body: bytes | memoryview, fds: list[int]) -> bytes | None:

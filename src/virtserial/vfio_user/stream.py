@@ -19,6 +19,8 @@ from virtserial.peeked_socket import PeekedSocket
 from virtserial.vfio_user.asked import REQUEST_TIMEOUT, AskedRequests
 from virtserial.vfio_user.wire import (
     COMMAND_NAMES,
+    DOORBELL,
+    DOORBELL_SIZE,
     HEADER_SIZE,
     MAX_MESSAGE_FDS,
     MAX_MESSAGE_SIZE,
@@ -39,14 +41,11 @@ if TYPE_CHECKING:
 TURN_SECONDS: Final = 0.002
 """Other devices wait no longer than that for one VMM's messages, and for the last of them."""
 
-DOORBELL_SIZE: Final = 34
 CROWD_BYTES: Final = 12 * DOORBELL_SIZE
 """So many bytes at once, 12 doorbells, are more than a driver has to say: their time counts..."""
 CROWD_WEIGHT: Final = 16
 """...so many times if the first and the last are the same: who rings for nothing keeps a processor busy as well, until
 it has to wait."""
-_FIRST_OFFSET: Final = slice(16, 24)
-_LAST_OFFSET: Final = slice(CROWD_BYTES - 18, CROWD_BYTES - 10)
 
 POST_ID: Final = 0
 """The id of a message that wants no reply; requests that want one are counted from 1 on."""
@@ -151,7 +150,7 @@ class MessageStream(PeekedSocket):
         due = 0.0
         if end >= CROWD_BYTES and not Header.unpack_from(_BUFFER).flags & VFIO_USER_TYPE:
             self.busy_since = time.monotonic()
-            if _BUFFER[_FIRST_OFFSET] == _BUFFER[_LAST_OFFSET]:
+            if DOORBELL.unpack_from(_BUFFER) == DOORBELL.unpack_from(_BUFFER, CROWD_BYTES - DOORBELL_SIZE):
                 self.weight = CROWD_WEIGHT
         while True:
             start = server.ring_doorbells(_BUFFER, start, end)

@@ -119,6 +119,9 @@ class Header(NamedTuple):
 
 
 HEADER_SIZE: Final = _HEADER.size
+DOORBELL: Final = struct.Struct("<2xHQ4xQQ2x")
+"""A posted 2-byte REGION_WRITE, in few comparisons: command, size and flags, offset, region and count."""
+DOORBELL_SIZE: Final = DOORBELL.size
 
 
 def request(command: int, message_id: int, payload: bytes = b"", flags: int = 0) -> bytes:

@@ -18,8 +18,6 @@ PAUSE: Final = 0.005
 """Seconds that the VMM then waits at least: one look at it for each would cost more than it saves..."""
 LONGEST_PAUSE: Final = 0.02
 """...and at most, however much it has taken."""
-
-
 TURNS_ALONE: Final = 32
 """Turns in a row after which a device has the loop for itself, and may take longer ones."""
 
