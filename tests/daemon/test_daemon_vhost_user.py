@@ -29,6 +29,7 @@ from virtserial.vhost_user import wire
 from virtserial.vhost_user.client import FrontEnd
 from virtserial.vhost_user.wire import MemoryRegion, VringAddress
 from virtserial.virtio.features import VIRTIO_F_RING_PACKED
+from virtserial.virtio.ring.split.layout import used_ring_size
 
 
 def vhost_options(folder, name="ser0", more=""):
@@ -250,8 +251,12 @@ def test_a_ring_that_is_not_in_memory_is_refused(front_end, device, place):
 def test_memory_that_shrinks_is_no_end_of_the_process(front_end, device, folder, memory):
     """Its file is not sealed, so it is not mapped."""
     kicks = {index: os.eventfd(0) for index in (2, 3)}
+    avail_event = 0x2000 + used_ring_size(64) - 2
+    os.pwrite(memory, b"\xff\xff", avail_event)
     for index, kick in kicks.items():
         set_up(front_end, index, kick)
+    # The device has stored it, and stands still: what it stores while the file shrinks makes the file grow again.
+    wait_until(lambda: os.pread(memory, 2, avail_event) == bytes(2))
     os.ftruncate(memory, 0)
     worker = device.worker
     for kick in kicks.values():

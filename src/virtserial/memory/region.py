@@ -125,7 +125,11 @@ class FileRegion:
         return data
 
     def write(self, offset: int, data: Buffer) -> None:
-        """Raises AddressError if the file no longer reaches that far: a pwrite would grow it."""
+        """Store `data`.  The file grows again, by zeros and `data`, if it shrinks between the look and the pwrite.
+
+        Raises:
+            AddressError: it no longer reaches that far, or cannot be stored.
+        """
         length = len(memoryview(data))
         if status_of(self._fd).size < self._offset + offset + length:
             raise AddressError(f"guest memory at {self.iova + offset:#x} is gone: its file was truncated")
