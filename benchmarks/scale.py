@@ -224,10 +224,11 @@ def blocked_growth_kib(folder: Path) -> float:
         served.stop()
 
 
-def allow_descriptors() -> None:
-    """As many as this process may have: each device takes some of every process."""
+def allow_descriptors() -> int:
+    """As many as this process may have, which are returned: each device takes some of every process."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def measure(devices: int, ports: int, vectors: int, rounds: int) -> Iterator[Figure]:

@@ -90,7 +90,7 @@ def open_in_fleet(
         ConfigError: no fleet is set up here, it has no such port, or the port is busy.
         PeerError: the broker or the host's agent does not answer.
     """
-    from virtserial.fleet.broker import load_settings
+    from virtserial.fleet.broker import INSTALL, load_settings
 
     if not may_be_in_fleet(text):
         raise unknown
@@ -98,8 +98,7 @@ def open_in_fleet(
     try:
         from virtserial.fleet.stream import FleetStream
     except ImportError as error:
-        hint = "pipx inject virtserial 'nats-py[nkeys]'"
-        raise ConfigError(f"{unknown}; for the fleet nats-py is missing", hint) from error
+        raise ConfigError(f"{unknown}; for the fleet nats-py is missing", INSTALL) from error
     return FleetStream(settings, text, default, force, only_watch, history)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from virtserial.cli.overview import CLEAR, text_of
 from virtserial.errors import ConfigError, UsageError
-from virtserial.fleet.broker import Settings, connect, load_settings, set_up
+from virtserial.fleet.broker import INSTALL, Settings, connect, load_settings, set_up
 from virtserial.fleet.roles import ROLES, configuration
 from virtserial.guest import programs
 from virtserial.guest.hints import did_you_mean
@@ -90,9 +90,7 @@ def run(words: list[str]) -> int:
         return 0
     settings = load_settings(options.config)
     if importlib.util.find_spec("nats") is None:
-        raise ConfigError(
-            f"{PROGRAM} needs the package nats-py, which is not installed", "pipx inject virtserial 'nats-py[nkeys]'"
-        )
+        raise ConfigError(f"{PROGRAM} needs the package nats-py, which is not installed", INSTALL)
     action = {
         "setup": _setup, "join": _join, "ls": _ls, "restart": _restart, "plug": _plug, "unplug": _unplug,
     }[options.action]  # fmt: skip

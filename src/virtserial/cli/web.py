@@ -73,13 +73,13 @@ def _options(words: list[str]) -> argparse.Namespace:
 
 
 def _fleet_source() -> FleetSource:
-    from virtserial.fleet.broker import load_settings
+    from virtserial.fleet.broker import INSTALL, load_settings
 
     settings = load_settings()
     try:
         from virtserial.web.fleet_source import FleetSource
     except ImportError as error:
-        raise ConfigError(f"--fleet needs nats-py ({error})", "pipx inject virtserial 'nats-py[nkeys]'") from error
+        raise ConfigError(f"--fleet needs nats-py ({error})", INSTALL) from error
     return FleetSource(settings, lambda line: print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True))
 
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 VARIABLE = "VIRTSERIAL_FLEET"
 FILES = ("~/.config/virtserial/fleet.toml", "/etc/virtserial/fleet.toml")
 KEYS = ("servers", "creds", "user", "password", "ca", "cert", "key", "inbox")
+INSTALL = "pipx inject virtserial 'nats-py[nkeys]'"
+"""What brings the package that a fleet needs."""
 CONNECT_TIME = 5
 RETRY = 1
 MAX_UNSENT = 1 << 21
@@ -134,9 +136,7 @@ async def connect(
         from nats.aio.client import Client as NatsClient
         from nats.errors import Error
     except ImportError as error:
-        raise ConfigError(
-            f"a fleet needs nats-py ({error})", "pipx inject virtserial 'nats-py[nkeys]'"
-        ) from error
+        raise ConfigError(f"a fleet needs nats-py ({error})", INSTALL) from error
 
     class Connection(NatsClient):
         """A client whose close() does not fail where the broker has cut the connection off just then."""
