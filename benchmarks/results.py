@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chart import Panel, bar_chart
 from comparison import Comparison
+from contestants import VIRTSERIAL
 from crowd import CrowdRun, summarize_crowd
 from embedded import PAIR, EmbeddedRun, summarize_embedded
 from environment import Environment
@@ -26,7 +27,7 @@ class Results:
 
     Attributes:
         environment: machine and programs.
-        contestants: names of the devices, the reference first and ours last, to a word on what they are.
+        contestants: names of the devices, QEMU's before ours, to a word on what they are.
         runs: every run that counts.
         connected_ports: rows of the table of ports that are connected at boot: requested, device, ports, named,
             connected, delivered.
@@ -77,6 +78,14 @@ class Results:
         chosen = [each for each in MEASURES if each.name in done and unit in (None, each.unit)]
         return [Comparison.of(measure, self.runs) for measure in chosen]
 
+    def _pairs(self) -> dict[str, tuple[str, str]]:
+        """Whose figures are divided by whose, by the column's head: the first of ours by each of QEMU's, the others of
+        ours by the first."""
+        ours = [name for name in self.contestants if name.startswith(VIRTSERIAL.name)]
+        theirs = [name for name in self.contestants if name not in ours]
+        pairs = [(ours[0], each) for each in theirs] + [(each, theirs[0]) for each in ours[1:]]
+        return {f"{name}: x {reference}": (name, reference) for name, reference in pairs}
+
     def _summary(self, comparison: Comparison) -> dict[str, Any]:
         names = list(self.contestants)
         return {
@@ -87,8 +96,8 @@ class Results:
             "rate": {name: comparison.rate(name) for name in names},
             "device_cpu": {name: comparison.cost(name) for name in names},
             "vcpu_cpu": {name: comparison.cost(name, "vcpus") for name in names},
-            "rate_ratio": {name: comparison.rate_ratio(names[-1], name) for name in names[:-1]},
-            "device_cpu_ratio": {name: comparison.cost_ratio(names[-1], name) for name in names[:-1]},
+            "rate_ratio": {head: comparison.rate_ratio(*pair) for head, pair in self._pairs().items()},
+            "device_cpu_ratio": {head: comparison.cost_ratio(*pair) for head, pair in self._pairs().items()},
         }
 
     def tables(self) -> str:
@@ -110,9 +119,8 @@ class Results:
     def _heads(self) -> Iterator[str]:
         if self.runs:
             rounds = 1 + max(run.round for run in self.runs)
-            yield f"{rounds} alternating rounds in one guest. A figure is the median [lowest-highest]; a ratio is"
-            yield "virtserial's figure over the other's: the median of the rounds' ratios with its 90 % bootstrap"
-            yield "interval. The devices:"
+            yield f"{rounds} alternating rounds in one guest. A figure is the median [lowest-highest]; a ratio of two"
+            yield "devices is the median of the rounds' ratios with its 90 % bootstrap interval. The devices:"
             yield ""
             yield from (f"- **{name}**: {what}" for name, what in self.contestants.items())
 
@@ -121,9 +129,9 @@ class Results:
         rows = []
         for comparison in self.comparisons():
             rates = [_summary_text(comparison.rate(name)) for name in names]
-            ratios = [_ratio_text(comparison.rate_ratio(names[-1], name)) for name in names[:-1]]
+            ratios = [_ratio_text(comparison.rate_ratio(*pair)) for pair in self._pairs().values()]
             rows.append([f"{comparison.measure.title}, {comparison.measure.unit.rate}", *rates, *ratios])
-        return _table(["", *names, *(f"x {name}" for name in names[:-1])], rows)
+        return _table(["", *names, *self._pairs()], rows)
 
     def _trip_table(self) -> list[str]:
         rows = []
@@ -139,11 +147,11 @@ class Results:
         for comparison in self.comparisons():
             title, unit = comparison.measure.title, comparison.measure.unit.cost
             costs = [_summary_text(comparison.cost(name)) for name in names]
-            ratios = [_ratio_text(comparison.cost_ratio(names[-1], name)) for name in names[:-1]]
+            ratios = [_ratio_text(comparison.cost_ratio(*pair)) for pair in self._pairs().values()]
             rows.append([f"{title}: device, {unit}", *costs, *ratios])
             vcpus = [_summary_text(comparison.cost(name, "vcpus")) for name in names]
             rows.append([f"{title}: vCPU beside it, {unit}", *vcpus, *("" for _ in ratios)])
-        return _table(["", *names, *(f"x {name}" for name in names[:-1])], rows)
+        return _table(["", *names, *self._pairs()], rows)
 
     def _crowd_table(self) -> list[str]:
         rows = []

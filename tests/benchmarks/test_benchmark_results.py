@@ -73,6 +73,20 @@ def test_tables_say_rates_costs_and_ratios_of_ours_to_theirs(results):
     assert ours in tables
 
 
+def test_each_ratio_names_its_two_devices(results):
+    names = ("QEMU", "QEMU, ioeventfd=off", "virtserial", "virtserial, vhost-user")
+    timed = zip(names, (1e-5, 4e-5, 2e-5, 3e-5), strict=True)
+    more = replace(
+        results,
+        contestants=dict.fromkeys(names, ""),
+        runs=[run for name, each in timed for run in runs("g2h_4k", name, [each] * 3, CpuTime(0, each / 10, 0))],
+    )
+    heads = "| virtserial: x QEMU | virtserial: x QEMU, ioeventfd=off | virtserial, vhost-user: x QEMU |"
+    ratios = "| **0.50** [0.50-0.50] | **2.00** [2.00-2.00] | **0.33** [0.33-0.33] |"
+    for line in (heads, ratios):
+        assert f" {line}\n" in more.tables()
+
+
 def test_every_table_says_where_its_figures_are_from(results):
     assert results.tables().count(ENVIRONMENT.caption) == results.tables().count("| --- |\n") == 5
     assert ENVIRONMENT.caption.startswith("TCG; QEMU 11.1.3; guest Linux 6.1.0, 1 vCPU; host Linux 6.18, ")

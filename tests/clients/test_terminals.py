@@ -1,4 +1,4 @@
-"""Terminals on the host: pyserial and the real screen on a pty, and a login by agetty on a console."""
+"""Terminals: pyserial and the real screen on a pty, a login by agetty on a console, and the same over a fleet."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import sys
 import time
 
 import pytest
+from support.broker import Broker
 from support.fetched import fetch_or_skip
+from support.places import ENVIRONMENT
+from support.waiting import wait_until
 
 from virtserial.rig import Guest
 from virtserial.rig.image import ROOT_PASSWORD
 from virtserial.rig.programs import programs
 
+VM = f"desk{os.getpid()}"
+
 
 @pytest.fixture(scope="module")
 def machine(our_device, module_folder):
-    options = ["-device", "virtio-serial"]
-    for name, device in (("port", "virtserialport,name=org.test.port"), ("console", "virtconsole")):
+    options = ["--name", VM, "-device", "virtio-serial"]
+    for name, device in (("port", "virtserialport,name=org.test.port"), ("console", "virtconsole,id=con0")):
         options += ["-chardev", f"pty,id={name},path={module_folder}/{name}", "-device", f"{device},chardev={name}"]
     with our_device.attach(options) as attached, Guest(attached.arguments) as guest:
         yield guest
@@ -130,5 +135,45 @@ def test_login_with_pyserial_s_miniterm(machine, getty, module_folder, serial):
         login(terminal)
         terminal.type(b"\x1d")
         terminal.process.wait(60)
+    finally:
+        terminal.close()
+
+
+@pytest.fixture
+def cluster(folder):
+    """Three brokers, and an agent of host h1, where the VM is; and the environment of who comes to them."""
+    broker = Broker(folder / "broker", servers=3)
+    environment = {**ENVIRONMENT, "VIRTSERIAL_FLEET": str(broker.file())}
+
+    def fleet(*words):
+        command = [sys.executable, "-m", "virtserial", "fleet", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    agent = None
+    try:
+        # Servers that have just started may still choose their leader.
+        wait_until(lambda: fleet("setup", "--replicas", "3", "--memory", "--size", "64").returncode == 0, 60, step=1)
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "virtserial", "fleet", "join", "--host", "h1"], env=environment
+        )
+        wait_until(lambda: f"h1/{VM}" in fleet("ls").stdout, 60, step=0.5)
+        yield broker, environment
+    finally:
+        if agent is not None:
+            agent.terminate()
+            agent.wait(60)
+        broker.stop()
+
+
+@pytest.mark.timeout(300)
+def test_login_through_three_brokers_one_of_which_is_killed(getty, cluster):
+    broker, environment = cluster
+    terminal = Terminal([sys.executable, "-m", "virtserial", "console", f"h1/{VM}/con0"], **environment)
+    try:
+        login(terminal)
+        broker.servers[0].kill()
+        login(terminal)
+        terminal.type(b"\x1dq")
+        assert terminal.process.wait(60) == 0
     finally:
         terminal.close()
