@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from virtserial.dropin.run_folder import make_run_folder
 from virtserial.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,13 +28,17 @@ class ServeProcess:
     """A `virtserial serve` with a folder of its own; `start` it, `close` it.
 
     Attributes:
-        folder: where its sockets and its log are; removed by `close`.
+        folder: where its sockets and its log are; removed by `close`, and by the next one if this program is killed.
         qemu_arguments: words for QEMU's command line, a -device for each controller.
+
+    Raises:
+        ConfigError: the folder cannot be made.
     """
 
     def __init__(self) -> None:
         # A socket's path has at most 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="virtserial-"))
+        self.folder = Path(tempfile.gettempdir(), f"virtserial-{os.urandom(6).hex()}")
+        self._held = make_run_folder(str(self.folder))
         self.qemu_arguments: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -87,3 +92,6 @@ class ServeProcess:
                 self._process.kill()
                 self._process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
