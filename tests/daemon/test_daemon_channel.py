@@ -327,7 +327,7 @@ class TestLimitedLog:
             log.error("port %d: %s", number, "bad")
         assert caplog.messages == ["ser0: port 0: bad"]
         loop.run_once(1)
-        assert caplog.messages[1:] == ["ser0: 99 more times within 0.1 s: port ...: ..."]
+        assert caplog.messages[1:] == ["ser0: 99 more within 0.1 s: port ...: ..."]
 
     def test_kinds_do_not_hide_each_other(self, limited, caplog):
         _, log = limited

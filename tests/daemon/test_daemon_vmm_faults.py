@@ -182,7 +182,7 @@ def test_rules_broken_in_a_loop_are_logged_once_a_second_and_counted(device, fol
         while time.monotonic() < started + 1.5 or loops <= 50:
             guest.break_a_rule()
             loops += 1
-        device.wait_for_log("more times within 1 s: the guest's driver broke a rule")
+        device.wait_for_log("more within 1 s: the guest's driver broke a rule")
         lines = device.log.splitlines()
         assert len(lines) <= 2 + (time.monotonic() - started)
         told = sum(int(line.split("ser0: ")[1].split()[0]) for line in lines if "more times" in line)

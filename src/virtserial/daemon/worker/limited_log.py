@@ -43,7 +43,7 @@ class LimitedLog:
     def _end_interval(self, line: str) -> None:
         count = self._left_out.pop(line)
         if count:
-            self._log.error("%s: %d more times within %g s: %s", self._name, count, INTERVAL, _kind(line))
+            self._log.error("%s: %d more within %g s: %s", self._name, count, INTERVAL, _kind(line))
             # That was a line too.
             self._begin_interval(line)
 
