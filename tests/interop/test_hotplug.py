@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from support.guests.exchange import socket_port
@@ -12,6 +13,7 @@ from support.guests.host_end import HostEnd, HostTransfer
 from support.guests.plugging import host_monitor, unix_server
 from support.waiting import wait_until
 
+from virtserial.cli.demo.guest_script import wait_for
 from virtserial.rig import Guest
 
 STAY = "org.test.stay"
@@ -35,10 +37,10 @@ def monitor(guest, host_device, device_folder):
 
 
 @contextmanager
-def hot_plugged(monitor, name, number, path):
+def hot_plugged(monitor, name, number, path, driver="virtserialport"):
     """A port that is there for a while, on a socket at `path`."""
     monitor("chardev-add", id=f"chr-{name}", backend=unix_server(path))
-    monitor("device_add", driver="virtserialport", id=f"id-{name}", name=name, nr=number, chardev=f"chr-{name}")
+    monitor("device_add", driver=driver, id=f"id-{name}", name=name, nr=number, chardev=f"chr-{name}")
     yield
     monitor("device_del", id=f"id-{name}")
     monitor.wait_event("DEVICE_DELETED")
@@ -61,6 +63,22 @@ def test_a_port_that_is_plugged_in_appears_with_its_number_and_name_and_works(gu
         assert (result.status, result.text) == (0, "to the guest\n")
         end.close()
     wait_until(lambda: not is_there(guest, "org.test.new"), complaint="the port did not go")
+
+
+def test_a_console_whose_node_is_there_before_it_is_waited_for(guest, monitor, device_folder):
+    """Linux makes eight nodes with the first console.  (The demonstration's guest waits like this.)"""
+    waiting = f"import errno, os, time\n{inspect.getsource(wait_for)}\n"
+    waiting += "wait_for('/dev/hvc1', os.O_RDWR | os.O_NOCTTY); print('open')"
+    with ExitStack() as plugged:
+        for number in (10, 11):
+            path = f"{device_folder}/console{number}"
+            plugged.enter_context(hot_plugged(monitor, f"console{number}", number, path, "virtconsole"))
+            if number == 10:
+                wait_until(lambda: guest.run("test -e /dev/hvc1").status == 0)
+                assert "No such device" in guest.run("exec 3<>/dev/hvc1").text
+                job = guest.start_python(waiting)
+        result = job.wait(60)
+        assert (result.status, result.text) == (0, "open\n")
 
 
 def test_who_holds_an_unplugged_port_open_gets_enodev(guest, monitor, device_folder):

@@ -6,6 +6,7 @@ plan comes as a line of JSON on standard input.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -53,12 +54,16 @@ class Transfer:
         return self.receiver.poll() is None or self.sender.poll() is None
 
 
-def wait_for(path: str) -> None:
-    """Wait until a device node or link is there."""
+def wait_for(path: str, flags: int = os.O_PATH) -> int:
+    """Wait until a device can be opened, and open it."""
     limit = time.monotonic() + 20
-    while not os.path.exists(path):
-        if time.monotonic() > limit:
-            raise TimeoutError(f"{path} does not appear")
+    while True:
+        try:
+            return os.open(path, flags)
+        except OSError as error:
+            # Linux makes the nodes of all hvc consoles with the first: those of others that are to come give ENODEV.
+            if error.errno not in (errno.ENOENT, errno.ENODEV) or time.monotonic() > limit:
+                raise
         time.sleep(0.05)
 
 
@@ -72,10 +77,11 @@ def main() -> None:
         with open(f"{folder}/{name}.out", "wb") as file:
             for _ in range(0, size, 1 << 20):
                 file.write(os.urandom(1 << 20))
-        wait_for(f"/dev/virtio-ports/{name}")
+        os.close(wait_for(f"/dev/virtio-ports/{name}"))
         transfers.append(Transfer(name, folder, size))
     for _, name, _ in plan["consoles"]:
-        wait_for(f"/dev/{name}")
+        # It stays open here: the shell opens it again.
+        wait_for(f"/dev/{name}", os.O_RDWR | os.O_NOCTTY)
         # A session leader without a terminal gets the first one it opens as its controlling terminal.
         subprocess.Popen(
             ["/bin/sh", "-c", f"exec /bin/sh -i </dev/{name} >/dev/{name} 2>&1"],

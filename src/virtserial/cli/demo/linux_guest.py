@@ -7,19 +7,21 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from virtserial.cli.demo import guest_script
 from virtserial.cli.demo.end import report
 from virtserial.cli.demo.plan import Plan
 from virtserial.errors import VirtserialError
+from virtserial.rig import Guest, GuestError
 from virtserial.rig.__main__ import vfio_user_argument
-from virtserial.rig.guest import Guest
 
 if TYPE_CHECKING:
     from virtserial.rig.channel import Job
 
 SILENCE_SECONDS = 120.0
+COMPLAINT_SECONDS = 5.0
 
 
 def pass_on_input(job: Job) -> None:
@@ -46,7 +48,13 @@ def main() -> int:
             job.send(plan.to_json().encode() + b"\n")
             threading.Thread(target=pass_on_input, args=(job,), daemon=True).start()
             while job.status is None:
-                sys.stdout.buffer.write(job.expect(b"\n", SILENCE_SECONDS))
+                line = job.expect(b"\n", SILENCE_SECONDS)
+                if not line.startswith(b"{"):
+                    # No report: the script or one of its programs complains, and more may follow.
+                    with suppress(GuestError):
+                        line += job.wait(COMPLAINT_SECONDS).output
+                    raise GuestError(f"the guest's script: {line.decode(errors='replace').strip()}")
+                sys.stdout.buffer.write(line)
                 sys.stdout.flush()
     except (VirtserialError, OSError) as error:
         report("failed", reason=str(error))
