@@ -15,7 +15,7 @@ import time
 import tty
 from typing import TYPE_CHECKING, Callable, Iterator
 
-from .errors import PeerAway
+from .errors import NoPartner, PeerAway
 from .recording import INPUT, OUTPUT
 from .stream import READ_SIZE, Buffer, PortStream, advance
 
@@ -93,6 +93,7 @@ class Console:
         self._to_port: list[Buffer] = []
         self._waiting = 0
         self._present: bool | None = None
+        self._met = False
         self._keyboard_open = True
 
     def run(self) -> None:
@@ -100,6 +101,7 @@ class Console:
 
         Raises:
             PortRemoved: the port is gone.
+            NoPartner: that input ended, and nobody had been at the other end.
         """
         poll = select.poll()
         poll.register(self._stream.fileno(), select.POLLIN)
@@ -135,6 +137,7 @@ class Console:
                 self._event("connected" if present else "the other end is away; waiting for it")
             self._present = present
             if present:
+                self._met = True
                 self._tell_size()
         if not present:
             self._stream.probe()
@@ -168,6 +171,8 @@ class Console:
                 raise
             typed = b""
         if not typed:
+            if not self._met:
+                raise NoPartner("nobody was at the other end before the input ended")
             self._keyboard_open = False
             return bool(self._to_port)
         data, commands = self._keys.take(typed) if os.isatty(self._keyboard) else (typed, [])

@@ -144,6 +144,15 @@ def test_force_needs_a_name(machine):
     assert (done.returncode, done.stderr.count("--force needs the port's name")) == (1, 1)
 
 
+def test_input_that_ends_before_anybody_is_there_is_no_success(machine):
+    done = program("console", f"unix:{machine.folder}/nobody", stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (
+        1, "virtserial console: nobody was at the other end before the input ended\n",
+    )  # fmt: skip
+    done = program("console", PORT, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_port_of_several_clients_is_busy_when_it_is_full_and_others_look_on(machine):
     folder = machine.folder
     options = (
