@@ -32,7 +32,10 @@ MARK = b"CLIP"
 
 class DesktopClipboard:
     def __init__(self):
-        self.read, self.write = next(pair for pair in PROGRAMS if shutil.which(pair[0][0]))
+        found = [pair for pair in PROGRAMS if shutil.which(pair[0][0])]
+        if not found:
+            raise SystemExit("there is no wl-paste, xclip or xsel here: install one, or say --file PATH")
+        self.read, self.write = found[0]
 
     def get(self):
         return subprocess.run(self.read, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout[:LIMIT]

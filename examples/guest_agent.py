@@ -71,7 +71,8 @@ def ask(address, request, timeout=30):
     """The host's half: ask, and wait for the answer to this request."""
     request = {"id": os.urandom(4).hex(), **request}
     with HostStream(address) as port:
-        port.wait_connected(timeout)
+        if not port.wait_connected(timeout):
+            raise SystemExit(f"{address}: nobody answered in {timeout} s")
         # The empty line ends what a host that was cut short has left behind.
         port.write(b"\n" + json.dumps(request).encode() + b"\n", timeout)
         while line := port.readline(timeout=timeout):
@@ -84,7 +85,11 @@ def ask(address, request, timeout=30):
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
-        print(json.dumps(ask(sys.argv[1], json.loads(sys.argv[2]))))
+        try:
+            request = dict(json.loads(sys.argv[2]))
+        except (TypeError, ValueError):
+            sys.exit(f"a request is a JSON object, and not {sys.argv[2]!r}")
+        print(json.dumps(ask(sys.argv[1], request)))
     elif len(sys.argv) == 2 and not sys.argv[1].startswith("-"):
         serve(sys.argv[1])
     else:

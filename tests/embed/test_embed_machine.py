@@ -197,3 +197,16 @@ def test_a_lost_device_is_told(machine, number):
         port.wait_connected(60)
     assert isinstance(guest.failure, virtserial.PeerError)
     assert "closed the connection" in str(guest.failure)
+
+
+def test_a_guest_that_is_closed_takes_its_streams_out_of_the_loop():
+    """asyncio would call them back, and hold their numbers for watched."""
+
+    async def run():
+        async with virtserial.serve(["org.a"]) as machine:
+            guest = await machine.attach()
+            watched = (await guest.open("org.a"))._stream.fileno()
+            guest.close()  # the machine closes it once more
+            assert not asyncio.get_running_loop().remove_reader(watched)
+
+    asyncio.run(run())

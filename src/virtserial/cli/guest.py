@@ -240,12 +240,18 @@ def _mode(text: str) -> int:
 
 
 def _shape(wanted: str) -> Shape:
-    if wanted == "auto":
+    if wanted in ("auto", "cuse"):
         from virtserial.driver.cuse_channel import cuse_available
 
-        return "cuse" if cuse_available() and os.access(DEV, os.W_OK) else "pty"
-    shapes: dict[str, Shape] = {"cuse": "cuse", "pty": "pty", "socket": "socket"}
-    return shapes[wanted]
+        if cuse_available() and os.access(DEV, os.W_OK):
+            return "cuse"
+        if wanted == "cuse":
+            raise ConfigError(
+                "guest attach: --as cuse needs /dev/cuse and the right to make nodes in /dev",
+                "`modprobe cuse` as root; --as pty needs neither",
+            )
+        return "pty"
+    return "socket" if wanted == "socket" else "pty"
 
 
 def _id(kind: str, name: str | None) -> int:

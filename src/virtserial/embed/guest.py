@@ -220,7 +220,9 @@ class AsyncEmbeddedGuest:
         self.guest = guest
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._loop.add_reader(guest.loop.fileno(), self._ready)
+        self._streams: list[AsyncStream] = []
+        self._watched = guest.loop.fileno()
+        self._loop.add_reader(self._watched, self._ready)
 
     def _ready(self) -> None:
         self.guest.loop.run_once(0)
@@ -235,11 +237,19 @@ class AsyncEmbeddedGuest:
         while (port := self.guest.find(name)) is None:
             self._news.clear()
             await self._news.wait()
-        return AsyncStream(self.guest.stream(port))
+        stream = AsyncStream(self.guest.stream(port))
+        self._streams.append(stream)
+        return stream
 
     def close(self) -> None:
         """As EmbeddedGuest.close."""
-        self._loop.remove_reader(self.guest.loop.fileno())
+        if self._watched < 0:
+            return
+        # Before the descriptors are closed, which asyncio watches.
+        for stream in self._streams:
+            stream.close()
+        self._loop.remove_reader(self._watched)
+        self._watched = -1
         self.guest.close()
 
     async def __aenter__(self) -> Self:

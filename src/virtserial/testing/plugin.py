@@ -54,7 +54,7 @@ class Boot(Protocol):
 
 @pytest.fixture
 def virtserial_serve() -> Iterator[Serve]:
-    """See the module's text."""
+    """A device for the test: virtserial.Machine, by the arguments of virtserial.serve."""
     from virtserial.embed import serve
 
     with ExitStack() as stack:
@@ -63,7 +63,7 @@ def virtserial_serve() -> Iterator[Serve]:
 
 @pytest.fixture
 def virtserial_attach() -> Iterator[Attach]:
-    """See the module's text."""
+    """Our guest driver on a machine, or on any vfio-user or vhost-user socket: virtserial.EmbeddedGuest."""
     from virtserial.embed import EmbeddedGuest, Machine
 
     with ExitStack() as stack:
@@ -77,7 +77,7 @@ def virtserial_attach() -> Iterator[Attach]:
 
 @pytest.fixture
 def virtserial_boot() -> Iterator[Boot]:
-    """See the module's text."""
+    """A real QEMU with a Linux guest on a machine: virtserial.rig.Guest.  Skips the test where there can be none."""
     from virtserial.rig import Guest, RigUnavailable
 
     with ExitStack() as stack:
