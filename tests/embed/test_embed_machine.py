@@ -132,8 +132,8 @@ def test_it_ends_with_a_program_that_is_killed():
         process.send_signal(signal.SIGKILL)
         process.wait()
     wait_until(lambda: is_gone(pid), 20)
-    assert os.path.isdir(folder)
     with virtserial.serve() as machine:
+        # By this one, or by another that somebody has started meanwhile.
         assert not os.path.exists(folder)
         assert machine.folder.is_dir()
 
