@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 
 import pytest
-from support.places import ROOT
+from support.places import ENVIRONMENT, ROOT
 from support.programs import run
 
 import virtserial
+from virtserial.cli import health
 from virtserial.cli.commands import COMMANDS, GROUPS
+from virtserial.cli.main import main
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help", "-help"])
@@ -117,3 +122,23 @@ import virtserial.cli.serve, virtserial.daemon.keeper.keeper, virtserial.daemon.
 print([name for name in ("asyncio", "argparse", "subprocess", "ssl") if name in sys.modules])
 """
     assert run(program=("-c", program)) == (0, "[]\n", "")
+
+
+def test_ctrl_c_is_no_crash(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(health, "_look", interrupted)
+    assert (main(["health", "--wait", "60"]), capsys.readouterr()) == (130, ("", "\n"))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["conformance", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_of_the_output_that_ends_early_is_not_complained_about(words, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "virtserial", *words]
+    environment = {**ENVIRONMENT, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import select
 import sys
 from typing import TYPE_CHECKING
 
@@ -24,8 +26,30 @@ the version.  virtserial-qemu takes a QEMU command line and serves its ports.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; return its exit status: 0 success, 1 failure, 2 wrong usage."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a subcommand; return its exit status: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C."""
+    try:
+        try:
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        if not _nobody_reads(1):
+            raise
+        # As with `head`: who has read enough hears nothing of the rest, at the interpreter's end neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def _nobody_reads(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "-help", "help"):
         print(USAGE.format(listing()), end="")
         return 0 if words else 2
