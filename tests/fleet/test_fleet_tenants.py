@@ -175,8 +175,9 @@ def test_an_agent_answers_at_inboxes_only(red, tenants):
             state = (await client.jetstream().stream_info("vs_out")).state
             return state.messages, state.last_seq
 
+    _, last = asyncio.run(stored())
     say_something(red)
-    wait_until(lambda: asyncio.run(stored())[0], WAIT)
+    wait_until(lambda: asyncio.run(stored())[1] > last, WAIT)
     before = asyncio.run(stored()), garbage(red)
     asyncio.run(ask_for_answers_elsewhere())
     wait_until(lambda: garbage(red) == before[1] + 2 * len(elsewhere), WAIT, step=0.5)
