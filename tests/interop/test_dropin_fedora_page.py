@@ -74,7 +74,7 @@ def log_in(path, name):
         end.send(ROOT_PASSWORD.encode() + b"\n")
         end.receive_until(b"# ", 60)
         end.send(f"echo this is {name[:2]}'{name[2:]}'; tty\n".encode())
-        return (end.receive_until(b"/dev/", 60) + end.receive_until(b"\n", 60)).decode()
+        return end.receive_until(f"/dev/{name}".encode(), 60).decode()
 
 
 @on_machine("q35")
