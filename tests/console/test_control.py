@@ -20,6 +20,7 @@ from support.console_guest import (
     REMOVE,
     RESIZE,
     FakeHost,
+    queues_of,
 )
 from support.ring_builder import BASE, WRITE
 
@@ -271,6 +272,24 @@ def test_a_turn_that_an_unplugged_port_had_asked_for_is_not_the_next_ports(open_
     guest.device.notify(open_port.tx)
     guest.run()
     assert host.taken == b"for the new one"
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["with others", "alone"])
+def test_a_host_hears_that_the_guest_opened_the_port_before_what_it_wrote(guest, alone):
+    host = FakeHost()
+    guest.plug(1, host, name="one")
+    guest.start()
+    guest.tell(1, PORT_READY)
+    transmitq = queues_of(1)[1]
+    guest.rings[CONTROL_TX].add([MESSAGE.pack(1, OPEN, 1)])
+    guest.rings[transmitq].add([b"first words"])
+    heard = []
+    host.inside = lambda: heard.extend(host.heard)
+    # The doorbell of the second overtakes that of the first.
+    (guest.device.notify_alone if alone else guest.device.notify)(transmitq)
+    guest.run()
+    assert host.taken == b"first words"
+    assert heard == ["ready", "opened"]
 
 
 # Hostile drivers

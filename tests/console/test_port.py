@@ -386,6 +386,8 @@ def test_row_38_a_busy_port_takes_turns_with_the_others(make_guest):
     for number, host in hosts.items():
         guest.plug(number, host)
     guest.start()
+    guest.open(1)
+    guest.open(7)
     busy, quiet = queues_of(1)[1], queues_of(7)[1]
     endless = hosts[1].writev
 
@@ -412,6 +414,7 @@ def test_row_38_a_turn_has_a_budget_of_chains(make_guest):
     host = FakeHost()
     guest.plug(1, host)
     guest.start()
+    guest.open(1)
     guest.device.queues[5].max_size = 1024
     guest.device.reset_queue(5)
     guest.enable(5, size=1024)
@@ -429,6 +432,7 @@ def test_a_turn_is_short_while_other_devices_have_work(make_guest):
     host = FakeHost()
     guest.plug(1, host)
     guest.start()
+    guest.open(1)
     guest.scheduler.is_shared = True
     guest.device.queues[5].max_size = 128
     guest.device.reset_queue(5)

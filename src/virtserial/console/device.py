@@ -382,6 +382,10 @@ class ConsoleDevice(VirtioDevice):
         """Give it a turn before the ports."""
         self.turns.schedule_first(subject)
 
+    def listen_first(self) -> None:
+        """Take the driver's control messages before a port has its next turn."""
+        self.control.schedule_all()
+
     def guest_opened(self, number: int) -> None:
         """The driver has opened a port, and closes it at the latest by a reset."""
         self._opened.add(self.slots[number])

@@ -10,6 +10,7 @@ everything else the lane asks for a turn (port.py), which does the same in gener
 | one doorbell came, and one chain waits (`DeviceRing.lone_message`) | with more, one `writev` for all is cheaper |
 | the message is shorter than STREAM_CHAIN | a longer one may be a part of a stream, which has a pace (stream_pace.py) |
 | the last input did not fill a buffer (`_window`) | where more comes, one `readv` fills many |
+| the guest has the port open | what it wrote before waits for that message (`_listens_first`) |
 | the chain is one mapped buffer | anything else needs a walk, or messages to the VMM |
 
 What a kill leaves is as it is of a turn: the ledger has a note before the system call, the chain goes back behind it,
@@ -58,6 +59,7 @@ class Lane:
     plugged: bool
     throttled: bool
     backlog: bytearray
+    _listened = False
 
     def schedule(self, work: int) -> None:
         """Ask for a turn that looks at TRANSMIT, RECEIVE or both, unless the port is unplugged."""
@@ -85,6 +87,16 @@ class Lane:
         """The host end has failed."""
         raise NotImplementedError
 
+    def _listens_first(self) -> bool:
+        """Chains wait: whether they wait for one turn of the control queues, because the guest has the port closed.
+
+        A driver opens a port before it writes there, but on another queue: we may see the chain first.
+        """
+        self._listened = not self.record.guest_open and not self._listened
+        if self._listened:
+            self._owner.listen_first()
+        return self._listened
+
     def message_sent(self) -> None:
         """The driver has rung for the transmitq, and for nothing else."""
         if self.work or not self._owner.at_once(self, self._transmit_message):
@@ -96,8 +108,9 @@ class Lane:
             self.schedule(RECEIVE)
 
     def _transmit_message(self) -> None:
-        host, ring = self.host, self.transmitq.ring
-        if self.throttled or self.backlog or host is None or not host.connected:
+        host, ring, record = self.host, self.transmitq.ring, self.record
+        is_open = record.state.u16[(record.base + GUEST_OPEN) >> 1]
+        if not is_open or self.throttled or self.backlog or host is None or not host.connected:
             self.schedule(TRANSMIT)
             return
         message = ring.lone_message(STREAM_CHAIN - 1)
@@ -112,7 +125,6 @@ class Lane:
                 self.transmitq.ring.give_back_one(0)
             elif taken:
                 self.transmitq.ring.give_back((), None, taken)
-            record = self.record
             record.state.u64[(record.base + TRANSMITTED) >> 3] += taken
         finally:
             ledger.end()

@@ -117,17 +117,16 @@ class Port(Lane):
         if bool(self.record.guest_open) == is_open:
             return
         self.record.guest_open = is_open
+        host = self.host
         if is_open:
             self._owner.guest_opened(self.number)
-        host = self.host
+            self.schedule(RECEIVE)
         if host is not None:
             host.wants_input = is_open
             if is_open:
                 host.guest_opened()
             else:
                 host.guest_closed()
-        if is_open:
-            self.schedule(RECEIVE)
         self._owner.port_events.guest_open_changed(self.number, is_open)
 
     def stop(self) -> None:
@@ -237,14 +236,15 @@ class Port(Lane):
         if self.throttled:
             return False
         queue, moderation = self.transmitq, self._moderation
-        ring = queue.ring
-        pace = self._transmit_pace
+        ring, pace = queue.ring, self._transmit_pace
         batch = ring.readable_chains(self._owner.turn_chains(pace.are_short), TURN_BYTES)
         heads, ends = batch.heads, batch.ends
         if not heads:
             if self.backlog:
                 self._write(())
             return ring.arm()
+        if self._listens_first():
+            return True
         offset = ring.offset
         pace.are_short = ends[-1] - offset < len(heads) * STREAM_CHAIN
         host = self.host

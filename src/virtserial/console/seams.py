@@ -287,6 +287,10 @@ class PortOwner(Protocol):
         """See Scheduler."""
         ...
 
+    def listen_first(self) -> None:
+        """Take the driver's control messages before a port has its next turn."""
+        ...
+
     def guest_opened(self, number: int) -> None:
         """The driver has opened a port: a reset closes it."""
         ...
