@@ -111,6 +111,15 @@ def test_a_console_by_name_says_when_the_guest_comes_and_goes(machine):
         assert terminal.process.wait(WAIT) == 0
 
 
+def test_a_console_by_name_outlives_the_device(machine):
+    with HostStream(machine.guest), Terminal("console", PORT) as terminal:
+        terminal.expect(b"Ctrl-] and q leave")
+        machine.process.terminate()
+        terminal.expect(b"[virtserial: the other end is away; waiting for it]")
+        terminal.type(b"\x1dq")
+        assert terminal.process.wait(WAIT) == 0
+
+
 def test_busy_is_said_and_force_takes_the_port(machine):
     with Terminal("console", PORT) as first:
         wait_until(lambda: find_vm_port(PORT).clients)

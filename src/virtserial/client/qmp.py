@@ -135,9 +135,10 @@ class QmpClient:
             while self._session.to_send:
                 data, fd = self._session.to_send.popleft()
                 rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-                sent = self._socket.sendmsg([data], rights)
+                # A monitor that is gone is an error here, also in a program that a closed pipe ends.
+                sent = self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
                 if sent < len(data):
-                    self._socket.sendall(data[sent:])
+                    self._socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
             data = self._socket.recv(READ_SIZE)
         except TimeoutError:
             raise
