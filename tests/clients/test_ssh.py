@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from support.broker import Broker
+from support.broker import joined_cluster
 from support.guests.ssh_machine import LIMIT, MEGABYTES, PREPARE, SshMachine, guest_files, serving
 from support.places import ENVIRONMENT, REGISTRY
 from support.waiting import wait_until
@@ -135,17 +135,9 @@ def test_ten_sessions_share_the_one_connection(served):
 
 @pytest.mark.timeout(3 * LIMIT)
 def test_ssh_and_scp_go_through_a_cluster_of_brokers(served, folder, monkeypatch):
-    broker = Broker(folder / "broker", servers=3)
-    agent = None
-    monkeypatch.setitem(ENVIRONMENT, "VIRTSERIAL_FLEET", str(broker.file()))
-    virtserial = [sys.executable, "-m", "virtserial"]
     served.end_sharing()
-    try:
-        setup = [*virtserial, "fleet", "setup", "--replicas", "3", "--memory", "--size", "64"]
-        # Servers that have just started may still choose their leader.
-        wait_until(lambda: served.run(*setup).returncode == 0, 60, step=1)
-        agent = subprocess.Popen([*virtserial, "fleet", "join", "--host", "h1"], env=ENVIRONMENT)
-        wait_until(lambda: f"h1/{served.name}" in served.run(*virtserial, "fleet", "ls").stdout, 60, step=0.5)
+    with joined_cluster(folder, served.name) as (_, environment):
+        monkeypatch.setitem(ENVIRONMENT, "VIRTSERIAL_FLEET", environment["VIRTSERIAL_FLEET"])
         there = f"root@{served.name}.h1.vm"
         done = served.run(*served.command("ssh", there, "echo through the broker"))
         assert (done.returncode, done.stdout) == (0, "through the broker\n"), done.stderr
@@ -159,11 +151,6 @@ def test_ssh_and_scp_go_through_a_cluster_of_brokers(served, folder, monkeypatch
         assert done.stdout.split()[0] == hashlib.sha256(data).hexdigest()
         served.run(*served.command("ssh", there, "rm /tmp/file"))
         served.run(*served.command("ssh", "-O", "exit", there))
-    finally:
-        if agent is not None:
-            agent.terminate()
-            agent.wait(60)
-        broker.stop()
 
 
 HTTP_SERVER = "python3 -m http.server --bind 127.0.0.1 80"

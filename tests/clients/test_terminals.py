@@ -10,10 +10,8 @@ import sys
 import time
 
 import pytest
-from support.broker import Broker
+from support.broker import joined_cluster
 from support.fetched import fetch_or_skip
-from support.places import ENVIRONMENT
-from support.waiting import wait_until
 
 from virtserial.rig import Guest
 from virtserial.rig.image import ROOT_PASSWORD
@@ -139,41 +137,15 @@ def test_login_with_pyserial_s_miniterm(machine, getty, module_folder, serial):
         terminal.close()
 
 
-@pytest.fixture
-def cluster(folder):
-    """Three brokers, and an agent of host h1, where the VM is; and the environment of who comes to them."""
-    broker = Broker(folder / "broker", servers=3)
-    environment = {**ENVIRONMENT, "VIRTSERIAL_FLEET": str(broker.file())}
-
-    def fleet(*words):
-        command = [sys.executable, "-m", "virtserial", "fleet", *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-
-    agent = None
-    try:
-        # Servers that have just started may still choose their leader.
-        wait_until(lambda: fleet("setup", "--replicas", "3", "--memory", "--size", "64").returncode == 0, 60, step=1)
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "virtserial", "fleet", "join", "--host", "h1"], env=environment
-        )
-        wait_until(lambda: f"h1/{VM}" in fleet("ls").stdout, 60, step=0.5)
-        yield broker, environment
-    finally:
-        if agent is not None:
-            agent.terminate()
-            agent.wait(60)
-        broker.stop()
-
-
 @pytest.mark.timeout(300)
-def test_login_through_three_brokers_one_of_which_is_killed(getty, cluster):
-    broker, environment = cluster
-    terminal = Terminal([sys.executable, "-m", "virtserial", "console", f"h1/{VM}/con0"], **environment)
-    try:
-        login(terminal)
-        broker.servers[0].kill()
-        login(terminal)
-        terminal.type(b"\x1dq")
-        assert terminal.process.wait(60) == 0
-    finally:
-        terminal.close()
+def test_login_through_three_brokers_one_of_which_is_killed(getty, folder):
+    with joined_cluster(folder, VM) as (broker, environment):
+        terminal = Terminal([sys.executable, "-m", "virtserial", "console", f"h1/{VM}/con0"], **environment)
+        try:
+            login(terminal)
+            broker.servers[0].kill()
+            login(terminal)
+            terminal.type(b"\x1dq")
+            assert terminal.process.wait(60) == 0
+        finally:
+            terminal.close()

@@ -7,9 +7,12 @@ import os
 import signal
 import socket
 import subprocess
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from support.places import ENVIRONMENT
 from support.waiting import wait_until
 
 from virtserial.rig.cache import RigUnavailable
@@ -81,6 +84,30 @@ class Server:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+@contextmanager
+def joined_cluster(folder: Path, vm: str):
+    """Three brokers, and an agent of host h1, where a VM is: the brokers, and the environment of who comes to them."""
+    broker = Broker(folder / "broker", servers=3)
+    environment = {**ENVIRONMENT, "VIRTSERIAL_FLEET": str(broker.file())}
+    command = [sys.executable, "-m", "virtserial", "fleet"]
+
+    def fleet(*words):
+        return subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=60)
+
+    agent = None
+    try:
+        # Servers that have just started may still choose their leader.
+        wait_until(lambda: fleet("setup", "--replicas", "3", "--memory", "--size", "64").returncode == 0, 60, step=1)
+        agent = subprocess.Popen([*command, "join", "--host", "h1"], env=environment)
+        wait_until(lambda: f"h1/{vm}" in fleet("ls").stdout, 60, step=0.5)
+        yield broker, environment
+    finally:
+        if agent is not None:
+            agent.terminate()
+            agent.wait(60)
+        broker.stop()
 
 
 class Broker:
