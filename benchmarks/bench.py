@@ -25,6 +25,7 @@ from measures import MEASURES, Measure, Run
 from results import Results
 from scale import Figure, allow_descriptors
 from scale import measure as measure_scale
+from virtserial.daemon.keeper.descriptor_limit import descriptors_for
 from virtserial.rig import GuestError, RigUnavailable
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ SCALE = "scale"
 EMBEDDED_CHUNK = 65536
 SCALE_SHAPE = 1000, 4, 2
 """Devices, ports of each, interrupt vectors of each."""
-DESCRIPTORS_A_PORT = 8
-"""Of a process with many devices; `virtserial serve` says so where they are too few."""
 COUNTS = (30, 510)
 PAGE = ROOT / "docs" / "performance.md"
 MARKS = {
@@ -180,8 +179,11 @@ def measure_embedded_guest(rounds: int, seconds: float) -> list[EmbeddedRun]:
 def measure_many_devices(rounds: int, quick: bool) -> list[Figure]:
     """Start-up, memory and idle cost of many devices in one process."""
     devices, ports, vectors = SCALE_SHAPE
-    # Where the system allows fewer descriptors, there are fewer; the figures' names say how many.
-    devices = min(devices // 10 if quick else devices, allow_descriptors() // (DESCRIPTORS_A_PORT * ports + 1))
+    limit = allow_descriptors()
+    devices = devices // 10 if quick else devices
+    # Fewer where the system allows fewer descriptors; the figures' names say how many.
+    while devices > 1 and descriptors_for((devices + 1) * ports) > limit:
+        devices -= 1
     figures = []
     for figure in measure_scale(devices, ports, vectors, rounds):
         figures.append(figure)

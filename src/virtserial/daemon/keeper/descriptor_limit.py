@@ -15,6 +15,11 @@ PER_HOST: Final = 2
 """Descriptors for a client of a listening socket in a worker: its own, and one more of the listener's."""
 
 
+def descriptors_for(ports: int) -> int:
+    """How many descriptors a process may need so that VMMs which use their part leave one host's at each port."""
+    return LEFT_FOR_OTHERS * (PER_HOST * ports + KEPT_BACK)
+
+
 def warn_of_low_limit(ports: int) -> None:
     """Log a warning if VMMs that use their part of the descriptors leave too few for a host at each port.
 
@@ -22,7 +27,7 @@ def warn_of_low_limit(ports: int) -> None:
         ports: how many there are.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = LEFT_FOR_OTHERS * (PER_HOST * ports + KEPT_BACK)
+    needed = descriptors_for(ports)
     if not 0 <= limit < needed:
         return
     log.warning(
