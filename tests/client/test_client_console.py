@@ -112,10 +112,14 @@ def test_a_console_by_name_says_when_the_guest_comes_and_goes(machine):
 
 
 def test_a_console_by_name_outlives_the_device(machine):
-    with HostStream(machine.guest), Terminal("console", PORT) as terminal:
+    with Terminal("console", PORT) as terminal:
         terminal.expect(b"Ctrl-] and q leave")
-        machine.process.terminate()
-        terminal.expect(b"[virtserial: the other end is away; waiting for it]")
+        with HostStream(machine.guest):
+            terminal.expect(b"[virtserial: the guest has opened the port]")  # It has a connection to the monitor.
+            machine.process.terminate()
+            terminal.expect(b"[virtserial: the other end is away; waiting for it]")
+            with pytest.raises(subprocess.TimeoutExpired):
+                terminal.process.wait(2)
         terminal.type(b"\x1dq")
         assert terminal.process.wait(WAIT) == 0
 
