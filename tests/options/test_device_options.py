@@ -125,5 +125,6 @@ def test_help():
     assert text.startswith("virtio-serial-pci options:\n")
     assert "  max_ports=<uint32>      - ports the guest can see, 1 to 511 (default: 31)\n" in text
     assert "  event_idx=<bool>        - offer VIRTIO_F_EVENT_IDX (default: on)\n" in text
+    assert "  rows=<uint32>           - rows of the console's window (default: 0)\n" in device_help("virtconsole")
     with pytest.raises(ConfigError, match="'foo' is not a valid device model name"):
         device_help("foo")

@@ -59,6 +59,8 @@ def run(words: list[str]) -> int:
         return 0
     if whole:
         print(f"keeper {now['keeper-pid']} runs the code that is installed now")
+    elif not worker_only:
+        print(f"keeper {now['keeper-pid']} keeps its code until the virtual machine starts anew")
     print(f"worker {before['worker-pid']} is replaced by {now['worker-pid']}")
     return 0
 

@@ -240,7 +240,7 @@ def device_help(driver: str) -> str:
     lines = [f"{driver} options:"]
     for name, spec in sorted(DRIVERS[driver].items()):
         if spec.role == USED:
-            shown = {True: "on", False: "off"}.get(spec.default, spec.default)  # type: ignore[call-overload]
+            shown = ("off", "on")[spec.default] if isinstance(spec.default, bool) else spec.default
             default = "" if spec.default is None else f" (default: {shown})"
             lines.append(f"  {name}=<{spec.type}>".ljust(25) + f" - {spec.description}{default}")
     return "\n".join(lines) + "\n"
