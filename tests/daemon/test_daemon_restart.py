@@ -99,6 +99,7 @@ def test_keeper_and_worker_run_the_code_that_is_installed_now(start, folder):
             f"worker {worker} is replaced by {device.worker}\n"
         )
         assert "1000." in before.execute("query-version")["package"]
+        assert before.execute("x-virtserial-query")["keeper-version"].startswith("1000.")
         guest.check_port("a", folder / "a")
     assert device.stop() == 0
     assert not list(folder.glob("*.sock"))

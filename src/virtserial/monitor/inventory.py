@@ -12,6 +12,7 @@ from virtserial.channel.connections import SharedConnection, unlogged
 from virtserial.channel.messages import Connect
 from virtserial.daemon.keeper.counters import read_counters
 from virtserial.daemon.keeper.hang_watch import LATENCY_BOUNDS
+from virtserial.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,6 +100,7 @@ def processes(keeper: Keeper) -> dict[str, object]:
     workers, renewal = keeper.workers, keeper.renewal
     return {
         "keeper-pid": os.getpid(),
+        "keeper-version": __version__,
         "keeper-can-restart": renewal is not None,
         "keeper-restarts": renewal.count if renewal is not None else 0,
         "worker-pid": workers.worker.pid if workers.worker is not None else 0,
