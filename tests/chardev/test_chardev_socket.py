@@ -222,6 +222,16 @@ class TestServer:
         with pytest.raises(ConfigError, match="chardev 'foo': stopped while waiting for a connection"):
             chardev.wait_connected()
 
+    def test_wait_connected_is_content_with_one_who_left_at_once(self, house, path, connect):
+        chardev = house.open(SocketServerChardev("foo", UnixAddress(path)))
+        connect(path)
+        house.loop.run_once(60)
+        chardev.connection_ended()
+        house.loop.add_turn(house.loop.stop)
+        chardev.wait_connected()
+        assert house.reports == []
+        assert not chardev.connected
+
     def test_wait_connected_before_open_is_refused(self, path):
         with pytest.raises(StateError):
             SocketServerChardev("foo", UnixAddress(path)).wait_connected()

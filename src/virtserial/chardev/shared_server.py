@@ -250,8 +250,8 @@ class SharedSocketServer(SocketServerChardev):
     def _note_peers(self) -> None:
         self.connected = bool(self._peers)
         self._connected_text = f"{self._bound_text},server=on"
-        if self.connected and self._waiting and self._loop is not None:
-            self._loop.stop()
+        if self.connected:
+            self._end_wait()
 
 
 def _pid_of(client: socket.socket) -> int:

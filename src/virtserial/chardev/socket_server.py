@@ -61,6 +61,7 @@ class SocketServerChardev(Chardev):
         self.wait = wait
         self.connected = False
         self._waiting = False
+        self._was_connected = False
         self._nodelay = nodelay
         self._loop: EventLoop | None = None
         self._sink: ConnectionSink | None = None
@@ -178,13 +179,14 @@ class SocketServerChardev(Chardev):
     def wait_connected(self) -> None:
         if self._loop is None:
             raise StateError(f"chardev '{self.id}' is not open")
-        if self.connected:
+        if self._was_connected:
             return
         self.report(f"info: waiting for connection on: {self.filename}")
         self._waiting = True
         self._loop.run()
         self._waiting = False
-        if not self.connected:
+        # A client that has left again, such as a port scan, counts: QEMU accepts one and goes on.
+        if not self._was_connected:
             raise ConfigError(f"chardev '{self.id}': stopped while waiting for a connection")
 
     def connection_ended(self) -> None:
@@ -257,6 +259,10 @@ class SocketServerChardev(Chardev):
         """A client is there."""
         self.connected = True
         self._connected_text = self.layers.text(connected_text(client, self.address, server=True))
+        self._end_wait()
+
+    def _end_wait(self) -> None:
+        self._was_connected = True
         if self._waiting and self._loop is not None:
             self._loop.stop()
 
