@@ -105,6 +105,27 @@ def test_keeper_and_worker_run_the_code_that_is_installed_now(start, folder):
     assert not list(folder.glob("*.sock"))
 
 
+def test_monitors_serve_on_when_the_installed_code_is_gone(start, folder):
+    code = folder / "code"
+    shutil.copytree(ROOT / "src" / "virtserial", code / "virtserial")
+    environment = {**os.environ, "PYTHONPATH": str(code), "VIRTSERIAL_REGISTRY": f"{folder}/vms"}
+    device = start(
+        *controller_options(folder), "-qmp", f"unix:{folder}/qmp,server=on,wait=off", environment=environment
+    )
+    place = {"addr": {"type": "unix", "data": {"path": f"{folder}/added"}}, "wait": False}
+    backends = {
+        "null": {}, "ringbuf": {}, "pty": {}, "file": {"out": f"{folder}/out"}, "hub": {"chardevs": ["null"]},
+        "socket": place,
+    }  # fmt: skip
+    with QmpClient(f"{folder}/qmp", 30) as monitor:
+        wait_until(lambda: not monitor.execute("x-virtserial-query")["changing"])
+        shutil.rmtree(code)
+        for kind, data in backends.items():
+            monitor.execute("chardev-add", {"id": kind, "backend": {"type": kind, "data": data}})
+        with QmpClient(f"{folder}/vms/{device.pid}.qmp", 30) as other:
+            assert other.execute("x-virtserial-query")["keeper-pid"] == device.pid
+
+
 def test_new_worker_runs_the_code_that_is_installed_now(device, folder):
     worker = device.worker
     done = restart(folder, ["--worker"])

@@ -154,7 +154,10 @@ def test_a_refusal_is_raised_where_it_was_asked():
     assert run(undoing(), QmpError("no"), {}) == (["one", "undo"], ["no"])
 
 
-@pytest.mark.parametrize("error", [QmpError("no", "DeviceNotFound"), ConfigError("no"), KeyError("no")])
+GONE = ModuleNotFoundError(name="virtserial.migration.devices")
+
+
+@pytest.mark.parametrize("error", [QmpError("no", "DeviceNotFound"), ConfigError("no"), KeyError("no"), GONE])
 def test_whatever_is_raised_is_an_answer(error):
     def steps():
         yield Ask("one", {})
@@ -164,6 +167,8 @@ def test_whatever_is_raised_is_an_answer(error):
     assert isinstance(answer, QmpError)
     if isinstance(error, KeyError):
         assert str(answer) == "internal error of virtserial; see its log"
+    elif error is GONE:
+        assert str(answer) == "virtserial's installed code is gone or was replaced: restart the service or the VM"
     else:
         assert (str(answer), answer.error_class) == ("no", getattr(error, "error_class", "GenericError"))
 

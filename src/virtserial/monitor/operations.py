@@ -6,17 +6,19 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from virtserial.chardev.file import FileChardev
+from virtserial.chardev.ringbuf import RingbufChardev
 from virtserial.daemon.keeper.saved_state import restore_controller, resume_controller, save_controller
 from virtserial.errors import ConfigError
 from virtserial.machine.model import Controller, Port
 from virtserial.monitor.descriptors import DescriptorSets
 from virtserial.monitor.qmp import DEVICE_NOT_FOUND, QmpError
+from virtserial.options.chardev_options import import_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from virtserial.chardev.base import Chardev
-    from virtserial.chardev.ringbuf import RingbufChardev
     from virtserial.daemon.keeper.keeper import Keeper
     from virtserial.monitor.events import Events
     from virtserial.options.device_options import DeviceOptions
@@ -42,6 +44,7 @@ class Operations:
         self.descriptor_sets = DescriptorSets()
         self.has_quit = False
         self._stop = stop
+        import_kinds()
 
     # Devices
 
@@ -236,8 +239,6 @@ class Operations:
         self._ringbuf(chardev_id).write(data)
 
     def _ringbuf(self, chardev_id: str) -> RingbufChardev:
-        from virtserial.chardev.ringbuf import RingbufChardev
-
         chardev = self.keeper.chardevs.get(chardev_id)
         if chardev is None:
             raise QmpError(f"Device '{chardev_id}' not found")
@@ -266,8 +267,6 @@ class Operations:
 
     def _set_paths(self, chardev: Chardev) -> None:
         """Replace paths into descriptor sets by paths of this process's descriptors."""
-        from virtserial.chardev.file import FileChardev
-
         backend = chardev.backend
         if isinstance(backend, FileChardev):
             backend.path = self._member_path(backend.path, os.O_WRONLY)

@@ -7,6 +7,7 @@ turns each into a command when its turn has come, `answer` reports its result, `
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from virtserial.errors import VirtserialError
@@ -16,6 +17,8 @@ from virtserial.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any
+
+log = logging.getLogger("virtserial.monitor")
 
 QEMU_VERSION: Final = {"major": 11, "minor": 1, "micro": 3}
 """The QEMU version that clients see: they choose by it what they use."""
@@ -39,6 +42,14 @@ class QmpError(VirtserialError):
     def __init__(self, text: str, error_class: str = GENERIC_ERROR) -> None:
         super().__init__(text)
         self.error_class = error_class
+
+
+def internal_error(error: Exception, command: str) -> QmpError:
+    """The refusal of a command that failed for no fault of its client's; logs why."""
+    log.error("internal error in %s", command, exc_info=error)
+    if isinstance(error, ImportError) and (error.name or "").startswith("virtserial."):
+        return QmpError("virtserial's installed code is gone or was replaced: restart the service or the VM")
+    return QmpError("internal error of virtserial; see its log")
 
 
 def no_such_command(command: str) -> QmpError:

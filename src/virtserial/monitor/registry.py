@@ -48,6 +48,10 @@ class Registration:
 
     def begin(self) -> None:
         """Listen, and write the entry; does nothing without a folder that is ours to write in."""
+        # Not imported by programs that only read entries, and not for the first client: an upgrade may remove the file.
+        from virtserial.monitor.registry_client import RegistryClients
+
+        self._clients = RegistryClients(self._keeper)
         pid = os.getpid()
         try:
             path = registry_directory()
@@ -87,13 +91,9 @@ class Registration:
         os.rename(new, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def _client_came(self, client: socket.socket) -> None:
-        if self._clients is None:
-            # Most processes are never asked: what a session needs is loaded for the first client.
-            from virtserial.monitor.registry_client import RegistryClients
-
-            self._clients = RegistryClients(self._keeper)
         client.setblocking(False)
-        self._clients.add(client)
+        if self._clients is not None:
+            self._clients.add(client)
 
     def end(self) -> None:
         """Remove the entry, and let the clients go."""

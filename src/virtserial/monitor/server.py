@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from virtserial.monitor.events import Events
 from virtserial.monitor.hmp import candidates, run_line
 from virtserial.monitor.line import MonitorLine
 from virtserial.monitor.operations import Operations
-from virtserial.monitor.qmp import QmpError, greeting
+from virtserial.monitor.qmp import QmpError, greeting, internal_error
 from virtserial.options.monitor_options import MonitorOptions
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from virtserial.machine.model import Port
     from virtserial.monitor.descriptors import Client
     from virtserial.monitor.qmp import Request
-
-log = logging.getLogger("virtserial.monitor")
 
 PARTING_SECONDS = 0.2
 
@@ -137,9 +134,8 @@ class LocalBackend:
             result = execute(self._operations, client, request)
         except QmpError as error:
             result = error
-        except Exception:
-            log.exception("internal error in command %s", request.command)
-            result = QmpError("internal error of virtserial; see its log")
+        except Exception as error:
+            result = internal_error(error, f"command {request.command}")
         answer(result)
 
     def run_line(self, client: Client, line: str, answer: Callable[[str], None]) -> None:

@@ -9,15 +9,13 @@ QEMU's refusal is raised at the `yield`, as a QmpError.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 from virtserial.errors import VirtserialError
-from virtserial.monitor.qmp import QmpError
+from virtserial.monitor.qmp import QmpError, internal_error
 from virtserial.monitor.qmp_client import Ask, MonitorGoneError
 
-log = logging.getLogger("virtserial.monitor")
 
 class Until(NamedTuple):
     """A step that is no request to QEMU.
@@ -54,9 +52,8 @@ def run_steps(
             done(error)
         except VirtserialError as error:
             done(QmpError(str(error)))
-        except Exception:
-            log.exception("internal error in a monitor command")
-            done(QmpError("internal error of virtserial; see its log"))
+        except Exception as error:
+            done(internal_error(error, "a monitor command"))
         else:
             match asked:
                 case Until(subscribe):

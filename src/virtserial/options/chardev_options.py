@@ -133,6 +133,26 @@ def kinds() -> tuple[str, ...]:
     return tuple(_MAKERS)
 
 
+def import_kinds() -> None:
+    """Import what `make_chardev` and the chardevs import late.  A process that makes chardevs while it serves does this
+    at start: an upgrade may remove or replace the files."""
+    import virtserial.chardev.file
+    import virtserial.chardev.handler_chardev
+    import virtserial.chardev.hub
+    import virtserial.chardev.log
+    import virtserial.chardev.null
+    import virtserial.chardev.pipe
+    import virtserial.chardev.pty
+    import virtserial.chardev.raw_mode
+    import virtserial.chardev.ringbuf
+    import virtserial.chardev.serial
+    import virtserial.chardev.shared_server
+    import virtserial.chardev.socket_client
+    import virtserial.chardev.stdio
+    import virtserial.chardev.udp
+    import virtserial.chardev.unix_listener  # noqa: F401
+
+
 def chardev_help() -> str:
     """The text of `-chardev help`."""
     return "Available chardev backend types: \n" + "".join(f"  {kind}\n" for kind in _MAKERS)
