@@ -38,7 +38,7 @@ def command(registry, *words):
 
 
 def test_nothing_runs(folder):
-    assert command(folder / "none", "ls") == (0, "no VM runs here\n", "")
+    assert command(folder / "none", "ls") == (0, f"no VM runs here: looked in {folder}/none\n", "")
 
 
 def test_ls_is_a_table(machine, registry):

@@ -9,7 +9,7 @@ import time
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING
 
-from virtserial.client.registry import running_vms
+from virtserial.client.registry import registry_folders, running_vms
 from virtserial.client.survey import look
 from virtserial.guest.files.messages import printable
 from virtserial.guest.files.report import amount
@@ -67,7 +67,7 @@ def show(
             sys.stdout.write("".join(f"{printable(row[0])}\n" for row in table(seen)[1:]))
             sys.stdout.flush()
         else:
-            rows = "no VM runs here\n"
+            rows = f"no VM runs here: looked in {', '.join(registry_folders())}\n"
             if seen:
                 width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
                 rows = text_of(fitting(table(seen), width))

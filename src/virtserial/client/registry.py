@@ -139,12 +139,17 @@ class Vm(NamedTuple):
             monitor.execute("x-virtserial-restart", {"keeper": True} if whole else {})
 
 
-def running_vms() -> list[Vm]:
-    """Return every VM of this user, for root of all users, by name."""
+def registry_folders() -> list[str]:
+    """Return where entries are looked for: for root all users' folders."""
     folders = [registry_directory()]
     if os.geteuid() == 0 and not os.environ.get(REGISTRY):
         folders += sorted(glob.glob(USERS_FOLDERS))
-    return sorted(vm for folder in folders for vm in _vms_of(folder))
+    return folders
+
+
+def running_vms() -> list[Vm]:
+    """Return every VM of this user, for root of all users, by name."""
+    return sorted(vm for folder in registry_folders() for vm in _vms_of(folder))
 
 
 def find_vm(name: str) -> Vm:
