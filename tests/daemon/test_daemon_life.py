@@ -88,14 +88,20 @@ def test_signal_ends_it_and_removes_everything(start, folder, number):
     assert device.log == ""
 
 
-def test_signal_to_the_whole_group_ends_it_as_well(start, folder):
-    """Ctrl-C in a terminal reaches keeper and worker."""
-    device = start(*controller_options(folder), start_new_session=True)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_to_the_whole_group_ends_it_as_well(start, folder, number):
+    """Ctrl-C in a terminal, or systemd's KillMode=control-group, reaches keeper and worker, in any order."""
+    device = start(*controller_options(folder), *port_options(folder, "a"), start_new_session=True)
     worker = device.worker
-    os.killpg(device.pid, signal.SIGINT)
+    os.kill(worker, number)
+    with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        guest.check_port("a", folder / "a")
+    assert alive(worker)
+    os.killpg(device.pid, number)
     assert device.process.wait(60) == 0
     assert not alive(worker)
     assert files_of(folder) == []
+    assert device.log == ""
 
 
 def test_signal_ends_it_while_it_waits_for_a_host(folder):

@@ -276,10 +276,7 @@ def run_forked(parent: object, channel: WorkerEnd) -> NoReturn:
     def begin() -> WorkerEnd:
         _parents.append(parent)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-            # Beside a QEMU that decides when all ends, they are ignored in the keeper and so here.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         fd = channel.fileno()
         os.closerange(3, fd)
         os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
@@ -322,7 +319,9 @@ def _run(begin: Callable[[], WorkerEnd]) -> NoReturn:
     """Serve until the keeper is gone, and end this process, whatever happens."""
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A signal to the whole group is the keeper's matter: it ends its worker, which ends without a keeper too.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         channel = begin()
         # What there is before the first device never dies: the collector need not look at it.  After a fork, to touch
         # these pages would copy them.
