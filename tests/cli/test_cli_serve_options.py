@@ -93,6 +93,14 @@ WRONG = {
 }
 
 
+WAYS_OUT = {
+    "socket in no folder": "virtserial: create the folder first: mkdir -p {folder}/none\n",
+    "the same socket by another name": "virtserial: is another server running?",
+    "host's socket in use": "virtserial: is another server running?",
+    "socket's path too long": "virtserial: a socket's path has at most 107 bytes",
+}
+"""Second lines."""
+
 OPENED = {*[*WRONG][[*WRONG].index("file that cannot be made") :]} - {"socket that another controller has"}
 """These show when things are opened: exit status 1, not 2."""
 
@@ -121,6 +129,7 @@ def test_wrong_options_are_refused_in_qemu_s_words_and_leave_nothing(folder, cas
     assert errors.count("\n") <= 2, errors
     assert errors.startswith("virtserial: ")
     assert text.format(folder=folder) in errors
+    assert WAYS_OUT.get(case, "").format(folder=folder) in errors
     assert os.listdir(folder) == ["live"]
     assert not [words for _, words in descendants() if os.fsencode(folder) in b" ".join(words)]
 

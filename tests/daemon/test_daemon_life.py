@@ -164,6 +164,7 @@ def test_socket_of_a_live_server_is_refused(device, folder):
         assert second.returncode == 1
         assert second.stderr == (
             f"virtserial: Failed to bind socket to {folder}/ser0.sock: it is in use by a live server\n"
+            "virtserial: is another server running? End it, or give another path\n"
         )
         assert second.stdout == ""
         assert files_of(folder) == ["a", "b", "ser0.sock"]
@@ -239,6 +240,13 @@ def test_run_directory_that_cannot_be_made_is_one_line():
     assert process.returncode == 1
     assert errors == "virtserial: Could not create '/run/virtserial': Permission denied; say socket=PATH\n"
     assert output == ""
+
+
+def test_folder_that_a_user_cannot_write_in_is_named():
+    with run_as_a_user(ENVIRONMENT, "-device", "virtio-serial,socket=/s") as process:
+        _, errors = process.communicate(timeout=60)
+    way_out = "this user cannot write in /: give a path in another folder"
+    assert errors == f"virtserial: Failed to bind socket to /s: Permission denied\nvirtserial: {way_out}\n"
 
 
 def test_root_s_run_directory_does_not_depend_on_who_called_it(monkeypatch, folder):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import socket
 import stat
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from virtserial.chardev.reach import Reach
+
+MAX_PATH = 107
+"""Bytes, without the zero at the end of sun_path."""
 
 SO_ACCEPTCON = 0x10000
 """linux/net.h __SO_ACCEPTCON, in the flags of /proc/net/unix."""
@@ -56,7 +60,8 @@ class UnixListener:
             raise
         except OSError as error:
             self.socket.close()
-            raise ConfigError(f"Failed to bind socket to {path}: {error.strerror or error}") from error
+            text = f"Failed to bind socket to {path}: {error.strerror or error}"
+            raise ConfigError(text, _way_out(path, error)) from error
         self.inode = (status.st_dev, status.st_ino)
 
     @classmethod
@@ -89,16 +94,29 @@ def _make_room(path: str, place: str) -> None:
     except OSError:
         return  # Nothing there, or bind will say what is wrong.
     if stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"Failed to unlink socket {path}: Is a directory")
+        raise ConfigError(f"Failed to unlink socket {path}: Is a directory", "add the socket's name to the path")
     if not stat.S_ISSOCK(status.st_mode):
         # QEMU removes whatever file it finds here.
-        raise ConfigError(f"Failed to bind socket to {path}: it exists and is not a socket")
+        hint = "remove it, or give another path"
+        raise ConfigError(f"Failed to bind socket to {path}: it exists and is not a socket", hint)
     if _is_served(path, place):
-        raise ConfigError(f"Failed to bind socket to {path}: it is in use by a live server")
+        hint = "is another server running? End it, or give another path"
+        raise ConfigError(f"Failed to bind socket to {path}: it is in use by a live server", hint)
     try:
         os.unlink(place)
     except OSError as error:
-        raise ConfigError(f"Failed to unlink socket {path}: {error.strerror}") from error
+        raise ConfigError(f"Failed to unlink socket {path}: {error.strerror}", _way_out(path, error)) from error
+
+
+def _way_out(path: str, error: OSError) -> str:
+    folder = os.path.dirname(path) or "."
+    if error.errno is None:  # Python's, of a long path.
+        return f"a socket's path has at most {MAX_PATH} bytes: give a shorter one"
+    if error.errno == errno.ENOENT:
+        return f"create the folder first: mkdir -p {shlex.quote(folder)}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"this user cannot write in {folder}: give a path in another folder"
+    return ""
 
 
 def _is_served(path: str, place: str) -> bool:
