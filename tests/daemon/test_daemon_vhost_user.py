@@ -7,13 +7,15 @@ import itertools
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from support.device_process import connect, controller_options, port_options
+from support.device_process import connect, controller_options, holds, port_options
 from support.embedded_guest import EmbeddedGuest, try_receive, try_send
 from support.lingering import lingering_socket
 from support.places import ENVIRONMENT, ROOT
@@ -501,8 +503,14 @@ def test_a_front_end_that_is_connected_already(start, folder):
     environment = {**ENVIRONMENT, "XDG_RUNTIME_DIR": str(folder)}
     with theirs:
         popen = {"pass_fds": [theirs.fileno()]}
-        start(f"--fd={theirs.fileno()}", *port_options(folder, "a", bus="vhost-user"), environment=environment, **popen)
+        words = ["-v", f"--fd={theirs.fileno()}", *port_options(folder, "a", bus="vhost-user")]
+        device = start(*words, environment=environment, **popen)
+    bound = [line.split() for line in Path("/proc/net/unix").read_text().splitlines() if "/vhost-user.sock" in line]
+    assert not device.announced
+    assert not [path for *_, inode, path in bound if holds(device.pid, int(inode))]
     with embedded(ours, "a") as guest:
+        device.process.send_signal(signal.SIGUSR2)
+        device.wait_for_log("this process takes over from the previous one")
         guest.check_port("a", folder / "a", 10_000)
 
 

@@ -96,7 +96,10 @@ class Service:
         """
         keeper = self._keeper
         controllers = keeper.machine.controllers
-        activated = systemd.listeners_by_controller(passed, [controller.id for controller in controllers])
+        if vmm_fd is not None:
+            controllers[0].socket = ""  # Its VMM is there: no other may come by a path.
+        waiting = [controller for controller in controllers if controller.socket]
+        activated = systemd.listeners_by_controller(passed, [controller.id for controller in waiting])
         for controller in controllers:
             if controller.id in activated:
                 controller.socket = activated[controller.id].path
@@ -116,7 +119,7 @@ class Service:
             raise
         # Standard output may be somebody's stream.
         is_stream = any(chardev.kind == "stdio" for chardev in keeper.chardevs.values())
-        for controller in controllers:
+        for controller in waiting:
             if is_stream:
                 print(qemu_argument(controller), file=sys.stderr)
             else:

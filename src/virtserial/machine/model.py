@@ -31,7 +31,7 @@ class Controller:
         id: the user's id, or None.
         bus: the name ports refer to.
         name: its name in messages.
-        socket: the path of its socket for a VMM.
+        socket: the path of its socket for a VMM; "" if its one VMM came by a descriptor.
         vectors: MSI-X vectors, 0 for INTx.
         unplug: QEMU can delete it though it has MSI-X: the device sends the messages itself (pci/msix.py).
         legacy, modern: which PCI interfaces it has (options/interfaces.py).

@@ -45,11 +45,12 @@ class ControllerLeft:
 
     Attributes:
         state: the descriptor of its state memory.
+        listener: None if its one VMM came by a descriptor.
     """
 
     controller: Index
     state: int
-    listener: ListenerLeft
+    listener: ListenerLeft | None
 
 
 @record

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from virtserial.channel.messages import Listen
 from virtserial.chardev.reach import ANYWHERE
 from virtserial.chardev.tls_credentials import TlsCredentials
-from virtserial.daemon.keeper.document import ChardevLeft, ControllerLeft, Document, HeldLeft
+from virtserial.daemon.keeper.document import ChardevLeft, Document, HeldLeft
 from virtserial.errors import StateError
 from virtserial.machine.model import Machine
 from virtserial.memory.state import VERSION as STATE_VERSION
@@ -52,10 +52,7 @@ def describe(
         held=tuple(
             HeldLeft(message, tuple(map(put, fds))) for message, fds in keeper.held if not isinstance(message, Listen)
         ),
-        controllers=tuple(
-            ControllerLeft(index, put(state), keeper.vmms.listeners[index].hand_over(put))
-            for index, state in keeper.vmms.states.items()
-        ),
+        controllers=keeper.vmms.hand_over(put),
         connections=keeper.back_ends.connections,
         workers=keeper.workers.hand_over(),
         allowed=tuple(keeper.path_policy.allowed()) if keeper.path_policy is not None else None,

@@ -119,11 +119,6 @@ class VmmListener:
         else:
             self._wait(client)
 
-    def adopt(self, client: socket.socket) -> None:
-        """Take a client that has connected otherwise, before any other."""
-        self._busy = True
-        self._accepted(client)
-
     def _wait(self, client: socket.socket) -> None:
         self._waiting.append((client, self._loop.call_later(PATIENCE, self._refuse)))
         if len(self._waiting) == MAX_WAITING:

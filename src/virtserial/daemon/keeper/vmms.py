@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from virtserial.channel.messages import ConnectVmm, DmaMap, Irq
 from virtserial.chardev.reach import ANYWHERE
+from virtserial.daemon.keeper.document import ControllerLeft
 from virtserial.daemon.keeper.farewell import Farewell
 from virtserial.daemon.keeper.run_directory import run_directory
 from virtserial.daemon.keeper.vmm_listener import VmmListener
@@ -19,9 +20,8 @@ from virtserial.errors import ConfigError
 if TYPE_CHECKING:
     from virtserial.channel.channel import Send
     from virtserial.channel.messages import FromKeeper
-    from virtserial.chardev.base import Take
+    from virtserial.chardev.base import Put, Take
     from virtserial.chardev.reach import Reach
-    from virtserial.daemon.keeper.document import ControllerLeft
     from virtserial.daemon.keeper.heartbeat import Heartbeat
     from virtserial.daemon.keeper.held import HeldDescriptors
     from virtserial.daemon.keeper.systemd import ActivatedListener
@@ -71,7 +71,7 @@ class Vmms:
         self.activated: dict[str | None, ActivatedListener] = {}
 
     def open(self, controller: Controller, reach: Reach = ANYWHERE) -> None:
-        """Make a controller's state memory and listen for its VMM; `reach` uses the socket's path.
+        """Make a controller's state memory and listen for its VMM, if there is a path; `reach` uses the path.
 
         Raises:
             ConfigError: its socket cannot be bound, or no descriptor is left.
@@ -83,10 +83,11 @@ class Vmms:
             if directory == run_directory():
                 _make_directory(directory)
             activated = self.activated.pop(controller.id, None)
-            came = partial(self.came, index)
-            self.listeners[index] = VmmListener(
-                self._loop, controller.name, controller.socket, came, self.farewell, activated, reach
-            )
+            if controller.socket:
+                came = partial(self.came, index)
+                self.listeners[index] = VmmListener(
+                    self._loop, controller.name, controller.socket, came, self.farewell, activated, reach
+                )
         except OSError as error:
             os.close(memory)
             raise ConfigError(f"{controller.name}: cannot listen at {controller.socket}: {error.strerror}") from error
@@ -95,6 +96,13 @@ class Vmms:
             raise
         self.states[index] = memory
         self._controllers[index] = controller
+
+    def hand_over(self, put: Put) -> tuple[ControllerLeft, ...]:
+        """Return what another process needs to take the controllers over (`take_over`)."""
+        return tuple(
+            ControllerLeft(index, put(state), self.listeners[index].hand_over(put) if index in self.listeners else None)
+            for index, state in self.states.items()
+        )
 
     def take_over(self, left: ControllerLeft, controller: Controller, take: Take) -> None:
         """Take over a controller that another process has left; what that held of the VMM is held already.
@@ -105,14 +113,15 @@ class Vmms:
         index = left.controller
         self._controllers[index] = controller
         self.states[index] = take(left.state)
-        self.listeners[index] = VmmListener.take_over(
-            self._loop, controller.name, partial(self.came, index), self.farewell, left.listener, take
-        )
+        if left.listener is not None:
+            self.listeners[index] = VmmListener.take_over(
+                self._loop, controller.name, partial(self.came, index), self.farewell, left.listener, take
+            )
         for _, fds in self._held.all(ConnectVmm, index):
             self._heartbeat.watch(fds[0])
 
     def adopt(self, index: int, fd: int) -> None:
-        """Serve a VMM that is connected already; the descriptor is owned from here on.
+        """Serve the one VMM of a controller without a path; the descriptor is owned from here on.
 
         Raises:
             ConfigError: it is no connected UNIX socket.
@@ -124,7 +133,7 @@ class Vmms:
             raise ConfigError(f"descriptor {fd} is no connected socket: {error.strerror}") from error
         client.setblocking(False)
         os.set_inheritable(fd, False)
-        self.listeners[index].adopt(client)
+        self.came(index, client)
 
     def came(self, index: int, client: socket.socket) -> None:
         """A controller's VMM has connected."""
@@ -136,7 +145,8 @@ class Vmms:
     def gone(self, index: int) -> None:
         """The worker has let go of a VMM: the next one may come."""
         self._free(index)
-        self.listeners[index].client_gone()
+        if index in self.listeners:
+            self.listeners[index].client_gone()
 
     def detach(self, index: int) -> None:
         """Close the connection of a VMM at which workers die, and begin its controller anew."""
@@ -155,7 +165,8 @@ class Vmms:
     def remove(self, index: int) -> None:
         """Let go of all there is for a controller; the worker has been told."""
         del self._controllers[index]
-        self.listeners.pop(index).close()
+        if index in self.listeners:
+            self.listeners.pop(index).close()
         self._free(index)
         os.close(self.states.pop(index))
 
