@@ -87,6 +87,7 @@ def test_the_vhost_user_back_end_speaks_of_itself():
         "virtserial-vhost-user: --xyzzy: invalid option\n"
         "virtserial-vhost-user: `virtserial-vhost-user --help` lists the options\n",
     )  # fmt: skip
+    assert "no controller: say --socket-path=PATH or --fd=N\n" in back_end("-chardev", "null,id=c")[2]
 
 
 def test_serve_without_options_is_its_help_and_a_wrong_use():

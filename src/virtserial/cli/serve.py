@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from virtserial.logs import LogFile
 
 
-def run(words: list[str], usage: str = USAGE) -> int:
+def run(words: list[str], usage: str = USAGE, controller: str = "-device virtio-serial,socket=PATH") -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP; take over from a predecessor, if there is one.
+
+    Args:
+        usage: the text of --help.
+        controller: what to say for a controller.
 
     Raises:
         ConfigError: an option is wrong or something cannot be opened; nothing is left behind.
@@ -40,7 +44,7 @@ def run(words: list[str], usage: str = USAGE) -> int:
             os.close(fd)  # What these sockets are has come with the rest.
         service = Service.take_over(options, handover)
     else:
-        service = _start(options, passed)
+        service = _start(options, passed, controller)
     if log_file is not None:
         log_file.close()
     service.run()
@@ -67,14 +71,14 @@ def _begin_log(options: Options) -> LogFile | None:
     return log_file
 
 
-def _start(options: Options, passed: list[tuple[str, int]]) -> Service:
+def _start(options: Options, passed: list[tuple[str, int]], controller: str) -> Service:
     ready_fd = _descriptor("--ready-fd", options.ready_fd) if options.ready_fd is not None else None
     vmm_fd = _descriptor("--fd", options.vmm_fd) if options.vmm_fd is not None else None
     objects = build_objects(options)
     machine, chardevs = build(options, objects)
     monitors = build_monitors(options, machine, chardevs)
     if not machine.controllers and not monitors:
-        raise UsageError("no controller: say -device virtio-serial,socket=PATH", HELP)
+        raise UsageError(f"no controller: say {controller}", HELP)
     service = Service(options, machine, chardevs, objects)
     service.start(monitors, passed, ready_fd, vmm_fd)
     return service

@@ -21,6 +21,7 @@ def main() -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     try:
-        return serve.run(sys.argv[1:], USAGE.replace("virtserial serve OPTION...", WORDS))
+        usage = USAGE.replace("virtserial serve OPTION...", WORDS)
+        return serve.run(sys.argv[1:], usage, "--socket-path=PATH or --fd=N")
     except VirtserialError as error:
         return program.refuse(error, PROGRAM)
