@@ -114,6 +114,30 @@ def test_stream_connects_when_there_is_somebody_and_again_when_they_come_back(fo
             assert stream.wait_disconnected(WAIT)
 
 
+def test_what_waiting_cannot_mend_is_told(folder):
+    (folder / "file").touch()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(f"{folder}/datagrams")
+        for address, reason in [
+            (f"unix:{folder}/file/port", "Not a directory"),
+            (f"unix:{folder}/datagrams", "Protocol wrong type for socket"),
+            (f"unix:{folder}/{'x' * 108}", "AF_UNIX path too long"),
+            (f"pty:{folder}/file", "Inappropriate ioctl for device"),
+        ]:
+            with HostStream(address) as stream, pytest.raises(ConfigError, match=f"^{address}: {reason}$"):
+                stream.wait_connected(WAIT)
+
+
+def test_what_waiting_cannot_mend_is_told_after_a_connection_too(folder):
+    with listen(folder / "port") as listener, HostStream(f"unix:{folder}/port") as stream:
+        listener.accept()[0].close()
+        assert stream.read(timeout=WAIT) == b""
+        (folder / "port").unlink()
+        (folder / "port").symlink_to("port")
+        with pytest.raises(ConfigError, match="Too many levels of symbolic links"):
+            stream.wait_connected(WAIT)
+
+
 def test_stream_that_shall_not_connect_again_does_not(folder):
     with listen(folder / "port") as listener, HostStream(f"unix:{folder}/port", reconnect=False) as stream:
         listener.accept()[0].close()

@@ -15,6 +15,9 @@ class UnixAddress(NamedTuple):
 
     path: str
 
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
 
 class TcpAddress(NamedTuple):
     """A listening TCP socket."""
@@ -22,11 +25,17 @@ class TcpAddress(NamedTuple):
     host: str
     port: int
 
+    def __str__(self) -> str:
+        return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
+
 
 class TerminalAddress(NamedTuple):
     """A pseudo-terminal's path, or a link to it."""
 
     path: str
+
+    def __str__(self) -> str:
+        return f"pty:{self.path}"
 
 
 Address = UnixAddress | TcpAddress | TerminalAddress

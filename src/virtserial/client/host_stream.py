@@ -15,6 +15,7 @@ import tty
 from typing import TYPE_CHECKING
 
 from virtserial.client.address import Address, TcpAddress, TerminalAddress, UnixAddress, parse_address
+from virtserial.errors import ConfigError
 from virtserial.guest.stream import READ_SIZE, Buffer, EpollStream
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 """Seconds between two attempts to connect; they double each time."""
 MAX_BUFFERS = 64
+LASTING = frozenset((
+    None, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTSOCK,
+    errno.EPROTOTYPE, errno.ENOTTY,
+))  # fmt: skip
+"""Why no attempt to connect can succeed; None is Python's for a path that is too long."""
 
 
 class HostStream(EpollStream):
@@ -46,6 +52,7 @@ class HostStream(EpollStream):
         self._socket: socket.socket | None = None
         self._terminal = -1
         self._was_reset = False
+        self._refusal = ""
         super().__init__()
         self.address = parse_address(address) if isinstance(address, str) else address
         self._reconnect = reconnect
@@ -133,6 +140,15 @@ class HostStream(EpollStream):
                     self._received += self.receive() or b""
         return not self.connected
 
+    def probe(self) -> None:
+        """See PortStream.probe.
+
+        Raises:
+            ConfigError: to wait is of no use: the address is no socket or terminal that this process may use.
+        """
+        if self._refusal:
+            raise ConfigError(f"{self.address}: {self._refusal}")
+
     def set_terminal_size(self, rows: int, columns: int) -> None:
         """Set a pseudo-terminal's window size; does nothing for a socket."""
         if self._terminal >= 0:
@@ -158,9 +174,10 @@ class HostStream(EpollStream):
             return False
         try:
             self._connect()
-        except OSError:
+        except OSError as error:
+            self._refusal = (error.strerror or str(error)) if error.errno in LASTING else ""
             self._retry()
-            return False
+            return bool(self._refusal)
         if not self._connecting:
             self._succeeded()
         return True
@@ -212,11 +229,12 @@ class HostStream(EpollStream):
             self._epoll.register(fd, self.EDGES)
         except (OSError, termios.error) as error:
             os.close(fd)
-            raise OSError(errno.ENOTTY, str(error)) from error
+            raise OSError(*error.args) from error
         self._terminal = fd
 
     def _succeeded(self) -> None:
         self._had_connection = True
+        self._refusal = ""
         self._was_reset = False
         self._retry_after = FIRST_RETRY
 
