@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -13,6 +14,7 @@ import virtserial
 from virtserial.cli.main import main
 from virtserial.conformance.cases import CASES
 from virtserial.conformance.contract import CONTRACT
+from virtserial.conformance.driver import PATIENCE
 from virtserial.conformance.driver_contract import PORT_HELPERS
 from virtserial.conformance.hostile import DEMANDED, hostile_checks
 from virtserial.conformance.packed_cases import PACKED
@@ -86,6 +88,27 @@ def test_a_device_with_one_port_of_many_passes_and_one_without_packed_rings_is_t
         status, told = run(capsys, f"vhost-user:{machine.socket}", "--packed")
     assert (status, told.out) == (1, "")
     assert "offers no packed rings" in told.err
+
+
+@pytest.mark.parametrize("kind", ["vfio-user", "vhost-user"])
+def test_a_socket_that_another_vmm_uses_and_one_of_another_protocol_are_told(capsys, kind):
+    with virtserial.serve(["org.test.1"], vhost_user=kind == "vhost-user") as machine:
+        target = f"{kind}:{machine.socket}"
+        machine.attach()
+        used = run(capsys, target)
+        other = run(capsys, f"{'vfio-user' if kind == 'vhost-user' else 'vhost-user'}:{machine.socket}")
+    for status, told in (used, other):
+        assert (status, told.out) == (1, "")
+        assert "does another VMM use it, or does it speak another protocol?" in told.err
+
+
+def test_a_host_end_that_is_not_there_is_told_before_the_run(capsys, folder):
+    with virtserial.serve(["org.test.1"]) as machine:
+        begun = time.monotonic()
+        status, told = run(capsys, f"vfio-user:{machine.socket}", f"--host=1=unix:{folder}/none")
+    assert time.monotonic() - begun < PATIENCE
+    assert (status, told.out) == (1, "")
+    assert told.err == f"virtserial: nobody listens at unix:{folder}/none: No such file or directory\n"
 
 
 @pytest.mark.qemu

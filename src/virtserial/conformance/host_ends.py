@@ -29,6 +29,7 @@ class HostEnds:
     """
 
     def __init__(self, addresses: Mapping[int, str], is_alive: Callable[[], bool] = lambda: True) -> None:
+        self._texts = addresses
         self._addresses = {number: parse_address(text) for number, text in sorted(addresses.items())}
         self._is_alive = is_alive
         self._connections: dict[int, socket.socket] = {}
@@ -59,7 +60,8 @@ class HostEnds:
                 self._connections[number] = _connected(self._addresses[number])
             except OSError as error:
                 if time.monotonic() > deadline or not self._is_alive():
-                    raise HostileError(f"nobody listens at {self._addresses[number]}: {error}") from error
+                    reason = error.strerror or error
+                    raise HostileError(f"nobody listens at {self._texts[number]}: {reason}") from error
                 time.sleep(0.01)
             else:
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from functools import partial
@@ -27,12 +28,13 @@ class SocketMachine:
     Args:
         vmm: is connected to it; owned from here on.
         addresses: the host's ends of its ports, as far as they are known.
+        met: the names of targets whose host ends all listened once; gets this one's.  Only those are waited for.
     """
 
-    def __init__(self, name: str, vmm: Vmm | FrontEndVmm, addresses: Mapping[int, str]) -> None:
+    def __init__(self, name: str, vmm: Vmm | FrontEndVmm, addresses: Mapping[int, str], met: set[str]) -> None:
         self.name = name
         self._vmm = vmm
-        self.hosts = HostEnds(addresses)
+        self.hosts = HostEnds(addresses, lambda: name in met)
         self.read, self.write = vmm.read, vmm.write
         self.load, self.store = vmm.load, vmm.store
         self.step, self.settle = vmm.step, vmm.settle
@@ -41,6 +43,7 @@ class SocketMachine:
         except BaseException:
             self.close()
             raise
+        met.add(name)
 
     def heard(self) -> bytes | None:
         return self.hosts.take() if 1 in self.hosts else None
@@ -73,10 +76,11 @@ def parse_target(text: str, addresses: Mapping[int, str], *, legacy: bool = Fals
     if kind == "qemu" and colon:
         return _qemu(text, shlex.split(rest), addresses)
     path = Path(rest)
+    met: set[str] = set()
     if kind == "vfio-user" and rest:
-        return Target(text, lambda: _at_socket(text, path, LegacyVmm if legacy else Vmm, addresses))
+        return Target(text, lambda: _at_socket(text, path, LegacyVmm if legacy else Vmm, addresses, met))
     if kind == "vhost-user" and rest:
-        return Target(text, lambda: _at_socket(text, path, FrontEndVmm, addresses))
+        return Target(text, lambda: _at_socket(text, path, FrontEndVmm, addresses, met))
     raise UsageError(
         f"{text}: not a target",
         "write vfio-user:PATH, vhost-user:PATH, qemu: for QEMU's own device, or 'qemu:QEMU\'s command line'",
@@ -84,13 +88,19 @@ def parse_target(text: str, addresses: Mapping[int, str], *, legacy: bool = Fals
 
 
 def _at_socket(
-    name: str, path: Path, connect: type[Vmm | FrontEndVmm], addresses: Mapping[int, str]
+    name: str, path: Path, connect: type[Vmm | FrontEndVmm], addresses: Mapping[int, str], met: set[str]
 ) -> SocketMachine:
     try:
         vmm = connect(path)
     except OSError as error:
         raise PeerError(f"{path}: {error.strerror or error}") from error
-    return SocketMachine(name, vmm, addresses)
+    except PeerError as error:
+        if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT):
+            raise
+        raise PeerError(
+            f"{name}: {error}: does another VMM use it, or does it speak another protocol?", error.errno
+        ) from error
+    return SocketMachine(name, vmm, addresses, met)
 
 
 def _qemu(name: str, words: list[str], addresses: Mapping[int, str]) -> Target:
