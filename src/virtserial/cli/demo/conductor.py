@@ -30,6 +30,8 @@ DIGITS = 12
 """Hexadecimal digits of a sha1 in the table, which fits 80 columns."""
 STILL_SECONDS = {"embedded": 30.0, "qemu": 180.0}
 """How long nothing may be heard of an end before the demonstration is given up."""
+SLOW_DISK = 10e6
+"""Bytes per second: files are made and read again in silence, which takes as much longer as they are large."""
 END_MODULES = {"embedded": "virtserial.cli.demo.guest_end", "qemu": "virtserial.cli.demo.linux_guest"}
 
 
@@ -157,6 +159,8 @@ class Demonstration:
         """
         plan, say = self._plan, self._display.say
         started = time.monotonic()
+        files = len(plan.ports) * 2
+        written = files * plan.size
         ends: list[End] = []
         server = start_server(plan)
         try:
@@ -168,15 +172,14 @@ class Demonstration:
             ends.append(guest)
             say(f"host process {host.process.pid}, guest process {guest.process.pid}: "
                 f"{plan.size >> 20} MiB each way on each port")  # fmt: skip
-            self._follow(ends, lambda: host.ready and guest.ready)
+            self._follow(ends, lambda: host.ready and guest.ready, written)
             self._display.begin()
             for end in ends:
                 end.go()
             self._follow(ends, lambda: host.moved and guest.moved)
             # The guest's end keeps its consoles alive until the host's has finished with them.
             host.go()
-            files = len(plan.ports) * 2
-            self._follow(ends, lambda: len(host.digests) == len(guest.digests) == files)
+            self._follow(ends, lambda: len(host.digests) == len(guest.digests) == files, 2 * written)
             guest.go()
             for end in ends:
                 end.process.wait(END_SECONDS)
@@ -190,12 +193,14 @@ class Demonstration:
             for process in (*(end.process for end in ends), server):
                 stop(process)
 
-    def _follow(self, ends: list[End], done: Callable[[], bool]) -> None:
+    def _follow(self, ends: list[End], done: Callable[[], bool], on_disk: int = 0) -> None:
+        """Take reports until it is done; `on_disk` bytes are written or read meanwhile, of which nobody reports."""
         self._last_news = time.monotonic()
+        limit = self._silence + on_disk / SLOW_DISK
         while not done():
-            readable, _, _ = select.select(ends, [], [], self._silence)
-            if not readable or time.monotonic() - self._last_news > self._silence:
-                raise DemoFailed(f"nothing has moved for {self._silence:.0f} s")
+            readable, _, _ = select.select(ends, [], [], limit)
+            if not readable or time.monotonic() - self._last_news > limit:
+                raise DemoFailed(f"nothing has moved for {limit:.0f} s")
             for end in readable:
                 for report in end.reports():
                     self._take(end, report)
