@@ -41,6 +41,14 @@ def test_nothing_runs(folder):
     assert command(folder / "none", "ls") == (0, f"no VM runs here: looked in {folder}/none\n", "")
 
 
+def test_a_host_of_a_fleet_says_that_no_vm_of_the_name_runs_here(machine, registry, folder):
+    status, _, errors = run("pipe", "alpa/x", VIRTSERIAL_REGISTRY=str(registry), VIRTSERIAL_FLEET=f"{folder}/none")
+    assert (status, errors) == (1, (
+        f"virtserial: no VM called 'alpa' runs here; for the fleet, {folder}/none: No such file or directory\n"
+        "virtserial: did you mean 'alpha'?\n"
+    ))  # fmt: skip
+
+
 def test_ls_is_a_table(machine, registry):
     status, output, errors = command(registry, "ls")
     assert (status, errors) == (0, "")

@@ -170,6 +170,7 @@ def test_no_such_port_or_host(host, open_port):
         open_port("none")
     status, _, errors = host.run("pipe", "h9/alpha/x")
     assert (status, "no host called 'h9' is in the fleet" in errors, "there is: 'h1'" in errors) == (1, True, True)
+    assert "no VM called 'h9' runs here" in errors
     status, _, errors = host.run("pipe", "h1/beta/x")
     assert (status, "host 'h1' has no VM 'beta'" in errors) == (1, True)
 

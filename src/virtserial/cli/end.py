@@ -11,7 +11,7 @@ from virtserial.client.monitor import Monitor
 from virtserial.client.named_stream import open_free
 from virtserial.client.names import find_vm_port
 from virtserial.client.registry import running_vms
-from virtserial.errors import ConfigError
+from virtserial.errors import BusyError, ConfigError, PeerError
 from virtserial.guest.guest_port import GuestPort
 from virtserial.guest.ports import find_port, list_ports
 
@@ -87,19 +87,25 @@ def open_in_fleet(
         force, only_watch, history: see FleetStream.
 
     Raises:
-        ConfigError: no fleet is set up here, it has no such port, or the port is busy.
-        PeerError: the broker or the host's agent does not answer.
+        BusyError: the port is busy.
+        ConfigError: no fleet is set up here, it has no such port, or the broker or the host's agent does not answer.
     """
     from virtserial.fleet.broker import INSTALL, load_settings
 
     if not may_be_in_fleet(text):
         raise unknown
-    settings = load_settings()
     try:
+        settings = load_settings()
         from virtserial.fleet.stream import FleetStream
+
+        return FleetStream(settings, text, default, force, only_watch, history)
     except ImportError as error:
         raise ConfigError(f"{unknown}; for the fleet nats-py is missing", INSTALL) from error
-    return FleetStream(settings, text, default, force, only_watch, history)
+    except BusyError:
+        raise
+    except (ConfigError, PeerError) as error:
+        hint = error.hint if isinstance(error, ConfigError) and "did you mean" not in unknown.hint else unknown.hint
+        raise ConfigError(f"{unknown}; for the fleet, {error}", hint) from error
 
 
 def may_be_in_fleet(text: str) -> bool:
