@@ -38,6 +38,17 @@ def test_version_is_the_package_s(word):
         assert tomllib.load(file)["project"]["version"] == virtserial.__version__
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "serve --help", "ls", "ls --json", "ls --help"])
+def test_output_that_cannot_be_written_is_told_in_a_line(folder, words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "virtserial", *words.split()], stdout=full, stderr=subprocess.PIPE, text=True,
+            env={**ENVIRONMENT, "VIRTSERIAL_REGISTRY": str(folder), "PYTHONUNBUFFERED": ""},
+        )  # fmt: skip
+    assert done.stderr == "virtserial: cannot write to standard output: No space left on device\n"
+    assert done.returncode == 1
+
+
 def test_command_that_was_probably_meant_is_named():
     assert run("serv") == (2, "", "virtserial: 'serv' is not a command; did you mean 'serve'?\n")
 

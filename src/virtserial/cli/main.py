@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import select
@@ -14,7 +15,7 @@ from virtserial.options.keyval import did_you_mean
 from virtserial.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 USAGE = """usage: virtserial COMMAND [OPTION...]
 
@@ -31,17 +32,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(list(sys.argv[1:] if arguments is None else arguments))
         finally:
-            if sys.stdout is not None:  # closed by who started us
-                sys.stdout.flush()
+            with output():
+                pass
+    except ConfigError as error:
+        return refuse(error)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
     except BrokenPipeError:
         if not _nobody_reads(1):
             raise
-        # As with `head`: who has read enough hears nothing of the rest, at the interpreter's end neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # As with `head`: who has read enough hears nothing of the rest.
+        _discard_output()
         return 0
+
+
+@contextlib.contextmanager
+def output() -> Iterator[None]:
+    """Write standard output out at the end of the block, which does nothing else that could fail with an OSError.
+
+    Raises:
+        ConfigError: it cannot be written; what is left of it is lost.
+        BrokenPipeError: its reader has left.
+    """
+    try:
+        yield
+        if sys.stdout is not None:  # closed by who started us
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise ConfigError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _discard_output() -> None:
+    """Let the interpreter, which tries again at its end, write what is left to nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _nobody_reads(fd: int) -> bool:
@@ -52,10 +79,12 @@ def _nobody_reads(fd: int) -> bool:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "-help", "help"):
-        print(USAGE.format(listing()), end="")
+        with output():
+            print(USAGE.format(listing()), end="")
         return 0 if words else 2
     if words[0] in ("-V", "--version", "-version"):
-        print(f"virtserial {__version__}")
+        with output():
+            print(f"virtserial {__version__}")
         return 0
     if words[0] not in COMMANDS:
         hint = did_you_mean(words[0], COMMANDS) or "`virtserial --help` lists them"

@@ -9,6 +9,7 @@ import time
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING
 
+from virtserial.cli.main import output
 from virtserial.client.registry import registry_folders, running_vms
 from virtserial.client.survey import look
 from virtserial.guest.files.messages import printable
@@ -61,19 +62,18 @@ def show(
     while True:
         begun = time.monotonic()
         seen = look(choose())
-        if options.json:
-            print(json.dumps(document(seen)), flush=True)
-        elif options.names:
-            sys.stdout.write("".join(f"{printable(row[0])}\n" for row in table(seen)[1:]))
-            sys.stdout.flush()
-        else:
-            rows = f"no VM runs here: looked in {', '.join(registry_folders())}\n"
-            if seen:
-                width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-                rows = text_of(fitting(table(seen), width))
-            clear = CLEAR if options.watch is not None and sys.stdout.isatty() else ""
-            sys.stdout.write(clear + rows)
-            sys.stdout.flush()
+        with output():
+            if options.json:
+                print(json.dumps(document(seen)))
+            elif options.names:
+                sys.stdout.write("".join(f"{printable(row[0])}\n" for row in table(seen)[1:]))
+            else:
+                rows = f"no VM runs here: looked in {', '.join(registry_folders())}\n"
+                if seen:
+                    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+                    rows = text_of(fitting(table(seen), width))
+                clear = CLEAR if options.watch is not None and sys.stdout.isatty() else ""
+                sys.stdout.write(clear + rows)
         silent = [one for one in seen if one.error]
         for one in silent:
             print(f"{program}: {printable(one.error)}", file=sys.stderr)
