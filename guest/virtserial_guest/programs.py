@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-from typing import BinaryIO, Callable
+from typing import BinaryIO, Callable, Iterator
 
 from .conversation import converse
-from .errors import PortError, PortRemoved, TransferFailed
+from .errors import NoPartner, PortError, PortRemoved, TransferFailed
 from .files import messages as wire
 from .files.receiver import Receiver
 from .files.report import Reporter
@@ -49,7 +50,7 @@ def send(
     link = Link(Sender.purpose)
     sender = Sender(walk(options.paths, reporter.complain), link, reporter.complain, total)
     try:
-        with open_end(options) as stream:
+        with _opened(open_end, options) as stream:
             converse(
                 stream, link, sender, options.timeout, lambda: reporter.show(sender.progress),
                 reporter.interval, reporter.session,
@@ -81,7 +82,7 @@ def receive(
     link = Link(Receiver.purpose)
     receiver = Receiver(target, link, reporter.complain, options.limit)
     try:
-        with open_end(options) as stream:
+        with _opened(open_end, options) as stream:
             converse(
                 stream, link, receiver, options.timeout, lambda: reporter.show(receiver.progress, receiver.total),
                 reporter.interval, reporter.session,
@@ -120,7 +121,7 @@ def _send_log(options: argparse.Namespace, open_end: Opener) -> int:
     source = options.source or "-"
     fd = 0 if source == "-" else _open(source, os.O_RDONLY | os.O_NOCTTY)
     link = Link(LogSender.purpose)
-    with open_end(options) as stream:
+    with _opened(open_end, options) as stream:
         sender = LogSender(LogInput(fd, stream, options.follow), link, options.spool)
         converse(stream, link, sender, options.timeout, turn=1.0 if options.follow else None)
     if sender.dropped:
@@ -138,7 +139,7 @@ def _collect(options: argparse.Namespace, open_end: Opener) -> int:
         print(text, file=sys.stderr, flush=True)
 
     link = Link(LogCollector.purpose)
-    with open_end(options) as stream:
+    with _opened(open_end, options) as stream:
         converse(stream, link, LogCollector(output, link, options.once, say), options.timeout)
     return 0
 
@@ -159,7 +160,7 @@ def console(program: str, words: list[str], add_address: Adder, open_end: Opener
         escape = parse_escape(options.escape)
     except ValueError as error:
         parser.error(f"--escape {options.escape}: {error}")
-    with open_end(options) as stream:
+    with _opened(open_end, options) as stream:
         if options.command is not None:
             serve_program(stream, options.command or [os.environ.get("SHELL", "/bin/sh")])
             return 0
@@ -216,6 +217,16 @@ def add_recording(parser: argparse.ArgumentParser, where: str) -> None:
     parser.add_argument(
         "--keep", type=int, default=0, metavar="N", help="go on in a new file, and keep N full ones: FILE.1 to FILE.N"
     )
+
+
+@contextlib.contextmanager
+def _opened(open_end: Opener, options: argparse.Namespace) -> Iterator[EpollStream]:
+    """Open a port, and name it where nobody comes to its other end."""
+    with open_end(options) as stream:
+        try:
+            yield stream
+        except NoPartner as error:
+            raise NoPartner(f"{options.port}: {error}") from error
 
 
 def _to_stderr(text: str) -> None:

@@ -160,7 +160,7 @@ def test_force_needs_a_name(machine):
 def test_input_that_ends_before_anybody_is_there_is_no_success(machine):
     done = program("console", f"unix:{machine.folder}/nobody", stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (
-        1, "virtserial console: nobody was at the other end before the input ended\n",
+        1, f"virtserial console: unix:{machine.folder}/nobody: nobody was at the other end before the input ended\n",
     )  # fmt: skip
     done = program("console", PORT, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, "")

@@ -163,7 +163,7 @@ def test_a_sender_and_whom_it_has_met_both_notice_that_nobody_receives(machine, 
 
 def test_nobody_at_the_other_end(machine, tmp_path):
     status, output, errors = finish(program("receive", machine.host, f"{tmp_path}/to", "--timeout", "0.5"))
-    assert (status, output, errors) == (1, "", "virtserial receive: nobody answered in 0.5 s\n")
+    assert (status, output, errors) == (1, "", f"virtserial receive: {machine.host}: nobody answered in 0.5 s\n")
     assert os.listdir(tmp_path / "to") == []
 
 
