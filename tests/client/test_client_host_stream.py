@@ -114,6 +114,17 @@ def test_stream_connects_when_there_is_somebody_and_again_when_they_come_back(fo
             assert stream.wait_disconnected(WAIT)
 
 
+def test_stream_waits_for_a_place_in_a_full_queue(folder):
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        listener.bind(f"{folder}/port")
+        listener.listen(0)
+        other.connect(f"{folder}/port")
+        with HostStream(f"unix:{folder}/port", reconnect=False) as stream:
+            assert not stream.connected
+            listener.accept()[0].close()
+            assert stream.wait_connected(WAIT)
+
+
 def test_what_waiting_cannot_mend_is_told(folder):
     (folder / "file").touch()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:

@@ -196,12 +196,11 @@ class HostStream(EpollStream):
         try:
             connection.setblocking(False)
             self._epoll.register(connection, self.EDGES)
-            with contextlib.suppress(BlockingIOError):
-                error = connection.connect_ex(target)
-                # A UNIX socket whose queue is full says EAGAIN and is not connected.
-                if error not in (0, errno.EINPROGRESS):
-                    raise OSError(error, os.strerror(error))
-                self._connecting = error == errno.EINPROGRESS
+            error = connection.connect_ex(target)
+            # A UNIX socket whose queue is full says EAGAIN and is not connected.
+            if error not in (0, errno.EINPROGRESS):
+                raise OSError(error, os.strerror(error))
+            self._connecting = error == errno.EINPROGRESS
         except OSError:
             connection.close()
             raise
