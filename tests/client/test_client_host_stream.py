@@ -131,6 +131,7 @@ def test_what_waiting_cannot_mend_is_told(folder):
         datagrams.bind(f"{folder}/datagrams")
         for address, reason in [
             (f"unix:{folder}/file/port", "Not a directory"),
+            (f"unix:{folder}/file", "Socket operation on non-socket"),
             (f"unix:{folder}/datagrams", "Protocol wrong type for socket"),
             (f"unix:{folder}/{'x' * 108}", "AF_UNIX path too long"),
             (f"pty:{folder}/file", "Inappropriate ioctl for device"),

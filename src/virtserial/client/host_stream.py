@@ -8,6 +8,7 @@ import fcntl
 import os
 import select
 import socket
+import stat
 import struct
 import termios
 import time
@@ -189,6 +190,9 @@ class HostStream(EpollStream):
                 self._open_terminal(path)
                 return
             case UnixAddress(path):
+                if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+                    # The kernel refuses it as it does a socket whose listener is away.
+                    raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
                 connection, target = socket.socket(socket.AF_UNIX), path
             case TcpAddress(host, port):
                 family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
