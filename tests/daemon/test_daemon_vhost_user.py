@@ -512,6 +512,7 @@ def test_a_front_end_that_is_connected_already(start, folder):
         device.process.send_signal(signal.SIGUSR2)
         device.wait_for_log("this process takes over from the previous one")
         guest.check_port("a", folder / "a", 10_000)
+    assert device.process.wait(60) == 0
 
 
 def test_capabilities_are_printed_and_nothing_is_done():

@@ -143,10 +143,12 @@ class Vmms:
         self._heartbeat.watch(fd)
 
     def gone(self, index: int) -> None:
-        """The worker has let go of a VMM: the next one may come."""
+        """The worker has let go of a VMM: the next one may come, or the process ends if none can."""
         self._free(index)
         if index in self.listeners:
             self.listeners[index].client_gone()
+        elif not self.listeners:
+            self._loop.stop()
 
     def detach(self, index: int) -> None:
         """Close the connection of a VMM at which workers die, and begin its controller anew."""
