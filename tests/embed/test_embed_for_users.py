@@ -6,12 +6,14 @@ import ast
 import re
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 from support.fetched import fetch_or_skip
 from support.places import ENVIRONMENT, ROOT
 
 import virtserial
+from virtserial.rig import RigUnavailable
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
 from virtserial.testing.plugin import virtserial_boot, virtserial_serve  # noqa: F401  # fixtures
@@ -82,6 +84,12 @@ def test_the_names_for_type_checkers_are_those_that_are_loaded():
 def test_a_name_loads_only_its_home(tmp_path):
     lazily = "import sys, virtserial; virtserial.ConfigError; print('asyncio' in sys.modules)"
     assert run("-c", lazily, cwd=tmp_path).stdout == "False\n"
+
+
+def test_a_machine_without_a_qemu_skips_the_test(virtserial_boot, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("virtserial.rig.guest.find_qemu", Mock(side_effect=RigUnavailable("no network")))
+    with pytest.raises(pytest.skip.Exception, match="no real guest here: no network"):
+        virtserial_boot()
 
 
 @pytest.mark.qemu

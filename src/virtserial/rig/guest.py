@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from virtserial.client.qmp import QmpClient
 from virtserial.errors import VirtserialError
+from virtserial.rig.cache import RigUnavailable
 from virtserial.rig.channel import AgentChannel, GuestError, GuestSession, Job, Result
 from virtserial.rig.guestside import agent
 from virtserial.rig.image import extra_archive, guest_image
@@ -111,7 +112,7 @@ class Guest:
         except BaseException as error:
             text = self.diagnosis()
             self.close()
-            if isinstance(error, (VirtserialError, OSError)):
+            if isinstance(error, (VirtserialError, OSError)) and not isinstance(error, RigUnavailable):
                 raise GuestError(f"{error}\n{text}") from error
             raise
         return self
