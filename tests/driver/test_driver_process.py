@@ -104,6 +104,31 @@ def test_ports_are_terminals_of_a_process_of_its_own(server, tmp_path):
     assert os.listdir(run_directory) == []
 
 
+def test_names_of_a_process_that_lives_stay_and_those_of_a_killed_one_are_taken_over(tmp_path):
+    devices = [("-device", f"virtio-serial,id=ser{n},socket={tmp_path}/{n}") for n in range(2)]
+    ports = [("-device", f"virtconsole,bus=ser{n}.0") for n in range(2)]
+    server = start("virtserial", "serve", *sum(devices + ports, ()), stdout=subprocess.DEVNULL)
+    node, console = tmp_path / "ports" / "vport0p0", tmp_path / "ports" / "hvc0"
+    words = ("--wait", "--as", "pty", "--run-dir", str(node.parent))
+    drivers = [start("virtserial", "guest", "attach", f"{tmp_path}/0", *words, stdout=subprocess.DEVNULL)]
+    try:
+        until(console.exists)
+        terminal = os.readlink(node)
+        drivers.append(start("virtserial", "guest", "attach", f"{tmp_path}/1", *words, stdout=subprocess.PIPE))
+        refused = f"port 0: {node}: process {drivers[0].pid} has this name; choose another --run-dir\n"
+        until(lambda: drivers[1].stdout.readline().decode() == refused)
+        assert stop(drivers.pop()) == 0
+        assert os.readlink(node) == terminal
+        drivers[0].kill()
+        drivers[0].wait()
+        drivers[0] = start("virtserial", "guest", "attach", f"{tmp_path}/0", *words, stdout=subprocess.PIPE)
+        until(lambda: drivers[0].stdout.readline().startswith(b"hvc0: port 0"))
+    finally:
+        for process in (*drivers, server):
+            stop(process)
+    assert os.listdir(node.parent) == []
+
+
 def test_a_device_that_was_lost_is_found_again(serve, tmp_path):
     run_directory = tmp_path / "ports"
     server = serve()

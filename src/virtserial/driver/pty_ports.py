@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from virtserial.chardev.pty import PtyChardev
 from virtserial.driver.bridge import PortBridge
 from virtserial.driver.port_nodes import PortNode
+from virtserial.errors import ConfigError
 from virtserial.host_end.factory import open_host_end
 
 if TYPE_CHECKING:
@@ -82,10 +83,13 @@ class PtyPort(ConsoleTerminal):
         """Make the terminal and its node's link.
 
         Raises:
-            ConfigError: the system has no terminal left.
+            ConfigError: the system has no terminal left, or the node's name is taken.
         """
         super().open()
-        self._directory.link(self._node, self._chardev.terminal)
+        if not self._directory.link(self._node, self._chardev.terminal):
+            self.close()
+            holder = self._directory.holder(self._node) or "another file"
+            raise ConfigError(f"{self._directory.path / self._node}: {holder} has this name; choose another --run-dir")
 
     @property
     def _console_target(self) -> str:

@@ -6,13 +6,17 @@
     STATE/class/virtio-ports/vportDpN/name
 
 A device chooses the names and is not trusted: nothing is created outside these folders, and no file of another process
-is replaced.
+is replaced.  A process holds a name by a record lock on PATH, one byte for each: the kernel frees it when the process
+ends, and tells others who it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import struct
+import zlib
 from typing import TYPE_CHECKING, Final
 
 from virtserial.driver.ports import file_name
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 MAX_CONSOLES: Final = 64
 NAMES: Final = "virtio-ports"
+FLOCK: Final = struct.Struct("hhqqi4x")
+"""struct flock: l_type, l_whence, l_start, l_len, l_pid."""
 
 
 class RunDirectory:
@@ -45,22 +51,40 @@ class RunDirectory:
         try:
             for folder in (path / NAMES, self._classes):
                 folder.mkdir(parents=True, exist_ok=True)
+            # Closing any other descriptor of this folder (but an O_PATH one) would free the locks: never list it here.
+            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ConfigError(f"{error.filename}: {error.strerror}") from error
 
     def link(self, name: str, target: str) -> bool:
         """Make the link PATH/`name`; False if the name is taken."""
-        if name in self._links or not self._make_room(name):
+        if name in self._links:
             return False
         try:
+            fcntl.lockf(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _place(name))
+            if self.holder(name) or not self._make_room(name):
+                raise FileExistsError
             (self.path / name).symlink_to(target)
         except OSError:
+            self._free(name)
             return False
         self._links[name] = target
         return True
 
+    def holder(self, name: str) -> str | None:
+        """Return which other process holds a name, as `process 123`; None for none."""
+        asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _place(name), 1, 0)
+        kind, _, _, _, process = FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, asked))
+        if kind == fcntl.F_UNLCK:
+            return None
+        return f"process {process}" if process else "a process of another PID namespace"
+
+    def _free(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _place(name))
+
     def _make_room(self, name: str) -> bool:
-        """Remove a link that a killed process left; False if its process is alive."""
+        """Remove a link that a killed process left; False if it is somebody's."""
         link = self.path / name
         try:
             target = os.readlink(link)
@@ -102,6 +126,7 @@ class RunDirectory:
         if target:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
+            self._free(name)
         if "/" not in name:
             with contextlib.suppress(OSError):
                 (self._classes / name / "name").unlink()
@@ -110,6 +135,12 @@ class RunDirectory:
 
     def close(self) -> None:
         """Remove empty folders."""
+        os.close(self._fd)
         for folder in (self.path / NAMES, self._classes, self._classes.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _place(name: str) -> int:
+    """Return the byte that stands for a name."""
+    return zlib.crc32(os.fsencode(name))
