@@ -32,6 +32,7 @@ def is_gone(pid):
 def test_both_ends_of_a_port_and_a_console_carry_lines(machine):
     guest = machine.attach()
     for name in ("org.a", "con"):
+        assert not machine.wait_guest(name, timeout=0)
         host, port = machine.port(name), guest.open(name)
         assert machine.wait_guest(name, timeout=60)
         host.write(b"to the guest\n")

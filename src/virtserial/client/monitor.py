@@ -1,15 +1,17 @@
 """What a monitor knows of ports: their names, where their host ends are, whether the guest has them open.
 
-Uses only commands that QEMU's monitor and virtserial's both have.
+Uses only commands that QEMU's monitor and virtserial's both have, but for the state of consoles.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, NamedTuple
 
 from virtserial.client.qmp import QmpClient
 from virtserial.errors import ConfigError
+from virtserial.monitor.qmp import QmpError
 
 PORT_TYPES = ("child<virtserialport>", "child<virtconsole>")
 LOOK_AGAIN = 0.2
@@ -27,7 +29,8 @@ class HostPort(NamedTuple):
         chardev: id of its chardev, empty for none.
         host_end: where that is, in the monitor's words; empty for none.
         host_connected: whether somebody is connected; None if the monitor does not know.
-        guest_open: whether the guest has the port open; None if the monitor does not know.
+        guest_open: whether the guest has the port open; None if the monitor does not know.  Always True for a console
+            with a chardev, as in QEMU.
     """
 
     id: str
@@ -100,7 +103,8 @@ class Monitor(QmpClient):
     def wait_guest(self, name: str, is_open: bool = True, timeout: float | None = None) -> bool:
         """Wait until the guest has a port open (or closed); False after `timeout` seconds.
 
-        VSERPORT_CHANGE tells it for ports with an id; the others are looked at five times a second.
+        VSERPORT_CHANGE tells it for ports with an id; the others are looked at five times a second.  A console is open
+        when the guest's driver has opened it; QEMU's monitor does not tell, and its consoles count as open.
 
         Raises:
             ConfigError: there is no such port, or it has neither an id nor a chardev: then no monitor knows.
@@ -113,14 +117,14 @@ class Monitor(QmpClient):
         if not port.id and port.guest_open is None:
             raise ConfigError(f"port {name!r} has neither an id nor a chardev: a monitor cannot tell its state")
         deadline = None if timeout is None else time.monotonic() + timeout
-        state = port.guest_open
+        state = self._is_open(port)
         while state is not is_open:
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
             if left == 0.0:
                 return False
             if not port.id:
                 time.sleep(LOOK_AGAIN if left is None else min(LOOK_AGAIN, left))
-                state = self.find_port(name).guest_open
+                state = self._is_open(self.find_port(name))
                 continue
             try:
                 changed = self.wait_event("VSERPORT_CHANGE", left)["data"]
@@ -129,3 +133,11 @@ class Monitor(QmpClient):
             if changed["id"] == port.id:
                 state = changed["open"]
         return True
+
+    def _is_open(self, port: HostPort) -> bool | None:
+        if port.is_console:
+            with contextlib.suppress(QmpError):
+                for told in self.execute("x-virtserial-inventory")["ports"]:
+                    if (told["id"], told["chardev"]) == (port.id, port.chardev):
+                        return bool(told["guest-open"])
+        return port.guest_open
