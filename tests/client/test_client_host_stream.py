@@ -216,7 +216,9 @@ def test_addresses(text, address):
     assert parse_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["tcp:here", "tcp:here:0", "tcp:here:99999", "/nothing/there", "/tmp", "", "name"])
+@pytest.mark.parametrize(
+    "text", ["tcp:here", "tcp:here:0", "tcp:here:99999", "/nothing/there", "/tmp", "", "name", "unix:", "pty:"]
+)
 def test_what_is_no_address_is_told(text):
     with pytest.raises(ConfigError):
         parse_address(text)

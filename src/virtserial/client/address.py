@@ -50,6 +50,8 @@ def parse_address(text: str) -> Address:
         ConfigError: it is none of these, or a path without a kind does not exist.
     """
     kind, colon, rest = text.removeprefix("disconnected:").partition(":")
+    if kind in ("unix", "pty") and colon and not rest:
+        raise ConfigError(f"{text}: the path is missing", f"write {kind}:PATH")
     if kind == "unix" and colon:
         return UnixAddress(_without_options(rest))
     if kind == "tcp" and colon:
