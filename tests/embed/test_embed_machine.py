@@ -124,6 +124,48 @@ def test_qemus_words_are_those_of_every_controller(folder):
         virtserial.EmbeddedGuest(f"{folder}/ser1").close()
 
 
+def test_a_machine_is_started_once_and_says_when_it_has_stopped():
+    serving = virtserial.serve(["a"])
+    with serving as machine:
+        guest = machine.attach()
+        with pytest.raises(virtserial.StateError, match="started already"), serving:
+            pass
+    for call in (machine.port, machine.plug, machine.unplug, machine.wait_guest, lambda _: machine.attach()):
+        with pytest.raises(virtserial.StateError, match="the machine has stopped"):
+            call("a")
+    for call in (guest.ports, lambda: guest.open("a")):
+        with pytest.raises(virtserial.StateError, match="the guest is closed"):
+            call()
+
+
+def test_a_machine_that_has_stopped_says_so_to_asyncio():
+    async def run():
+        async with asyncio.timeout(50):
+            async with virtserial.serve(["a"]) as machine:
+                guest = await machine.attach()
+            for call, said in ((machine.port, "the machine has stopped"), (guest.open, "the guest is closed")):
+                with pytest.raises(virtserial.StateError, match=said):
+                    await call("a")
+
+    asyncio.run(run())
+
+
+def test_a_port_with_a_ringbuf_has_no_host_end_to_connect_to():
+    options = ["-chardev", "ringbuf,id=rb", "-device", "virtserialport,chardev=rb,name=r"]
+    options += ["-device", "virtserialport,name=none"]
+    with virtserial.serve(options=options) as machine:
+        with pytest.raises(virtserial.ConfigError, match=r"no socket to connect to: machine\.monitor\('ringbuf-read'"):
+            machine.port("r")
+        with pytest.raises(virtserial.ConfigError, match=r"\(none\) has no socket to connect to: use a chardev"):
+            machine.port("none")
+        assert machine.monitor("ringbuf-read", device="rb", size=10) == ""
+
+
+def test_a_guest_that_cannot_connect_names_the_socket(machine):
+    with pytest.raises(virtserial.PeerError, match=f"^{machine.folder}/qmp: "):
+        virtserial.EmbeddedGuest(machine.folder / "qmp")
+
+
 def test_it_ends_with_a_program_that_is_killed():
     program = "import virtserial, time\nwith virtserial.serve() as m: print(m.pid, m.folder, flush=True); time.sleep(9)"
     with subprocess.Popen(

@@ -37,10 +37,12 @@ def open_device(name: str, loop: EventLoop, listener: DriverListener) -> Console
     try:
         return _open_by_kind(name, loop, listener)
     except PeerError as error:
-        if error.errno != errno.ECONNRESET:
+        if error.errno == errno.ECONNRESET:
+            # A device process takes one VMM for each controller, and says so in its own log alone.
+            raise PeerError(f"{name}: {error}; is another VMM connected to it?", errno.ECONNRESET) from error
+        if name.removeprefix("vhost-user:") in str(error):
             raise
-        # A device process takes one VMM for each controller, and says so in its own log alone.
-        raise PeerError(f"{name}: {error}; is another VMM connected to it?", errno.ECONNRESET) from error
+        raise PeerError(f"{name}: {error}", error.errno) from error
 
 
 def _open_by_kind(name: str, loop: EventLoop, listener: DriverListener) -> ConsoleDriver:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from virtserial.embed.guest import AsyncEmbeddedGuest
 from virtserial.embed.machine import Machine
+from virtserial.errors import StateError
 from virtserial.guest.aio import AsyncStream
 
 if TYPE_CHECKING:
@@ -40,9 +41,12 @@ class AsyncMachine:
         self._streams: list[AsyncStream] = []
 
     async def _call(self, function: Callable[P, T], *arguments: P.args, **words: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: function(*arguments, **words)
-        )
+        loop = asyncio.get_running_loop()
+        try:
+            result = loop.run_in_executor(self._thread, lambda: function(*arguments, **words))
+        except RuntimeError:
+            raise StateError("the machine has stopped") from None
+        return await result
 
     @property
     def folder(self) -> Path:
@@ -137,6 +141,8 @@ class Serving:
         self._async: AsyncMachine | None = None
 
     def __enter__(self) -> Machine:
+        if self._machine is not None:
+            raise StateError("this machine was started already: call virtserial.serve once more for another")
         self._machine = machine = Machine()
         try:
             self._start(machine)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from virtserial.driver.attachment import open_device
 from virtserial.driver.console_driver import DriverListener
 from virtserial.driver.ports import PortListener
-from virtserial.errors import ConfigError, PeerError
+from virtserial.errors import ConfigError, PeerError, StateError
 from virtserial.guest.aio import AsyncStream
 from virtserial.guest.errors import PortRemoved
 from virtserial.guest.stream import READ_SIZE, Buffer, EpollStream
@@ -155,7 +155,12 @@ class EmbeddedGuest(DriverListener):
         self.failure = error
 
     def ports(self) -> list[str]:
-        """The names of the ports that are plugged in, as far as the device has told; "" for those without one."""
+        """The names of the ports that are plugged in, as far as the device has told; "" for those without one.
+
+        Raises:
+            StateError: the guest is closed.
+        """
+        self._check_open()
         self.loop.run_once(0)
         return [port.name for port in self.driver.ports.values()]
 
@@ -164,7 +169,7 @@ class EmbeddedGuest(DriverListener):
 
         Raises:
             ConfigError: it does not appear in `timeout` seconds.
-            StateError: it is open already.
+            StateError: it is open already, or the guest is closed.
             PeerError: the device has failed.
         """
         deadline = time.monotonic() + timeout
@@ -180,11 +185,17 @@ class EmbeddedGuest(DriverListener):
         """Return the port of that name, if it is there.
 
         Raises:
+            StateError: the guest is closed.
             PeerError: the device has failed.
         """
+        self._check_open()
         if self.failure is not None:
             raise self.failure
         return next((port for port in self.driver.ports.values() if port.name == name), None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("the guest is closed")
 
     def stream(self, port: Port) -> GuestStream:
         """Open a port."""

@@ -10,6 +10,7 @@ from virtserial.client.host_stream import HostStream
 from virtserial.client.monitor import Monitor
 from virtserial.embed.guest import EmbeddedGuest
 from virtserial.embed.process import READY_TIME, ServeProcess
+from virtserial.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +26,6 @@ class Machine:
     Attributes:
         folder: where the process has its sockets; it goes with the machine.
         socket: the first controller's socket.
-        monitor: a QMP client, for all that is not here: virtserial.client.Monitor.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Machine:
         self._vhost_user = False
         self.folder: Path = self._process.folder
         self.socket = self.folder / f"{CONTROLLER}.sock"
-        self.monitor: Monitor
+        self._monitor: Monitor | None = None
 
     def start(
         self,
@@ -60,7 +60,7 @@ class Machine:
                 words += ["-device", json.dumps(device)]
         qmp = f"unix:{str(self.folder / 'qmp').replace(',', ',,')},server=on,wait=off"
         self._process.start([*words, "--allow-path", str(self.folder), "-qmp", qmp, *options])
-        self.monitor = Monitor(f"unix:{self.folder / 'qmp'}", READY_TIME)
+        self._monitor = Monitor(f"unix:{self.folder / 'qmp'}", READY_TIME)
 
     def _described(self, name: str, is_console: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         """A chardev's arguments of chardev-add, and a port's of device_add."""
@@ -72,6 +72,17 @@ class Machine:
         device = {"driver": "virtconsole" if is_console else "virtserialport", "id": f"port{number}"}
         device |= {"bus": f"{CONTROLLER}.0", "chardev": chardev, "name": name}
         return {"id": chardev, "backend": {"type": "socket", "data": data}}, device
+
+    @property
+    def monitor(self) -> Monitor:
+        """A QMP client, for all that is not here: virtserial.client.Monitor.
+
+        Raises:
+            StateError: the machine has stopped; so do all calls that ask the device process.
+        """
+        if self._monitor is None:
+            raise StateError("the machine has stopped")
+        return self._monitor
 
     @property
     def pid(self) -> int:
@@ -95,7 +106,13 @@ class Machine:
             ConfigError: there is no such port, or its chardev is none to connect to.
             PeerError: the device process does not answer.
         """
-        stream = HostStream(self.monitor.find_port(name).host_end)
+        port = self.monitor.find_port(name)
+        if not port.host_end.startswith(("unix:", "tcp:", "pty:")):
+            reader = f"machine.monitor('ringbuf-read', device={port.chardev!r}, size=...) reads it"
+            instead = reader if port.host_end == "ringbuf" else "use a chardev socket or pty"
+            kind = port.host_end.partition(":")[0] or "none"
+            raise ConfigError(f"port {name!r}: its chardev ({kind}) has no socket to connect to: {instead}")
+        stream = HostStream(port.host_end)
         self._streams.append(stream)
         return stream
 
@@ -142,6 +159,8 @@ class Machine:
         Raises:
             PeerError: another VMM is connected, or the device process is gone.
         """
+        if self._monitor is None:
+            raise StateError("the machine has stopped")
         guest = EmbeddedGuest(self.socket, vhost_user=self._vhost_user)
         self._guests.append(guest)
         return guest
@@ -152,6 +171,7 @@ class Machine:
             guest.close()
         for stream in self._streams:
             stream.close()
-        if hasattr(self, "monitor"):
-            self.monitor.close()
+        if self._monitor is not None:
+            self._monitor.close()
+            self._monitor = None
         self._process.close()
