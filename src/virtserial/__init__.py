@@ -49,15 +49,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Load a name of `__all__` at its first use."""
-    for home, names in _HOMES.items():
-        if name in names:
-            from importlib import import_module
+if not TYPE_CHECKING:  # A type checker would take any name.
 
-            value = globals()[name] = getattr(import_module(home), name)
-            return value
-    raise AttributeError(f"module 'virtserial' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Load a name of `__all__` at its first use."""
+        for home, names in _HOMES.items():
+            if name in names:
+                from importlib import import_module
+
+                value = globals()[name] = getattr(import_module(home), name)
+                return value
+        raise AttributeError(f"module 'virtserial' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

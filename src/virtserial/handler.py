@@ -26,6 +26,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+__all__ = ["Port", "PortHandler"]
+
 
 class Port(Protocol):
     """What a PortHandler can do with its port."""

@@ -13,6 +13,8 @@ from support.fetched import fetch_or_skip
 from support.places import ENVIRONMENT, ROOT
 
 import virtserial
+import virtserial.handler
+import virtserial.testing
 from virtserial.rig import RigUnavailable
 from virtserial.rig.image import guest_image
 from virtserial.rig.qemu import find_qemu
@@ -55,12 +57,22 @@ def test_the_test_of_the_page_passes(tmp_path):
 def test_a_users_files_pass_mypy_strict(tmp_path):
     for number, (_, program) in enumerate(EXAMPLES):
         (tmp_path / f"example{number}.py").write_text(program)
-    imports = "from virtserial.testing.plugin import Attach, Boot, Serve\n"
+    imports = "from virtserial.testing import Attach, Boot, Serve\n"
     (tmp_path / "test_types.py").write_text(imports + TYPED)
     (tmp_path / "names.py").write_text("import virtserial\n" + "".join(f"virtserial.{n}\n" for n in virtserial.__all__))
     # With the project's own settings, which are strict, what it knows of the package already is used again.
     done = run("-m", "mypy", "--strict", *tmp_path.glob("*.py"), cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "wrong.py").write_text("import virtserial\nvirtserial.serv\n")
+    assert 'no attribute "serv"' in run("-m", "mypy", "--strict", tmp_path / "wrong.py", cwd=ROOT).stdout
+
+
+@pytest.mark.parametrize("module", [virtserial.handler, virtserial.testing])
+def test_the_names_that_stay_in_other_modules_are_there(module):
+    for name in module.__all__:
+        assert getattr(module, name).__doc__, name
+    with pytest.raises(AttributeError):
+        module.nothing  # noqa: B018
 
 
 def test_every_name_is_there_and_has_its_text():
@@ -76,7 +88,7 @@ def test_every_name_is_there_and_has_its_text():
 
 def test_the_names_for_type_checkers_are_those_that_are_loaded():
     tree = ast.parse((ROOT / "src/virtserial/__init__.py").read_text())
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     typed = {node.module: tuple(name.name for name in node.names) for node in block.body}
     assert typed == virtserial._HOMES
 
