@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import dataclass
 from typing import Protocol
+
+from virtserial.channel.record import record
 
 AUDIT_ARCH_X86_64 = 0xC000003E
 X32_SYSCALL_BIT = 0x40000000
@@ -33,7 +34,7 @@ _REFUSE = 0x00050000 | errno.EPERM
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Process:
     """The numbers of one worker that conditions compare with: its process id and its channel's descriptor."""
 
@@ -49,7 +50,7 @@ class Condition(Protocol):
     def code(self, process: Process) -> list[bytes]: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OneOf:
     """A 32-bit argument is one of these values."""
 
@@ -67,7 +68,7 @@ class OneOf:
         return [_load(self.argument), *tests, _instruction(_RETURN, _REFUSE)]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Without:
     """A 32-bit argument has none of these bits."""
 
@@ -83,7 +84,7 @@ class Without:
         return [_load(self.argument), _instruction(_ANY_BIT, self.bits, 0, 1), _instruction(_RETURN, _REFUSE)]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Null:
     """A pointer is NULL."""
 
@@ -104,7 +105,7 @@ class Null:
         ]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Own:
     """A 32-bit argument is, or is not, the process's own id or channel."""
 
@@ -123,7 +124,7 @@ class Own:
         return [_load(self.argument), _instruction(_EQUAL, value, *jumps), _instruction(_RETURN, _REFUSE)]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """A system call that is allowed where all its conditions hold."""
 
