@@ -11,13 +11,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support.places import ENVIRONMENT, ROOT
 
-from virtserial.cli.demo import conductor
-from virtserial.cli.demo.plan import Plan
 from virtserial.cli.guest import Lines
 from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
@@ -354,16 +351,6 @@ def test_an_interrupted_demonstration_leaves_nothing(short_folder, number):
     assert os.listdir(short_folder) == []
     assert len(pids) == 2
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
-def test_a_demonstration_has_time_to_make_large_files(monkeypatch):
-    size = 400 << 20
-    monkeypatch.setattr(conductor, "start_server", lambda _: subprocess.Popen(["true"]))
-    monkeypatch.setattr(conductor, "End", lambda *_: SimpleNamespace(process=subprocess.Popen(["true"]), ready=False))
-    monkeypatch.setattr(conductor.select, "select", lambda *_: ([], [], []))
-    monkeypatch.setattr(conductor.signal, "signal", lambda *_: None)
-    with pytest.raises(conductor.DemoFailed, match=f"for {30 + 8 * size / 10e6:.0f} s"):
-        conductor.Demonstration(Plan.make(Path("/none"), size), "embedded").run()
 
 
 def test_a_demonstration_without_terminals_says_so_in_a_line(short_folder):
