@@ -199,3 +199,17 @@ def test_a_client_that_is_killed_lets_its_port_go(host, start_program):
         pipe.kill()
         pipe.wait()
         wait_until(lambda: not host.clients(PORT), 25, step=0.2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_client_that_is_told_to_end_lets_its_port_go_at_once(host, start_program, number):
+    with host.guest(PORT) as guest:
+        pipe = start_program("pipe", f"h1/alpha/{PORT}", environment=host.environment, stdin=-1)
+        pipe.stdin.write(b"x\n")
+        pipe.stdin.flush()
+        assert guest.readline(WAIT) == b"x\n"
+        assert host.clients(PORT)
+        pipe.send_signal(number)
+        assert pipe.wait(WAIT) == 128 + number
+        # One that is killed is missed for 12 s at least.
+        wait_until(lambda: not host.clients(PORT), 6, step=0.2)
