@@ -27,11 +27,14 @@ from typing import TYPE_CHECKING, Final
 from virtserial.errors import PeerError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import FrameType
+
+    from virtserial.accounting import Account
 
 PATIENCE: Final = 0.1
 """Seconds."""
+_ONE: Final = (1).to_bytes(8, "little")
 LEFT_FOR_OTHERS: Final = 4
 """One in so many of a process's descriptors is no VMM's: without any left no host is accepted and no worker started."""
 
@@ -98,3 +101,42 @@ class ForeignCalls:
 
 calls: Final = ForeignCalls()
 """The process's one timer serves all devices."""
+
+
+class EventfdSignals:
+    """Writes to the eventfds of one VMM.
+
+    Args:
+        account: gets what is written.
+
+    Attributes:
+        lost: called once when an eventfd made us wait: nothing is written any more, until `begin`.
+    """
+
+    __slots__ = ("_account", "_is_lost", "lost")
+
+    def __init__(self, account: Account) -> None:
+        self.lost: Callable[[str], None] = lambda why: None
+        self._account = account
+        self._is_lost = False
+
+    def begin(self) -> None:
+        """Another VMM comes."""
+        self._is_lost = False
+
+    def send(self, fd: int) -> None:
+        """Add 1 to an eventfd that does not block."""
+        if self._is_lost:
+            return
+        try:
+            calls.count += 1
+            if not calls.watched:
+                calls.watch()
+            self._account.written += os.write(fd, _ONE)
+        except CallWaits:
+            self._is_lost = True
+            self.lost("the VMM has made an eventfd wait")
+        except OSError:
+            # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
+            pass
+        calls.count += 1

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING
 
 from virtserial.accounting import Account
 from virtserial.errors import PeerError
-from virtserial.foreign import CallWaits, calls
+from virtserial.foreign import EventfdSignals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-_ONE = (1).to_bytes(8, "little")
+    from collections.abc import Sequence
 
 
 class Interrupts:
@@ -31,16 +29,14 @@ class Interrupts:
     Attributes:
         pending: MSI-X vectors that wait for an eventfd.
         uses_msix: whether some vector has an eventfd, by which VFIO enables MSI-X.
-        lost: called once when an eventfd made us wait: nothing is signalled any more, until `begin`.
+        signals: writes the eventfds.
     """
 
     def __init__(self, vectors: int, account: Account | None = None) -> None:
         self.vectors = vectors
-        self._account = account or Account()
+        self.signals = EventfdSignals(account or Account())
         self.pending: set[int] = set()
         self.uses_msix = False
-        self.lost: Callable[[str], None] = lambda why: None
-        self._is_lost = False
         self._vector_fds = [-1] * vectors
         self._intx_fd = -1
         self._intx_level = False
@@ -55,7 +51,7 @@ class Interrupts:
             if fd < 0:
                 self.pending.add(vector)
             else:
-                self._signal(fd)
+                self.signals.send(fd)
 
     def set_intx(self, level: bool) -> None:
         """Drive the interrupt pin."""
@@ -65,29 +61,9 @@ class Interrupts:
     def _signal_intx(self) -> None:
         if self._intx_level and not self._intx_masked and self._intx_fd >= 0:
             self._intx_masked = True
-            self._signal(self._intx_fd)
-
-    def _signal(self, fd: int) -> None:
-        if self._is_lost:
-            return
-        try:
-            calls.count += 1
-            if not calls.watched:
-                calls.watch()
-            self._account.written += os.write(fd, _ONE)
-        except CallWaits:
-            self._is_lost = True
-            self.lost("the VMM has made an interrupt's eventfd wait")
-        except OSError:
-            # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
-            pass
-        calls.count += 1
+            self.signals.send(self._intx_fd)
 
     # From the VMM
-
-    def begin(self) -> None:
-        """Another VMM comes."""
-        self._is_lost = False
 
     def set_vector_eventfds(self, start: int, fds: Sequence[int]) -> None:
         """Give vectors start, start + 1, ... these eventfds (-1: none).  Takes ownership.
@@ -102,7 +78,7 @@ class Interrupts:
             self._vector_fds[vector] = fd
             if fd >= 0 and vector in self.pending:
                 self.pending.discard(vector)
-                self._signal(fd)
+                self.signals.send(fd)
         self.uses_msix = any(fd >= 0 for fd in self._vector_fds)
 
     def set_intx_eventfd(self, fd: int) -> None:
@@ -130,7 +106,7 @@ class Interrupts:
     def trigger_intx(self) -> None:
         """Signal INTx whatever its level."""
         if self._intx_fd >= 0:
-            self._signal(self._intx_fd)
+            self.signals.send(self._intx_fd)
 
     def disable_msix(self) -> None:
         """Close every vector's eventfd."""

@@ -72,7 +72,7 @@ class VfioUserFront(VirtioPciFunction):
             has_modern=config.modern,
             page_per_vq=config.page_per_vq,
         )
-        self.interrupts.lost = self._vmm.lose
+        self.interrupts.signals.lost = self._vmm.lose
         self._server = Server(self, state, migratable=owner, controller=owner.index, ledger=owner.ledger)
         self.saved = PciState(self)
 
@@ -94,7 +94,7 @@ class VfioUserFront(VirtioPciFunction):
     def _has_left(self) -> None:
         self._access = self._post = self._vmm.served = None
         self._server.disconnected()
-        self.interrupts.begin()
+        self.interrupts.signals.begin()
         # "the device state should otherwise be retained" (vfio-user): for a guest whose VMM is gone there is none.
         self.reset()
 

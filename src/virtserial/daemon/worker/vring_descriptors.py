@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from virtserial.errors import PeerError
-from virtserial.foreign import CallWaits, calls
+from virtserial.foreign import EventfdSignals
 from virtserial.loop import EPOLLET, EPOLLIN
 from virtserial.vhost_user.backend import CALL, ERR, KICK
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from virtserial.accounting import Account
     from virtserial.loop import EventLoop
-
-_ONE: Final = (1).to_bytes(8, "little")
 
 
 class VringDescriptors:
@@ -40,9 +38,8 @@ class VringDescriptors:
     ) -> None:
         self._loop = loop
         self._kicked = kicked
-        self._account = account
-        self._lost = lost
-        self._is_lost = False
+        self._signals = EventfdSignals(account)
+        self._signals.lost = lost
         self._fds = {purpose: [-1] * count for purpose in (KICK, CALL, ERR)}
         self._uncalled: set[int] = set()
 
@@ -78,20 +75,7 @@ class VringDescriptors:
         if fd < 0:
             self._uncalled.add(index)
             return
-        if self._is_lost:
-            return
-        try:
-            calls.count += 1
-            if not calls.watched:
-                calls.watch()
-            self._account.written += os.write(fd, _ONE)
-        except CallWaits:
-            self._is_lost = True
-            self._lost("the VMM has made a queue's descriptor wait")
-        except OSError:
-            # A counter that is full has woken its reader already; anything else is no eventfd, and its giver's loss.
-            pass
-        calls.count += 1
+        self._signals.send(fd)
 
     def signal_errors(self) -> None:
         """Tell of an error by every queue that has a descriptor for it."""
@@ -108,4 +92,4 @@ class VringDescriptors:
         for purpose, fds in self._fds.items():
             for index in range(len(fds)):
                 self.take(purpose, index, -1)
-        self._is_lost = False
+        self._signals.begin()
