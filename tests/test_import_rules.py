@@ -17,7 +17,7 @@ GUEST_FILES = sorted((SOURCE / "guest").rglob("*.py"))
 FLOORS = [
     {
         "errors", "logs", "standard_error", "version", "loop", "accounting", "closing", "foreign", "peeked_socket",
-        "handler", "tasks",
+        "handler", "tasks", "named_tuple",
     },
     {"memory", "virtio", "console", "pci"},
     {"state"},

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import NamedTuple
 
 from virtserial.errors import StateError
+from virtserial.named_tuple import NamedTuple
 
 log = logging.getLogger("virtserial.accounting")
 

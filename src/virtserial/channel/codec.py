@@ -18,7 +18,8 @@ trust.  What a field may hold is its annotation:
 | a record | object with "type" | all fields that have no default, and no others |
 | A | B of records | the same | "type" says which |
 
-A decoder is made when something of its type first comes: to start costs nothing.
+A decoder is made when something of its type first comes: to start costs nothing.  Modules of records do without
+`from __future__ import annotations`, or each annotation would be compiled then (named_tuple.py says what that costs).
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from typing import (
     Any,
     Generic,
     Literal,
-    NamedTuple,
     TypeVar,
     Union,
     get_args,
@@ -43,6 +43,7 @@ from typing import (
 )
 
 from virtserial.errors import StateError
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

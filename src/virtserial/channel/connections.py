@@ -14,8 +14,6 @@
 | LoggedConnection | those of the connection in it; the log |
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 from virtserial.channel.codec import OneOf

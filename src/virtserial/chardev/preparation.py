@@ -5,7 +5,9 @@ The keeper sends ahead what its chardevs need.  For a chardev that is added late
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from virtserial.channel.connections import Readable

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import termios
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from virtserial.channel.connections import StreamConnection
 from virtserial.chardev.base import Chardev, could_not_open
 from virtserial.chardev.raw_mode import cfmakeraw
 from virtserial.errors import ConfigError
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from virtserial.channel.connections import ClientConnection, SharedConnection, SocketConnection
 from virtserial.channel.output_log import MAX_CLIENTS, MAX_WATCHERS, OutputLog, open_again
@@ -17,6 +17,7 @@ from virtserial.chardev.socket_address import UnixAddress, connected_text, prepa
 from virtserial.chardev.socket_server import BACKLOG, SocketServerChardev
 from virtserial.errors import ConfigError
 from virtserial.loop import EPOLLIN
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from typing import NamedTuple
 
 from virtserial.errors import ConfigError
+from virtserial.named_tuple import NamedTuple
 
 UNIX_PATH_MAX = 108
 """sizeof(sockaddr_un.sun_path)"""

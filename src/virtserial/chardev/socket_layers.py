@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from virtserial.channel.connections import LayeredConnection, SocketConnection, Telnet, Tls, WebSocket
 from virtserial.chardev.preparation import Preparation
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

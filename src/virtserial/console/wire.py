@@ -7,7 +7,9 @@ PORT_REMOVE in its prose; Linux and QEMU say PORT_, and so do we.
 from __future__ import annotations
 
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
+
+from virtserial.named_tuple import NamedTuple
 
 VIRTIO_ID_CONSOLE: Final = 3
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
+
+from virtserial.named_tuple import NamedTuple
 
 _SYS_FSTAT: Final = 5
 _SYS_FSTATFS: Final = 138

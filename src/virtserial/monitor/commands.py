@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import ConfigError, VirtserialError
 from virtserial.monitor import qom
@@ -15,6 +15,7 @@ from virtserial.monitor.hmp import run_line
 from virtserial.monitor.inventory import inventory, processes
 from virtserial.monitor.qmp import DEVICE_NOT_FOUND, QmpError, no_oob, no_such_command, version
 from virtserial.monitor.schema import Enum, Optional, Struct, check
+from virtserial.named_tuple import NamedTuple
 from virtserial.options import chardev_options, device_options, keyval
 
 if TYPE_CHECKING:

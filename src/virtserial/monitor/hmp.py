@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import ConfigError, VirtserialError
 from virtserial.monitor import qom
+from virtserial.named_tuple import NamedTuple
 from virtserial.options import chardev_options, device_options, keyval
 
 if TYPE_CHECKING:

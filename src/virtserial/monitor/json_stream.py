@@ -8,9 +8,10 @@ recursive.  (qobject/json-lexer.c, json-streamer.c, json-parser.c.)
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import VirtserialError
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import VirtserialError
 from virtserial.monitor.json_stream import JsonError, JsonStream
+from virtserial.named_tuple import NamedTuple
 from virtserial.version import __version__
 
 if TYPE_CHECKING:

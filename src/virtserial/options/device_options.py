@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from virtserial.errors import ConfigError
+from virtserial.named_tuple import NamedTuple
 from virtserial.options import keyval
 
 if TYPE_CHECKING:

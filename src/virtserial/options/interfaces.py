@@ -12,9 +12,10 @@ transitional controller offers it to modern drivers, unless iommu_platform= says
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import ConfigError
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from virtserial.options.device_options import DeviceOptions

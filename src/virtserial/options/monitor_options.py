@@ -6,9 +6,8 @@ here (qemu_chr_parse_compat in chardev/char.c).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from virtserial.errors import ConfigError
+from virtserial.named_tuple import NamedTuple
 from virtserial.options import keyval
 
 MODES = ("readline", "control")

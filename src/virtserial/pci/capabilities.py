@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
+from virtserial.named_tuple import NamedTuple
 from virtserial.pci import layout
 
 _VIRTIO_PCI_CAP: Final = struct.Struct("<BBBBBBxxII")

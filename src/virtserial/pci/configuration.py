@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import ConfigError
+from virtserial.named_tuple import NamedTuple
 from virtserial.pci import layout
 
 if TYPE_CHECKING:

@@ -7,7 +7,9 @@ struct virtio_pci_common_cfg (4.1.4.3).
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from virtserial.named_tuple import NamedTuple
 
 PCI_CONFIG_SPACE_SIZE: Final = 256
 PCI_VENDOR_ID_REDHAT_QUMRANET: Final = 0x1AF4

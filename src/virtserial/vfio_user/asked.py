@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import PeerError
+from virtserial.named_tuple import NamedTuple
 from virtserial.vfio_user.wire import COMMAND_NAMES, VFIO_USER_REPLY, VFIO_USER_TYPE
 
 if TYPE_CHECKING:

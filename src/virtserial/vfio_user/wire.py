@@ -8,9 +8,10 @@ little-endian ("the endianness of the host system", and this package runs on lit
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, dataclass_transform
+from typing import TYPE_CHECKING, ClassVar, Final, dataclass_transform
 
 from virtserial.errors import PeerError
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from typing import Self

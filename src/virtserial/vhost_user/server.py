@@ -16,10 +16,11 @@ SET_STATUS tells no more: QEMU sets the status to 0 whenever its VM stops.  A 0 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from virtserial.errors import PeerError
 from virtserial.foreign import check_room
+from virtserial.named_tuple import NamedTuple
 from virtserial.vhost_user import wire
 from virtserial.vhost_user.backend import CALL, ERR, KICK, Ring
 from virtserial.vhost_user.records import Journal, Session, Vring
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
     from virtserial.virtio.queue import Virtqueue
 
     Handler = Callable[["bytes | memoryview", list[int]], "bytes | None"]
-    """Payload and descriptors in; the payload of the request's own reply out, None if it has none.  A descriptor that
-    is taken is removed from the list."""
+    """Payload and descriptors in, of which it removes what it takes; the payload of its own reply out, or None."""
 
 PROTOCOL_FEATURES: Final = (
     wire.VHOST_USER_PROTOCOL_F_MQ

@@ -7,9 +7,10 @@ what the fields may hold is checked by who uses them.
 from __future__ import annotations
 
 from struct import Struct
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from virtserial.errors import PeerError
+from virtserial.named_tuple import NamedTuple
 
 VHOST_USER_GET_FEATURES: Final = 1
 VHOST_USER_SET_FEATURES: Final = 2

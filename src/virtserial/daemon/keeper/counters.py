@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import time
-from typing import NamedTuple
+
+from virtserial.named_tuple import NamedTuple
 
 _COUNTERS = struct.Struct("<7Q")
 _PROGRESS = struct.Struct("<2Q")

@@ -8,13 +8,14 @@ import mmap
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from virtserial.accounting import LEDGER_SIZE, Ledger, open_counts, read_counts
 from virtserial.channel.channel import channel_pair
 from virtserial.channel.messages import AddFront, Connect, Controller, Listen, Port
 from virtserial.daemon.keeper.package_root import package_root
 from virtserial.errors import StateError
+from virtserial.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
