@@ -32,6 +32,7 @@ from virtserial.driver.port_queues import BufferPlan
 from virtserial.driver.ports import PortListener
 from virtserial.driver.vfio_user_device import open_vfio_user_device
 from virtserial.loop import EventLoop
+from virtserial.vfio_user.client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,6 +158,19 @@ def start_milliseconds(rounds: int) -> float:
     return 1000 * statistics.median(runs)
 
 
+def answer_milliseconds(rounds: int) -> float:
+    """From exec to the first answer to a VMM, one controller with one port."""
+    runs = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="vs-") as folder:
+            started = time.perf_counter()
+            served = Served(Path(folder), 1, 1)
+            Client(f"{folder}/dev0.sock").close()
+            runs.append(time.perf_counter() - started)
+            served.stop()
+    return 1000 * statistics.median(runs)
+
+
 def round_trip_microseconds(path: str, name: str) -> float:
     """The median round trip of one byte between a port's host and its guest, by a driver in a process of its own."""
     run = subprocess.run(
@@ -235,10 +249,12 @@ def measure(devices: int, ports: int, vectors: int, rounds: int) -> Iterator[Fig
     """All figures, one after the other."""
     yield Figure("`import virtserial`", import_milliseconds(rounds), "ms")
     yield Figure("`virtserial serve` to socket ready", start_milliseconds(rounds), "ms")
+    yield Figure("`virtserial serve` to a VMM's first answer", answer_milliseconds(rounds), "ms")
     with tempfile.TemporaryDirectory(prefix="vs-") as name:
         yield Figure("RssAnon growth, one port blocked, its host writing", blocked_growth_kib(Path(name)), "KiB")
     with tempfile.TemporaryDirectory(prefix="vs-") as name:
         alone = Served(Path(name), 1, 0)
+        Client(f"{name}/dev0.sock").close()  # It has read all its code when a VMM has been served.
         base = status(alone.worker, "RssAnon")
         yield Figure("RssAnon of a worker with one controller, no ports", base, "KiB")
         alone.stop()

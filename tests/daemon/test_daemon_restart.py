@@ -150,8 +150,8 @@ def test_code_that_cannot_start_changes_nothing(start, folder, words):
     worker = device.worker
     broken = code / "virtserial" / "daemon" / "worker" / "worker.py"
     source = broken.read_text()
-    broken.write_text("raise ImportError('half installed')\n")
     with EmbeddedGuest(folder / "ser0.sock", "a") as guest:
+        broken.write_text("raise ImportError('half installed')\n")
         refused = restart(folder, words)
         assert refused.returncode == 1
         why = "the new worker was not taken: it ended before it was ready" if words else "ImportError: half installed"

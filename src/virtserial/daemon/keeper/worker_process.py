@@ -113,7 +113,12 @@ class WorkerProcess:
         ours, theirs = channel_pair()
         pid = os.fork()
         if pid == 0:
-            code.run_forked(parent, theirs)  # does not return
+            try:
+                code.run_forked(parent, theirs)  # does not return
+            except BaseException:
+                log.exception("no worker can be started")
+            finally:
+                os._exit(1)  # To clean up is the keeper's matter.
         theirs.close()
         return cls(pid, ours)
 

@@ -12,7 +12,6 @@ import mmap
 import os
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from virtserial import foreign
@@ -268,20 +267,10 @@ class Worker:
 
 
 def run_forked(parent: object, channel: WorkerEnd) -> NoReturn:
-    """Be the worker, in a process that was just forked from the keeper; does not return.
-
-    The keeper's descriptors are closed here, except standard input, output and error and the channel.
-    """
+    """Be the worker, in a process that was forked from the keeper and has closed its descriptors; does not return."""
 
     def begin() -> WorkerEnd:
         _parents.append(parent)
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        fd = channel.fileno()
-        os.closerange(3, fd)
-        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-        if (logs := sys.modules.get("virtserial.logs")) is not None:
-            logs.reopen()  # Only a keeper that needs that module has loaded it.
         return channel
 
     _run(begin)
@@ -296,6 +285,9 @@ def run_spawned(fd: int, level: int, log_format: str) -> NoReturn:
     """
 
     def begin() -> WorkerEnd:
+        # A signal to the whole group is the keeper's matter: it ends its worker, which ends without a keeper too.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         _begin_log(level, log_format)
         os.set_inheritable(fd, False)
         channel = worker_end(socket.socket(fileno=fd))
@@ -319,9 +311,6 @@ def _run(begin: Callable[[], WorkerEnd]) -> NoReturn:
     """Serve until the keeper is gone, and end this process, whatever happens."""
     status = 1
     try:
-        # A signal to the whole group is the keeper's matter: it ends its worker, which ends without a keeper too.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
         channel = begin()
         # What there is before the first device never dies: the collector need not look at it.  After a fork, to touch
         # these pages would copy them.
