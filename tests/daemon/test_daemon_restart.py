@@ -109,16 +109,15 @@ def test_monitors_serve_on_when_the_installed_code_is_gone(start, folder):
     code = folder / "code"
     shutil.copytree(ROOT / "src" / "virtserial", code / "virtserial")
     environment = {**os.environ, "PYTHONPATH": str(code), "VIRTSERIAL_REGISTRY": f"{folder}/vms"}
-    device = start(
-        *controller_options(folder), "-qmp", f"unix:{folder}/qmp,server=on,wait=off", environment=environment
-    )
+    options = [*controller_options(folder), "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    device = start(*options, "-v", "-v", environment=environment)
     place = {"addr": {"type": "unix", "data": {"path": f"{folder}/added"}}, "wait": False}
     backends = {
         "null": {}, "ringbuf": {}, "pty": {}, "file": {"out": f"{folder}/out"}, "hub": {"chardevs": ["null"]},
         "socket": place,
     }  # fmt: skip
     with QmpClient(f"{folder}/qmp", 30) as monitor:
-        wait_until(lambda: not monitor.execute("x-virtserial-query")["changing"])
+        device.wait_for_log("the code that this process may need later has been read")
         shutil.rmtree(code)
         for kind, data in backends.items():
             monitor.execute("chardev-add", {"id": kind, "backend": {"type": kind, "data": data}})

@@ -44,7 +44,7 @@ class Operations:
         self.descriptor_sets = DescriptorSets()
         self.has_quit = False
         self._stop = stop
-        import_kinds()
+        keeper.workers.read_ahead.append(import_kinds)
 
     # Devices
 

@@ -48,10 +48,7 @@ class Registration:
 
     def begin(self) -> None:
         """Listen, and write the entry; does nothing without a folder that is ours to write in."""
-        # Not imported by programs that only read entries, and not for the first client: an upgrade may remove the file.
-        from virtserial.monitor.registry_client import RegistryClients
-
-        self._clients = RegistryClients(self._keeper)
+        self._keeper.workers.read_ahead.append(self._make_clients)
         pid = os.getpid()
         try:
             path = registry_directory()
@@ -92,8 +89,16 @@ class Registration:
 
     def _client_came(self, client: socket.socket) -> None:
         client.setblocking(False)
-        if self._clients is not None:
-            self._clients.add(client)
+        self._make_clients().add(client)
+
+    def _make_clients(self) -> RegistryClients:
+        """Return what serves the clients.  Its import is late: a start need not wait for it, nor programs that only
+        read entries."""
+        if self._clients is None:
+            from virtserial.monitor.registry_client import RegistryClients
+
+            self._clients = RegistryClients(self._keeper)
+        return self._clients
 
     def end(self) -> None:
         """Remove the entry, and let the clients go."""

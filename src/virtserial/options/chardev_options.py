@@ -135,7 +135,7 @@ def kinds() -> tuple[str, ...]:
 
 def import_kinds() -> None:
     """Import what `make_chardev` and the chardevs import late.  A process that makes chardevs while it serves does this
-    at start: an upgrade may remove or replace the files."""
+    ahead: an upgrade may remove or replace the files."""
     import virtserial.chardev.file
     import virtserial.chardev.handler_chardev
     import virtserial.chardev.hub

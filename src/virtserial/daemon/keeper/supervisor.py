@@ -87,6 +87,8 @@ class Supervisor:
         refusal: why the last request for new code came to nothing, or None.
         doubtful: bytes that were moved twice, or not at all, because a worker was killed over them.
         left: what workers have left to the next.
+        read_ahead: what reads code that this process may need later, called soon after a worker serves: a start does
+            not wait for it, and an upgrade may remove the files.
         hang_watch: `ping` finds out whether the worker hangs.
     """
 
@@ -105,6 +107,7 @@ class Supervisor:
         self.refusal: str | None = None
         self.doubtful = 0
         self.left: list[Left] = []
+        self.read_ahead: list[Callable[[], object]] = [code.read_ahead]
         self._loop = loop
         self._code = code
         self._parent = parent
@@ -424,7 +427,9 @@ class Supervisor:
 
     def _read_ahead(self) -> None:
         try:
-            self._code.read_ahead()
+            for read in self.read_ahead:
+                read()
+            log.debug("the code that this process may need later has been read")
         except Exception as error:
             # Another version is just being installed; the worker that runs has read what it needs.
             log.warning("a part of this program cannot be read: %r", error)
