@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 import socket
 import stat
 from typing import TYPE_CHECKING
@@ -113,6 +112,8 @@ def _way_out(path: str, error: OSError) -> str:
     if error.errno is None:  # Python's, of a long path.
         return f"a socket's path has at most {MAX_PATH} bytes: give a shorter one"
     if error.errno == errno.ENOENT:
+        import shlex  # late: a start that succeeds does not need it
+
         return f"create the folder first: mkdir -p {shlex.quote(folder)}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"this user cannot write in {folder}: give a path in another folder"

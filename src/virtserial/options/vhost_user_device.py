@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 
 from virtserial.console.wire import CONFIG, VIRTIO_ID_CONSOLE, queue_count
 
@@ -32,4 +31,6 @@ def vhost_user_argument(name: str, path: str, max_ports: int) -> str:
     """Return these words quoted for a shell; a comment for it where QEMU cannot have so many ports."""
     if queue_count(max_ports) > MAX_QUEUES:
         return f"# {path}: QEMU has at most max_ports={MAX_QUEUES // 2 - 1} over vhost-user"
+    import shlex  # late: only vhost-user needs it, and a start is counted in milliseconds
+
     return shlex.join(vhost_user_words(name, path, max_ports))
