@@ -127,6 +127,8 @@ def check(document: int) -> None:
     """
     # All that the new processes import, so that they find it compiled.
     import virtserial.daemon.worker.sandbox
+    import virtserial.daemon.worker.vfio_user_front
+    import virtserial.daemon.worker.vhost_user_front
     import virtserial.daemon.worker.worker
     import virtserial.monitor.server  # noqa: F401
     from virtserial.channel.codec import decode

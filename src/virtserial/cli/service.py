@@ -66,8 +66,9 @@ class Service:
         self._words = options.words
         self._loop = EventLoop()
         policy = PathPolicy(options.allowed_paths)
+        self._worker_code = InstalledWorker()
         self._keeper = Keeper(
-            self._loop, InstalledWorker(), machine, chardevs, options.trust_vmm, objects, options.sandbox, policy
+            self._loop, self._worker_code, machine, chardevs, options.trust_vmm, objects, options.sandbox, policy
         )
         self._monitors: Monitors | None = None
         self._signals = Signals(self._loop, self._renew)
@@ -109,6 +110,7 @@ class Service:
                 from virtserial.monitor.server import Monitors
 
                 self._monitors = Monitors(keeper, monitors)
+            self._choose_fronts()
             keeper.start()
             if vmm_fd is not None:
                 keeper.vmms.adopt(controllers[0].index, vmm_fd)
@@ -150,6 +152,7 @@ class Service:
                 from virtserial.monitor.server import Monitors
 
                 service._monitors = Monitors.take_over(service._keeper, document.monitors, handover.take)
+            service._choose_fronts()
             service._allow_renewal(document.renewals)
             service._keeper.workers.start_or_try_again()
             service._registration.begin()
@@ -162,6 +165,11 @@ class Service:
             close_all(handover.rest())
         log.info("this process takes over from the previous one")
         return service
+
+    def _choose_fronts(self) -> None:
+        """Without a monitor nobody can plug a controller in: workers need no other fronts than those of the options."""
+        if self._monitors is None:
+            self._worker_code.fronts = {controller.vhost_user for controller in self._keeper.machine.controllers}
 
     def _allow_renewal(self, count: int) -> None:
         from virtserial.daemon.keeper.renewal import Renewal

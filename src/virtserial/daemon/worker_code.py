@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import NoReturn
 
     from virtserial.channel.channel import WorkerEnd
@@ -16,19 +17,25 @@ if TYPE_CHECKING:
 class InstalledWorker:
     """keeper.worker_process.WorkerCode.  Its imports are late: the first socket listens before they are needed."""
 
+    fronts: Collection[bool] = (False, True)
+    """Which a worker reads before it is confined, by `Controller.vhost_user`: all that may be plugged in."""
     spawned = "virtserial.daemon.worker.worker:run_spawned"
 
     def run_forked(self, parent: object, channel: WorkerEnd) -> NoReturn:
         _leave_keeper(channel.fileno())
-        from virtserial.daemon.worker.worker import run_forked
+        from virtserial.daemon.worker.worker import front_of, run_forked
 
+        for vhost_user in self.fronts:
+            front_of(vhost_user)
         run_forked(parent, channel)
 
     def read_ahead(self) -> None:
-        import virtserial.daemon.worker.sandbox
-        import virtserial.daemon.worker.worker  # noqa: F401
+        import virtserial.daemon.worker.sandbox  # noqa: F401
+        from virtserial.daemon.worker.worker import front_of
         from virtserial.host_end.preparation import import_host_ends
 
+        for vhost_user in self.fronts:
+            front_of(vhost_user)
         import_host_ends()
 
 

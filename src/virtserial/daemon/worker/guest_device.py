@@ -20,7 +20,6 @@ from virtserial.errors import ConfigError, DriverError
 from virtserial.memory.file_status import status_of
 from virtserial.memory.state import StateMemory
 from virtserial.state.device_state import load, save, size_limit
-from virtserial.vhost_user.wire import MAX_VRING_SIZE
 from virtserial.virtio.features import (
     LEGACY_FEATURES,
     TRANSPORT_FEATURES,
@@ -68,6 +67,15 @@ def _features(config: Controller) -> int:
         if not offered:
             features &= ~bit
     return features if config.modern else features & LEGACY_FEATURES
+
+
+def _queue_size(config: Controller) -> int | None:
+    """The largest that the VMM can set up, if that is not the device's own."""
+    if not config.vhost_user:
+        return None
+    from virtserial.vhost_user.wire import MAX_VRING_SIZE  # as late as the front
+
+    return MAX_VRING_SIZE
 
 
 class GuestDevice:
@@ -119,7 +127,7 @@ class GuestDevice:
             name=self.name,
             emergency_write=config.emergency_write,
             resize_rows_first=config.resize_rows_first,
-            queue_size=MAX_VRING_SIZE if config.vhost_user else None,
+            queue_size=_queue_size(config),
             controller=self.index,
             ledger=ledger,
             on_failure=self._device_failed,

@@ -49,8 +49,6 @@ from virtserial.daemon.worker.host_ends import HostEnds
 from virtserial.daemon.worker.request_budget import LoopUse
 from virtserial.daemon.worker.restoration import Restoration
 from virtserial.daemon.worker.saved_state import answer_request
-from virtserial.daemon.worker.vfio_user_front import VfioUserFront
-from virtserial.daemon.worker.vhost_user_front import VhostUserFront
 from virtserial.host_end.preparation import import_host_ends, prepare
 from virtserial.loop import EPOLLIN, EventLoop, sharpen_timers
 from virtserial.memory.state import VERSION as STATE_VERSION
@@ -62,6 +60,7 @@ if TYPE_CHECKING:
     from virtserial.channel.channel import WorkerEnd
     from virtserial.channel.messages import FromKeeper, FromWorker
     from virtserial.channel.requests import Request
+    from virtserial.daemon.worker.guest_device import MakeFront
 
 log = logging.getLogger("virtserial.worker")
 
@@ -155,7 +154,7 @@ class Worker:
                 self._restoration.begin(controller)
                 self._devices[controller] = GuestDevice(
                     message, fds[0], self.loop, self._send, self._ledger,
-                    VhostUserFront if message.vhost_user else VfioUserFront, self._loop_use,
+                    front_of(message.vhost_user), self._loop_use,
                 )  # fmt: skip
                 if self._started:
                     self._restoration.end()
@@ -266,6 +265,20 @@ class Worker:
         del self._devices[device.index]
 
 
+def front_of(vhost_user: bool) -> MakeFront:
+    """Return what makes the front of a controller.
+
+    Its import is late, but before the sandbox: most machines have VMMs of one protocol.
+    """
+    if vhost_user:
+        from virtserial.daemon.worker.vhost_user_front import VhostUserFront
+
+        return VhostUserFront
+    from virtserial.daemon.worker.vfio_user_front import VfioUserFront
+
+    return VfioUserFront
+
+
 def run_forked(parent: object, channel: WorkerEnd) -> NoReturn:
     """Be the worker, in a process that was forked from the keeper and has closed its descriptors; does not return."""
 
@@ -292,6 +305,8 @@ def run_spawned(fd: int, level: int, log_format: str) -> NoReturn:
         os.set_inheritable(fd, False)
         channel = worker_end(socket.socket(fileno=fd))
         import_host_ends()
+        for vhost_user in (False, True):
+            front_of(vhost_user)
         channel.send(Ready(STATE_VERSION))
         return channel
 
