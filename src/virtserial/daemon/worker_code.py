@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ class InstalledWorker:
 
     def run_forked(self, parent: object, channel: WorkerEnd) -> NoReturn:
         _leave_keeper(channel.fileno())
+        gc.disable()  # until all has been read: it would look through the keeper's objects again and again
         from virtserial.daemon.worker.worker import front_of, run_forked
 
         for vhost_user in self.fronts:

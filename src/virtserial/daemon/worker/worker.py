@@ -327,10 +327,10 @@ def _run(begin: Callable[[], WorkerEnd]) -> NoReturn:
     status = 1
     try:
         channel = begin()
-        # What there is before the first device never dies: the collector need not look at it.  After a fork, to touch
-        # these pages would copy them.
-        gc.collect()
+        # What there is before the first device never dies: the collector need not look at it.  Nor does it look for
+        # garbage first, of which there is next to none: after a fork, to touch these pages copies them.
         gc.freeze()
+        gc.enable()
         Worker(channel).run()
         status = 0
     except BaseException:
