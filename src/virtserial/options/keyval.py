@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 ON = ("on", "yes", "true", "y")
 OFF = ("off", "no", "false", "n")
 
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*\Z")
+# Compiled by the first option of their kind.
+_IDENTIFIER = r"[A-Za-z][A-Za-z0-9._-]*\Z"
 # Python refuses to convert thousands of digits; more than 40 are out of range anyway.
-_NUMBER = re.compile(r"\s*([+-]?)(0[xX][0-9A-Fa-f]{1,40}|0[0-7]{0,40}|[1-9][0-9]{0,40})\Z")
-_SIZE = re.compile(r"\s*(-?)([0-9]{1,40}(?:\.[0-9]{1,40})?|0[xX][0-9A-Fa-f]{1,40})([bBkKmMgGtTpPeE]?)\Z")
+_NUMBER = r"\s*([+-]?)(0[xX][0-9A-Fa-f]{1,40}|0[0-7]{0,40}|[1-9][0-9]{0,40})\Z"
+_SIZE = r"\s*(-?)([0-9]{1,40}(?:\.[0-9]{1,40})?|0[xX][0-9A-Fa-f]{1,40})([bBkKmMgGtTpPeE]?)\Z"
 _SIZE_SHIFT = {"": 0, "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 
 MOST_NAMES = 8
@@ -127,7 +128,7 @@ def check_identifier(value: object) -> str:
     Raises:
         ConfigError: QEMU's two lines.
     """
-    if not isinstance(value, str) or not _IDENTIFIER.match(value):
+    if not isinstance(value, str) or not re.match(_IDENTIFIER, value):
         raise ConfigError(IDENTIFIER_TEXT)
     return value
 
@@ -176,7 +177,7 @@ def to_uint32(name: str, value: object) -> int:
 def _integer(value: object) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    matched = _NUMBER.match(value) if isinstance(value, str) else None
+    matched = re.match(_NUMBER, value) if isinstance(value, str) else None
     if matched is None:
         return None
     digits = matched[2]
@@ -192,7 +193,7 @@ def to_size(name: str, value: object) -> int:
     """
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    matched = _SIZE.match(value) if isinstance(value, str) else None
+    matched = re.match(_SIZE, value) if isinstance(value, str) else None
     if matched is None:
         raise ConfigError(SIZE_TEXT.format(name=name))
     shift = _SIZE_SHIFT[matched[3].lower()]
