@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_set = object.__setattr__
 
 
 @dataclass_transform(frozen_default=True)
@@ -50,11 +51,18 @@ def replace(original: T, **changes: object) -> T:
 
 def _init(self: _Record, *values: object, **named: object) -> None:
     names = self.__match_args__
-    fields = {**self._defaults, **dict(zip(names, values, strict=False)), **named}
-    if fields.keys() != set(names) or len(values) > len(names) or named.keys() & names[: len(values)]:
+    fields = {**self._defaults, **named}
+    if values:
+        fields |= zip(names, values, strict=False)
+    if (
+        len(fields) != len(names)
+        or not all(map(fields.__contains__, names))
+        or len(values) > len(names)
+        or not named.keys().isdisjoint(names[: len(values)])
+    ):
         raise TypeError(f"{type(self).__name__} has the fields {', '.join(names)}")
-    for name, value in fields.items():
-        object.__setattr__(self, name, value)
+    for name in names:
+        _set(self, name, fields[name])
 
 
 def _values(self: _Record) -> tuple[object, ...]:
