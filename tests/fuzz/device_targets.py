@@ -69,7 +69,7 @@ def chains(data):
         batch = queue.ring.writable_chains(SIZE, LIMIT) if writable else queue.ring.readable_chains(SIZE, LIMIT)
         held = sum(map(len, batch.views))
         assert len(batch.heads) == len(batch.ends) == len(set(batch.heads)) <= SIZE
-        assert batch.ends == sorted(batch.ends)
+        assert list(batch.ends) == sorted(batch.ends)
         assert held <= LIMIT
         assert batch.walked <= 2 * MAX_CHAIN_LENGTH
         assert len(batch.views) <= 2 * MAX_CHAIN_LENGTH

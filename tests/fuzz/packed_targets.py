@@ -45,7 +45,7 @@ def packed_chains(data):
             ring = queue.ring
             batch = ring.writable_chains(SIZE, LIMIT) if writable else ring.readable_chains(SIZE, LIMIT)
             assert len(batch.heads) == len(batch.ends) <= queue.size
-            assert batch.ends == sorted(batch.ends)
+            assert list(batch.ends) == sorted(batch.ends)
             assert sum(map(len, batch.views)) <= LIMIT
             assert batch.walked <= 2 * MAX_CHAIN_LENGTH
             assert len(batch.views) <= 2 * MAX_CHAIN_LENGTH

@@ -89,6 +89,26 @@ def test_a_batch_ends_with_the_chain_that_reaches_the_limit(posting):
         assert min(limit, 64 * COUNT) <= batch.ends[-1] <= 64 * count
 
 
+def test_the_lengths_of_filled_buffers_are_those_of_a_first_look(posting):
+    posting.post()
+    first = posting.take()
+    known = posting.take()
+    assert (first.each, known.each) == (0, 0 if known.bounces or len(known.views) > COUNT else 64)
+    assert list(known.ends) == first.ends
+    for count in (1, 63, 64, 65, 130, 64 * COUNT):
+        expected = [64] * ((count - 1) // 64) + [(count - 1) % 64 + 1]
+        assert first.lengths(count) == known.lengths(count) == expected
+
+
+def test_buffers_of_different_lengths_are_not_taken_for_known(posting):
+    posting.house.ring.describe(9, posting.buffers[9], 48, WRITE)
+    posting.post()
+    for _ in range(2):
+        batch = posting.take()
+        assert batch.each == 0
+        assert batch.lengths(64 * 9 + 48 + 1)[8:] == [64, 48, 1]
+
+
 def test_a_head_beyond_the_table_is_refused(posting):
     posting.round(1)
     posting.round(2)

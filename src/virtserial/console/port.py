@@ -7,9 +7,9 @@ buffers as the budget allows are filled by one read.  Back-pressure is the absen
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from virtserial.accounting import Ledger
@@ -409,15 +409,12 @@ class Port(Lane):
 
     def _return_filled(self, batch: ChainBatch, count: int) -> int:
         """Buffers hold `count` bytes of the host end: return them to the driver, and how many they are."""
-        heads, ends, ring = batch.heads, batch.ends, self.receiveq.ring
-        used = bisect_left(ends, count) + 1
-        lengths = [ends[0]]
-        lengths += [end - start for start, end in pairwise(ends[:used])]
-        lengths[-1] -= ends[used - 1] - count
+        ring, lengths = self.receiveq.ring, batch.lengths(count)
+        used = len(lengths)
         try:
             if batch.bounces:
                 ring.store(batch, count)
-            ring.give_back(heads[:used], lengths)
+            ring.give_back(batch.heads[:used], lengths)
         except VirtserialError:
             self.record.dropped += count
             raise

@@ -5,9 +5,13 @@ The limits are those of every ring format.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from operator import sub
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from virtserial.memory.table import MemoryTable
 
 MAX_CHAIN_LENGTH: Final = 1024
@@ -26,17 +30,18 @@ class ChainBatch:
         bounces: (guest address, view) for views that are no guest memory: see MemoryTable.writable_views.
         odd: descriptors of the wrong direction for this queue; what they hold is neither read nor written.
         walked: descriptors that were looked at in chains of several.
+        each: bytes of every chain, where all are known to have as many; else 0.
     """
 
-    __slots__ = ("bounces", "ends", "heads", "odd", "views", "walked")
+    __slots__ = ("bounces", "each", "ends", "heads", "odd", "views", "walked")
 
     def __init__(self) -> None:
         self.heads: list[int] = []
-        self.ends: list[int] = []
+        self.ends: Sequence[int] = []
         self.views: list[memoryview] = []
         self.bounces: list[tuple[int, memoryview]] = []
         self.odd = 0
-        self.walked = 0
+        self.walked = self.each = 0
 
     def add_buffer(
         self, memory: MemoryTable, address: int, length: int, writable: bool, limit: int, skip: int
@@ -58,6 +63,18 @@ class ChainBatch:
         if skip < length:
             self.views += memory.readable_views(address + skip, length - skip, limit - skip)
         return length
+
+    def lengths(self, count: int) -> list[int]:
+        """How many of the first `count` bytes lie in each chain, up to the chain that the last of them reaches.
+
+        Args:
+            count: at least 1, and no more than there are.
+        """
+        ends = self.ends
+        used = bisect_left(ends, count) + 1
+        lengths = [self.each] * used if self.each else [ends[0], *map(sub, ends[1:used], ends)]
+        lengths[-1] -= ends[used - 1] - count
+        return lengths
 
     def write_back(self, memory: MemoryTable, written: int) -> None:
         """Store the first `written` bytes of the views in guest memory, where they are not there already."""

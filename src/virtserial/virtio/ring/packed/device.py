@@ -115,7 +115,8 @@ class PackedRing:
     def _collect(self, direction: int, max_chains: int, max_bytes: int, skip: int) -> ChainBatch:
         """The hot path: a chain of one descriptor in the region that the last one was in costs one slice."""
         batch = ChainBatch()
-        heads, ends, views, memory, size = batch.heads, batch.ends, batch.views, self._memory, self._size
+        heads, views, memory, size = batch.heads, batch.views, self._memory, self._size
+        batch.ends = ends = list[int]()
         self._slots = slots = []
         region_view: memoryview | None = None
         region_iova = region_size = total = 0

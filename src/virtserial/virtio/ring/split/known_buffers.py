@@ -1,14 +1,12 @@
 """The buffers of a queue whose driver posts the same ones again and again.
 
 Linux puts each receive buffer back into the descriptor it came from, so its descriptor table does not change for as
-long as the port lives.  Where that is so, one comparison of the whole table replaces reading, checking and slicing
-buffer by buffer.
+long as the port lives, and all its buffers are pages.  Where that is so, one comparison of the whole table replaces
+reading, checking and slicing buffer by buffer, and one length stands for all.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -28,41 +26,39 @@ class KnownBuffers:
         generation: of the memory table; with another one the views are void.
     """
 
-    __slots__ = ("_generation", "_lengths", "_table", "_views")
+    __slots__ = ("_generation", "_length", "_table", "_views")
 
-    def __init__(self, table: bytes, generation: int, size: int) -> None:
+    def __init__(self, table: bytes, generation: int) -> None:
         self._table = table
         self._generation = generation
-        self._views: list[memoryview | None] = [None] * size
-        self._lengths = [0] * size
+        self._length = 0
+        self._views: dict[int, memoryview] = {}
 
     def describes(self, table: bytes, generation: int) -> bool:
         """Whether it still holds: not a byte of the descriptor table and no memory mapping has changed."""
         return generation == self._generation and table == self._table
 
     def learn(self, batch: ChainBatch) -> None:
-        """Remember a batch whose chains are a single view of guest memory each."""
-        views, lengths = self._views, self._lengths
-        start = 0
-        for head, view, end in zip(batch.heads, batch.views, batch.ends, strict=True):
-            views[head] = view
-            lengths[head] = end - start
-            start = end
+        """Remember a batch whose chains are a single view of guest memory each, if all buffers have one length."""
+        ends = batch.ends
+        length = self._length or ends[0]
+        if ends == list(range(length, length * len(ends) + 1, length)):
+            self._length = length
+            self._views.update(zip(batch.heads, batch.views, strict=True))
 
     def fill(self, batch: ChainBatch, heads: Sequence[int], max_bytes: int) -> bool:
-        """Make a batch of these heads; False if one of them is not known (or no head at all)."""
-        try:
-            lengths = list(map(self._lengths.__getitem__, heads))
-        except IndexError:
+        """Make a batch of these heads (at least one); False if one of them is not known."""
+        length = self._length
+        if not length:
             return False
-        if not all(lengths):
-            return False
-        ends = list(accumulate(lengths))
-        if ends[-1] > max_bytes:
-            count = bisect_left(ends, max_bytes) + 1
-            del ends[count:]
+        count = max(-(-max_bytes // length), 1)
+        if count < len(heads):
             heads = heads[:count]
+        try:
+            batch.views = list(map(self._views.__getitem__, heads))
+        except KeyError:
+            return False
         batch.heads = list(heads)
-        batch.ends = ends
-        batch.views = list(map(self._views.__getitem__, heads))  # type: ignore[arg-type]  # a length means a view
+        batch.each = length
+        batch.ends = range(length, length * len(heads) + 1, length)
         return True

@@ -72,11 +72,12 @@ class DescriptorTable:
             known = self._known
             copy = bytes(table)
             if known is None or not known.describes(copy, memory.generation):
-                known = self._known = KnownBuffers(copy, memory.generation, size)
+                known = self._known = KnownBuffers(copy, memory.generation)
             elif known.fill(batch, heads, max_bytes):
                 self._check_unique(batch.heads)
                 return batch
-        views, ends = batch.views, batch.ends
+        views, ends = batch.views, list[int]()
+        batch.ends = ends
         region_view: memoryview | None = None
         region_iova = region_size = 0
         recent = memory.recent
