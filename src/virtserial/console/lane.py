@@ -72,6 +72,12 @@ class Lane:
     def schedule_all(self) -> None:
         self.schedule(TRANSMIT | RECEIVE)
 
+    def _look(self) -> None:
+        self.schedule(TRANSMIT)
+
+    def _look_for_input(self) -> None:
+        self.schedule(RECEIVE)
+
     def forget_work(self) -> None:
         self.work = 0
 

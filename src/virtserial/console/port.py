@@ -8,7 +8,6 @@ buffers as the budget allows are filled by one read.  Back-pressure is the absen
 from __future__ import annotations
 
 from bisect import bisect_right
-from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -90,8 +89,6 @@ class Port(Lane):
         self.backlog = bytearray()
         self.misdirected = 0
         self._window = 1  # Looking at a buffer costs time: look at as many as were last needed.
-        self._look = partial(self.schedule, TRANSMIT)
-        self._look_for_input = partial(self.schedule, RECEIVE)
         self._transmit_pace = TransmitPace()
         self._receive_pace = ReceivePace()
         self._receive_key = Ledger.key(owner.controller, self.receiveq.index)
