@@ -30,7 +30,7 @@ from virtserial.memory.region import MappedRegion, MessageRegion
 from virtserial.memory.state import StateMemory
 from virtserial.virtio import features, status
 from virtserial.virtio.queue import Virtqueue
-from virtserial.virtio.ring.device_ring import DETACHED
+from virtserial.virtio.ring.device_ring import DETACHED, UNOPENED
 
 ALL = 0xFFFFFFFF
 
@@ -453,7 +453,50 @@ def test_a_ring_that_comes_back_before_the_driver_is_ready_waits_for_it(make_gue
     guest.device.memory_unmapped(BASE, guest.memory.size)
     guest.device.memory_mapped()
     assert guest.interrupts.queues == []
-    assert guest.device.queues[0].ring.attached
+    assert guest.device.queues[1].ring.attached
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_receiveq_without_a_port_has_no_open_ring_until_a_port_comes(kind, packed, make_guest):
+    guest = make_guest(kind, packed=packed)
+    guest.start()
+    assert [queue.index for queue in guest.device.queues if queue.ring is UNOPENED] == [0, 4, 6, 8]
+    guest.post(4, 64)
+    host = FakeHost()
+    guest.plug(1, host)
+    guest.open(1)
+    host.feed(b"hello")
+    guest.run()
+    assert guest.received(4) == b"hello"
+    guest.device.remove_port(1)
+    again = FakeHost()
+    guest.plug(1, again)
+    guest.open(1)
+    guest.post(4, 64)
+    again.feed(b"again")
+    guest.run()
+    assert guest.received(4) == b"again"
+    guest.device.reset()
+    assert all(queue.ring is DETACHED for queue in guest.device.queues)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_port_whose_ring_went_meanwhile_waits_for_its_memory(kind, packed, make_guest):
+    guest = make_guest(kind, packed=packed)
+    guest.start()
+    guest.post(4, 64)
+    guest.device.memory_unmapped(BASE, guest.memory.size)
+    guest.device.memory.clear()
+    host = FakeHost()
+    guest.plug(1, host)
+    assert guest.device.queues[4].ring is DETACHED
+    guest.memory.map_into(guest.device.memory)
+    guest.device.memory_mapped()
+    guest.open(1)
+    host.feed(b"hello")
+    guest.run()
+    assert guest.received(4) == b"hello"
+    assert not guest.needs_reset
 
 
 class Interrupted(MessageRegion):

@@ -69,7 +69,7 @@ BOUNDS = {
     ],
     "vhost_requests": [
         ("vhost_user/server.py", "index >= len(self.vrings)"),
-        ("vhost_user/server.py", "size <= self.device.max_queue_size"),
+        ("vhost_user/server.py", "size > self.device.max_queue_size"),
     ],
 }
 WITHOUT_A_CHECK = """

@@ -34,9 +34,10 @@ from virtserial.console.wire import (
     receiveq_index,
     transmitq_index,
 )
-from virtserial.errors import AccessInterrupted, AddressError, DriverError, StateError
+from virtserial.errors import AccessInterrupted, DriverError, StateError
 from virtserial.memory.state import HEADER_SIZE
 from virtserial.virtio.device import DeviceRecord, VirtioDevice
+from virtserial.virtio.ring.device_ring import UNOPENED
 from virtserial.virtio.ring.record import QueueRecord
 
 if TYPE_CHECKING:
@@ -170,6 +171,9 @@ class ConsoleDevice(VirtioDevice):
             is_console=is_console,
             has_backend=has_backend,
         )
+        for queue in port.queues:
+            if queue.ring is UNOPENED:
+                self.find_ring(queue)
         replaces = slot.record.order and slot.record.plug != plug & 0xFFFF
         if replaces or not slot.record.order:
             slot.record.count_from_zero()
@@ -264,6 +268,13 @@ class ConsoleDevice(VirtioDevice):
                 return
         self.notify(index)
 
+    def uses(self, queue: Virtqueue) -> bool:
+        """A receiveq without a port is not looked at; the transmitq is, to discard what the driver writes there."""
+        if queue.index & 1 or queue.index == CONTROL_RECEIVEQ:
+            return True
+        slot = self.slot(queue.index - 2 >> 1 if queue.index else 0)
+        return slot is not None and slot.port is not None
+
     def driver_ready(self) -> None:
         if not self.multiport and (port := self.slots[0].port) is not None:
             port.set_guest_open(True)
@@ -302,12 +313,9 @@ class ConsoleDevice(VirtioDevice):
             return
         for queue in self.queues:
             if queue.enabled:
-                try:
-                    queue.attach(self.memory)
-                except AddressError:
-                    self._resting.append(queue)
-                except DriverError as error:
-                    self.fail(error)
+                self.find_ring(queue)
+                if not self.uses(queue):
+                    queue.let_go()
         if interrupted is not None and self.live:
             self._guarded(lambda: self._finish(interrupted))
         for slot in self.slots:

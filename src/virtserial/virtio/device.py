@@ -137,6 +137,10 @@ class VirtioDevice:
     def driver_ready(self) -> None:
         """The driver has set DRIVER_OK."""
 
+    def uses(self, queue: Virtqueue) -> bool:
+        """Whether the device reads or writes chains of a queue now; the ring of another need not stay open."""
+        return True
+
     def stopped(self) -> None:
         """The device was reset or has failed: forget what the driver said.  `_touched` has the queues that it used."""
 
@@ -287,8 +291,20 @@ class VirtioDevice:
         except DriverError as error:
             self.fail(error)
             return
+        if not self.uses(queue):
+            queue.let_go()
         if self.live:
             self.notify(index)
+
+    def find_ring(self, queue: Virtqueue) -> None:
+        """Find the ring of an enabled queue again, where it was left.  Without its memory it rests; what else is wrong
+        with it fails the device."""
+        try:
+            queue.attach(self.memory)
+        except AddressError:
+            self._resting.append(queue)
+        except DriverError as error:
+            self.fail(error)
 
     def reset_queue(self, index: int) -> None:
         """Return one queue to its state after a device reset (2.6.1, VIRTIO_F_RING_RESET)."""

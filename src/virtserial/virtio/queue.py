@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from virtserial.virtio.ring.device_ring import DETACHED
+from virtserial.virtio.ring.device_ring import DETACHED, UNOPENED
 from virtserial.virtio.ring.packed.device import PackedRing
 from virtserial.virtio.ring.packed.layout import START
 from virtserial.virtio.ring.record import QueueRecord
@@ -29,7 +29,7 @@ class Virtqueue:
         touched: takes the queue when a register of it is no longer as after a reset.
 
     Attributes:
-        ring: `DETACHED` unless `attach` has found one.
+        ring: `DETACHED` unless `attach` has found one; `UNOPENED` behind `let_go`.
     """
 
     __slots__ = ("_touched", "index", "max_size", "record", "ring")
@@ -157,3 +157,8 @@ class Virtqueue:
     def detach(self) -> None:
         """Let go of the ring and of every view of guest memory."""
         self.ring = DETACHED
+
+    def let_go(self) -> None:
+        """Nobody uses this queue: close the ring until `attach` finds it again, at the same place."""
+        if self.ring.attached:
+            self.ring = UNOPENED

@@ -191,3 +191,6 @@ class DetachedRing:
 
 
 DETACHED: Final = DetachedRing()
+
+UNOPENED: Final = DetachedRing()
+"""The ring of an enabled queue that nobody uses: it was found, and let go of again, for each takes a kilobyte."""
