@@ -315,7 +315,7 @@ class ConsoleDevice(VirtioDevice):
             if queue.enabled:
                 self.find_ring(queue)
                 if not self.uses(queue):
-                    queue.let_go()
+                    queue.close_ring()
         if interrupted is not None and self.live:
             self._guarded(lambda: self._finish(interrupted))
         for slot in self.slots:

@@ -292,7 +292,7 @@ class VirtioDevice:
             self.fail(error)
             return
         if not self.uses(queue):
-            queue.let_go()
+            queue.close_ring()
         if self.live:
             self.notify(index)
 

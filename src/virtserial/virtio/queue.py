@@ -29,7 +29,7 @@ class Virtqueue:
         touched: takes the queue when a register of it is no longer as after a reset.
 
     Attributes:
-        ring: `DETACHED` unless `attach` has found one; `UNOPENED` behind `let_go`.
+        ring: `DETACHED` unless `attach` has found one; `UNOPENED` behind `close_ring`.
     """
 
     __slots__ = ("_touched", "index", "max_size", "record", "ring")
@@ -158,7 +158,7 @@ class Virtqueue:
         """Let go of the ring and of every view of guest memory."""
         self.ring = DETACHED
 
-    def let_go(self) -> None:
+    def close_ring(self) -> None:
         """Nobody uses this queue: close the ring until `attach` finds it again, at the same place."""
         if self.ring.attached:
             self.ring = UNOPENED

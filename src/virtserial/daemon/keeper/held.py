@@ -119,8 +119,11 @@ class HeldDescriptors:
 
     def all(self, kind: type[Held], of: int | str | None = None) -> Iterator[Entry]:
         """Yield messages of a kind with their descriptors, of one owner or of all; an owner's oldest first."""
-        for (each_kind, each_owner), entries in list(self._owners.items()):
-            if each_kind is kind and of in (None, each_owner):
+        if of is not None:
+            yield from list(map(_shown, self._owners.get((kind, of), {}).values()))
+            return
+        for (each_kind, _), entries in list(self._owners.items()):
+            if each_kind is kind:
                 yield from list(map(_shown, entries.values()))
 
     def __iter__(self) -> Iterator[Entry]:
