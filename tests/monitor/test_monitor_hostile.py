@@ -44,13 +44,22 @@ class Attacker:
         self.socket.connect(path)
         self.socket.recv(4096)
         self.received = 0
+        self._reader = threading.Thread(target=self._read, daemon=True)
         if reads:
-            threading.Thread(target=self._read, daemon=True).start()
+            self._reader.start()
 
     def _read(self):
         with contextlib.suppress(OSError):
             while data := self.socket.recv(1 << 20):
                 self.received += len(data)
+
+    def close(self):
+        """Leave; the reader first, or it could read from the next socket that gets the same descriptor."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        if self._reader.is_alive():
+            self._reader.join()
+        self.socket.close()
 
     def send(self, data, seconds=2.0, piece=1 << 16):
         """Send as much as is taken in a while."""
@@ -125,7 +134,7 @@ def test_flood(device, folder, name, reads):
         attacker.send(NEGOTIATE)
     flood = (HMP_FLOODS if is_hmp else QMP_FLOODS)[name]
     assert under_attack(device, folder, lambda: flood(attacker)) < GROWTH
-    attacker.socket.close()
+    attacker.close()
     # The next client finds a monitor as new.
     with contextlib.closing(QmpClient(f"{folder}/attacked")) as client:
         assert client("query-status")["running"]
