@@ -77,7 +77,10 @@ class Terminal:
         while wanted not in self.shown:
             ready, _, _ = select.select([self.fd], [], [], max(deadline - time.monotonic(), 0))
             assert ready, f"no {wanted!r} in {seconds} s, only {self.shown[-1000:]!r}"
-            self.shown += os.read(self.fd, 65536)
+            try:
+                self.shown += os.read(self.fd, 65536)
+            except OSError as error:  # The program has ended.
+                raise AssertionError(f"no {wanted!r}, and then the end: {self.shown[-1000:]!r}") from error
         self.shown = self.shown.partition(wanted)[2]
 
     def close(self):

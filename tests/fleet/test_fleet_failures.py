@@ -18,6 +18,7 @@ from support.fleet_host import FleetHost
 from support.waiting import PATIENCE, wait_until
 
 from virtserial.fleet.broker import connect, load_settings
+from virtserial.fleet.directory import Directory
 from virtserial.fleet.protocol import AT, PIECE, STREAM, Place
 from virtserial.fleet.served_port import MAX_UNSTORED
 
@@ -148,6 +149,20 @@ async def store_again(host):
         subject = Place(host.name, "alpha", "many").subject("out")
         found = await jetstream.get_last_msg(STREAM, subject)
         await jetstream.publish(subject, found.data, headers={AT: found.headers[AT], "Nats-Msg-Id": "another"})
+
+
+def test_a_broker_that_does_not_answer_for_a_while_shows_the_fleet_later(host, cluster):
+    async def look():
+        async with await connect(load_settings(str(host.file)), "test", print) as client:
+            for server in cluster.servers:
+                server.freeze()
+            threading.Timer(6, lambda: [server.thaw() for server in cluster.servers]).start()
+            directory = Directory(client)
+            await directory.load()
+            await directory.stop()
+            return directory.hosts()
+
+    assert host.name in str(asyncio.run(look()))
 
 
 @pytest.mark.slow

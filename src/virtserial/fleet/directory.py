@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nats.errors import Error
+from nats.errors import TimeoutError as NatsTimeout
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 
 from virtserial.client.registry import suggestion
@@ -84,8 +85,8 @@ class Directory:
         while True:
             try:
                 await reader.start()
-            except ServiceUnavailableError:
-                # A cluster that has just lost or got a server chooses who leads.
+            except (ServiceUnavailableError, NatsTimeout):
+                # A cluster that has just lost or got a server chooses who leads, and may forget a request over that.
                 await asyncio.sleep(0.5)
             else:
                 return
