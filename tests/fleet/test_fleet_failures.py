@@ -17,8 +17,8 @@ from support.embedded_guest import jumps
 from support.fleet_host import FleetHost
 from support.waiting import PATIENCE, wait_until
 
+from virtserial.fleet import directory
 from virtserial.fleet.broker import connect, load_settings
-from virtserial.fleet.directory import Directory
 from virtserial.fleet.protocol import AT, PIECE, STREAM, Place
 from virtserial.fleet.served_port import MAX_UNSTORED
 
@@ -151,16 +151,19 @@ async def store_again(host):
         await jetstream.publish(subject, found.data, headers={AT: found.headers[AT], "Nats-Msg-Id": "another"})
 
 
-def test_a_broker_that_does_not_answer_for_a_while_shows_the_fleet_later(host, cluster):
+def test_a_broker_that_does_not_answer_for_a_while_shows_the_fleet_later(host, cluster, monkeypatch):
+    # Longer than servers that were frozen take to choose a leader, which they do then.
+    monkeypatch.setattr(directory, "ANSWER_TIME", WAIT)
+
     async def look():
         async with await connect(load_settings(str(host.file)), "test", print) as client:
             for server in cluster.servers:
                 server.freeze()
             threading.Timer(6, lambda: [server.thaw() for server in cluster.servers]).start()
-            directory = Directory(client)
-            await directory.load()
-            await directory.stop()
-            return directory.hosts()
+            found = directory.Directory(client)
+            await found.load()
+            await found.stop()
+            return found.hosts()
 
     assert host.name in str(asyncio.run(look()))
 
