@@ -73,6 +73,34 @@ def test_a_callback_may_unwatch_another_that_is_ready_too(loop):
             os.close(fd)
 
 
+def test_a_new_descriptor_with_an_old_number_gets_no_event_of_the_old_one(loop):
+    """A client that came when a VMM left was taken for one that had hung up: it was never answered."""
+    fds = [fd for _ in range(2) for fd in os.pipe2(os.O_CLOEXEC)]
+    one, write_one, two, write_two = fds
+    seen, stale = [], []
+
+    def first_come(fd, other):
+        seen.append(fd)
+        loop.unwatch(fd)
+        loop.unwatch(other)
+        os.dup2(quiet, other, inheritable=False)
+        loop.watch(other, EPOLLIN, stale.append)
+
+    quiet, write_quiet = os.pipe2(os.O_CLOEXEC)
+    loop.watch(one, EPOLLIN, lambda _: first_come(one, two))
+    loop.watch(two, EPOLLIN, lambda _: first_come(two, one))
+    os.write(write_one, b"x")
+    os.write(write_two, b"x")
+    loop.run_once(1)
+    assert len(seen) == 1
+    assert stale == []
+    os.write(write_quiet, b"x")
+    loop.run_once(1)
+    assert stale == [EPOLLIN]
+    for fd in (*fds, quiet, write_quiet):
+        os.close(fd)
+
+
 def test_timers_run_in_order_not_early_and_not_when_cancelled(loop):
     seen = []
     start = loop.now()

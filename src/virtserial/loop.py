@@ -25,6 +25,8 @@ EPOLLERR = select.EPOLLERR
 MAX_EVENTS = 64
 """maxevents per epoll_wait; epoll.poll() allocates room for 1,023 events if it is not told."""
 MILLISECOND = 0.001
+_NOTHING = (-1, 0)
+"""In the place of a descriptor's events that are nobody's any more."""
 
 
 def sharpen_timers() -> None:
@@ -97,6 +99,7 @@ class EventLoop:
         self._epoll = select.epoll()
         self._exact: _ExactWait | None = None
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._ready: list[tuple[int, int]] = []
         self._timers: list[Timer] = []
         self._turns: dict[Callable[[], None], None] = {}
         self._running = False
@@ -123,6 +126,11 @@ class EventLoop:
         """Stop watching `fd`; call it before you close `fd`.  Does nothing if `fd` is not watched."""
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+            # What was ready there is not for the next descriptor with this number, which may be watched at once.
+            ready = self._ready
+            for place, (number, _) in enumerate(ready):
+                if number == fd:
+                    ready[place] = _NOTHING
 
     def call_at(self, due: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` once when time.monotonic() has reached `due` (seconds)."""
@@ -172,7 +180,7 @@ class EventLoop:
             self._exact.wait(wait)
             wait = 0
         callbacks = self._callbacks
-        ready = self._epoll.poll(wait, MAX_EVENTS)
+        self._ready = ready = self._epoll.poll(wait, MAX_EVENTS)
         self.at_leisure = not (self._turns or ready[1:] or self.input_waits)
         for fd, events in ready:
             if fd in callbacks:
