@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import json
+import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from nats.js.api import AckPolicy, ConsumerConfig
@@ -225,6 +229,53 @@ def test_wrong_credentials_and_unknown_certificates_are_said(red, tenants, modul
         asyncio.run(connect(dataclasses.replace(settings, creds=str(stranger)), "test", print, 5))
     with pytest.raises(PeerError, match=r"no broker answers at tls://127.*certificate verify failed"):
         asyncio.run(connect(dataclasses.replace(settings, ca=""), "test", lambda _: None, 2))
+
+
+@contextlib.contextmanager
+def late_goodbye(server):
+    """The address of a relay to a server, by which the end of a connection comes 0.3 s late."""
+
+    def relay(client):
+        with client, socket.create_connection(server) as broker:
+            copy = threading.Thread(target=pass_on, args=(client, broker))
+            copy.start()
+            pass_on(broker, client)
+            time.sleep(0.3)
+            client.shutdown(socket.SHUT_RDWR)
+            copy.join()
+
+    def pass_on(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                relays.append(threading.Thread(target=relay, args=(listener.accept()[0],)))
+                relays[-1].start()
+
+    relays = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = threading.Thread(target=serve)
+        accepting.start()
+        yield f"tls://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+    for each in relays:
+        each.join()
+
+
+def test_a_refused_connection_is_closed_to_its_end(red, tenants, module_folder):
+    settings = load_settings(str(tenants("red", "watch")))
+    stranger = Operator(module_folder, "red").credentials("red", "stranger")
+    host, _, port = settings.servers[0].removeprefix("tls://").partition(":")
+    with late_goodbye((host, int(port))) as address:
+        settings = dataclasses.replace(settings, servers=(address,), creds=str(stranger))
+        with pytest.raises(ConfigError, match="the broker refuses us: nats: 'Authorization Violation'"):
+            asyncio.run(connect(settings, "test", pytest.fail, 5))
+        # What asyncio still had open would be reported here, as a ResourceWarning.
+        gc.collect()
 
 
 def test_a_password_that_others_may_read_is_refused(tmp_path):

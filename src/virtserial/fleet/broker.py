@@ -51,6 +51,8 @@ INSTALL = "pipx inject virtserial 'nats-py[nkeys]'"
 """What brings the package that a fleet needs."""
 CONNECT_TIME = 5
 RETRY = 1
+CLOSE_TIME = 2
+"""Seconds for the end of TLS with a broker that has refused us."""
 MAX_UNSENT = 1 << 21
 """Bytes that wait for a broker that is away."""
 
@@ -145,18 +147,23 @@ async def connect(
             with suppress(OSError):
                 await super().close()
 
+        async def give_up(self) -> None:
+            """Close what never was a connection; a broker that does not end TLS with us is not waited for."""
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.close(), CLOSE_TIME)
+
         async def __aexit__(self, *_: object) -> None:
             await self.close()
 
-    last = ""
-    refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    last, is_connected = "", False
 
     async def failed(error: Exception) -> None:
         nonlocal last
         text = str(error) or type(error).__name__
-        if not refused.done() and "authorization" in text.lower():
-            refused.set_result(text)
-        elif text != last and (patience is None or connecting.done()):
+        if not connecting.done() and "authorization" in text.lower():
+            # Raised through nats-py's connect(), which would try again.
+            raise ConfigError(f"the broker refuses us: {text}")
+        if text != last and (is_connected or (patience is None and not connecting.done())):
             said(f"broker: {text}")
         last = text
 
@@ -185,22 +192,24 @@ async def connect(
         )
     )  # fmt: skip
     try:
-        await asyncio.wait((connecting, refused), timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((connecting,), timeout=patience)
     finally:
         await end_tasks(connecting)
-    if not connecting.cancelled() and not refused.done():
-        try:
-            connecting.result()
-        except ImportError as error:
-            hint = "pipx inject virtserial nkeys"
-            raise ConfigError(f"creds need the package nkeys ({error})", hint) from error
-        except (OSError, Error, ValueError) as error:
-            raise ConfigError(f"{', '.join(settings.servers)}: {error}") from error
-        return client
-    await client.close()
-    if refused.done():
-        raise ConfigError(f"the broker refuses us: {refused.result()}")
-    raise PeerError(f"no broker answers at {', '.join(settings.servers)}{last and ': '}{last}")
+    if connecting.cancelled():
+        await client.give_up()
+        raise PeerError(f"no broker answers at {', '.join(settings.servers)}{last and ': '}{last}")
+    try:
+        connecting.result()
+    except ConfigError:
+        await client.give_up()
+        raise
+    except ImportError as error:
+        hint = "pipx inject virtserial nkeys"
+        raise ConfigError(f"creds need the package nkeys ({error})", hint) from error
+    except (OSError, Error, ValueError) as error:
+        raise ConfigError(f"{', '.join(settings.servers)}: {error}") from error
+    is_connected = True
+    return client
 
 
 async def set_up(client: Client, replicas: int = 1, kept: int = 256, size: int = 1 << 30, memory: bool = False) -> None:
