@@ -39,6 +39,8 @@ CONSUME = 4
 """A message of the VMM, taken off its socket."""
 
 _EXACT = 8
+_WRITE_EXACT = WRITE | _EXACT
+_READ_EXACT = READ | _EXACT
 
 
 class Account:
@@ -108,7 +110,7 @@ class Ledger:
         words = self._words
         words[1] = account.written
         words[2] = progress
-        words[0] = key | WRITE | _EXACT if exact else key | WRITE
+        words[0] = key | (_WRITE_EXACT if exact else WRITE)
 
     def begin_read(self, key: int, progress: int, exact: bool) -> None:
         """The next system call reads a batch for this queue, which stands at `progress`."""
@@ -118,7 +120,7 @@ class Ledger:
         words = self._words
         words[1] = account.read
         words[2] = progress
-        words[0] = key | READ | _EXACT if exact else key | READ
+        words[0] = key | (_READ_EXACT if exact else READ)
 
     def end(self) -> None:
         """The batch is done, and the queue's own registers say so."""

@@ -87,7 +87,8 @@ class EventLoop:
     """Single-threaded: watches descriptors, runs timers, and gives each task a turn between two looks.
 
     Attributes:
-        input_waits, at_leisure, is_shared: see console.seams.Scheduler.  (A worker has several devices, and knows.)
+        input_waits, at_leisure: see console.seams.Look.
+        is_shared: see console.seams.Scheduler.  (A worker has several devices, and knows.)
         now: the loop's clock, time.monotonic: seconds.
     """
 
@@ -104,6 +105,11 @@ class EventLoop:
         self._turns: dict[Callable[[], None], None] = {}
         self._running = False
         self.now: Callable[[], float] = time.monotonic
+
+    @property
+    def look(self) -> EventLoop:
+        """See console.seams.Scheduler."""
+        return self
 
     def fileno(self) -> int:
         """A descriptor that is readable while a watched one has events; timers and turns do not show there."""
@@ -163,22 +169,18 @@ class EventLoop:
     def run(self) -> None:
         """Serve until `stop`."""
         self._running = True
+        run_once = self.run_once
         while self._running:
-            self.run_once()
+            run_once()
 
     def run_once(self, timeout: float | None = None) -> None:
         """Wait for descriptors at most `timeout` seconds (None: until something happens), call back for those that
         are ready, then run the timers that are due and the turns."""
-        wait: float = -1 if timeout is None else timeout
+        wait: float = -1
         if self._turns:
             wait = 0
-        elif self._timers:
+        elif self._timers or timeout is not None:
             wait = self._time_to_wait(timeout)
-        if 0 < wait < MILLISECOND:
-            if self._exact is None:
-                self._exact = _ExactWait(self._epoll.fileno())
-            self._exact.wait(wait)
-            wait = 0
         callbacks = self._callbacks
         self._ready = ready = self._epoll.poll(wait, MAX_EVENTS)
         self.at_leisure = not (self._turns or ready[1:] or self.input_waits)
@@ -186,8 +188,8 @@ class EventLoop:
             if fd in callbacks:
                 callbacks[fd](events)
         self.at_leisure = False
-        timers = self._timers
-        if timers and timers[0].due <= time.monotonic():
+        # A long wait that ended early has left the timers their time; the next look finds out if the callbacks took it.
+        if self._timers and (wait < MILLISECOND or not ready):
             self._run_timers()
         if self._turns:
             turns, self._turns = self._turns, {}
@@ -195,17 +197,27 @@ class EventLoop:
                 turn()
 
     def _time_to_wait(self, timeout: float | None) -> float:
+        """Seconds to the first timer, at most `timeout`; -1: there is none.  Less than a millisecond is waited here."""
         timers = self._timers
+        if timers and timeout is None and timers[0].callback is not None:
+            wait = timers[0].due - self.now()
+            if wait >= MILLISECOND:
+                return wait
         while timers and timers[0].callback is None:
             heapq.heappop(timers)
-        if not timers:
-            return -1 if timeout is None else timeout
-        wait = timers[0].due - time.monotonic()
-        if wait <= 0:
+        if timers:
+            wait = timers[0].due - self.now()
+            if 0 < wait < MILLISECOND and len(timers) == 1 and not timers[0].exact:
+                wait = MILLISECOND
+            wait = max(wait if timeout is None else min(wait, timeout), 0)
+        else:
+            wait = -1 if timeout is None else timeout
+        if 0 < wait < MILLISECOND:
+            if self._exact is None:
+                self._exact = _ExactWait(self._epoll.fileno())
+            self._exact.wait(wait)
             return 0
-        if wait < MILLISECOND and len(timers) == 1 and not timers[0].exact:
-            wait = MILLISECOND
-        return wait if timeout is None else min(wait, timeout)
+        return wait
 
     def _run_timers(self) -> None:
         now = time.monotonic()

@@ -25,6 +25,10 @@ class Turns:
 
     input_waits = at_leisure = is_shared = False
 
+    @property
+    def look(self):
+        return self
+
     def call_at(self, due, callback):
         return None
 

@@ -115,6 +115,7 @@ class ConsoleDevice(VirtioDevice):
         self._scheduler = scheduler
         self._console = ConsoleRecord(state)
         self.slots = [PortSlot(number, state) for number in range(max_ports)]
+        self._transmitters: dict[int, Port] = {}
         self.paused = bool(self.record.paused)
         self.told_at = 0.0
         self.turns = Turns(scheduler, self)
@@ -171,6 +172,7 @@ class ConsoleDevice(VirtioDevice):
             is_console=is_console,
             has_backend=has_backend,
         )
+        self._transmitters[port.transmitq.index] = port
         for queue in port.queues:
             if queue.ring is UNOPENED:
                 self.find_ring(queue)
@@ -209,6 +211,7 @@ class ConsoleDevice(VirtioDevice):
         self.turns.remove(port)
         port.plugged = False
         slot.port = None
+        del self._transmitters[port.transmitq.index]
         slot.record.order = 0
         self.control.port_removed(slot)
         return port
@@ -261,12 +264,10 @@ class ConsoleDevice(VirtioDevice):
             self.unowned.notify(slot)
 
     def notify_alone(self, index: int) -> None:
-        if index & 1 and index != CONTROL_TRANSMITQ:
-            slot = self.slot(index - 2 >> 1 if index > 1 else 0)
-            if slot is not None and slot.port is not None:
-                slot.port.message_sent()
-                return
-        self.notify(index)
+        if (port := self._transmitters.get(index)) is not None:
+            port.message_sent()
+        else:
+            self.notify(index)
 
     def uses(self, queue: Virtqueue) -> bool:
         """A receiveq without a port is not looked at; the transmitq is, to discard what the driver writes there."""
@@ -400,8 +401,8 @@ class ConsoleDevice(VirtioDevice):
 
     @property
     def input_waits(self) -> bool:
-        """See Scheduler."""
-        return self._scheduler.input_waits
+        """See Look."""
+        return self._scheduler.look.input_waits
 
     def turn_chains(self, are_short: bool) -> int:
         """Chains a port may use in one turn and direction: few short ones while other devices have work."""

@@ -21,8 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from virtserial.console.moderation import DIALOGUE_QUIET, SIGNAL_QUIET
-from virtserial.console.records import GUEST_OPEN, RECEIVED, TRANSMITTED
+from virtserial.console.moderation import DIALOGUE_QUIET
 from virtserial.console.stream_pace import LOOK_AGAIN, STREAM_CHAIN
 from virtserial.errors import BackendError
 
@@ -49,6 +48,9 @@ class Lane:
     _transmit_pace: TransmitPace
     _receive_key: int
     _transmit_key: int
+    _open_at: int
+    _transmitted_at: int
+    _received_at: int
     _window: int
     record: PortRecord
     queues: tuple[Virtqueue, Virtqueue]
@@ -56,6 +58,7 @@ class Lane:
     transmitq: Virtqueue
     host: HostEnd | None
     work: int
+    is_console: bool
     plugged: bool
     throttled: bool
     backlog: bytearray
@@ -85,8 +88,8 @@ class Lane:
         """Do a bounded amount of what there is to do."""
         raise NotImplementedError
 
-    def _write(self, views: tuple[memoryview]) -> int:
-        """Give bytes to the host end."""
+    def _write_console(self, host: HostEnd, views: tuple[memoryview]) -> int:
+        """Give what a console prints to the host end, or keep it."""
         raise NotImplementedError
 
     def _host_failed(self, error: BackendError) -> None:
@@ -114,8 +117,8 @@ class Lane:
             self.schedule(RECEIVE)
 
     def _transmit_message(self) -> None:
-        host, ring, record = self.host, self.transmitq.ring, self.record
-        is_open = record.state.u16[(record.base + GUEST_OPEN) >> 1]
+        host, ring, registers = self.host, self.transmitq.ring, self.record.state
+        is_open = registers.u16[self._open_at]
         if not is_open or self.throttled or self.backlog or host is None or not host.connected:
             self.schedule(TRANSMIT)
             return
@@ -126,12 +129,16 @@ class Lane:
         ledger = self._owner.ledger
         ledger.begin_write(self._transmit_key, ring.position, host.exact)
         try:
-            taken = self._write((message,))
+            views = (message,)
+            taken = self._write_console(host, views) if self.is_console else host.writev(views)
             if taken == message.nbytes:
                 self.transmitq.ring.give_back_one(0)
             elif taken:
                 self.transmitq.ring.give_back((), None, taken)
-            record.state.u64[(record.base + TRANSMITTED) >> 3] += taken
+            registers.u64[self._transmitted_at] += taken
+        except BackendError as error:
+            self._host_failed(error)
+            taken = 0
         finally:
             ledger.end()
         if taken < message.nbytes:
@@ -140,14 +147,15 @@ class Lane:
             self.schedule(TRANSMIT)
             return
         self._transmit_pace.pause = LOOK_AGAIN
-        more = ring.arm()
-        self._moderation.chains_returned(self.transmitq, lone=not more, quiet=SIGNAL_QUIET if more else DIALOGUE_QUIET)
-        if more:
+        if ring.arm():
+            self._moderation.chains_returned(self.transmitq)
             self.schedule(TRANSMIT)
+        else:
+            self._moderation.chains_returned(self.transmitq, True, DIALOGUE_QUIET)
 
     def _receive_message(self) -> None:
-        host, ring, record = self.host, self.receiveq.ring, self.record
-        is_open = record.state.u16[(record.base + GUEST_OPEN) >> 1]
+        host, ring, registers = self.host, self.receiveq.ring, self.record.state
+        is_open = registers.u16[self._open_at]
         if self._window > 1 or host is None or not host.connected or not is_open or self._owner.told_at:
             self.schedule(RECEIVE)
             return
@@ -161,7 +169,7 @@ class Lane:
             count = host.readv((buffer,))
             if count:
                 self.receiveq.ring.give_back_one(count)
-                record.state.u64[(record.base + RECEIVED) >> 3] += count
+                registers.u64[self._received_at] += count
         except BackendError as error:
             self._host_failed(error)
             return

@@ -107,7 +107,10 @@ class Moderation:
             # More came without an interrupt: nobody waits for one yet.
             if not dialogue:
                 pace.quiet, pace.limit = quiet, min(pace.limit, now + SIGNAL_LIMIT)
-            due = pace.due = min(now + pace.quiet, pace.limit)
+            due = now + pace.quiet
+            if due > pace.limit:
+                due = pace.limit
+            pace.due = due
             pace.waits = 0
             if self._timer is None or due < self._timer.due:
                 self._wake_at(due)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from virtserial.accounting import Ledger
 from virtserial.console.lane import RECEIVE, STREAM_WINDOW, TRANSMIT, Lane
 from virtserial.console.moderation import DIALOGUE_QUIET, SIGNAL_QUIET
+from virtserial.console.records import GUEST_OPEN, RECEIVED, TRANSMITTED
 from virtserial.console.stream_pace import STREAM_CHAIN, ReceivePace, TransmitPace
 from virtserial.console.throttling import throttling_began, throttling_ended
 from virtserial.errors import BackendError, StateError, VirtserialError
@@ -93,6 +94,9 @@ class Port(Lane):
         self._receive_pace = ReceivePace()
         self._receive_key = Ledger.key(owner.controller, self.receiveq.index)
         self._transmit_key = Ledger.key(owner.controller, self.transmitq.index)
+        self._open_at = (record.base + GUEST_OPEN) >> 1
+        self._transmitted_at = (record.base + TRANSMITTED) >> 3
+        self._received_at = (record.base + RECEIVED) >> 3
 
     restored_backlog = b""
     """A saved state's, while there is no host end to keep it."""

@@ -25,8 +25,8 @@ class Timer(Protocol):
         ...
 
 
-class Scheduler(Protocol):
-    """A clock and a way to be called later (loop.EventLoop)."""
+class Look(Protocol):
+    """The loop's present look at what has happened."""
 
     @property
     def input_waits(self) -> bool:
@@ -36,6 +36,15 @@ class Scheduler(Protocol):
     @property
     def at_leisure(self) -> bool:
         """Whether the callback that runs is all that there is to do: it may serve what it tells of without a turn."""
+        ...
+
+
+class Scheduler(Protocol):
+    """A clock and a way to be called later (loop.EventLoop)."""
+
+    @property
+    def look(self) -> Look:
+        """Always the same; its attributes change."""
         ...
 
     @property
@@ -260,7 +269,7 @@ class PortOwner(Protocol):
 
     @property
     def input_waits(self) -> bool:
-        """See Scheduler."""
+        """See Look."""
         ...
 
     def turn_chains(self, are_short: bool) -> int:

@@ -39,6 +39,7 @@ class Turns:
 
     def __init__(self, scheduler: Scheduler, owner: TurnOwner) -> None:
         self._scheduler = scheduler
+        self._look = scheduler.look
         self._owner = owner
         self._first: deque[Subject] = deque()
         self._ready: deque[Subject] = deque()
@@ -63,7 +64,7 @@ class Turns:
         owner = self._owner
         if (
             self._asked
-            or not self._scheduler.at_leisure
+            or not self._look.at_leisure
             or owner.paused
             or not owner.live
             or self._faulted
@@ -71,7 +72,7 @@ class Turns:
         ):
             return False
         try:
-            self._turn_of(subject, turn)
+            self._do(subject, turn)
         except Exception as error:
             # The scheduler knows what a mistake of ours stops, and that it is this device alone.
             self._scheduler.call_at(self._scheduler.now(), partial(_raise, error))
@@ -170,7 +171,10 @@ class Turns:
         if subject in self._faulted:
             # It waits for its second try, which looks at everything again.
             subject.forget_work()
-            return
+        else:
+            self._do(subject, turn)
+
+    def _do(self, subject: Subject, turn: Callable[[], None]) -> None:
         self.started += 1
         try:
             turn()

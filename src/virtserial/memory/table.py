@@ -224,11 +224,13 @@ class MemoryTable:
                 region = self.find(address)
             except AddressError:
                 return None
-        at = address - region.iova
-        if region.view is None or length > region.size - at or (writable and not region.writable):
+            if region.view is not None:
+                self.recent = region
+        view, at = region.view, address - region.iova
+        end = at + length
+        if view is None or end > region.size or (writable and not region.writable):
             return None
-        self.recent = region
-        return region.view[at : at + length]
+        return view[at:end]
 
     def mapped_view(self, address: int, length: int) -> memoryview | None:
         """Return one view of a whole range in mapped, writable memory, or None if the range is elsewhere.

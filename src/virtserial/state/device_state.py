@@ -157,7 +157,7 @@ def _load_device(state: Fields, console: ConsoleDevice) -> None:
     if status & ~(DRIVER_BITS | DEVICE_NEEDS_RESET):
         raise state.refuse("status", f"is {status:#x}, which no device has")
     record.driver_features = state.number("driver_features", U64)
-    record.status = status
+    console.status = status
     record.config_generation = state.number("config_generation", 0xFF)
     record.failures = state.number("failures", U32)
 

@@ -58,6 +58,11 @@ class StepScheduler:
     input_waits = is_shared = False
 
     @property
+    def look(self) -> StepScheduler:
+        """Itself: the loop's looks are its steps."""
+        return self
+
+    @property
     def at_leisure(self) -> bool:
         """Whether no turn waits or runs."""
         return not self._turns and not self._in_turn

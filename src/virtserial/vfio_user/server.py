@@ -151,8 +151,8 @@ class Server:
     def ring_doorbells(self, buffer: bytes | bytearray | memoryview, start: int, end: int) -> int:
         """Ring all doorbells that stand in `buffer` one behind the other from `start` on, before `end`.
 
-        The hot path, and the lane's if one comes alone (console/lane.py): QEMU sends one such message for every
-        notification of the driver.  Returns where the first message stands that is no doorbell, or not a whole one.
+        The hot path: QEMU sends one such message for every notification of the driver.  Returns where the first message
+        stands that is no doorbell, or not a whole one.
         """
         if not self._negotiated:
             return start
@@ -160,7 +160,7 @@ class Server:
         target = self._doorbell_target
         offsets = self.device.doorbell_offsets
         end -= DOORBELL_SIZE
-        ring = self.device.ring_lone_doorbell if start == end and not start else self.device.ring_doorbell
+        ring = self.device.ring_doorbell
         while start <= end:
             command, size_and_flags, offset, region_and_count = unpack_from(buffer, start)
             if (
@@ -173,6 +173,21 @@ class Server:
             ring(offsets[offset])
             start += DOORBELL_SIZE
         return start
+
+    def ring_lone_doorbell(self, buffer: bytearray) -> bool:
+        """Ring the doorbell that is all that `buffer` has, the lane's way (console/lane.py); False: it is none."""
+        command, size_and_flags, offset, region_and_count = DOORBELL.unpack_from(buffer)
+        number = self.device.doorbell_offsets.get(offset)
+        if (
+            number is None
+            or region_and_count != self._doorbell_target
+            or size_and_flags != _DOORBELL_SIZE_AND_FLAGS
+            or command != VFIO_USER_REGION_WRITE
+            or not self._negotiated
+        ):
+            return False
+        self.device.ring_lone_doorbell(number)
+        return True
 
     def handle(self, header: Header, body: bytes | memoryview, fds: list[int]) -> bytes | None:
         """Handle one request and return its whole reply, None if it wants none.

@@ -133,8 +133,11 @@ class MessageStream(PeekedSocket):
             self.at_end = True
             return False
         # Whatever arrives behind this peek raises a new edge; what it left out does not.
-        if flags & _MSG_CTRUNC:  # noqa: SIM108 - two ways, not a choice of values
+        if flags & _MSG_CTRUNC:
             more = self._serve_one(length)
+        elif length == DOORBELL_SIZE and self._server.ring_lone_doorbell(_BUFFER):
+            self._consume(length)
+            more = False
         else:
             more = self._serve_buffer(length) and length == _BUFFER_SIZE
         more = more or self._cut_short or self._hung_up or (events is None and self._took)

@@ -59,16 +59,12 @@ class NoTransport:
     def config_interrupt(self) -> None: ...
 
 
-STATUS: Final = 0
-"""Offset of the status, which the hot path reaches in state memory without a call."""
-
-
 class DeviceRecord(Record):
     """What every device keeps in state memory."""
 
     __slots__ = ()
     SIZE = 16
-    status = U8(STATUS)
+    status = U8(0)
     config_generation = U8(1)
     paused = U8(2)
     """The device stands still, whatever driver and host do."""
@@ -91,6 +87,7 @@ class VirtioDevice:
     Attributes:
         memory: guest memory; who maps says so by `memory_mapped`, who unmaps by `memory_unmapped`.
         transport: sets itself when it is made for this device; until then interrupts go nowhere.
+        live: the device may use the queues: DRIVER_OK, with features agreed, and nothing broken.
         epoch: grows whenever something is taken from the queues: a reset, a failure, a ring's memory unmapped.
     """
 
@@ -107,6 +104,7 @@ class VirtioDevice:
         self.device_id = device_id
         self.device_features = device_features
         self.record = DeviceRecord(state)
+        self.status = self.record.status
         self._touched: dict[Virtqueue, None] = {}
         self.queues = [Virtqueue(index, size, state, self._touched) for index, size in enumerate(queue_sizes)]
         self.memory = MemoryTable()
@@ -158,18 +156,15 @@ class VirtioDevice:
 
     @property
     def status(self) -> int:
-        """The device status field."""
+        """The device status field.  Nothing else sets the record's: `live` follows it."""
         return self.record.status
 
-    @property
-    def live(self) -> bool:
-        """Whether the device may use the queues: DRIVER_OK, with features agreed, and nothing broken.
-
-        A legacy driver may use the device before it sets DRIVER_OK (3.1.2); see `begin_legacy`.
-        """
-        record = self.record
-        status = record.state.u8[record.base + STATUS] & (LIVE | DEVICE_NEEDS_RESET)
-        return status == LIVE or (status == FEATURES_OK and self.driver_is_legacy)
+    @status.setter
+    def status(self, value: int) -> None:
+        self.record.status = value
+        # A legacy driver may use the device before it sets DRIVER_OK (3.1.2); see `begin_legacy`.
+        bits = value & (LIVE | DEVICE_NEEDS_RESET)
+        self.live = bits == LIVE or (bits == FEATURES_OK and self.driver_is_legacy)
 
     @property
     def driver_is_legacy(self) -> bool:
@@ -201,7 +196,7 @@ class VirtioDevice:
         if new == 0:
             self.reset()
             return
-        self.record.status = new
+        self.status = new
         if self.live and not was_live:
             self._begin()
 
@@ -219,7 +214,7 @@ class VirtioDevice:
         if value == 0 or record.driver_features & VIRTIO_F_VERSION_1:
             self.set_status(value)
             return
-        record.status = record.status & ~LEGACY_DRIVER_BITS | value & LEGACY_DRIVER_BITS
+        self.status = record.status & ~LEGACY_DRIVER_BITS | value & LEGACY_DRIVER_BITS
         if value & DRIVER_OK:
             self.begin_legacy()
 
@@ -240,7 +235,7 @@ class VirtioDevice:
         for queue in list(self._touched):
             if queue.desc_address:
                 self.enable_queue(queue.index)
-        record.status |= FEATURES_OK
+        self.status |= FEATURES_OK
         if self.live:
             self._begin()
 
@@ -260,7 +255,7 @@ class VirtioDevice:
         A driver can reset a device as fast as it can write a byte, so this costs what was done since the last reset and
         not what a device of 1,024 queues could have done.
         """
-        self.record.status = self.record.driver_features = 0
+        self.status = self.record.driver_features = 0
         self._resting.clear()
         self.epoch += 1
         for queue in self._touched:
@@ -363,7 +358,7 @@ class VirtioDevice:
         if record.status & DEVICE_NEEDS_RESET:
             return
         listening = record.status & DRIVER_OK
-        record.status |= DEVICE_NEEDS_RESET
+        self.status |= DEVICE_NEEDS_RESET
         record.failures += 1
         self.epoch += 1
         self.stopped()

@@ -103,7 +103,7 @@ class GuestDevice:
     ) -> None:
         self.index = config.controller
         self.name = config.name
-        self.loop = loop
+        self.loop = self.look = loop
         self.now = loop.now
         self.send = send
         self.ledger = ledger
@@ -136,16 +136,6 @@ class GuestDevice:
         self.front = make_front(self, state, config)
 
     # Turns of this device, in which nothing may end the process
-
-    @property
-    def at_leisure(self) -> bool:
-        """Whether the callback that runs is all that there is to do."""
-        return self.loop.at_leisure
-
-    @property
-    def input_waits(self) -> bool:
-        """Whether ports leave what hosts sent for a moment."""
-        return self.loop.input_waits
 
     @property
     def is_shared(self) -> bool:

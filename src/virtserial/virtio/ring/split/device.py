@@ -35,7 +35,6 @@ from virtserial.virtio.ring.split.layout import (
     VIRTQ_USED_F_NO_NOTIFY,
     avail_ring_size,
     descriptor_table_size,
-    event_needed,
     used_ring_size,
 )
 from virtserial.virtio.ring.split.logged import LoggedRing
@@ -105,7 +104,10 @@ class SplitRing:
         "_mapped",
         "_memory",
         "_next",
+        "_progress_at",
         "_record",
+        "_registers",
+        "_signalled_at",
         "_size",
         "_table",
         "mapped",
@@ -117,6 +119,9 @@ class SplitRing:
         size = record.size
         self._index = index
         self._record = record
+        self._registers = record.state
+        self._progress_at = (record.base + PROGRESS) >> 3
+        self._signalled_at = (record.base + SIGNALLED) >> 1
         self._memory = memory
         self.reopen()
         self._size = size
@@ -195,19 +200,19 @@ class SplitRing:
         return self._memory.view_in_region(address, length, True)
 
     def give_back_one(self, written: int) -> None:
-        mapped, position, record = self._mapped, self._next, self._record
+        mapped, position = self._mapped, self._next
         if mapped is None:
             raise AccessInterrupted("the ring was opened anew")
-        at = position % self._size * 2
-        mapped.used32[at] = self._head
-        mapped.used32[at + 1] = written
-        position = self._next = (position + 1) & 0xFFFF
+        at, used = position % self._size * 2, mapped.used32
+        used[at] = self._head
+        used[at + 1] = written
+        position = (position + 1) & 0xFFFF
         if not position:
-            record.chains += 1 << 16
+            self._record.chains += 1 << 16
         self._awaited = False
         self.offset = 0
         # Commit point, as in `give_back`.
-        self.position = record.state.u64[(record.base + PROGRESS) >> 3] = position
+        self.position = self._next = self._registers.u64[self._progress_at] = position
         mapped.used16[USED_IDX] = position
         self._memory.commits += 1
 
@@ -237,8 +242,7 @@ class SplitRing:
     # Notifications
 
     def take_signal(self) -> bool:
-        record, new = self._record, self._next
-        registers, at = record.state.u16, (record.base + SIGNALLED) >> 1
+        new, registers, at = self._next, self._registers.u16, self._signalled_at
         old = registers[at]
         if old == new:
             return False
@@ -246,15 +250,14 @@ class SplitRing:
         mapped = self._mapped
         if self._event_idx:
             used_event = self._access.used_event() if mapped is None else mapped.avail[AVAIL_RING + self._size]
-            wanted = event_needed(used_event, new, old)
+            wanted = (new - used_event - 1) & 0xFFFF < (new - old) & 0xFFFF  # layout.event_needed
         else:
             wanted = not self._access.avail_flags() & VIRTQ_AVAIL_F_NO_INTERRUPT
         registers[at] = new
         return wanted
 
     def signal_is_urgent(self) -> bool:
-        record = self._record
-        signalled = record.state.u16[(record.base + SIGNALLED) >> 1]
+        signalled = self._registers.u16[self._signalled_at]
         return self._awaited or (self._next - signalled) & 0xFFFF >= self._size * 3 >> 2
 
     def unseen(self) -> int:
