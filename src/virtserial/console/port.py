@@ -277,7 +277,7 @@ class Port(Lane):
                 queue.ring.disarm()
                 throttling_began(self.record, self._owner.now())
             return not self.throttled
-        if not pace.is_stream(count, done, self.record.received, waiting):
+        if not pace.is_stream(count, done, self.record.state.u64[self._received_at], waiting):
             quiet = DIALOGUE_QUIET if done < STREAM_CHAIN and not waiting else SIGNAL_QUIET
             moderation.chains_returned(queue, lone=not waiting, quiet=quiet)
             return queue.ring.arm()
@@ -298,7 +298,7 @@ class Port(Lane):
             partial_bytes = done - ends[count - 1] if count else done
             heads = heads[:count]
         self.transmitq.ring.give_back(heads, None, partial_bytes)
-        self.record.transmitted += taken
+        self.record.state.u64[self._transmitted_at] += taken
         return count, partial_bytes
 
     def _write(self, views: Sequence[memoryview]) -> int:
@@ -352,8 +352,10 @@ class Port(Lane):
         """Host to guest.  Returns whether there is more to do now."""
         host = self.host
         queue, owner = self.receiveq, self._owner
-        is_open = host is not None and host.connected and self.record.guest_open
-        if host is None or not is_open or (owner.told_at and not owner.hosts_are_heard(self._look_for_input)):
+        is_open = self.record.state.u16[self._open_at]
+        if host is None or not host.connected or not is_open:
+            return False
+        if owner.told_at and not owner.hosts_are_heard(self._look_for_input):
             return False
         ring = queue.ring
         batch = ring.writable_chains(self._window, TURN_BYTES if ring.mapped else MESSAGE_BYTES)
@@ -419,7 +421,7 @@ class Port(Lane):
         except VirtserialError:
             self.record.dropped += count
             raise
-        self.record.received += count
+        self.record.state.u64[self._received_at] += count
         return used
 
     # After a predecessor that was killed

@@ -235,7 +235,7 @@ class SplitRing:
         position = self._next = new
         self.offset = offset
         # Commit point: after a crash here, attaching republishes used.idx.
-        self.position = self._record.progress = offset << 16 | position
+        self.position = self._registers.u64[self._progress_at] = offset << 16 | position
         access.publish_used_idx(position)
         self._memory.commits += 1
 
