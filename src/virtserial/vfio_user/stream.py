@@ -137,7 +137,7 @@ class MessageStream(PeekedSocket):
             more = self._serve_one(length)
         elif length == DOORBELL_SIZE and self._server.ring_lone_doorbell(_BUFFER):
             self._consume(length)
-            more = False
+            return self._hung_up or events is None
         else:
             more = self._serve_buffer(length) and length == _BUFFER_SIZE
         more = more or self._cut_short or self._hung_up or (events is None and self._took)

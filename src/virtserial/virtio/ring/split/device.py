@@ -210,8 +210,7 @@ class SplitRing:
         if not position:
             self._record.chains += 1 << 16
         self._awaited = False
-        self.offset = 0
-        # Commit point, as in `give_back`.
+        # Commit point, as in `give_back`; `offset` is 0 (`lone_message`), as a receiveq's always is.
         self.position = self._next = self._registers.u64[self._progress_at] = position
         mapped.used16[USED_IDX] = position
         self._memory.commits += 1
