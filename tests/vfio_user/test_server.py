@@ -437,31 +437,45 @@ class TestDescriptors:
                 handle(server, set_irqs(MSIX, NONE | TRIGGER, 0, 1))
 
 
+NO_DOORBELLS = [
+    region_read(7, 0, 4),
+    doorbell(4),
+    region_write(4, NOTIFY, b"\0\0"),
+    region_write(4, NOTIFY, b"\0", flags=wire.VFIO_USER_NO_REPLY),
+    region_write(1, NOTIFY, b"\0\0", flags=wire.VFIO_USER_NO_REPLY),
+    region_write(4, NOTIFY + 1, b"\0\0", flags=wire.VFIO_USER_NO_REPLY),
+    message(9, doorbell(0)[16:], flags=wire.VFIO_USER_NO_REPLY),
+    doorbell(0)[:33],
+]
+
+
 class TestBatches:
     def test_doorbells_are_rung_in_one_go(self, server):
         batch = b"".join(map(doorbell, [0, 1, 2, 3, 1]))
         assert server.ring_doorbells(batch, 0, len(batch)) == len(batch)
         assert server.device.doorbells == [0, 1, 2, 3, 1]
 
-    def test_they_stop_before_anything_else(self, server):
-        odd = [
-            region_read(7, 0, 4),
-            doorbell(4),
-            region_write(4, NOTIFY, b"\0\0"),
-            region_write(4, NOTIFY, b"\0", flags=wire.VFIO_USER_NO_REPLY),
-            region_write(1, NOTIFY, b"\0\0", flags=wire.VFIO_USER_NO_REPLY),
-            region_write(4, NOTIFY + 1, b"\0\0", flags=wire.VFIO_USER_NO_REPLY),
-            message(9, doorbell(0)[16:], flags=wire.VFIO_USER_NO_REPLY),
-            doorbell(0)[:33],
-        ]
-        for other in odd:
-            batch = doorbell(1) + doorbell(2) + other
-            assert server.ring_doorbells(batch, 34, len(batch)) == 68
-        assert server.device.doorbells == [2] * len(odd)
+    @pytest.mark.parametrize("other", NO_DOORBELLS)
+    def test_they_stop_before_anything_else(self, server, other):
+        batch = doorbell(1) + doorbell(2) + other
+        assert server.ring_doorbells(batch, 34, len(batch)) == 68
+        assert server.device.doorbells == [2]
+
+    def test_one_alone_is_rung_as_such(self, server):
+        alone = []
+        server.device.ring_lone_doorbell = alone.append
+        assert server.ring_lone_doorbell(bytearray(doorbell(3)))
+        assert (alone, server.device.doorbells) == ([3], [])
+
+    @pytest.mark.parametrize("other", [each for each in NO_DOORBELLS if len(each) == len(doorbell(0))])
+    def test_nothing_else_is_rung_alone(self, server, other):
+        assert not server.ring_lone_doorbell(bytearray(other))
+        assert server.device.doorbells == []
 
     def test_before_the_version_there_are_none(self):
         server = build_server()
         assert server.ring_doorbells(doorbell(0), 0, 34) == 0
+        assert not server.ring_lone_doorbell(bytearray(doorbell(0)))
 
     def test_a_mixed_batch(self, server):
         batch = doorbell(1) + region_read(7, 0, 4, 5) + doorbell(2) + region_read(7, 8, 4, 6) + doorbell(3)[:20]
