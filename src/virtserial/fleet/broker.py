@@ -150,7 +150,8 @@ async def connect(
         async def give_up(self) -> None:
             """Close what never was a connection; a broker that does not end TLS with us is not waited for."""
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.close(), CLOSE_TIME)
+                async with asyncio.timeout(CLOSE_TIME):
+                    await self.close()
 
         async def __aexit__(self, *_: object) -> None:
             await self.close()
